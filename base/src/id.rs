@@ -1,0 +1,98 @@
+//! Identifiers as Docker prints them: 64 hexadecimal digits for engine objects, 25 base-36 digits for
+//! cluster objects. Pure code takes an [`IdGen`], so that one seed gives one history.
+
+/// A source of identifiers, seeded by its owner (the leader from the system, a simulation from its seed).
+#[derive(Debug, Clone)]
+pub struct IdGen {
+    state: [u64; 2],
+}
+
+impl IdGen {
+    /// A generator whose whole output follows from `seed`.
+    #[must_use]
+    pub fn seeded(seed: u128) -> IdGen {
+        let state = [(seed >> 64) as u64 | 1, seed as u64 ^ 0x9e37_79b9_7f4a_7c15];
+        IdGen { state }
+    }
+
+    /// A generator seeded by the system's random source.
+    #[must_use]
+    pub fn from_system() -> IdGen {
+        IdGen::seeded(u128::from_le_bytes(random_bytes()))
+    }
+
+    /// xorshift128+: fast and reproducible; identifiers need to be distinct, not secret.
+    fn next(&mut self) -> u64 {
+        let [mut x, y] = self.state;
+        x ^= x << 23;
+        let z = x ^ y ^ (x >> 17) ^ (y >> 26);
+        self.state = [y, z];
+        z.wrapping_add(y)
+    }
+
+    /// A cluster object's identifier: 25 digits of `0-9a-z`, as swarmkit's.
+    pub fn cluster_id(&mut self) -> String {
+        const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+        (0..25).map(|_| char::from(DIGITS[(self.next() % 36) as usize])).collect()
+    }
+
+    /// An engine object's identifier: 64 hexadecimal digits.
+    pub fn engine_id(&mut self) -> String {
+        (0..4).map(|_| format!("{:016x}", self.next())).collect()
+    }
+
+    /// Any 64-bit number, for choices that only need to be spread.
+    pub fn number(&mut self) -> u64 {
+        self.next()
+    }
+}
+
+/// Bytes from the system's random source, fit for keys.
+///
+/// # Panics
+/// When the kernel has no random source, which nothing can go on without.
+#[must_use]
+pub fn random_bytes<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).expect("the kernel always has a random source");
+    bytes
+}
+
+/// An engine object's identifier from the system's random source: 64 hexadecimal digits.
+#[must_use]
+pub fn engine_id() -> String {
+    random_bytes::<32>().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A cluster object's identifier from the system's random source: 25 base-36 digits.
+#[must_use]
+pub fn cluster_id() -> String {
+    IdGen::from_system().cluster_id()
+}
+
+/// The first twelve characters, as `docker ps` shows.
+#[must_use]
+pub fn short(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_seed_gives_one_history() {
+        let (mut a, mut b) = (IdGen::seeded(7), IdGen::seeded(7));
+        for _ in 0..100 {
+            assert_eq!(a.cluster_id(), b.cluster_id());
+        }
+        assert_ne!(a.cluster_id(), IdGen::seeded(8).cluster_id());
+    }
+
+    #[test]
+    fn identifiers_have_dockers_lengths() {
+        assert_eq!(engine_id().len(), 64);
+        assert_eq!(cluster_id().len(), 25);
+        assert_eq!(IdGen::seeded(1).engine_id().len(), 64);
+    }
+}

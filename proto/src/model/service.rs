@@ -1,0 +1,50 @@
+//! Services: names, modes and the defaults that Docker documents.
+
+use std::time::Duration;
+
+use crate::wire::{Service, ServiceSpec, TaskSpec, service_spec};
+
+/// Restart delay when a spec gives none (swarmkit `api/defaults/service.go`).
+pub const RESTART_DELAY: Duration = Duration::from_secs(5);
+/// Time between the stop signal and the kill when a spec gives none.
+pub const STOP_GRACE: Duration = Duration::from_secs(10);
+/// How long an updated task is watched for failure when a spec says nothing.
+pub const UPDATE_MONITOR: Duration = Duration::from_secs(5);
+
+/// How a service spreads, parsed from its spec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// As many tasks as asked for.
+    Replicated(u64),
+    /// One task on every eligible node.
+    Global,
+}
+
+impl ServiceSpec {
+    /// The mode; a spec without one asks for a single replica.
+    #[must_use]
+    pub fn mode_or_default(&self) -> Mode {
+        match &self.mode {
+            Some(service_spec::Mode::Global(_)) => Mode::Global,
+            Some(service_spec::Mode::Replicated(replicated)) => Mode::Replicated(replicated.replicas),
+            None => Mode::Replicated(1),
+        }
+    }
+}
+
+impl Service {
+    /// The task spec; the default one when a stored service has none.
+    #[must_use]
+    pub fn task_spec(&self) -> TaskSpec {
+        self.spec.as_ref().and_then(|spec| spec.task.clone()).unwrap_or_default()
+    }
+}
+
+impl TaskSpec {
+    /// Time between the stop signal and the kill.
+    #[must_use]
+    pub fn stop_grace(&self) -> Duration {
+        let grace = self.container.as_ref().and_then(|container| container.stop_grace);
+        grace.and_then(|ns| u64::try_from(ns).ok()).map_or(STOP_GRACE, Duration::from_nanos)
+    }
+}

@@ -1,0 +1,85 @@
+//! Tasks: one-shot units of work whose observed state only moves forward.
+
+use crate::wire::{Task, TaskStatus};
+
+pub use crate::wire::TaskState;
+
+impl TaskState {
+    /// Moves forward, never back: a stale report is dropped here and nowhere else.
+    #[must_use]
+    pub fn advance(self, to: TaskState) -> Option<TaskState> {
+        (to > self).then_some(to)
+    }
+
+    /// Whether the task has ended and holds nothing on its node any more.
+    #[must_use]
+    pub fn is_terminal(self) -> bool {
+        self > TaskState::Running
+    }
+
+    /// The state's name as Docker's API and CLI print it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            TaskState::New => "new",
+            TaskState::Pending => "pending",
+            TaskState::Assigned => "assigned",
+            TaskState::Accepted => "accepted",
+            TaskState::Preparing => "preparing",
+            TaskState::Ready => "ready",
+            TaskState::Starting => "starting",
+            TaskState::Running => "running",
+            TaskState::Complete => "complete",
+            TaskState::Shutdown => "shutdown",
+            TaskState::Failed => "failed",
+            TaskState::Rejected => "rejected",
+            TaskState::Remove => "remove",
+            TaskState::Orphaned => "orphaned",
+        }
+    }
+}
+
+impl Task {
+    /// What the agent (or a manager) last said; a task without a status is new.
+    #[must_use]
+    pub fn observed(&self) -> TaskState {
+        self.status.as_ref().map_or(TaskState::New, TaskStatus::state)
+    }
+
+    /// What the managers want.
+    #[must_use]
+    pub fn desired(&self) -> TaskState {
+        self.desired_state()
+    }
+
+    /// Whether the task is wanted to run and has not ended.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.desired() <= TaskState::Running && !self.observed().is_terminal()
+    }
+
+    /// `SERVICE.SLOT`, or `SERVICE.NODE` for a global task: what users see in `service ps`.
+    #[must_use]
+    pub fn slot_name(&self) -> String {
+        let service = self.service_annotations.as_ref().map_or("", |annotations| &annotations.name);
+        if self.slot == 0 { format!("{service}.{}", self.node_id) } else { format!("{service}.{}", self.slot) }
+    }
+
+    /// `SERVICE.SLOT.TASK`: the name of the task's container.
+    #[must_use]
+    pub fn container_name(&self) -> String {
+        format!("{}.{}", self.slot_name(), self.id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stale_report_never_moves_a_task_back() {
+        assert_eq!(TaskState::Running.advance(TaskState::Starting), None);
+        assert_eq!(TaskState::Running.advance(TaskState::Running), None);
+        assert_eq!(TaskState::Starting.advance(TaskState::Running), Some(TaskState::Running));
+    }
+}

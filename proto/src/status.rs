@@ -1,0 +1,49 @@
+//! Error kinds as gRPC codes, and back: the one table for both directions.
+
+use rswarm_base::{Chain, Classify, Kind};
+use tonic::{Code, Status};
+
+/// The gRPC status of a classified error: its whole chain as the message, the hint as metadata `hint`.
+pub fn to_status<E: Classify>(error: &E) -> Status {
+    let mut status = Status::new(code(error.kind()), Chain(error).to_string());
+    if let Some(hint) = error.hint().and_then(|hint| hint.parse().ok()) {
+        status.metadata_mut().insert("hint", hint);
+    }
+    status
+}
+
+/// The code that carries a kind.
+#[must_use]
+pub fn code(kind: Kind) -> Code {
+    match kind {
+        Kind::InvalidArgument => Code::InvalidArgument,
+        Kind::NotFound => Code::NotFound,
+        Kind::Conflict => Code::AlreadyExists,
+        Kind::NotModified | Kind::FailedPrecondition => Code::FailedPrecondition,
+        Kind::Unauthenticated => Code::Unauthenticated,
+        Kind::PermissionDenied => Code::PermissionDenied,
+        Kind::Unavailable => Code::Unavailable,
+        Kind::DeadlineExceeded => Code::DeadlineExceeded,
+        Kind::ResourceExhausted => Code::ResourceExhausted,
+        Kind::NotImplemented => Code::Unimplemented,
+        Kind::Internal => Code::Internal,
+    }
+}
+
+/// The kind that a code stands for.
+#[must_use]
+pub fn kind(code: Code) -> Kind {
+    match code {
+        Code::InvalidArgument | Code::OutOfRange => Kind::InvalidArgument,
+        Code::NotFound => Kind::NotFound,
+        Code::AlreadyExists => Kind::Conflict,
+        Code::FailedPrecondition => Kind::FailedPrecondition,
+        Code::Unauthenticated => Kind::Unauthenticated,
+        Code::PermissionDenied => Kind::PermissionDenied,
+        Code::Unavailable | Code::Aborted | Code::Cancelled => Kind::Unavailable,
+        Code::DeadlineExceeded => Kind::DeadlineExceeded,
+        Code::ResourceExhausted => Kind::ResourceExhausted,
+        Code::Unimplemented => Kind::NotImplemented,
+        Code::Ok | Code::Unknown | Code::Internal | Code::DataLoss => Kind::Internal,
+    }
+}
