@@ -1,1 +1,21 @@
-//! (being written)
+//! Container networking by netlink and syscalls alone: bridges, overlays, published ports and DNS.
+//!
+//! Runs in the daemon's network namespace and owns every kernel object that it makes there, in the
+//! containers' namespaces and in the overlay sandboxes. Names derive from identifiers, so a restarted
+//! daemon finds and adopts what exists; what is wanted is compared with what the kernel has, and only the
+//! difference is applied.
+//!
+//! Is not: which network a container joins, or which address a task has in the cluster. The engine and
+//! the managers decide that.
+//! Start at [`Networks`]; then [`plan`] (what should exist, pure), `link` (making it so) and `nft`.
+#![deny(unsafe_code)]
+
+pub mod error;
+pub mod model;
+mod networks;
+
+pub use error::{AttachError, CreateBridgeError, KernelError, NetnsError, OpenError, OverlayError, RemoveError};
+pub use model::*;
+pub use netns::Netns;
+pub use networks::Networks;
+mod netns;

@@ -1,0 +1,327 @@
+//! What can go wrong, per operation. Where Docker's clients see a text, it is Docker's.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use rswarm_base::ipam::Subnet;
+use rswarm_base::{Classify, Kind};
+
+use crate::model::Protocol;
+
+/// The kernel refused something, or a namespace could not be entered.
+#[derive(Debug, thiserror::Error)]
+#[error("{action}")]
+pub struct KernelError {
+    /// What was tried, with its noun: "link `rsw-1a2b3c4d` could not be created".
+    pub action: String,
+    /// The kernel's answer.
+    #[source]
+    pub source: io::Error,
+}
+
+impl Classify for KernelError {
+    fn kind(&self) -> Kind {
+        Kind::Internal
+    }
+
+    fn hint(&self) -> Option<String> {
+        (self.source.kind() == io::ErrorKind::PermissionDenied)
+            .then(|| "the daemon needs CAP_NET_ADMIN and CAP_SYS_ADMIN: run it as root".to_owned())
+    }
+}
+
+/// A network namespace could not be made or opened.
+#[derive(Debug, thiserror::Error)]
+pub enum NetnsError {
+    /// The kernel refused to make one.
+    #[error("network namespace could not be created")]
+    Create(#[source] io::Error),
+    /// There is no such process, or it may not be looked at.
+    #[error("network namespace of process {pid} could not be opened")]
+    Open {
+        /// The process.
+        pid: i32,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// It was made, but is of no use.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+impl Classify for NetnsError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Create(_) | Self::Open { .. } => Kind::Internal,
+            Self::Kernel(error) => error.kind(),
+        }
+    }
+}
+
+/// Networking could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The directory of pinned sandboxes is unusable.
+    #[error("sandbox directory `{path}` could not be prepared")]
+    NetnsDir {
+        /// The directory.
+        path: PathBuf,
+        /// The failing call's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The default bridge could not be made.
+    #[error("default bridge network could not be created")]
+    DefaultBridge(#[source] CreateBridgeError),
+    /// The kernel refused something.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+impl Classify for OpenError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::NetnsDir { .. } => Kind::Internal,
+            Self::DefaultBridge(error) => error.kind(),
+            Self::Kernel(error) => error.kind(),
+        }
+    }
+}
+
+/// A bridge network could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateBridgeError {
+    /// The subnet is another network's.
+    #[error("Pool overlaps with other one on this address space")]
+    Overlap(Subnet),
+    /// All pools are in use.
+    #[error("all predefined address pools have been fully subnetted")]
+    NoFreePool,
+    /// The gateway (or a reserved address) is not in the subnet.
+    #[error("no matching subnet for gateway {0}")]
+    Gateway(IpAddr),
+    /// Only IPv4 subnets can be masqueraded and routed by a bridge of ours.
+    #[error("bridge networks need an IPv4 subnet, not `{0}`")]
+    Family(Subnet),
+    /// The interface's name is longer than the kernel takes, or not ours.
+    #[error("network interface `{0}` cannot be used: it belongs to something else, or its name is invalid")]
+    Interface(String),
+    /// The kernel refused something.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+impl Classify for CreateBridgeError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Overlap(_) | Self::Interface(_) => Kind::PermissionDenied,
+            Self::NoFreePool | Self::Gateway(_) | Self::Family(_) => Kind::InvalidArgument,
+            Self::Kernel(error) => error.kind(),
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Overlap(subnet) => Some(format!("choose a subnet that does not overlap `{subnet}`")),
+            Self::NoFreePool => Some("remove unused networks, or give the network a subnet".to_owned()),
+            Self::Gateway(_) | Self::Family(_) | Self::Interface(_) => None,
+            Self::Kernel(error) => error.hint(),
+        }
+    }
+}
+
+/// A network could not be removed.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoveError {
+    /// Containers are attached to it.
+    #[error("network {network} has active endpoints")]
+    InUse {
+        /// The network's name.
+        network: String,
+    },
+    /// The kernel refused something.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+impl Classify for RemoveError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::InUse { .. } => Kind::PermissionDenied,
+            Self::Kernel(error) => error.kind(),
+        }
+    }
+}
+
+/// An overlay could not be brought to the wanted state.
+#[derive(Debug, thiserror::Error)]
+pub enum OverlayError {
+    /// What was asked for cannot be.
+    #[error("overlay network `{network}` is invalid: {reason}")]
+    Invalid {
+        /// The network's name.
+        network: String,
+        /// Why.
+        reason: String,
+    },
+    /// Its sandbox could not be pinned.
+    #[error("sandbox of network `{network}` could not be pinned to `{path}`")]
+    Pin {
+        /// The network's name.
+        network: String,
+        /// The file.
+        path: PathBuf,
+        /// The failing call's error.
+        #[source]
+        source: io::Error,
+    },
+    /// Its sandbox could not be made.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// It has no address on the default bridge.
+    #[error("network `{network}` has no way out")]
+    Uplink {
+        /// The network's name.
+        network: String,
+        /// Why.
+        #[source]
+        source: Box<AttachError>,
+    },
+    /// The kernel refused something.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+impl Classify for OverlayError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Invalid { .. } => Kind::InvalidArgument,
+            Self::Pin { .. } => Kind::Internal,
+            Self::Netns(error) => error.kind(),
+            Self::Uplink { source, .. } => source.kind(),
+            Self::Kernel(error) => error.kind(),
+        }
+    }
+}
+
+/// A container could not be attached, published or given DNS.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// There is no such network here (an overlay must be applied first).
+    #[error("network {0} not found")]
+    NoSuchNetwork(String),
+    /// The container has an endpoint in it.
+    #[error("endpoint of container `{container}` already exists in network {network}")]
+    AlreadyAttached {
+        /// The container.
+        container: String,
+        /// The network's name.
+        network: String,
+    },
+    /// Another endpoint has the address.
+    #[error("Address already in use")]
+    AddressInUse(IpAddr),
+    /// The address is not in the network's subnet.
+    #[error("invalid address {address}: It does not belong to any of this network's subnets")]
+    AddressOutside {
+        /// The address.
+        address: IpAddr,
+        /// The network's name.
+        network: String,
+    },
+    /// The subnet is full.
+    #[error("no available IPv4 addresses on this network's address pools: {network} ({id})")]
+    AddressesExhausted {
+        /// The network's name.
+        network: String,
+        /// The network's identifier.
+        id: String,
+    },
+    /// An overlay's address comes from the cluster, and none came.
+    #[error("network `{0}` gives no addresses itself: the cluster must")]
+    AddressMissing(String),
+    /// Another container of ours publishes the port.
+    #[error("Bind for {address}:{port} failed: port is already allocated")]
+    PortAllocated {
+        /// The host's address.
+        address: IpAddr,
+        /// The host's port.
+        port: u16,
+    },
+    /// Another process has the port.
+    #[error("failed to bind host port for {address}:{port}:{target}/{protocol}")]
+    PortBind {
+        /// The host's address.
+        address: IpAddr,
+        /// The host's port.
+        port: u16,
+        /// `CONTAINER_ADDRESS:PORT`.
+        target: String,
+        /// The protocol.
+        protocol: Protocol,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// No port of the range, or none at all, is free.
+    #[error("Bind for {address} failed: all ports are allocated")]
+    PortsExhausted {
+        /// The host's address.
+        address: IpAddr,
+    },
+    /// Only IPv4 addresses of the host can be published on.
+    #[error("port cannot be published on `{0}`: only IPv4 host addresses are supported")]
+    PortFamily(IpAddr),
+    /// The network has no way in.
+    #[error("network `{0}` cannot publish ports: it has no way in from the host")]
+    NotPublishable(String),
+    /// The container's DNS could not be started.
+    #[error("DNS of container `{container}` could not be started")]
+    Dns {
+        /// The container.
+        container: String,
+        /// The failing call's error.
+        #[source]
+        source: io::Error,
+    },
+    /// Networking is being shut down.
+    #[error("networking is shutting down")]
+    ShuttingDown,
+    /// The kernel refused something.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+impl Classify for AttachError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::NoSuchNetwork(_) => Kind::NotFound,
+            Self::AlreadyAttached { .. } | Self::AddressInUse(_) | Self::NotPublishable(_) => {
+                Kind::PermissionDenied
+            }
+            Self::AddressOutside { .. } | Self::PortFamily(_) => Kind::InvalidArgument,
+            // Docker answers 500 to all of these, and its clients know no better.
+            Self::AddressesExhausted { .. }
+            | Self::PortAllocated { .. }
+            | Self::PortBind { .. }
+            | Self::PortsExhausted { .. } => Kind::Internal,
+            Self::AddressMissing(_) | Self::Dns { .. } => Kind::Internal,
+            Self::ShuttingDown => Kind::Unavailable,
+            Self::Kernel(error) => error.kind(),
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::PortAllocated { port, .. } => {
+                Some(format!("stop the container that publishes port {port}, or publish another port"))
+            }
+            Self::PortBind { port, .. } => {
+                Some(format!("find the process that has it with `ss -lpn sport = {port}`"))
+            }
+            _ => None,
+        }
+    }
+}

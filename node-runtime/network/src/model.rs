@@ -1,0 +1,259 @@
+//! What callers say and get: bridges, overlays, attachments, published ports, names.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use rswarm_base::ipam::Subnet;
+use serde::{Deserialize, Serialize};
+
+/// The identifier and the name of the bridge that every daemon has.
+pub const DEFAULT_BRIDGE: &str = "bridge";
+
+/// How a daemon's networking is set up.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The daemon's own identifier, 8 hexadecimal digits; names of kernel objects derive from it.
+    pub daemon_id: String,
+    /// Where overlay sandboxes are pinned. Becomes a mount of its own, so that a process in another mount
+    /// namespace can let go of all of them by detaching this one path.
+    pub netns_dir: PathBuf,
+    /// Whether there is a default bridge. Without one, overlays have no way out and publish no ports.
+    pub default_bridge: bool,
+    /// Subnets that bridges are given when none is asked for, in order; empty means Docker's own.
+    pub bridge_pools: Vec<Subnet>,
+}
+
+/// A MAC address.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Mac(pub [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl From<[u8; 6]> for Mac {
+    fn from(bytes: [u8; 6]) -> Mac {
+        Mac(bytes)
+    }
+}
+
+/// A local bridge network as asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BridgeSpec {
+    /// The network's identifier; the interface is `br-` and its first twelve characters.
+    pub id: String,
+    /// The network's name: PTR answers end in it.
+    pub name: String,
+    /// The host's interface, when the user chose it.
+    pub interface: Option<String>,
+    /// Its subnet; `None` takes the first free pool.
+    pub subnet: Option<Subnet>,
+    /// The part of the subnet that addresses are chosen from.
+    pub ip_range: Option<Subnet>,
+    /// The gateway; `None` is the first address of the subnet.
+    pub gateway: Option<IpAddr>,
+    /// Addresses that no container gets.
+    pub reserved: Vec<IpAddr>,
+    /// No way in or out but the bridge itself.
+    pub internal: bool,
+    /// Whether containers on it reach each other.
+    pub icc: bool,
+    /// Whether what leaves it carries the host's address.
+    pub masquerade: bool,
+    /// The interfaces' MTU; `None` is 1500.
+    pub mtu: Option<u32>,
+    /// Where ports are published when a binding names no address; `None` is 0.0.0.0.
+    pub host_binding: Option<IpAddr>,
+}
+
+impl BridgeSpec {
+    /// A bridge with Docker's defaults.
+    #[must_use]
+    pub fn new(id: &str, name: &str) -> BridgeSpec {
+        BridgeSpec {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            interface: None,
+            subnet: None,
+            ip_range: None,
+            gateway: None,
+            reserved: Vec::new(),
+            internal: false,
+            icc: true,
+            masquerade: true,
+            mtu: None,
+            host_binding: None,
+        }
+    }
+}
+
+/// A bridge network as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BridgeInfo {
+    /// The network's identifier.
+    pub id: String,
+    /// The host's interface.
+    pub interface: String,
+    /// Its subnet.
+    pub subnet: Subnet,
+    /// The bridge's own address.
+    pub gateway: IpAddr,
+}
+
+/// Transport protocol of a published port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        })
+    }
+}
+
+/// A port to publish on the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortBinding {
+    /// The host's address; `None` is all of them.
+    pub host_ip: Option<IpAddr>,
+    /// The host's port; 0 lets the kernel choose one.
+    pub host_port: u16,
+    /// The last port of a range of which the first free one is taken; 0 when there is no range.
+    pub host_port_end: u16,
+    /// The container's port.
+    pub container_port: u16,
+    /// The protocol.
+    pub protocol: Protocol,
+}
+
+/// A published port as it is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct BoundPort {
+    /// The host's address, `0.0.0.0` for all.
+    pub host_ip: IpAddr,
+    /// The host's port.
+    pub host_port: u16,
+    /// The container's port.
+    pub container_port: u16,
+    /// The protocol.
+    pub protocol: Protocol,
+}
+
+/// One endpoint to make: a container's interface in a network.
+#[derive(Debug, Clone)]
+pub struct AttachRequest {
+    /// The container.
+    pub container_id: String,
+    /// The network: `bridge`, a user-defined bridge or an overlay that was applied.
+    pub network_id: String,
+    /// The interface's name inside: `eth0`.
+    pub interface: String,
+    /// Its address. A bridge chooses one when there is none; an overlay's comes from the cluster.
+    pub address: Option<IpAddr>,
+    /// Its MAC; `None` derives it from the address, as Docker does.
+    pub mac: Option<Mac>,
+    /// Whether the container's default route goes through this network (an internal network has none).
+    pub default_route: bool,
+    /// Ports to publish on the host.
+    pub publish: Vec<PortBinding>,
+    /// Names that others on the same user-defined bridge find it by; the first is its name in PTR answers.
+    /// An overlay's names come with [`Overlay::endpoints`].
+    pub names: Vec<String>,
+}
+
+/// An endpoint as it is. Callers keep it and hand it back to [`crate::Networks::adopt`] after a restart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attached {
+    /// The network.
+    pub network_id: String,
+    /// The interface's name inside.
+    pub interface: String,
+    /// The address.
+    pub address: IpAddr,
+    /// The prefix length of the address.
+    pub prefix: u8,
+    /// The network's gateway; `None` when it has no way out.
+    pub gateway: Option<IpAddr>,
+    /// The MAC.
+    pub mac: Mac,
+    /// Ports published on the host.
+    pub ports: Vec<BoundPort>,
+    /// The names it is found by.
+    pub names: Vec<String>,
+}
+
+/// Where a container's DNS looks.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DnsConfig {
+    /// The networks whose names it sees, most important first.
+    pub networks: Vec<String>,
+    /// Servers for all other names, asked in order from the daemon's namespace (at most three are used).
+    pub upstream: Vec<IpAddr>,
+}
+
+/// An overlay network as this node should have it: all of it, each time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overlay {
+    /// The network's identifier.
+    pub network_id: String,
+    /// The network's name.
+    pub name: String,
+    /// The VXLAN network identifier.
+    pub vni: u32,
+    /// Its subnets and their gateways; every node's sandbox has the gateway's address.
+    pub subnets: Vec<(Subnet, IpAddr)>,
+    /// The MTU of containers in it; `None` is the underlay's minus the encapsulation.
+    pub mtu: Option<u32>,
+    /// VXLAN's UDP port.
+    pub data_path_port: u16,
+    /// This node's address in the data path.
+    pub local_addr: IpAddr,
+    /// No way out.
+    pub internal: bool,
+    /// Every endpoint in the cluster, this node's included.
+    pub endpoints: Vec<OverlayEndpoint>,
+}
+
+/// One task's or container's place in an overlay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OverlayEndpoint {
+    /// The task (or the attached container's identifier).
+    pub task_id: String,
+    /// Its service, empty for a container of its own.
+    pub service_name: String,
+    /// `web.1`, empty when it has none.
+    pub slot_name: String,
+    /// The container's names: full name, short identifier.
+    pub container_names: Vec<String>,
+    /// The service's aliases in this network; they answer as the service's name does.
+    pub aliases: Vec<String>,
+    /// Its addresses in this network.
+    pub addresses: Vec<IpAddr>,
+    /// Its MAC.
+    pub mac: Mac,
+    /// The data-path address of its node.
+    pub node_addr: IpAddr,
+    /// Whether it is on this node.
+    pub local: bool,
+    /// Whether names lead to it: running, healthy, not draining.
+    pub ready: bool,
+}
