@@ -1,8 +1,6 @@
 //! One view of all stored objects: kind, id, name and meta.
 
-use crate::wire::{
-    Annotations, Cluster, Meta, Network, Node, Object, ObjectKind, Service, Task, object,
-};
+use crate::wire::{Annotations, Cluster, Meta, Network, Node, Object, ObjectKind, Service, Task, object};
 
 /// What every stored object has.
 pub trait Stored: Clone + PartialEq + Into<Object> + 'static {

@@ -62,7 +62,11 @@ impl Task {
     #[must_use]
     pub fn slot_name(&self) -> String {
         let service = self.service_annotations.as_ref().map_or("", |annotations| &annotations.name);
-        if self.slot == 0 { format!("{service}.{}", self.node_id) } else { format!("{service}.{}", self.slot) }
+        if self.slot == 0 {
+            format!("{service}.{}", self.node_id)
+        } else {
+            format!("{service}.{}", self.slot)
+        }
     }
 
     /// `SERVICE.SLOT.TASK`: the name of the task's container.
