@@ -1,1 +1,23 @@
-//! (being written)
+//! Runs containers on one machine: containers, networks, volumes and images as one in-process API, used alike by
+//! the HTTP API and by the cluster's worker.
+//!
+//! Is not: HTTP, the cluster, the runtime. Containers live in shims and survive the daemon; the engine adopts them.
+//! Start at [`Engine`], then [`ContainerConfig`] (what is asked for) and [`Container`] (what is).
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod container;
+pub mod engine;
+pub mod error;
+pub mod events;
+pub mod exec;
+pub mod logs;
+pub mod network;
+pub mod volume;
+
+pub use config::{ContainerConfig, EndpointConfig, EngineConfig, RestartName, RestartPolicy};
+pub use container::Container;
+pub use engine::{
+    AttachStream, Attachment, ContainerUpdate, Created, Engine, EngineInfo, RemoveOptions, WaitCondition,
+    Waited,
+};
