@@ -1,0 +1,132 @@
+//! Networks.
+
+use std::collections::BTreeMap;
+
+use super::{EndpointSettings, StringMap};
+
+docker! {
+    /// The body of `POST /networks/create`.
+    pub struct NetworkCreateBody {
+        pub name: String,
+        pub driver: String,
+        pub scope: String,
+        #[serde(rename = "EnableIPv4", skip_serializing_if = "crate::types::omit")]
+        pub enable_ipv4: Option<bool>,
+        #[serde(rename = "EnableIPv6", skip_serializing_if = "crate::types::omit")]
+        pub enable_ipv6: Option<bool>,
+        #[serde(rename = "IPAM")]
+        pub ipam: Option<Ipam>,
+        pub internal: bool,
+        pub attachable: bool,
+        pub ingress: bool,
+        pub config_only: bool,
+        #[serde(skip_serializing_if = "crate::types::omit")]
+        pub config_from: Option<ConfigReference>,
+        pub options: Option<StringMap>,
+        pub labels: Option<StringMap>,
+        #[serde(skip_serializing_if = "crate::types::omit")]
+        pub check_duplicate: Option<bool>,
+    }
+
+    pub struct Ipam {
+        pub driver: String,
+        pub options: Option<StringMap>,
+        pub config: Option<Vec<IpamConfig>>,
+    }
+
+    pub struct IpamConfig {
+        #[serde(skip_serializing_if = "crate::types::omit")]
+        pub subnet: String,
+        #[serde(rename = "IPRange", skip_serializing_if = "crate::types::omit")]
+        pub ip_range: String,
+        #[serde(skip_serializing_if = "crate::types::omit")]
+        pub gateway: String,
+        #[serde(skip_serializing_if = "crate::types::omit")]
+        pub auxiliary_addresses: StringMap,
+    }
+
+    pub struct ConfigReference {
+        pub network: String,
+    }
+
+    pub struct NetworkCreated {
+        pub id: String,
+        pub warning: String,
+    }
+
+    /// The reply to `GET /networks/{id}`, and one row of `GET /networks`.
+    pub struct NetworkInspect {
+        pub name: String,
+        pub id: String,
+        pub created: String,
+        pub scope: String,
+        pub driver: String,
+        #[serde(rename = "EnableIPv4")]
+        pub enable_ipv4: bool,
+        #[serde(rename = "EnableIPv6")]
+        pub enable_ipv6: bool,
+        #[serde(rename = "IPAM")]
+        pub ipam: Ipam,
+        pub internal: bool,
+        pub attachable: bool,
+        pub ingress: bool,
+        pub config_from: ConfigReference,
+        pub config_only: bool,
+        pub containers: Option<BTreeMap<String, NetworkContainer>>,
+        pub options: Option<StringMap>,
+        pub labels: Option<StringMap>,
+        #[serde(skip_serializing_if = "crate::types::omit")]
+        pub peers: Vec<PeerInfo>,
+        #[serde(skip_serializing_if = "crate::types::omit")]
+        pub services: BTreeMap<String, NetworkServiceInfo>,
+    }
+
+    pub struct NetworkContainer {
+        pub name: String,
+        #[serde(rename = "EndpointID")]
+        pub endpoint_id: String,
+        pub mac_address: String,
+        #[serde(rename = "IPv4Address")]
+        pub ipv4_address: String,
+        #[serde(rename = "IPv6Address")]
+        pub ipv6_address: String,
+    }
+
+    pub struct PeerInfo {
+        pub name: String,
+        #[serde(rename = "IP")]
+        pub ip: String,
+    }
+
+    pub struct NetworkServiceInfo {
+        #[serde(rename = "VIP")]
+        pub vip: String,
+        pub ports: Vec<String>,
+        #[serde(rename = "LocalLBIndex")]
+        pub local_lb_index: i64,
+        pub tasks: Vec<NetworkServiceTask>,
+    }
+
+    pub struct NetworkServiceTask {
+        pub name: String,
+        #[serde(rename = "EndpointID")]
+        pub endpoint_id: String,
+        #[serde(rename = "EndpointIP")]
+        pub endpoint_ip: String,
+        pub info: StringMap,
+    }
+
+    pub struct NetworkConnectBody {
+        pub container: String,
+        pub endpoint_config: Option<EndpointSettings>,
+    }
+
+    pub struct NetworkDisconnectBody {
+        pub container: String,
+        pub force: bool,
+    }
+
+    pub struct NetworksPruned {
+        pub networks_deleted: Option<Vec<String>>,
+    }
+}
