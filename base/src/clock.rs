@@ -91,6 +91,7 @@ pub trait Clock: Send + Sync + 'static {
 pub struct SystemClock;
 
 impl Clock for SystemClock {
+    #[allow(clippy::disallowed_methods, reason = "the one reader of time")]
     fn now(&self) -> Timestamp {
         static START: std::sync::OnceLock<(SystemTime, Instant)> = std::sync::OnceLock::new();
         let (wall, started) = START.get_or_init(|| (SystemTime::now(), Instant::now()));

@@ -121,9 +121,9 @@ impl FromStr for Subnet {
     type Err = InvalidSubnet;
 
     fn from_str(text: &str) -> Result<Subnet, InvalidSubnet> {
-        let parsed = text.split_once('/').and_then(|(address, prefix)| {
-            Subnet::new(address.parse().ok()?, prefix.parse().ok()?)
-        });
+        let parsed = text
+            .split_once('/')
+            .and_then(|(address, prefix)| Subnet::new(address.parse().ok()?, prefix.parse().ok()?));
         parsed.ok_or_else(|| InvalidSubnet(text.to_owned()))
     }
 }

@@ -29,8 +29,10 @@ pub enum Format {
 /// # Errors
 /// The parse error's text.
 pub fn init(filter: &str, format: Format) -> Result<(), String> {
-    let filter = EnvFilter::try_new(filter).map_err(|error| format!("invalid log filter `{filter}`: {error}"))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    let filter =
+        EnvFilter::try_new(filter).map_err(|error| format!("invalid log filter `{filter}`: {error}"))?;
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     match format {
         Format::Text => builder.init(),
         Format::Json => builder.json().init(),

@@ -1,0 +1,219 @@
+//! One actor per assigned task: takes the steps that [`next_step`] names and says what came of them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rswarm_base::{Scope, Timestamp};
+use rswarm_proto::model::task::TaskState;
+use rswarm_proto::wire::{ContainerStatus, Task, TaskStatus};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::executor::{ExecError, Executor};
+use crate::step::{Step, next_step};
+
+/// How long a task waits for its networks before it is rejected (moby's executor: 30 s).
+const NETWORK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Versions of the network tables that the kernel holds, by network id.
+pub(crate) type AppliedTables = watch::Receiver<Arc<BTreeMap<String, u64>>>;
+
+/// A status that a task's actor came to.
+#[derive(Debug)]
+pub(crate) struct Observed {
+    pub(crate) task_id: String,
+    pub(crate) status: TaskStatus,
+}
+
+/// The agent's hold on one task's actor.
+pub(crate) struct TaskHandle {
+    wanted: watch::Sender<Arc<Task>>,
+    cancel: CancellationToken,
+    ended: watch::Receiver<()>,
+}
+
+impl TaskHandle {
+    pub(crate) fn spawn(actor: TaskActor, scope: &Scope) -> TaskHandle {
+        let (wanted, receiver) = watch::channel(actor.task.clone());
+        let (alive, ended) = watch::channel(());
+        let cancel = scope.token().child_token();
+        let (token, span) = (cancel.clone(), actor.span());
+        scope.spawn(
+            async move {
+                actor.run(receiver, token).await;
+                drop(alive);
+            }
+            .instrument(span),
+        );
+        TaskHandle { wanted, cancel, ended }
+    }
+
+    /// The managers want something else of the task.
+    pub(crate) fn update(&self, task: Task) {
+        self.wanted.send_replace(Arc::new(task));
+    }
+
+    /// Ends the actor, not the container; resolves when nothing more will be done for the task.
+    pub(crate) async fn detach(mut self) {
+        self.cancel.cancel();
+        while self.ended.changed().await.is_ok() {}
+    }
+}
+
+/// What a task's actor works with.
+pub(crate) struct TaskActor {
+    pub(crate) task: Arc<Task>,
+    pub(crate) status: TaskStatus,
+    pub(crate) executor: Arc<dyn Executor>,
+    pub(crate) tables: AppliedTables,
+    pub(crate) observed: mpsc::Sender<Observed>,
+}
+
+impl TaskActor {
+    fn span(&self) -> tracing::Span {
+        tracing::info_span!(
+            "task",
+            task.id = self.task.id,
+            service.id = self.task.service_id,
+            slot = self.task.slot
+        )
+    }
+
+    async fn run(mut self, mut wanted: watch::Receiver<Arc<Task>>, cancel: CancellationToken) {
+        loop {
+            self.task = wanted.borrow_and_update().clone();
+            let state = self.status.state();
+            let step = next_step(state, self.task.desired());
+            let status = tokio::select! {
+                biased;
+                () = cancel.cancelled() => return,
+                () = other_step(&mut wanted, state, step) => continue,
+                status = self.perform(step) => status,
+            };
+            self.say(status).await;
+        }
+    }
+
+    /// Takes one step and returns the status it leads to. Dropped when another step is wanted instead.
+    async fn perform(&self, step: Step) -> TaskStatus {
+        match step {
+            Step::Accept => self.reached(TaskState::Accepted, "accepted"),
+            Step::Prepare => self.prepare().await,
+            Step::Start => self.start().await,
+            Step::Watch => self.watch().await,
+            Step::Stop => self.stop().await,
+            Step::Hold | Step::Rest => std::future::pending().await,
+        }
+    }
+
+    async fn prepare(&self) -> TaskStatus {
+        if self.status.state() < TaskState::Preparing {
+            return self.reached(TaskState::Preparing, "preparing");
+        }
+        if let Err(error) = self.networks_ready().await {
+            return self.failed(TaskState::Rejected, error);
+        }
+        match self.executor.prepare(&self.task).await {
+            Ok(()) => self.reached(TaskState::Ready, "prepared"),
+            Err(error) => self.failed(TaskState::Rejected, error),
+        }
+    }
+
+    async fn start(&self) -> TaskStatus {
+        if self.status.state() < TaskState::Starting {
+            return self.reached(TaskState::Starting, "starting");
+        }
+        match self.executor.start(&self.task).await {
+            Ok(container) => {
+                TaskStatus { container: Some(container), ..self.reached(TaskState::Running, "started") }
+            }
+            Err(error) => self.failed(TaskState::Failed, error),
+        }
+    }
+
+    async fn watch(&self) -> TaskStatus {
+        let exit = match self.executor.wait(&self.task).await {
+            Ok(exit) => exit,
+            Err(error) => return self.failed(TaskState::Failed, error),
+        };
+        let mut status = match exit.code {
+            0 => self.reached(TaskState::Complete, "finished"),
+            code => self.failed(TaskState::Failed, ExecError(format!("task: non-zero exit ({code})"))),
+        };
+        if exit.oom_killed {
+            status.err.push_str(": out of memory");
+        }
+        status.container.get_or_insert_default().exit_code = exit.code;
+        status
+    }
+
+    async fn stop(&self) -> TaskStatus {
+        if let Err(error) = self.executor.stop(&self.task).await {
+            return self.failed(TaskState::Failed, error);
+        }
+        self.reached(TaskState::Shutdown, "shutdown")
+    }
+
+    async fn networks_ready(&self) -> Result<(), ExecError> {
+        let mut tables = self.tables.clone();
+        let missing = |tables: &BTreeMap<String, u64>| {
+            let mut attachments = self.task.networks.iter();
+            attachments
+                .find(|attachment| !tables.contains_key(&attachment.network_id))
+                .map(|a| a.network_id.clone())
+        };
+        let all = tables.wait_for(|tables| missing(tables).is_none());
+        if let Ok(ready) = tokio::time::timeout(NETWORK_TIMEOUT, all).await {
+            return ready.map(drop).map_err(|_| ExecError("the agent is stopping".into()));
+        }
+        let network = missing(&self.tables.borrow()).unwrap_or_default();
+        Err(ExecError(format!("network `{network}` was not ready within {} s", NETWORK_TIMEOUT.as_secs())))
+    }
+
+    fn reached(&self, state: TaskState, message: &str) -> TaskStatus {
+        TaskStatus {
+            state: state.into(),
+            timestamp: Timestamp::now().0,
+            message: message.into(),
+            err: String::new(),
+            ..self.status.clone()
+        }
+    }
+
+    /// As swarmkit: the message stays that of the last good step, the error says what went wrong.
+    fn failed(&self, state: TaskState, error: ExecError) -> TaskStatus {
+        let message = self.status.message.clone();
+        TaskStatus { err: error.0, ..self.reached(state, &message) }
+    }
+
+    async fn say(&mut self, status: TaskStatus) {
+        tracing::info!(state = status.state().name(), err = status.err, "{}", status.message);
+        self.status = status.clone();
+        let observed = Observed { task_id: self.task.id.clone(), status };
+        // The agent is gone only when the daemon stops; the disk has the last status it took.
+        let _ = self.observed.send(observed).await;
+    }
+}
+
+/// Resolves when the managers' wish changes such that another step is next.
+async fn other_step(wanted: &mut watch::Receiver<Arc<Task>>, state: TaskState, step: Step) {
+    let other = wanted.wait_for(|task| next_step(state, task.desired()) != step);
+    if other.await.is_err() {
+        // The agent dropped its handle: only cancellation ends this actor.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// The status of a task that this node has just been given.
+pub(crate) fn assigned(task: &Task) -> TaskStatus {
+    let mut status = task.status.clone().unwrap_or_default();
+    if status.state() < TaskState::Assigned {
+        status.set_state(TaskState::Assigned);
+    }
+    if status.container.is_none() {
+        status.container = Some(ContainerStatus::default());
+    }
+    status
+}
