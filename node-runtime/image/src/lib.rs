@@ -1,1 +1,48 @@
-//! (being written)
+//! Images: pulled, loaded or imported, verified while they stream, unpacked once, ready to be mounted.
+//!
+//! Is not: containers, mounts (the shim makes them), the HTTP face. Everything is on disk under one root and
+//! found again after a crash; an image is visible only when all of it is there.
+//! Start at [`ImageStore`], then [`Reference`] (names) and [`Image`] (what callers get). Inside: `content`
+//! keeps blobs, `layers` keeps unpacked trees, `unpack` makes them, `catalog` says which name is which image.
+
+mod auth;
+//X mod catalog;
+//X mod changes;
+mod config;
+//X mod content;
+mod digest;
+mod image;
+mod import;
+//X mod layers;
+mod load;
+mod manifest;
+mod platform;
+mod progress;
+mod pull;
+mod reference;
+//X mod registry;
+mod remove;
+mod save;
+mod snapshot;
+mod store;
+//X mod stream;
+//X mod tree;
+//X mod unpack;
+
+pub use auth::RegistryAuth;
+//X pub use catalog::{LookupError, TagError};
+//X pub use changes::{ChangeError, apply_changes};
+pub use config::{Healthcheck, History, ImageConfig, ImageDocument, RootFs};
+pub use digest::{Digest, DigestError, Hasher, chain_id, chain_ids};
+pub use image::Image;
+pub use import::{ImportError, ImportOptions};
+pub use load::{LoadError, Loaded};
+pub use manifest::{Descriptor, Index, Manifest, ManifestError};
+pub use platform::{Platform, PlatformError};
+pub use progress::{LayerState, Progress, ProgressEvent};
+pub use pull::{Distribution, PullError};
+pub use reference::{Reference, ReferenceError};
+pub use remove::{ImageUser, RemoveError, RemoveOptions, Removed};
+pub use save::SaveError;
+pub use snapshot::{Layers, SnapshotError};
+pub use store::{ImageStore, LookupError, OpenError, StoreConfig, TagError};
