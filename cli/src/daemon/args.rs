@@ -1,0 +1,261 @@
+//! The daemon's options: flags as dockerd's, a JSON file with the same names, every default in one table.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use rswarm_base::fsx;
+use serde::Deserialize;
+
+/// Flags of `rswarm daemon`, also taken under the name `dockerd`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct DaemonArgs {
+    /// Directory of everything that must survive a reboot [default: /var/lib/rswarm]
+    #[arg(long, value_name = "DIR")]
+    pub data_root: Option<PathBuf>,
+    /// Directory of sockets and other run-time files [default: /run/rswarm]
+    #[arg(long, value_name = "DIR")]
+    pub exec_root: Option<PathBuf>,
+    /// Where the API listens: unix:///PATH or tcp://ADDRESS:PORT; may be repeated [default: unix:///run/rswarm/rswarm.sock]
+    #[arg(short = 'H', long = "host", value_name = "URL")]
+    pub hosts: Vec<String>,
+    /// File to write the daemon's process id to
+    #[arg(short, long, value_name = "FILE")]
+    pub pidfile: Option<PathBuf>,
+    /// JSON file with options by their flags' names [default: /etc/rswarm/daemon.json, if there]
+    #[arg(long, value_name = "FILE")]
+    pub config_file: Option<PathBuf>,
+    /// Mirror to try before Docker Hub; may be repeated
+    #[arg(long = "registry-mirror", value_name = "URL")]
+    pub registry_mirrors: Vec<String>,
+    /// Registry that may be reached without TLS; may be repeated
+    #[arg(long = "insecure-registry", value_name = "HOST[:PORT]")]
+    pub insecure_registries: Vec<String>,
+    /// Cgroup under which all containers are [default: /rswarm-<daemon id>]
+    #[arg(long, value_name = "PATH")]
+    pub cgroup_parent: Option<String>,
+    /// `none` runs without a default bridge network
+    #[arg(short, long, value_name = "NAME")]
+    pub bridge: Option<String>,
+    /// Label of this engine, KEY=VALUE; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    pub labels: Vec<String>,
+    /// Node name in the cluster, instead of the machine's hostname
+    #[arg(long, value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// How much is logged
+    #[arg(short, long, value_name = "LEVEL")]
+    pub log_level: Option<LogLevel>,
+    /// How log lines look
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// Same as --log-level debug
+    #[arg(short = 'D', long)]
+    pub debug: bool,
+}
+
+/// Levels of `--log-level`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Decisions and their reasons.
+    Debug,
+    /// One line for every change of state.
+    Info,
+    /// What will heal itself.
+    Warn,
+    /// What someone must act on.
+    Error,
+}
+
+/// Formats of `--log-format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What `daemon.json` may hold; an unknown key is an error.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct ConfigFile {
+    data_root: Option<PathBuf>,
+    exec_root: Option<PathBuf>,
+    hosts: Vec<String>,
+    pidfile: Option<PathBuf>,
+    registry_mirrors: Vec<String>,
+    insecure_registries: Vec<String>,
+    cgroup_parent: Option<String>,
+    bridge: Option<String>,
+    labels: Vec<String>,
+    node_name: Option<String>,
+    log_level: Option<LogLevel>,
+    log_format: Option<LogFormat>,
+    debug: bool,
+}
+
+/// The merged options, with defaults filled in.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Everything that must survive a reboot.
+    pub data_root: PathBuf,
+    /// Sockets and other run-time files.
+    pub exec_root: PathBuf,
+    /// Where the API listens.
+    pub hosts: Vec<String>,
+    /// Where the process id goes.
+    pub pidfile: Option<PathBuf>,
+    /// Mirrors of Docker Hub.
+    pub registry_mirrors: Vec<String>,
+    /// Registries without TLS.
+    pub insecure_registries: Vec<String>,
+    /// Parent cgroup of containers, when given.
+    pub cgroup_parent: Option<String>,
+    /// Whether there is a default bridge network.
+    pub default_bridge: bool,
+    /// Engine labels.
+    pub labels: Vec<(String, String)>,
+    /// Node name, when it is not the hostname.
+    pub node_name: Option<String>,
+    /// Least severe level that is logged.
+    pub log_level: LogLevel,
+    /// How log lines look.
+    pub log_format: LogFormat,
+}
+
+/// Options that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The file is not there, or not what it should be.
+    #[error("configuration file could not be read")]
+    File(#[source] std::io::Error),
+    /// An option both in the file and on the command line, as dockerd refuses it.
+    #[error(
+        "the following directives are specified both as a flag and in the configuration file: {0}"
+    )]
+    Twice(String),
+    /// A label without `=`.
+    #[error("bad attribute format: {0}: want KEY=VALUE")]
+    Label(String),
+    /// Only `none` and the default are known.
+    #[error("bridge `{0}` cannot be used: this daemon makes its own; only `none` is accepted")]
+    Bridge(String),
+}
+
+const DEFAULT_CONFIG: &str = "/etc/rswarm/daemon.json";
+
+impl Settings {
+    /// Merges flags, file and defaults.
+    ///
+    /// # Errors
+    /// When the file or a value cannot be used.
+    pub fn merge(args: DaemonArgs) -> Result<Settings, SettingsError> {
+        let file = read_file(args.config_file.as_deref())?;
+        refuse_twice(&args, &file)?;
+        let exec_root = args.exec_root.or(file.exec_root).unwrap_or_else(|| "/run/rswarm".into());
+        let mut hosts = [args.hosts, file.hosts].concat();
+        if hosts.is_empty() {
+            hosts.push(format!("unix://{}", exec_root.join("rswarm.sock").display()));
+        }
+        let debug = args.debug || file.debug;
+        let level = args.log_level.or(file.log_level);
+        Ok(Settings {
+            data_root: args.data_root.or(file.data_root).unwrap_or_else(|| "/var/lib/rswarm".into()),
+            exec_root,
+            hosts,
+            pidfile: args.pidfile.or(file.pidfile),
+            registry_mirrors: [args.registry_mirrors, file.registry_mirrors].concat(),
+            insecure_registries: [args.insecure_registries, file.insecure_registries].concat(),
+            cgroup_parent: args.cgroup_parent.or(file.cgroup_parent),
+            default_bridge: default_bridge(args.bridge.or(file.bridge))?,
+            labels: labels([args.labels, file.labels].concat())?,
+            node_name: args.node_name.or(file.node_name),
+            log_level: level.unwrap_or(if debug { LogLevel::Debug } else { LogLevel::Info }),
+            log_format: args.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
+        })
+    }
+}
+
+fn read_file(path: Option<&Path>) -> Result<ConfigFile, SettingsError> {
+    let file = fsx::read_json(path.unwrap_or(Path::new(DEFAULT_CONFIG))).map_err(SettingsError::File)?;
+    match (file, path) {
+        (Some(file), _) => Ok(file),
+        (None, None) => Ok(ConfigFile::default()),
+        (None, Some(path)) => Err(SettingsError::File(std::io::Error::new(
+            std::io::ErrorKind::NotFound,
+            format!("{}: no such file", path.display()),
+        ))),
+    }
+}
+
+/// An option with one value may be given in one place only; lists add up.
+fn refuse_twice(args: &DaemonArgs, file: &ConfigFile) -> Result<(), SettingsError> {
+    let twice: Vec<&str> = [
+        ("data-root", args.data_root.is_some() && file.data_root.is_some()),
+        ("exec-root", args.exec_root.is_some() && file.exec_root.is_some()),
+        ("hosts", !args.hosts.is_empty() && !file.hosts.is_empty()),
+        ("pidfile", args.pidfile.is_some() && file.pidfile.is_some()),
+        ("cgroup-parent", args.cgroup_parent.is_some() && file.cgroup_parent.is_some()),
+        ("bridge", args.bridge.is_some() && file.bridge.is_some()),
+        ("node-name", args.node_name.is_some() && file.node_name.is_some()),
+        ("log-level", args.log_level.is_some() && file.log_level.is_some()),
+        ("log-format", args.log_format.is_some() && file.log_format.is_some()),
+    ]
+    .into_iter()
+    .filter_map(|(name, twice)| twice.then_some(name))
+    .collect();
+    if twice.is_empty() { Ok(()) } else { Err(SettingsError::Twice(twice.join(", "))) }
+}
+
+fn default_bridge(name: Option<String>) -> Result<bool, SettingsError> {
+    match name.as_deref() {
+        None | Some("") => Ok(true),
+        Some("none") => Ok(false),
+        Some(other) => Err(SettingsError::Bridge(other.to_owned())),
+    }
+}
+
+fn labels(texts: Vec<String>) -> Result<Vec<(String, String)>, SettingsError> {
+    let pair = |text: String| match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(SettingsError::Label(text)),
+    };
+    texts.into_iter().map(pair).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_file(text: &str, mut args: DaemonArgs) -> Result<Settings, SettingsError> {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("daemon.json");
+        std::fs::write(&path, text).expect("write");
+        args.config_file = Some(path);
+        Settings::merge(args)
+    }
+
+    #[test]
+    fn flags_file_and_defaults_are_merged() {
+        let args = DaemonArgs { exec_root: Some("/x".into()), ..DaemonArgs::default() };
+        let settings = with_file(r#"{"labels": ["a=b"], "bridge": "none"}"#, args).expect("valid");
+        assert_eq!(settings.hosts, ["unix:///x/rswarm.sock"]);
+        assert_eq!(settings.labels, [("a".to_owned(), "b".to_owned())]);
+        assert!(!settings.default_bridge);
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_that_names_it() {
+        let error = with_file(r#"{"labls": []}"#, DaemonArgs::default()).expect_err("unknown key");
+        assert!(rswarm_base::Chain(&error).to_string().contains("labls"));
+    }
+
+    #[test]
+    fn one_option_in_two_places_is_refused() {
+        let args = DaemonArgs { data_root: Some("/a".into()), ..DaemonArgs::default() };
+        let error = with_file(r#"{"data-root": "/b"}"#, args).expect_err("twice");
+        assert!(error.to_string().ends_with("data-root"));
+    }
+}

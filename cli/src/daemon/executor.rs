@@ -1,0 +1,283 @@
+//! The worker's executor on the engine: a task is a container, a cluster network is an overlay.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use rswarm_base::error::{Chain, Classify};
+use rswarm_base::ipam::Subnet;
+use rswarm_base::{Kind, Timestamp};
+use rswarm_engine::config::TaskRef;
+use rswarm_engine::logs::{LogOptions, LogSource};
+use rswarm_engine::{Container, ContainerConfig, EndpointConfig, Engine, RemoveOptions, WaitCondition};
+use rswarm_image::{Progress, Reference, RegistryAuth};
+use rswarm_network::{Mac, Overlay, OverlayEndpoint};
+use rswarm_proto::wire::{
+    ContainerStatus, EngineDescription, LogLine, NetworkAttachment, NetworkEndpoint, NodeDescription, Platform,
+    Resources, Task, TaskLogsRequest, log_line, port_config,
+};
+use rswarm_worker::assignments::NetworkView;
+use rswarm_worker::executor::LogStream;
+use rswarm_worker::{ExecError, Executor, TaskExit};
+
+/// VXLAN's port when the cluster names none.
+const DATA_PATH_PORT: u16 = 4789;
+
+/// Runs this node's tasks on its engine.
+pub struct EngineExecutor {
+    engine: Engine,
+    node_id: String,
+    hostname: String,
+    labels: BTreeMap<String, String>,
+    data_path: IpAddr,
+}
+
+impl EngineExecutor {
+    /// The executor of the node `node_id`.
+    #[must_use]
+    pub fn new(
+        engine: Engine,
+        node_id: String,
+        hostname: String,
+        labels: &[(String, String)],
+        data_path: IpAddr,
+    ) -> Arc<EngineExecutor> {
+        let labels = labels.iter().cloned().collect();
+        Arc::new(EngineExecutor { engine, node_id, hostname, labels, data_path })
+    }
+
+    fn container_of(&self, task_id: &str) -> Option<Arc<Container>> {
+        let of_task = |container: &Arc<Container>| task_of(container) == Some(task_id);
+        self.engine.list().into_iter().find(of_task)
+    }
+
+    /// An image that is present is never asked for elsewhere.
+    async fn ensure_image(&self, reference: &str, auth: &str) -> Result<(), ExecError> {
+        if self.engine.images().get(reference).is_ok() {
+            return Ok(());
+        }
+        let parsed: Reference = reference.parse().map_err(|error| failure(&error))?;
+        match self.engine.images().pull(&parsed, RegistryAuth::from_header(auth), Progress::silent()).await {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                tracing::warn!(image = reference, error = %Chain(&error), "image could not be pulled");
+                Err(ExecError(format!("No such image: {}: {}", parsed.familiar(), Chain(&error))))
+            }
+        }
+    }
+
+    fn container_config(&self, task: &Task) -> ContainerConfig {
+        let spec = task.spec.clone().unwrap_or_default();
+        let service = task.service_annotations.clone().unwrap_or_default();
+        let limits = spec.resources.and_then(|resources| resources.limits).unwrap_or_default();
+        let endpoints: Vec<EndpointConfig> = task.networks.iter().map(endpoint).collect();
+        let ports = task.endpoint.clone().unwrap_or_default().ports;
+        ContainerConfig {
+            spec: spec.container.unwrap_or_default(),
+            resources: rswarm_proto::wire::ResourceLimits {
+                nano_cpus: limits.nano_cpus,
+                memory: limits.memory,
+                pids: limits.pids,
+                ..Default::default()
+            },
+            network_mode: endpoints.first().map(|endpoint| endpoint.network.clone()).unwrap_or_default(),
+            endpoints,
+            ports: ports.into_iter().filter(|port| port.mode() == port_config::Mode::Host).collect(),
+            log: spec.log_driver.unwrap_or_default(),
+            task: Some(TaskRef {
+                task_id: task.id.clone(),
+                task_name: task.container_name(),
+                service_id: task.service_id.clone(),
+                service_name: service.name,
+                node_id: self.node_id.clone(),
+            }),
+            ..ContainerConfig::default()
+        }
+    }
+
+    fn overlay(&self, view: &NetworkView) -> Result<Overlay, ExecError> {
+        let spec = view.network.spec.clone().unwrap_or_default();
+        let mut subnets = Vec::new();
+        for config in &view.network.ipam {
+            let subnet: Subnet = config.subnet.parse().map_err(|error| failure(&error))?;
+            subnets.push((subnet, address(&config.gateway)?));
+        }
+        let endpoints = view.endpoints.values().map(|endpoint| self.overlay_endpoint(endpoint));
+        Ok(Overlay {
+            network_id: view.network.id.clone(),
+            name: spec.annotations.map(|annotations| annotations.name).unwrap_or_default(),
+            vni: view.network.vni,
+            subnets,
+            mtu: mtu(&spec.options)?,
+            data_path_port: u16::try_from(view.data_path_port).ok().filter(|port| *port != 0).unwrap_or(DATA_PATH_PORT),
+            local_addr: self.data_path,
+            internal: spec.internal,
+            endpoints: endpoints.collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn overlay_endpoint(&self, endpoint: &NetworkEndpoint) -> Result<OverlayEndpoint, ExecError> {
+        let local = endpoint.node_id == self.node_id;
+        Ok(OverlayEndpoint {
+            task_id: endpoint.task_id.clone(),
+            service_name: endpoint.service_name.clone(),
+            slot_name: endpoint.task_name.clone(),
+            container_names: vec![format!("{}.{}", endpoint.task_name, endpoint.task_id)],
+            aliases: endpoint.aliases.clone(),
+            addresses: endpoint.addresses.iter().map(|cidr| address(cidr)).collect::<Result<_, _>>()?,
+            mac: mac(&endpoint.mac)?,
+            node_addr: if local { self.data_path } else { address(&endpoint.node_addr)? },
+            local,
+            ready: endpoint.ready,
+        })
+    }
+}
+
+#[async_trait]
+impl Executor for EngineExecutor {
+    async fn describe(&self) -> NodeDescription {
+        let info = self.engine.info();
+        NodeDescription {
+            hostname: self.hostname.clone(),
+            platform: Some(Platform { architecture: info.architecture, os: "linux".into() }),
+            resources: Some(Resources {
+                nano_cpus: i64::try_from(info.cpus).unwrap_or(0) * 1_000_000_000,
+                memory: i64::try_from(info.memory).unwrap_or(i64::MAX),
+                pids: 0,
+            }),
+            engine: Some(EngineDescription {
+                version: env!("CARGO_PKG_VERSION").into(),
+                labels: self.labels.clone(),
+                network_drivers: ["bridge", "host", "null", "overlay"].map(Into::into).into(),
+                volume_drivers: vec!["local".into()],
+                log_drivers: vec!["json-file".into(), "none".into()],
+            }),
+        }
+    }
+
+    async fn apply_network(&self, network: &NetworkView) -> Result<(), ExecError> {
+        self.engine.apply_overlay(self.overlay(network)?).await.map_err(|error| failure(&error))
+    }
+
+    async fn remove_network(&self, network_id: &str) -> Result<(), ExecError> {
+        self.engine.remove_overlay(network_id).await.map_err(|error| failure(&error))
+    }
+
+    async fn prepare(&self, task: &Task) -> Result<(), ExecError> {
+        if self.container_of(&task.id).is_some() {
+            return Ok(());
+        }
+        let config = self.container_config(task);
+        self.ensure_image(&config.spec.image, &config.spec.registry_auth).await?;
+        self.engine.create(Some(&task.container_name()), config).await.map_err(|error| failure(&error))?;
+        Ok(())
+    }
+
+    async fn start(&self, task: &Task) -> Result<ContainerStatus, ExecError> {
+        let container = self.container_of(&task.id).ok_or_else(|| gone(task))?;
+        if !container.state.status.is_live()
+            && let Err(error) = self.engine.start(&container.id).await
+            && error.kind() != Kind::NotModified
+        {
+            return Err(ExecError(format!("starting container failed: {}", Chain(&error))));
+        }
+        let container = self.container_of(&task.id).ok_or_else(|| gone(task))?;
+        Ok(ContainerStatus { container_id: container.id.clone(), pid: container.state.pid.into(), exit_code: 0 })
+    }
+
+    async fn wait(&self, task: &Task) -> Result<TaskExit, ExecError> {
+        let container = self.container_of(&task.id).ok_or_else(|| gone(task))?;
+        let ended = self.engine.wait(&container.id, WaitCondition::NotRunning).await;
+        let ended = ended.map_err(|error| failure(&error))?.await;
+        let oom_killed = self.container_of(&task.id).is_some_and(|container| container.state.oom_killed);
+        Ok(TaskExit { code: ended.exit_code.into(), oom_killed })
+    }
+
+    async fn stop(&self, task: &Task) -> Result<(), ExecError> {
+        let Some(container) = self.container_of(&task.id) else { return Ok(()) };
+        let grace = task.spec.as_ref().map(rswarm_proto::wire::TaskSpec::stop_grace);
+        match self.engine.stop(&container.id, grace, None).await {
+            Err(error) if error.kind() != Kind::NotModified && error.kind() != Kind::NotFound => Err(failure(&error)),
+            _ => Ok(()),
+        }
+    }
+
+    async fn remove(&self, task_id: &str) -> Result<(), ExecError> {
+        let Some(container) = self.container_of(task_id) else { return Ok(()) };
+        let options = RemoveOptions { force: true, volumes: true };
+        match self.engine.remove(&container.id, options).await {
+            Err(error) if error.kind() != Kind::NotFound => Err(failure(&error)),
+            _ => Ok(()),
+        }
+    }
+
+    async fn held(&self) -> Vec<String> {
+        self.engine.list().iter().filter_map(|container| task_of(container).map(str::to_owned)).collect()
+    }
+
+    async fn logs(&self, request: &TaskLogsRequest) -> Result<LogStream, ExecError> {
+        let container = self
+            .container_of(&request.task_id)
+            .ok_or_else(|| ExecError(format!("task {} has no container on this node", request.task_id)))?;
+        let time = |ns: i64| (ns != 0).then_some(Timestamp(ns));
+        let options = LogOptions {
+            follow: request.follow,
+            stdout: request.stdout,
+            stderr: request.stderr,
+            since: time(request.since),
+            until: time(request.until),
+            tail: usize::try_from(request.tail).ok(),
+        };
+        let entries = self.engine.logs(&container.id, options).await.map_err(|error| failure(&error))?;
+        Ok(Box::pin(entries.map(|entry| {
+            let stream = match entry.source {
+                LogSource::Stdout => log_line::Stream::Stdout,
+                LogSource::Stderr => log_line::Stream::Stderr,
+            };
+            Ok(LogLine { stream: stream.into(), timestamp: entry.at.0, data: entry.line.to_vec() })
+        })))
+    }
+}
+
+fn task_of(container: &Container) -> Option<&str> {
+    container.config.task.as_ref().map(|task| task.task_id.as_str())
+}
+
+fn endpoint(attachment: &NetworkAttachment) -> EndpointConfig {
+    let mut addresses = attachment.addresses.iter().filter_map(|cidr| address(cidr).ok());
+    EndpointConfig {
+        network: attachment.network_id.clone(),
+        address: addresses.clone().find(IpAddr::is_ipv4),
+        address_v6: addresses.find(IpAddr::is_ipv6),
+        mac: mac(&attachment.mac).ok().map(|mac| mac.0),
+        aliases: attachment.aliases.clone(),
+        ..EndpointConfig::default()
+    }
+}
+
+/// An address, with or without a prefix length.
+fn address(text: &str) -> Result<IpAddr, ExecError> {
+    let ip = text.split('/').next().unwrap_or_default();
+    ip.parse().map_err(|_| ExecError(format!("the manager sent `{text}` where an address belongs")))
+}
+
+fn mac(text: &str) -> Result<Mac, ExecError> {
+    let bytes: Option<Vec<u8>> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    let bytes = bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok());
+    bytes.map(Mac).ok_or_else(|| ExecError(format!("the manager sent `{text}` where a MAC address belongs")))
+}
+
+fn mtu(options: &BTreeMap<String, String>) -> Result<Option<u32>, ExecError> {
+    let text = options.get("com.docker.network.driver.mtu");
+    text.map(|text| text.parse().map_err(|_| ExecError(format!("invalid MTU `{text}`")))).transpose()
+}
+
+fn gone(task: &Task) -> ExecError {
+    ExecError(format!("No such container: {}", task.container_name()))
+}
+
+fn failure<E: std::error::Error>(error: &E) -> ExecError {
+    ExecError(Chain(error).to_string())
+}

@@ -1,0 +1,355 @@
+//! A node while it is in a cluster: its gRPC server, its agent and, when it is one, its manager.
+//!
+//! ```text
+//!   Membership::enter ──▶ server (2377) ──▶ routes: TaskLogs [+ Raft, Ca, Dispatcher, Control, Logs]
+//!                    ├──▶ Agent  ──role in the node object──▶ follow(): renew, start or stop the manager
+//!                    └──▶ Manager (only with a manager's certificate)
+//! ```
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rswarm_base::id::IdGen;
+use rswarm_base::{Chain, Classify, Kind, Scope, Timestamp, fsx};
+use rswarm_manager::{Boot, Manager, ManagerConfig, TICK};
+use rswarm_proto::tls::{self, Identity};
+use rswarm_proto::wire::NodeRole;
+use rswarm_worker::disk::Disk;
+use rswarm_worker::logs::TaskLogsService;
+use rswarm_worker::{Agent, AgentConfig, AgentHandle, Executor};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::service::Routes;
+
+use super::address::Addresses;
+use super::executor::EngineExecutor;
+
+/// Pause before a renewal that failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// How long the parts of a node may take to end.
+const END_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Where a cluster's files are, under the daemon's data root.
+#[derive(Debug, Clone)]
+pub struct Paths {
+    root: PathBuf,
+}
+
+impl Paths {
+    /// Under `<data root>/swarm`.
+    #[must_use]
+    pub fn new(data_root: &Path) -> Paths {
+        Paths { root: data_root.join("swarm") }
+    }
+
+    /// Key, certificate and trust bundle.
+    #[must_use]
+    pub fn certificates(&self) -> PathBuf {
+        self.root.join("certificates")
+    }
+
+    fn raft(&self) -> PathBuf {
+        self.root.join("raft")
+    }
+
+    fn worker(&self) -> PathBuf {
+        self.root.join("worker")
+    }
+
+    fn addresses(&self) -> PathBuf {
+        self.root.join("addresses.json")
+    }
+
+    /// The addresses that were decided when the node entered the cluster.
+    ///
+    /// # Errors
+    /// When the file cannot be read or parsed.
+    pub fn load_addresses(&self) -> std::io::Result<Option<Addresses>> {
+        fsx::read_json(&self.addresses())
+    }
+
+    /// Forgets the cluster.
+    ///
+    /// # Errors
+    /// When a file cannot be removed.
+    pub fn wipe(&self) -> std::io::Result<()> {
+        fsx::remove_all(&self.root)
+    }
+}
+
+/// Why a node cannot take its place in a cluster.
+#[derive(Debug, thiserror::Error)]
+pub enum EnterError {
+    /// The port is taken or the address is not this host's.
+    #[error("the node cannot listen on `{0}`")]
+    Listen(SocketAddr, #[source] std::io::Error),
+    /// A file of the cluster could not be written.
+    #[error("the cluster's files could not be written")]
+    Files(#[source] std::io::Error),
+    /// Its certificate could not be kept.
+    #[error(transparent)]
+    Identity(#[from] tls::IdentityError),
+    /// The manager does not start.
+    #[error(transparent)]
+    Manager(#[from] rswarm_manager::StartError),
+    /// The agent does not start.
+    #[error(transparent)]
+    Agent(#[from] rswarm_worker::agent::StartError),
+}
+
+impl Classify for EnterError {
+    fn kind(&self) -> Kind {
+        match self {
+            EnterError::Listen(..) => Kind::InvalidArgument,
+            EnterError::Files(_) | EnterError::Agent(_) => Kind::Internal,
+            EnterError::Identity(error) => error.kind(),
+            EnterError::Manager(error) => error.kind(),
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            EnterError::Listen(address, _) => {
+                Some(format!("is another daemon listening? choose an address with --listen-addr other than {address}"))
+            }
+            EnterError::Manager(error) => error.hint(),
+            EnterError::Files(_) | EnterError::Identity(_) | EnterError::Agent(_) => None,
+        }
+    }
+}
+
+/// The parts of a node in a cluster.
+pub struct Membership {
+    /// The node's certificate and trust roots.
+    pub identity: Arc<Identity>,
+    /// Its addresses.
+    pub addresses: Addresses,
+    /// Its agent.
+    pub agent: AgentHandle,
+    /// Its manager, while it is one.
+    pub manager: Option<Manager>,
+    executor: Arc<EngineExecutor>,
+    routes: watch::Sender<Routes>,
+    paths: Paths,
+    scope: Scope,
+    renew_fraction: f64,
+}
+
+impl Membership {
+    /// Takes the node's place: keeps its identity and addresses, listens, starts the manager (with `boot`,
+    /// if the certificate is a manager's) and the agent. On an error nothing runs.
+    ///
+    /// # Errors
+    /// When a part does not start; the files stay for the caller to keep or wipe.
+    pub async fn enter(
+        identity: Arc<Identity>,
+        addresses: Addresses,
+        boot: Boot,
+        managers: Vec<String>,
+        executor: Arc<EngineExecutor>,
+        paths: Paths,
+        scope: Scope,
+    ) -> Result<Membership, EnterError> {
+        let listener = TcpListener::bind(addresses.listen)
+            .await
+            .map_err(|error| EnterError::Listen(addresses.listen, error))?;
+        std::fs::create_dir_all(paths.certificates()).map_err(EnterError::Files)?;
+        identity.save(&paths.certificates())?;
+        fsx::write_json(&paths.addresses(), &addresses).map_err(EnterError::Files)?;
+        let parts = Parts { identity, addresses, boot, managers, executor, paths, scope: scope.clone() };
+        let started = parts.start(listener).await;
+        if started.is_err() {
+            scope.shutdown(END_DEADLINE).await;
+        }
+        started
+    }
+
+    /// The role that the certificate gives.
+    #[must_use]
+    pub fn role(&self) -> NodeRole {
+        self.identity.subject().role
+    }
+
+    /// Resolves when the node should look at itself again: its role, its trust roots or its certificate.
+    pub async fn due(&self) {
+        let mut membership = self.agent.membership.clone();
+        if self.is_stale() {
+            return tokio::time::sleep(RETRY).await;
+        }
+        let until = self.identity.renew_at(self.renew_fraction).since(Timestamp::now());
+        tokio::select! {
+            _ = membership.changed() => {}
+            () = tokio::time::sleep(until.max(RETRY)) => {}
+        }
+    }
+
+    /// Whether the managers know this node under another role than its certificate, or the latter is old.
+    fn is_stale(&self) -> bool {
+        let membership = self.agent.membership.borrow();
+        let node = membership.update.as_ref().and_then(|update| update.node.as_ref());
+        let role_differs = node.is_some_and(|node| node.role() != self.role());
+        let manager_differs = (self.role() == NodeRole::Manager) != self.manager.is_some();
+        role_differs || manager_differs || self.identity.renew_at(self.renew_fraction) <= Timestamp::now()
+    }
+
+    /// Brings the node in line with what its managers say: trust roots, certificate, manager or not.
+    pub async fn follow(&mut self) {
+        if let Err(error) = self.try_follow().await {
+            tracing::warn!(error = %Chain(error.as_ref()), "the node could not follow its role; trying again");
+        }
+    }
+
+    async fn try_follow(&mut self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let (update, manager) = {
+            let membership = self.agent.membership.borrow();
+            (membership.update.clone(), membership.manager.clone())
+        };
+        let Some(update) = update else { return Ok(()) };
+        if !update.root_pem.is_empty() && update.root_pem != self.identity.credentials().root_pem {
+            self.identity.set_roots(&update.root_pem)?;
+            self.identity.save(&self.paths.certificates())?;
+        }
+        if !self.is_stale() {
+            return Ok(());
+        }
+        let wanted = update.node.as_ref().map_or(self.role(), rswarm_proto::wire::Node::role);
+        let expired = self.identity.renew_at(self.renew_fraction) <= Timestamp::now();
+        if (wanted != self.role() || expired)
+            && let Some(manager) = manager
+        {
+            let channel = tls::connect(&manager, &self.identity).await?;
+            self.identity.replace(tls::renew(channel, &self.identity).await?)?;
+            self.identity.save(&self.paths.certificates())?;
+            tracing::info!(role = ?self.role(), "new node certificate");
+        }
+        match (self.role(), self.manager.is_some()) {
+            (NodeRole::Manager, false) => self.become_manager().await?,
+            (NodeRole::Worker, true) => self.become_worker().await?,
+            (NodeRole::Manager, true) | (NodeRole::Worker, false) => {}
+        }
+        Ok(())
+    }
+
+    async fn become_manager(&mut self) -> Result<(), rswarm_manager::StartError> {
+        let own = self.addresses.advertise.to_string();
+        let via = self.agent.managers().into_iter().filter(|manager| *manager != own).collect();
+        let config = manager_config(&self.identity, &self.addresses, &self.paths);
+        let manager = Manager::start(config, Boot::Join { via }, self.scope.child("manager")).await?;
+        self.routes.send_replace(routes(Some(&manager), &self.executor));
+        self.manager = Some(manager);
+        tracing::info!("this node is now a manager");
+        Ok(())
+    }
+
+    async fn become_worker(&mut self) -> std::io::Result<()> {
+        self.routes.send_replace(routes(None, &self.executor));
+        if let Some(manager) = self.manager.take() {
+            manager.stop().await;
+        }
+        tracing::info!("this node is now a worker");
+        fsx::remove_all(&self.paths.raft())
+    }
+
+    /// Ends all parts and leaves containers and networks as they are: the daemon stops.
+    pub async fn detach(mut self) {
+        if let Some(manager) = self.manager.take() {
+            manager.stop().await;
+        }
+        self.scope.shutdown(END_DEADLINE).await;
+    }
+
+    /// Ends all parts, then removes the tasks' containers and the networks: the node leaves the cluster.
+    pub async fn leave(self) {
+        let (executor, worker) = (self.executor.clone(), self.paths.worker());
+        self.detach().await;
+        let removals = executor.held().await;
+        for task in &removals {
+            if let Err(error) = executor.remove(task).await {
+                tracing::warn!(task.id = task, %error, "the container of a task could not be removed");
+            }
+        }
+        let networks = Disk::open(&worker).and_then(|disk| disk.networks()).unwrap_or_default();
+        for network in networks.keys() {
+            if let Err(error) = executor.remove_network(network).await {
+                tracing::warn!(network.id = network, %error, "a network could not be removed");
+            }
+        }
+    }
+}
+
+/// What [`Membership::enter`] was given, once the listener holds its port.
+struct Parts {
+    identity: Arc<Identity>,
+    addresses: Addresses,
+    boot: Boot,
+    managers: Vec<String>,
+    executor: Arc<EngineExecutor>,
+    paths: Paths,
+    scope: Scope,
+}
+
+impl Parts {
+    async fn start(self, listener: TcpListener) -> Result<Membership, EnterError> {
+        let (sender, receiver) = watch::channel(routes(None, &self.executor));
+        let server_scope = self.scope.child("grpc");
+        let identity = self.identity.clone();
+        self.scope.spawn(async move {
+            if let Err(error) = tls::serve(listener, identity, receiver, &server_scope).await {
+                tracing::error!(error = %Chain(&error), "the node's gRPC server ended");
+            }
+        });
+        let manager = match self.identity.subject().role {
+            NodeRole::Manager => {
+                let config = manager_config(&self.identity, &self.addresses, &self.paths);
+                Some(Manager::start(config, self.boot, self.scope.child("manager")).await?)
+            }
+            NodeRole::Worker => None,
+        };
+        sender.send_replace(routes(manager.as_ref(), &self.executor));
+        let mut managers = self.managers;
+        if manager.is_some() {
+            managers.push(self.addresses.local().to_string());
+        }
+        let config = AgentConfig {
+            identity: self.identity.clone(),
+            managers,
+            dir: self.paths.worker(),
+            listen_addr: self.addresses.advertise.to_string(),
+            data_path_addr: self.addresses.data_path.to_string(),
+        };
+        let agent = Agent::start(config, self.executor.clone(), self.scope.child("agent")).await?;
+        Ok(Membership {
+            identity: self.identity,
+            addresses: self.addresses,
+            agent,
+            manager,
+            executor: self.executor,
+            routes: sender,
+            paths: self.paths,
+            scope: self.scope,
+            renew_fraction: renew_fraction(),
+        })
+    }
+}
+
+fn manager_config(identity: &Arc<Identity>, addresses: &Addresses, paths: &Paths) -> ManagerConfig {
+    ManagerConfig {
+        identity: identity.clone(),
+        data_dir: paths.raft(),
+        advertise_addr: addresses.advertise.to_string(),
+        tick: TICK,
+    }
+}
+
+fn routes(manager: Option<&Manager>, executor: &Arc<EngineExecutor>) -> Routes {
+    let services = manager.map(Manager::services).unwrap_or_default();
+    services.add_service(TaskLogsService::server(executor.clone()))
+}
+
+/// Certificates are renewed at a random point of the second half of their life, so that nodes do not ask at once.
+fn renew_fraction() -> f64 {
+    let random = IdGen::from_system().number() % 300;
+    0.5 + random as f64 / 1000.0
+}

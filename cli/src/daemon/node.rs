@@ -1,0 +1,484 @@
+//! The node's side of the API's swarm calls: one actor owns whether this daemon is in a cluster.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rswarm_api::{ClusterError, ClusterInfo, ClusterNode, InitRequest, JoinRequest, LocalState, RemoteManager};
+use rswarm_base::{Chain, Classify, Kind, Scope, Timestamp};
+use rswarm_engine::Engine;
+use rswarm_manager::{Boot, NewCluster, found};
+use rswarm_proto::tls::{self, EnrollError, Enrollment, Identity};
+use rswarm_proto::token::JoinToken;
+use rswarm_proto::wire::control_client::ControlClient;
+use rswarm_proto::wire::logs_client::LogsClient;
+use rswarm_proto::wire::{
+    LeaveManagerRequest, ListRequest, Node as NodeObject, NodeRole, NodeState, ObjectKind,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tonic::transport::Channel;
+
+use super::address::{Addresses, with_default_port};
+use super::executor::EngineExecutor;
+use super::membership::{Membership, Paths};
+
+/// Requests that may wait for the actor: one at a time is usual.
+const INBOX: usize = 16;
+/// How long `join` waits for the first session with a manager (moby: 20 s).
+const JOIN_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a leaving manager tries to be removed from the members in good order.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the daemon gives its node.
+pub struct NodeConfig {
+    /// The engine that runs the tasks.
+    pub engine: Engine,
+    /// Where the cluster's files are.
+    pub paths: Paths,
+    /// This node's name in the cluster.
+    pub hostname: String,
+    /// The engine's labels.
+    pub labels: Vec<(String, String)>,
+}
+
+enum Request {
+    Init(InitRequest, oneshot::Sender<Result<String, ClusterError>>),
+    Join(JoinRequest, oneshot::Sender<Result<(), ClusterError>>),
+    Leave(bool, oneshot::Sender<Result<(), ClusterError>>),
+}
+
+/// How control calls of the API reach the manager in this process: over its own port, as any other client.
+#[derive(Clone)]
+struct Access {
+    identity: Arc<Identity>,
+    addr: String,
+}
+
+/// The API's handle on the node.
+pub struct Node {
+    requests: mpsc::Sender<Request>,
+    info: watch::Receiver<ClusterInfo>,
+    access: watch::Receiver<Option<Access>>,
+    channel: arc_swap::ArcSwapOption<Channel>,
+}
+
+impl Node {
+    /// Starts the actor; a node that was in a cluster goes on in it.
+    ///
+    /// # Errors
+    /// When the cluster's files are damaged: the daemon must not serve a wrong state.
+    pub async fn start(config: NodeConfig, scope: Scope) -> Result<Arc<Node>, ClusterError> {
+        let (requests, inbox) = mpsc::channel(INBOX);
+        let (info_sender, info) = watch::channel(ClusterInfo::default());
+        let (access_sender, access) = watch::channel(None);
+        let mut actor = NodeActor {
+            config,
+            membership: None,
+            info: info_sender,
+            access: access_sender,
+            scope: scope.clone(),
+        };
+        actor.resume().await?;
+        scope.spawn(actor.run(inbox));
+        Ok(Arc::new(Node { requests, info, access, channel: arc_swap::ArcSwapOption::empty() }))
+    }
+
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Result<T, ClusterError>>) -> Request,
+    ) -> Result<T, ClusterError> {
+        let stopping = || ClusterError::new(Kind::Unavailable, "the daemon is stopping");
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())?
+    }
+
+    /// A channel to this node's own manager, kept while the node stays one.
+    async fn channel(&self) -> Result<Channel, ClusterError> {
+        let Some(access) = self.access.borrow().clone() else {
+            self.channel.store(None);
+            return Err(ClusterError::no_control(self.info.borrow().state));
+        };
+        if let Some(channel) = self.channel.load_full() {
+            return Ok(channel.as_ref().clone());
+        }
+        let channel = tls::connect(&access.addr, &access.identity).await.map_err(ClusterError::from_error)?;
+        self.channel.store(Some(Arc::new(channel.clone())));
+        Ok(channel)
+    }
+}
+
+#[async_trait]
+impl ClusterNode for Node {
+    fn info(&self) -> ClusterInfo {
+        self.info.borrow().clone()
+    }
+
+    async fn init(&self, request: InitRequest) -> Result<String, ClusterError> {
+        self.ask(|reply| Request::Init(request, reply)).await
+    }
+
+    async fn join(&self, request: JoinRequest) -> Result<(), ClusterError> {
+        self.ask(|reply| Request::Join(request, reply)).await
+    }
+
+    async fn leave(&self, force: bool) -> Result<(), ClusterError> {
+        self.ask(|reply| Request::Leave(force, reply)).await
+    }
+
+    async fn control(&self) -> Result<ControlClient<Channel>, ClusterError> {
+        Ok(ControlClient::new(self.channel().await?).max_decoding_message_size(tls::MESSAGE_BYTES_MAX))
+    }
+
+    async fn logs(&self) -> Result<LogsClient<Channel>, ClusterError> {
+        Ok(LogsClient::new(self.channel().await?))
+    }
+}
+
+/// The owner of this daemon's place in a cluster.
+struct NodeActor {
+    config: NodeConfig,
+    membership: Option<Membership>,
+    info: watch::Sender<ClusterInfo>,
+    access: watch::Sender<Option<Access>>,
+    scope: Scope,
+}
+
+impl NodeActor {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Request>) {
+        let scope = self.scope.clone();
+        loop {
+            self.publish();
+            tokio::select! {
+                biased;
+                () = scope.cancelled() => break,
+                Some(request) = inbox.recv() => self.on_request(request).await,
+                () = due(self.membership.as_ref()) => self.follow().await,
+            }
+        }
+        if let Some(membership) = self.membership.take() {
+            membership.detach().await;
+        }
+    }
+
+    async fn on_request(&mut self, request: Request) {
+        match request {
+            Request::Init(request, reply) => {
+                let _ = reply.send(self.init(request).await);
+            }
+            Request::Join(request, reply) => {
+                let _ = reply.send(self.join(request).await);
+            }
+            Request::Leave(force, reply) => {
+                let _ = reply.send(self.leave(force).await);
+            }
+        }
+    }
+
+    /// A node that was in a cluster when its daemon ended goes on in it.
+    async fn resume(&mut self) -> Result<(), ClusterError> {
+        let damaged = |error: std::io::Error| {
+            ClusterError::new(Kind::Internal, "the cluster's files cannot be read").because(error)
+        };
+        let identity = Identity::load(&self.config.paths.certificates()).map_err(ClusterError::from_error)?;
+        let addresses = self.config.paths.load_addresses().map_err(damaged)?;
+        if let (Some(identity), Some(addresses)) = (identity, addresses) {
+            self.enter(identity, addresses, Boot::Restart, Vec::new()).await?;
+        }
+        Ok(())
+    }
+
+    async fn enter(
+        &mut self,
+        identity: Arc<Identity>,
+        addresses: Addresses,
+        boot: Boot,
+        managers: Vec<String>,
+    ) -> Result<(), ClusterError> {
+        let executor = EngineExecutor::new(
+            self.config.engine.clone(),
+            identity.subject().node_id,
+            self.config.hostname.clone(),
+            &self.config.labels,
+            addresses.data_path,
+        );
+        let (paths, scope) = (self.config.paths.clone(), self.scope.child("membership"));
+        let entered = Membership::enter(identity, addresses, boot, managers, executor, paths, scope).await;
+        self.membership = Some(entered.map_err(ClusterError::from_error)?);
+        self.publish();
+        Ok(())
+    }
+
+    // ---- init, join, leave ------------------------------------------------------------------------
+
+    async fn init(&mut self, request: InitRequest) -> Result<String, ClusterError> {
+        if request.force_new_cluster {
+            return self.force_new_cluster().await;
+        }
+        if self.membership.is_some() {
+            return Err(ClusterError::already_in_cluster());
+        }
+        let addresses =
+            Addresses::decide(&request.listen_addr, &request.advertise_addr, &request.data_path_addr, None)?;
+        let cluster = NewCluster {
+            spec: request.spec,
+            address_pools: request.default_addr_pool,
+            subnet_size: request.subnet_size,
+            data_path_port: request.data_path_port,
+            hostname: self.config.hostname.clone(),
+            availability: request.availability,
+        };
+        let (founding, identity) = found(cluster, Timestamp::now()).map_err(ClusterError::from_error)?;
+        let node_id = identity.subject().node_id;
+        let boot = Boot::Bootstrap(Box::new(founding));
+        self.enter_or_wipe(identity, addresses, boot, Vec::new()).await?;
+        Ok(node_id)
+    }
+
+    /// The only survivor of a cluster without quorum goes on alone, workloads untouched.
+    async fn force_new_cluster(&mut self) -> Result<String, ClusterError> {
+        match self.membership.take() {
+            Some(membership) if membership.role() == NodeRole::Manager => {
+                let (identity, addresses) = (membership.identity.clone(), membership.addresses.clone());
+                membership.detach().await;
+                self.enter(identity.clone(), addresses, Boot::ForceNewCluster, Vec::new()).await?;
+                Ok(identity.subject().node_id)
+            }
+            Some(membership) => {
+                self.membership = Some(membership);
+                Err(ClusterError::not_a_manager())
+            }
+            None => Err(ClusterError::new(
+                Kind::FailedPrecondition,
+                "--force-new-cluster goes on from this node's state, and it has none",
+            )
+            .hint("start a new cluster with `rswarm init`")),
+        }
+    }
+
+    async fn join(&mut self, request: JoinRequest) -> Result<(), ClusterError> {
+        if self.membership.is_some() {
+            return Err(ClusterError::already_in_cluster());
+        }
+        let token = JoinToken::parse(&request.token).map_err(ClusterError::from_error)?;
+        let managers: Vec<String> =
+            request.remote_addrs.iter().filter(|addr| !addr.is_empty()).map(|addr| with_default_port(addr)).collect();
+        let Some(first) = managers.first() else {
+            return Err(ClusterError::new(Kind::InvalidArgument, "at least 1 RemoteAddr is required to join"));
+        };
+        let addresses = Addresses::decide(
+            &request.listen_addr,
+            &request.advertise_addr,
+            &request.data_path_addr,
+            Some(first),
+        )?;
+        let enrollment =
+            Enrollment { hostname: self.config.hostname.clone(), availability: request.availability };
+        let (identity, manager) = enroll(&managers, &token, enrollment).await?;
+        // The manager that took us is the one to begin with; the others may not exist.
+        let boot = Boot::Join { via: vec![manager.clone()] };
+        self.enter_or_wipe(identity, addresses, boot, vec![manager]).await?;
+        self.first_session().await
+    }
+
+    /// A node that cannot take its place must not look like a member after the next start.
+    async fn enter_or_wipe(
+        &mut self,
+        identity: Arc<Identity>,
+        addresses: Addresses,
+        boot: Boot,
+        managers: Vec<String>,
+    ) -> Result<(), ClusterError> {
+        let entered = self.enter(identity, addresses, boot, managers).await;
+        if entered.is_err()
+            && let Err(error) = self.config.paths.wipe()
+        {
+            tracing::error!(%error, "the files of a cluster that was not entered could not be removed");
+        }
+        entered
+    }
+
+    async fn first_session(&mut self) -> Result<(), ClusterError> {
+        let Some(membership) = &self.membership else { return Ok(()) };
+        let mut agent = membership.agent.membership.clone();
+        let joined = agent.wait_for(|agent| agent.update.is_some() || agent.removed.is_some());
+        match tokio::time::timeout(JOIN_TIMEOUT, joined).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(ClusterError::new(
+                Kind::Unavailable,
+                "Timeout was reached before node joined. The attempt to join the swarm will continue in the \
+                 background. Use the \"docker info\" command to see the current swarm status of your node.",
+            )),
+        }
+    }
+
+    async fn leave(&mut self, force: bool) -> Result<(), ClusterError> {
+        let Some(membership) = &self.membership else { return Err(ClusterError::not_part_of_cluster()) };
+        if membership.manager.is_some() {
+            if !force {
+                return Err(ClusterError::new(Kind::Unavailable, leave_refusal(&managers_of(membership).await)));
+            }
+            leave_members(membership).await;
+        }
+        if let Some(membership) = self.membership.take() {
+            self.publish();
+            membership.leave().await;
+        }
+        self.config.paths.wipe().map_err(|error| {
+            ClusterError::new(Kind::Internal, "the cluster's files could not be removed").because(error)
+        })
+    }
+
+    // ---- following the managers -------------------------------------------------------------------
+
+    async fn follow(&mut self) {
+        let Some(membership) = &mut self.membership else { return };
+        membership.follow().await;
+    }
+
+    fn publish(&self) {
+        let info = self.membership.as_ref().map(info_of).unwrap_or_default();
+        let access = self.membership.as_ref().filter(|membership| membership.manager.is_some()).map(access_of);
+        self.access.send_replace(access);
+        self.info.send_replace(info);
+    }
+}
+
+async fn due(membership: Option<&Membership>) {
+    match membership {
+        Some(membership) => membership.due().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn access_of(membership: &Membership) -> Access {
+    Access { identity: membership.identity.clone(), addr: membership.addresses.local().to_string() }
+}
+
+fn info_of(membership: &Membership) -> ClusterInfo {
+    let subject = membership.identity.subject();
+    let agent = membership.agent.membership.borrow();
+    let is_manager = membership.manager.is_some();
+    let state = match (&agent.removed, &agent.update) {
+        (Some(_), _) => LocalState::Error,
+        (None, None) if !is_manager => LocalState::Pending,
+        (None, _) => LocalState::Active,
+    };
+    let managers = agent.update.iter().flat_map(|update| &update.managers);
+    ClusterInfo {
+        node_id: subject.node_id,
+        node_addr: membership.addresses.advertise.ip().to_string(),
+        state,
+        control_available: is_manager,
+        error: agent.removed.clone().unwrap_or_else(|| agent.error.clone()),
+        cluster_id: subject.cluster_id,
+        managers: managers
+            .map(|manager| RemoteManager { node_id: manager.node_id.clone(), addr: manager.addr.clone() })
+            .collect(),
+        data_path_port: agent.update.as_ref().map_or(0, |update| update.data_path_port),
+    }
+}
+
+/// Asks the managers in turn for a certificate. A refusal is final; only an unreachable manager is passed over.
+async fn enroll(
+    managers: &[String],
+    token: &JoinToken,
+    enrollment: Enrollment,
+) -> Result<(Arc<Identity>, String), ClusterError> {
+    let mut last = None;
+    for manager in managers {
+        match tls::join(manager, token, enrollment.clone()).await {
+            Ok(credentials) => {
+                let identity = Identity::new(credentials).map_err(ClusterError::from_error)?;
+                return Ok((identity, manager.clone()));
+            }
+            Err(error @ EnrollError::Refused(_)) => return Err(ClusterError::from_error(error)),
+            Err(error) => {
+                tracing::warn!(manager, error = %Chain(&error), "the manager gave no certificate");
+                last = Some(error);
+            }
+        }
+    }
+    let error = last.map(ClusterError::from_error);
+    Err(error.unwrap_or_else(|| ClusterError::new(Kind::InvalidArgument, "no manager was named")))
+}
+
+/// The managers as this one sees them, itself included; empty when it cannot say in time.
+async fn managers_of(membership: &Membership) -> Vec<NodeObject> {
+    let list = async {
+        let access = access_of(membership);
+        let channel = tls::connect(&access.addr, &access.identity).await.ok()?;
+        let request = ListRequest { kind: ObjectKind::Node.into() };
+        let nodes = ControlClient::new(channel).list(request).await.ok()?.into_inner().objects;
+        let nodes = nodes.into_iter().filter_map(|object| NodeObject::try_from(object).ok());
+        Some(nodes.filter(|node| node.manager_status.is_some()).collect())
+    };
+    tokio::time::timeout(LEAVE_TIMEOUT, list).await.ok().flatten().unwrap_or_default()
+}
+
+/// Docker's words for a manager that would leave without force (moby `daemon/cluster/swarm.go`).
+fn leave_refusal(managers: &[NodeObject]) -> String {
+    let reachable = managers
+        .iter()
+        .filter(|node| node.status.as_ref().is_some_and(|status| status.state() == NodeState::ReadyNode))
+        .count()
+        .max(1);
+    let total = managers.len().max(1);
+    let mut text =
+        "You are attempting to leave the swarm on a node that is participating as a manager. ".to_owned();
+    if total == 1 {
+        text.push_str("Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. ");
+        return text;
+    }
+    if reachable - 1 < (total / 2) + 1 {
+        text.push_str(&format!(
+            "Removing this node leaves {} managers out of {total}. Without a Raft quorum your swarm will be inaccessible. ",
+            reachable - 1
+        ));
+    } else {
+        text.push_str("Doing so may lose the consensus of your swarm. ");
+    }
+    text.push_str("The only way to restore a swarm that has lost consensus is to reinitialize it with `--force-new-cluster`. Use `--force` to suppress this message.");
+    text
+}
+
+/// Takes this manager out of the members in good order, if the others can still agree; else just goes.
+async fn leave_members(membership: &Membership) {
+    let call = async {
+        let access = access_of(membership);
+        let channel = tls::connect(&access.addr, &access.identity).await.map_err(|error| error.to_string())?;
+        let request = LeaveManagerRequest { node_id: membership.identity.subject().node_id, force: true };
+        ControlClient::new(channel).leave_manager(request).await.map_err(|status| status.message().to_owned())
+    };
+    match tokio::time::timeout(LEAVE_TIMEOUT, call).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::warn!(error, "leaving without the other managers' consent"),
+        Err(_) => tracing::warn!("leaving without the other managers: they did not answer in time"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rswarm_proto::wire::{ManagerStatus, NodeStatus};
+
+    use super::*;
+
+    fn manager(state: NodeState) -> NodeObject {
+        NodeObject {
+            status: Some(NodeStatus { state: state.into(), ..NodeStatus::default() }),
+            manager_status: Some(ManagerStatus::default()),
+            ..NodeObject::default()
+        }
+    }
+
+    #[test]
+    fn the_last_manager_is_told_what_it_would_erase() {
+        assert!(leave_refusal(&[manager(NodeState::ReadyNode)]).contains("Removing the last manager erases"));
+    }
+
+    #[test]
+    fn a_manager_whose_leaving_breaks_the_quorum_is_told_the_numbers() {
+        let two = [manager(NodeState::ReadyNode), manager(NodeState::ReadyNode)];
+        assert!(leave_refusal(&two).contains("leaves 1 managers out of 2"));
+    }
+}
