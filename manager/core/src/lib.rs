@@ -1,1 +1,35 @@
-//! (being written)
+//! Decides; never does. Turns cluster state into the changes that bring it closer to what users asked.
+//!
+//! Is not: disks, sockets, time, randomness. Those call in from `manager`. Of raft, only the protocol is
+//! here ([`peer`], without its log on disk and its network).
+//! Start at [`Reconciler`], then [`State`], then [`apply`]. What users may ask is in [`control`], what agents
+//! report comes in through [`intake`], what a node must know goes out through [`assign`].
+#![forbid(unsafe_code)]
+
+pub mod allocate;
+pub mod apply;
+pub mod assign;
+pub mod author;
+pub mod constraint;
+pub mod control;
+pub mod enforce;
+pub mod filter;
+pub mod global;
+pub mod intake;
+pub mod liveness;
+pub mod peer;
+pub mod reap;
+pub mod reconcile;
+pub mod replicated;
+pub mod restart;
+pub mod schedule;
+pub mod slot;
+pub mod state;
+pub mod update;
+pub mod validate;
+
+pub use apply::{Applied, Event, Rejected, apply};
+pub use author::Author;
+pub use peer::Peer;
+pub use reconcile::{Env, Pass, Plan, Reconciler, all, pass};
+pub use state::{AnyObject, State};

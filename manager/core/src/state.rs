@@ -1,0 +1,524 @@
+//! The cluster's state as one immutable value: a persistent map per kind of object, and the indices that
+//! the brain asks by. A clone costs nothing; a reader never waits and never sees half a change.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use imbl::{OrdMap, OrdSet};
+use rswarm_base::ipam::Subnet;
+use rswarm_proto::model::object::Stored;
+use rswarm_proto::model::task::TaskState;
+use rswarm_proto::wire::{
+    Cluster, Network, Node, NodeState, Object, ObjectKind, Service, StateSnapshot, Task, object,
+};
+
+use crate::schedule::Load;
+
+/// Heartbeat period of agents when the cluster's spec gives none.
+pub const HEARTBEAT_PERIOD: Duration = Duration::from_secs(1);
+/// Tasks kept per slot when the cluster's spec gives no limit.
+pub const TASK_HISTORY_LIMIT: i64 = 5;
+/// Where networks get their subnets from when the cluster has no pools of its own.
+const DEFAULT_POOL: &str = "10.0.0.0/8";
+/// Prefix length of a network's subnet when the cluster gives none.
+const DEFAULT_SUBNET_SIZE: u8 = 24;
+
+/// Objects of one kind by id.
+pub type Table<T> = OrdMap<String, Arc<T>>;
+/// The tasks of one service, by slot (zero for global ones), then id.
+type Slots = OrdMap<(u64, String), Arc<Task>>;
+
+/// Everything the managers know, as of one raft index.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    index: u64,
+    clusters: Table<Cluster>,
+    nodes: Table<Node>,
+    services: Table<Service>,
+    tasks: Table<Task>,
+    networks: Table<Network>,
+    // Indices. Each is derived from the tables alone, by `link_*` and `unlink_*`.
+    service_names: OrdMap<String, String>,
+    network_names: OrdMap<String, String>,
+    node_names: OrdSet<(String, String)>,
+    tasks_by_service: OrdMap<String, Slots>,
+    tasks_by_node: OrdMap<String, Table<Task>>,
+    tasks_by_network: OrdMap<String, Table<Task>>,
+    services_by_network: OrdSet<(String, String)>,
+    unsettled: Table<Task>,
+    removing: OrdSet<String>,
+    loads: OrdMap<String, Arc<Load>>,
+}
+
+/// A stored object of any kind, shared.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AnyObject {
+    /// The cluster.
+    Cluster(Arc<Cluster>),
+    /// A node.
+    Node(Arc<Node>),
+    /// A service.
+    Service(Arc<Service>),
+    /// A task.
+    Task(Arc<Task>),
+    /// A network.
+    Network(Arc<Network>),
+}
+
+impl AnyObject {
+    /// The table and id.
+    #[must_use]
+    pub fn key(&self) -> (ObjectKind, &str) {
+        match self {
+            AnyObject::Cluster(object) => (ObjectKind::Cluster, &object.id),
+            AnyObject::Node(object) => (ObjectKind::Node, &object.id),
+            AnyObject::Service(object) => (ObjectKind::Service, &object.id),
+            AnyObject::Task(object) => (ObjectKind::Task, &object.id),
+            AnyObject::Network(object) => (ObjectKind::Network, &object.id),
+        }
+    }
+
+    /// The version of its last write.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        match self {
+            AnyObject::Cluster(object) => object.meta().version,
+            AnyObject::Node(object) => object.meta().version,
+            AnyObject::Service(object) => object.meta().version,
+            AnyObject::Task(object) => object.meta().version,
+            AnyObject::Network(object) => object.meta().version,
+        }
+    }
+
+    /// A copy as the wire carries it.
+    #[must_use]
+    pub fn to_object(&self) -> Object {
+        match self.clone() {
+            AnyObject::Cluster(object) => Arc::unwrap_or_clone(object).into(),
+            AnyObject::Node(object) => Arc::unwrap_or_clone(object).into(),
+            AnyObject::Service(object) => Arc::unwrap_or_clone(object).into(),
+            AnyObject::Task(object) => Arc::unwrap_or_clone(object).into(),
+            AnyObject::Network(object) => Arc::unwrap_or_clone(object).into(),
+        }
+    }
+
+    /// The object inside a message; `None` when it is empty.
+    #[must_use]
+    pub fn from_object(object: Object) -> Option<AnyObject> {
+        Some(match object.object? {
+            object::Object::Cluster(object) => AnyObject::Cluster(Arc::new(object)),
+            object::Object::Node(object) => AnyObject::Node(Arc::new(object)),
+            object::Object::Service(object) => AnyObject::Service(Arc::new(object)),
+            object::Object::Task(object) => AnyObject::Task(Arc::new(object)),
+            object::Object::Network(object) => AnyObject::Network(Arc::new(object)),
+        })
+    }
+}
+
+/// A raft snapshot that holds no valid state.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreError {
+    /// An object message without an object.
+    #[error("object {0} of the raft snapshot is empty")]
+    Empty(usize),
+    /// Two objects of one kind with one id.
+    #[error("the raft snapshot holds {0:?} `{1}` twice")]
+    Duplicate(ObjectKind, String),
+}
+
+/// Reading.
+impl State {
+    /// The raft index that this state is the result of.
+    #[must_use]
+    pub fn index(&self) -> u64 {
+        self.index
+    }
+
+    /// The one cluster object; `None` only before the cluster is bootstrapped.
+    #[must_use]
+    pub fn cluster(&self) -> Option<&Arc<Cluster>> {
+        self.clusters.values().next()
+    }
+
+    /// A node by id.
+    #[must_use]
+    pub fn node(&self, id: &str) -> Option<&Arc<Node>> {
+        self.nodes.get(id)
+    }
+
+    /// A service by id.
+    #[must_use]
+    pub fn service(&self, id: &str) -> Option<&Arc<Service>> {
+        self.services.get(id)
+    }
+
+    /// A task by id.
+    #[must_use]
+    pub fn task(&self, id: &str) -> Option<&Arc<Task>> {
+        self.tasks.get(id)
+    }
+
+    /// A network by id.
+    #[must_use]
+    pub fn network(&self, id: &str) -> Option<&Arc<Network>> {
+        self.networks.get(id)
+    }
+
+    /// An object of any kind by id.
+    #[must_use]
+    pub fn get(&self, kind: ObjectKind, id: &str) -> Option<AnyObject> {
+        match kind {
+            ObjectKind::Cluster => self.clusters.get(id).cloned().map(AnyObject::Cluster),
+            ObjectKind::Node => self.nodes.get(id).cloned().map(AnyObject::Node),
+            ObjectKind::Service => self.services.get(id).cloned().map(AnyObject::Service),
+            ObjectKind::Task => self.tasks.get(id).cloned().map(AnyObject::Task),
+            ObjectKind::Network => self.networks.get(id).cloned().map(AnyObject::Network),
+        }
+    }
+
+    /// All nodes, by id.
+    pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.nodes.values()
+    }
+
+    /// All services, by id, those that are being deleted too.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// All tasks, by id.
+    pub fn tasks(&self) -> impl Iterator<Item = &Arc<Task>> {
+        self.tasks.values()
+    }
+
+    /// All networks, by id, those that are being deleted too.
+    pub fn networks(&self) -> impl Iterator<Item = &Arc<Network>> {
+        self.networks.values()
+    }
+
+    /// How many tasks there are.
+    #[must_use]
+    pub fn task_count(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// The service of this name that is not being deleted.
+    #[must_use]
+    pub fn service_named(&self, name: &str) -> Option<&Arc<Service>> {
+        self.services.get(self.service_names.get(name)?)
+    }
+
+    /// The network of this name that is not being deleted.
+    #[must_use]
+    pub fn network_named(&self, name: &str) -> Option<&Arc<Network>> {
+        self.networks.get(self.network_names.get(name)?)
+    }
+
+    /// The nodes of this name (in the spec, or else their hostname): names of nodes need not be unique.
+    pub fn nodes_named(&self, name: &str) -> impl Iterator<Item = &Arc<Node>> {
+        let from = (name.to_owned(), String::new());
+        let name = name.to_owned();
+        self.node_names
+            .range(from..)
+            .take_while(move |(candidate, _)| *candidate == name)
+            .filter_map(|(_, id)| self.nodes.get(id))
+    }
+
+    /// The tasks of one service, by slot, then id.
+    pub fn tasks_of_service(&self, service: &str) -> impl Iterator<Item = &Arc<Task>> {
+        self.tasks_by_service.get(service).into_iter().flat_map(|slots| slots.values())
+    }
+
+    /// The tasks of one slot, by id.
+    pub fn tasks_of_slot(&self, service: &str, slot: u64) -> impl Iterator<Item = &Arc<Task>> {
+        let slots = self.tasks_by_service.get(service);
+        slots.into_iter().flat_map(move |slots| {
+            slots
+                .range((slot, String::new())..)
+                .take_while(move |((candidate, _), _)| *candidate == slot)
+                .map(|(_, task)| task)
+        })
+    }
+
+    /// The tasks that have a place on this node, ended ones included, by id.
+    pub fn tasks_on_node(&self, node: &str) -> impl Iterator<Item = &Arc<Task>> {
+        self.tasks_by_node.get(node).into_iter().flat_map(|tasks| tasks.values())
+    }
+
+    /// Ids of nodes that tasks have a place on, whether the node still exists or not.
+    pub fn nodes_with_tasks(&self) -> impl Iterator<Item = &String> {
+        self.tasks_by_node.keys()
+    }
+
+    /// The tasks that have an attachment to this network, ended ones included, by id.
+    pub fn tasks_on_network(&self, network: &str) -> impl Iterator<Item = &Arc<Task>> {
+        self.tasks_by_network.get(network).into_iter().flat_map(|tasks| tasks.values())
+    }
+
+    /// The services whose spec names this network, by id.
+    pub fn services_on_network(&self, network: &str) -> impl Iterator<Item = &Arc<Service>> {
+        let from = (network.to_owned(), String::new());
+        let network = network.to_owned();
+        self.services_by_network
+            .range(from..)
+            .take_while(move |(candidate, _)| *candidate == network)
+            .filter_map(|(_, id)| self.services.get(id))
+    }
+
+    /// Tasks still on their way to a node: observed below *assigned*.
+    pub fn unsettled_tasks(&self) -> impl Iterator<Item = &Arc<Task>> {
+        self.unsettled.values()
+    }
+
+    /// Tasks that are to be deleted once they have stopped.
+    pub fn tasks_to_remove(&self) -> impl Iterator<Item = &Arc<Task>> {
+        self.removing.iter().filter_map(|id| self.tasks.get(id))
+    }
+
+    /// What the tasks on a node take up.
+    #[must_use]
+    pub fn load(&self, node: &str) -> Arc<Load> {
+        self.loads.get(node).cloned().unwrap_or_default()
+    }
+
+    /// How often agents say that they live.
+    #[must_use]
+    pub fn heartbeat_period(&self) -> Duration {
+        let spec = self.cluster().and_then(|cluster| cluster.spec.as_ref());
+        spec.and_then(|spec| u64::try_from(spec.heartbeat_period).ok())
+            .filter(|ns| *ns > 0)
+            .map_or(HEARTBEAT_PERIOD, Duration::from_nanos)
+    }
+
+    /// How many tasks a slot keeps, the live one included; `None` keeps all.
+    #[must_use]
+    pub fn task_history_limit(&self) -> Option<usize> {
+        let spec = self.cluster().and_then(|cluster| cluster.spec.as_ref());
+        let limit = spec.map_or(0, |spec| spec.task_history_limit);
+        let limit = if limit == 0 { TASK_HISTORY_LIMIT } else { limit };
+        usize::try_from(limit).ok()
+    }
+
+    /// The pools that networks get their subnets from, and the prefix length they get.
+    #[must_use]
+    pub fn address_pools(&self) -> (Vec<Subnet>, u8) {
+        let cluster = self.cluster();
+        let pools = cluster.map_or(&[][..], |cluster| &cluster.default_address_pool);
+        let mut pools: Vec<Subnet> = pools.iter().filter_map(|pool| pool.parse().ok()).collect();
+        if pools.is_empty() {
+            pools.extend(DEFAULT_POOL.parse::<Subnet>().ok());
+        }
+        let size = cluster.and_then(|cluster| u8::try_from(cluster.subnet_size).ok());
+        (pools, size.filter(|size| *size > 0).unwrap_or(DEFAULT_SUBNET_SIZE))
+    }
+
+    /// Whether the node is known to be gone: marked down, or no longer listed.
+    #[must_use]
+    pub fn is_node_lost(&self, node: &str) -> bool {
+        self.node(node).is_none_or(|node| node_state(node) == NodeState::Down)
+    }
+}
+
+/// A node's observed state.
+#[must_use]
+pub fn node_state(node: &Node) -> NodeState {
+    node.status.as_ref().map_or(NodeState::Unknown, |status| status.state())
+}
+
+/// The address in a CIDR text such as `10.0.1.2/24`, or in a bare one.
+#[must_use]
+pub fn address_of(cidr: &str) -> Option<IpAddr> {
+    cidr.split_once('/').map_or(cidr, |(address, _)| address).parse().ok()
+}
+
+/// Raft snapshots.
+impl State {
+    /// All objects, in one order on every manager.
+    #[must_use]
+    pub fn snapshot(&self) -> StateSnapshot {
+        let objects = self.objects().map(|object| object.to_object()).collect();
+        StateSnapshot { index: self.index, objects }
+    }
+
+    fn objects(&self) -> impl Iterator<Item = AnyObject> {
+        let clusters = self.clusters.values().cloned().map(AnyObject::Cluster);
+        let nodes = self.nodes.values().cloned().map(AnyObject::Node);
+        let services = self.services.values().cloned().map(AnyObject::Service);
+        let tasks = self.tasks.values().cloned().map(AnyObject::Task);
+        let networks = self.networks.values().cloned().map(AnyObject::Network);
+        clusters.chain(nodes).chain(services).chain(tasks).chain(networks)
+    }
+
+    /// The state that [`State::snapshot`] was taken of, indices and all.
+    pub fn restore(snapshot: StateSnapshot) -> Result<State, RestoreError> {
+        let mut state = State { index: snapshot.index, ..State::default() };
+        for (position, object) in snapshot.objects.into_iter().enumerate() {
+            let object = AnyObject::from_object(object).ok_or(RestoreError::Empty(position))?;
+            let (kind, id) = object.key();
+            if state.get(kind, id).is_some() {
+                return Err(RestoreError::Duplicate(kind, id.to_owned()));
+            }
+            state.put(object);
+        }
+        Ok(state)
+    }
+}
+
+/// Writing: for [`crate::apply`] alone.
+impl State {
+    pub(crate) fn set_index(&mut self, index: u64) {
+        self.index = index;
+    }
+
+    /// Stores an object in place of the one with its id, if any.
+    pub(crate) fn put(&mut self, object: AnyObject) {
+        match object {
+            AnyObject::Cluster(cluster) => {
+                self.clusters.insert(cluster.id.clone(), cluster);
+            }
+            AnyObject::Node(node) => self.put_node(node),
+            AnyObject::Service(service) => self.put_service(service),
+            AnyObject::Task(task) => self.put_task(task),
+            AnyObject::Network(network) => self.put_network(network),
+        }
+    }
+
+    pub(crate) fn remove(&mut self, kind: ObjectKind, id: &str) {
+        match kind {
+            ObjectKind::Cluster => drop(self.clusters.remove(id)),
+            ObjectKind::Node => {
+                if let Some(node) = self.nodes.remove(id) {
+                    self.node_names.remove(&(display_name(&node).to_owned(), node.id.clone()));
+                }
+            }
+            ObjectKind::Service => {
+                if let Some(service) = self.services.remove(id) {
+                    self.unlink_service(&service);
+                }
+            }
+            ObjectKind::Task => {
+                if let Some(task) = self.tasks.remove(id) {
+                    self.unlink_task(&task);
+                }
+            }
+            ObjectKind::Network => {
+                if let Some(network) = self.networks.remove(id) {
+                    self.unlink_network(&network);
+                }
+            }
+        }
+    }
+
+    fn put_node(&mut self, node: Arc<Node>) {
+        if let Some(old) = self.nodes.insert(node.id.clone(), node.clone()) {
+            self.node_names.remove(&(display_name(&old).to_owned(), old.id.clone()));
+        }
+        self.node_names.insert((display_name(&node).to_owned(), node.id.clone()));
+    }
+
+    fn put_service(&mut self, service: Arc<Service>) {
+        if let Some(old) = self.services.insert(service.id.clone(), service.clone()) {
+            self.unlink_service(&old);
+        }
+        if !service.pending_delete {
+            self.service_names.insert(service.name().to_owned(), service.id.clone());
+        }
+        for network in networks_of(&service) {
+            self.services_by_network.insert((network.to_owned(), service.id.clone()));
+        }
+    }
+
+    fn unlink_service(&mut self, service: &Service) {
+        if self.service_names.get(service.name()) == Some(&service.id) {
+            self.service_names.remove(service.name());
+        }
+        for network in networks_of(service) {
+            self.services_by_network.remove(&(network.to_owned(), service.id.clone()));
+        }
+    }
+
+    fn put_network(&mut self, network: Arc<Network>) {
+        if let Some(old) = self.networks.insert(network.id.clone(), network.clone()) {
+            self.unlink_network(&old);
+        }
+        if !network.pending_delete {
+            self.network_names.insert(network.name().to_owned(), network.id.clone());
+        }
+    }
+
+    fn unlink_network(&mut self, network: &Network) {
+        if self.network_names.get(network.name()) == Some(&network.id) {
+            self.network_names.remove(network.name());
+        }
+    }
+
+    fn put_task(&mut self, task: Arc<Task>) {
+        if let Some(old) = self.tasks.insert(task.id.clone(), task.clone()) {
+            self.unlink_task(&old);
+        }
+        let slots = self.tasks_by_service.entry(task.service_id.clone()).or_default();
+        slots.insert((task.slot, task.id.clone()), task.clone());
+        for attachment in &task.networks {
+            let tasks = self.tasks_by_network.entry(attachment.network_id.clone()).or_default();
+            tasks.insert(task.id.clone(), task.clone());
+        }
+        if task.observed() < TaskState::Assigned {
+            self.unsettled.insert(task.id.clone(), task.clone());
+        }
+        if task.desired() == TaskState::Remove {
+            self.removing.insert(task.id.clone());
+        }
+        if !task.node_id.is_empty() {
+            let load = self.loads.entry(task.node_id.clone()).or_default();
+            Arc::make_mut(load).add(&task);
+            let tasks = self.tasks_by_node.entry(task.node_id.clone()).or_default();
+            tasks.insert(task.id.clone(), task);
+        }
+    }
+
+    fn unlink_task(&mut self, task: &Task) {
+        if let Some(slots) = self.tasks_by_service.get_mut(&task.service_id) {
+            slots.remove(&(task.slot, task.id.clone()));
+            if slots.is_empty() {
+                self.tasks_by_service.remove(&task.service_id);
+            }
+        }
+        for attachment in &task.networks {
+            forget(&mut self.tasks_by_network, &attachment.network_id, &task.id);
+        }
+        self.unsettled.remove(&task.id);
+        self.removing.remove(&task.id);
+        if !task.node_id.is_empty() {
+            forget(&mut self.tasks_by_node, &task.node_id, &task.id);
+            if let Some(load) = self.loads.get_mut(&task.node_id) {
+                Arc::make_mut(load).remove(task);
+                if load.is_empty() {
+                    self.loads.remove(&task.node_id);
+                }
+            }
+        }
+    }
+}
+
+fn forget(index: &mut OrdMap<String, Table<Task>>, key: &str, task: &str) {
+    if let Some(tasks) = index.get_mut(key) {
+        tasks.remove(task);
+        if tasks.is_empty() {
+            index.remove(key);
+        }
+    }
+}
+
+/// What users call a node: the name in its spec, or else its hostname.
+#[must_use]
+pub fn display_name(node: &Node) -> &str {
+    let hostname = || node.description.as_ref().map_or("", |description| description.hostname.as_str());
+    if node.name().is_empty() { hostname() } else { node.name() }
+}
+
+/// The ids of the networks that a service's spec names.
+fn networks_of(service: &Service) -> impl Iterator<Item = &str> {
+    let task = service.spec.as_ref().and_then(|spec| spec.task.as_ref());
+    task.into_iter().flat_map(|task| task.networks.iter().map(|network| network.target.as_str()))
+}
