@@ -1,1 +1,10 @@
-#[test] fn x(){}
+//! Real daemons as hosts in network namespaces, driven by the docker CLI and by rswarm's own.
+//! Needs root; every test makes its own lab and leaves nothing.
+
+mod cluster;
+mod engine;
+mod faults;
+mod identity;
+mod playground;
+mod refusals;
+mod support;

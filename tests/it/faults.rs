@@ -1,0 +1,92 @@
+//! What may break without anyone noticing: leaders, daemons, cables, power.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use rswarm_tests::harness::eventually;
+
+use crate::support::{cluster, converged, deploy, running, running_everywhere, running_tasks};
+
+#[test]
+fn a_killed_leader_costs_seconds_and_no_container() -> Result<()> {
+    let mut lab = cluster(5, 3)?;
+    deploy(&lab.hosts[0], "web", 5)?;
+    converged(&lab.hosts[0], "web", 5, Duration::from_secs(20))?;
+    let before = running_everywhere(&lab)?;
+
+    let leader = lab.leader(0)?;
+    let killed = Instant::now();
+    lab.hosts[leader].kill()?;
+    let other = (0..3).find(|index| *index != leader).expect("three managers");
+    eventually(Duration::from_secs(3), "another manager accepts a scale", || {
+        lab.hosts[other].docker(&["service", "scale", "--detach", "web=8"]).map(|_| true)
+    })?;
+    println!("a new leader took a write after {:?}", killed.elapsed());
+    lab.hosts[leader].start()?;
+    lab.hosts[leader].ready()?;
+    converged(&lab.hosts[other], "web", 8, Duration::from_secs(20))?;
+
+    let after = running_everywhere(&lab)?;
+    for (id, process) in &before {
+        ensure!(after.get(id) == Some(process), "container {id} was {process:?}, is {:?}", after.get(id));
+    }
+    lab.finish()
+}
+
+#[test]
+fn a_cut_off_host_is_replaced_and_nothing_runs_twice_when_it_returns() -> Result<()> {
+    let lab = cluster(4, 3)?;
+    let first = &lab.hosts[0];
+    deploy(first, "web", 4)?;
+    converged(first, "web", 4, Duration::from_secs(20))?;
+    lab.cut(3)?;
+    eventually(Duration::from_secs(10), "the tasks of h4 run elsewhere", || {
+        let tasks = running_tasks(first, "web")?;
+        Ok(tasks.len() == 4 && tasks.iter().all(|(_, node)| node != "h4"))
+    })?;
+    lab.heal(3)?;
+    eventually(Duration::from_secs(20), "h4 is ready and runs nothing that was replaced", || {
+        let status = first.docker(&["node", "inspect", "h4", "--format", "{{.Status.State}}"])?;
+        let count: usize =
+            lab.hosts.iter().map(|host| running(host).map_or(usize::MAX / 8, |all| all.len())).sum();
+        Ok(status.trim() == "ready" && count == 4)
+    })?;
+    converged(first, "web", 4, Duration::from_secs(10))?;
+    lab.finish()
+}
+
+#[test]
+fn every_daemon_stops_and_starts_and_the_cluster_is_as_before() -> Result<()> {
+    let mut lab = cluster(3, 3)?;
+    deploy(&lab.hosts[0], "web", 3)?;
+    converged(&lab.hosts[0], "web", 3, Duration::from_secs(20))?;
+    let before = running_everywhere(&lab)?;
+    for host in &mut lab.hosts {
+        host.stop()?;
+    }
+    for host in &mut lab.hosts {
+        host.start()?;
+    }
+    for host in &lab.hosts {
+        host.ready()?;
+    }
+    converged(&lab.hosts[1], "web", 3, Duration::from_secs(20))?;
+    ensure!(running_everywhere(&lab)? == before, "containers were restarted");
+    lab.finish()
+}
+
+#[test]
+fn a_worker_without_managers_keeps_its_tasks_over_a_restart() -> Result<()> {
+    let mut lab = cluster(2, 1)?;
+    deploy(&lab.hosts[0], "web", 2)?;
+    converged(&lab.hosts[0], "web", 2, Duration::from_secs(20))?;
+    let before = running(&lab.hosts[1])?;
+    lab.hosts[0].kill()?;
+    lab.hosts[1].restart_hard()?;
+    ensure!(running(&lab.hosts[1])? == before, "the worker's containers changed");
+    lab.hosts[0].start()?;
+    lab.hosts[0].ready()?;
+    converged(&lab.hosts[0], "web", 2, Duration::from_secs(20))?;
+    ensure!(running(&lab.hosts[1])? == before, "the worker's containers changed when the manager came back");
+    lab.finish()
+}
