@@ -177,19 +177,19 @@ impl Agent {
         let mut describe = tokio::time::interval(DESCRIBE_PERIOD);
         let mut flush = tokio::time::interval(REPORT_DELAY);
         flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut flush_due = false;
         loop {
+            let flush_due = self.outbox.is_some() && (self.ack_due || self.reporter.has_news());
             tokio::select! {
                 biased;
                 // Detach: containers and networks stay as they are.
                 () = scope.cancelled() => return,
+                // Before the inboxes: a stream of events must not hold back what it leads to.
+                _ = flush.tick(), if flush_due => self.flush(),
                 Some(event) = inbox.session.recv() => self.on_session(event).await,
                 Some(observed) = inbox.observed.recv() => self.on_observed(observed),
                 Some(applied) = inbox.applied.recv() => self.on_applied(applied),
                 _ = describe.tick() => self.describe().await,
-                _ = flush.tick(), if flush_due => self.flush(),
             }
-            flush_due = self.outbox.is_some();
         }
     }
 

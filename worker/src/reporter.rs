@@ -28,6 +28,11 @@ impl Reporter {
         self.waiting.remove(task_id);
     }
 
+    /// Whether there is anything to say.
+    pub(crate) fn has_news(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// The next report to send, if there is anything to say.
     pub(crate) fn next_report(&mut self) -> Option<StatusReport> {
         if self.waiting.is_empty() {
