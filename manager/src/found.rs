@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use rswarm_base::id::cluster_id;
 use rswarm_base::{Classify, Kind, Timestamp};
-use rswarm_proto::token::JoinToken;
 use rswarm_proto::tls::{
     Authority, AuthorityError, CERTIFICATE_LIFETIME, Credentials, Identity, IdentityError, Subject, new_key,
     signing_request,
 };
+use rswarm_proto::token::JoinToken;
 use rswarm_proto::wire::{
     Annotations, Cluster, ClusterSpec, Node, NodeAvailability, NodeDescription, NodeRole, NodeSpec, RootCa,
 };

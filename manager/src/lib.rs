@@ -7,6 +7,7 @@
 
 mod config;
 mod found;
+mod wal;
 
 pub use config::{Boot, Founding, ManagerConfig, TICK};
 pub use found::{ADDRESS_POOL, DATA_PATH_PORT, FoundError, NewCluster, SUBNET_SIZE, found};
