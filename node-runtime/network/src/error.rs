@@ -286,6 +286,9 @@ pub enum AttachError {
         #[source]
         source: io::Error,
     },
+    /// The overlay that a container was found in could not be taken over.
+    #[error("endpoint could not be taken over")]
+    Sandbox(#[source] Box<OverlayError>),
     /// Networking is being shut down.
     #[error("networking is shutting down")]
     ShuttingDown,
@@ -308,6 +311,7 @@ impl Classify for AttachError {
             | Self::PortBind { .. }
             | Self::PortsExhausted { .. } => Kind::Internal,
             Self::AddressMissing(_) | Self::Dns { .. } => Kind::Internal,
+            Self::Sandbox(error) => error.kind(),
             Self::ShuttingDown => Kind::Unavailable,
             Self::Kernel(error) => error.kind(),
         }

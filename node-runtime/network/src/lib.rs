@@ -8,14 +8,27 @@
 //! Is not: which network a container joins, or which address a task has in the cluster. The engine and
 //! the managers decide that.
 //! Start at [`Networks`]; then [`plan`] (what should exist, pure), `link` (making it so) and `nft`.
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
+mod actor;
+mod bridge;
+mod conntrack;
+mod dns;
 pub mod error;
+mod host;
+mod link;
 pub mod model;
+mod names;
+mod netns;
 mod networks;
+mod nft;
+mod overlay;
+pub mod plan;
+mod rules;
 
-pub use error::{AttachError, CreateBridgeError, KernelError, NetnsError, OpenError, OverlayError, RemoveError};
+pub use error::{
+    AttachError, CreateBridgeError, KernelError, NetnsError, OpenError, OverlayError, RemoveError,
+};
 pub use model::*;
 pub use netns::Netns;
 pub use networks::Networks;
-mod netns;

@@ -1,25 +1,104 @@
-//! The handle.
-use std::net::IpAddr;
+//! The handle: finds the network's owner, and has it do the work.
+//!
+//! Owners call each other in one direction only: registry, then networks (an overlay the default bridge),
+//! then the host. What is read often (which networks there are, what names lead to) is an immutable value
+//! swapped as a whole.
 
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, Mutex};
+
+use arc_swap::ArcSwap;
+use futures_util::future::join_all;
 use rswarm_base::Scope;
+use rswarm_base::ipam::Subnet;
 
-use crate::error::*;
-use crate::model::*;
-use crate::netns::Netns;
+use crate::actor::Owner;
+use crate::bridge::{Bridge, Context, disconnect, shutting_down};
+use crate::dns;
+use crate::error::{
+    AttachError, CreateBridgeError, KernelError, NetnsError, OpenError, OverlayError, RemoveError,
+};
+use crate::host::Host;
+use crate::link::Route;
+use crate::model::{
+    AttachRequest, Attached, BridgeInfo, BridgeSpec, Config, DEFAULT_BRIDGE, DnsConfig, Overlay,
+};
+use crate::names::Names;
+use crate::netns::{Netns, Pins};
+use crate::overlay::{OverlayNetwork, WayOut};
+
+/// The kernel's limit on an interface's name.
+const INTERFACE_CHARS: usize = 15;
 
 /// All networks of a daemon. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Networks;
+pub struct Networks(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    scope: Scope,
+    context: Context,
+    directory: Directory,
+    registry: Owner<Registry>,
+    /// Held only for a look-up or an insertion, never while waiting.
+    dns: Mutex<HashMap<String, dns::Server>>,
+}
+
+/// Which networks there are; written by the registry alone.
+type Directory = Arc<ArcSwap<BTreeMap<String, Network>>>;
+
+/// A network's owner.
+#[derive(Debug, Clone)]
+enum Network {
+    Bridge(BridgeInfo, Owner<Bridge>),
+    Overlay(Owner<OverlayNetwork>),
+}
+
+/// Makes and removes networks, one at a time: two must not choose the same subnet.
+#[derive(Debug)]
+struct Registry {
+    config: Config,
+    scope: Scope,
+    context: Context,
+    pins: Pins,
+    directory: Directory,
+}
 
 impl Networks {
-    /// Starts networking: adopts what a daemon of the same identifier left, makes the default bridge. Tasks
-    /// run in `scope`; when it ends, kernel objects stay.
+    /// Starts networking in the calling thread's network namespace: adopts what a daemon of the same
+    /// identifier left, makes the default bridge. Tasks run in `scope`; when it ends, kernel objects stay.
     ///
     /// # Errors
     /// When the sandbox directory or the default bridge cannot be made.
     pub async fn open(config: Config, scope: Scope) -> Result<Networks, OpenError> {
-        let _ = (config, scope);
-        todo!()
+        let home = Netns::current().map_err(|source| KernelError {
+            action: "the daemon's network namespace could not be opened".to_owned(),
+            source,
+        })?;
+        let pins = Pins::open(&config.netns_dir)
+            .map_err(|source| OpenError::NetnsDir { path: config.netns_dir.clone(), source })?;
+        let table = format!("rswarm-{}", config.daemon_id);
+        let host = Owner::spawn(&scope, Host::open(home.clone(), table).await?);
+        let names = Names::default();
+        let context = Context { daemon_id: config.daemon_id.clone(), home, host, names };
+        let directory = Directory::default();
+        let registry = Registry {
+            config: config.clone(),
+            scope: scope.clone(),
+            context: context.clone(),
+            pins,
+            directory: Arc::clone(&directory),
+        };
+        let registry = Owner::spawn(&scope, registry);
+        let dns = Mutex::default();
+        let networks = Networks(Arc::new(Shared { scope, context, directory, registry, dns }));
+        if config.default_bridge {
+            let mut spec = BridgeSpec::new(DEFAULT_BRIDGE, DEFAULT_BRIDGE);
+            spec.interface = Some(format!("rsw-{}", config.daemon_id));
+            networks.create_bridge(spec).await.map_err(OpenError::DefaultBridge)?;
+        }
+        Ok(networks)
     }
 
     /// A new network namespace, its loopback interface up.
@@ -27,7 +106,7 @@ impl Networks {
     /// # Errors
     /// When the kernel refuses.
     pub async fn create_netns(&self) -> Result<Netns, NetnsError> {
-        todo!()
+        Netns::create().await
     }
 
     /// The network namespace of a running process.
@@ -35,24 +114,29 @@ impl Networks {
     /// # Errors
     /// When there is no such process.
     pub fn open_netns(&self, pid: i32) -> Result<Netns, NetnsError> {
-        let _ = pid;
-        todo!()
+        Netns::of_process(pid)
     }
 
-    /// Makes a bridge network, or takes it over if its interface exists (give the subnet it had).
+    /// Makes a bridge network, or takes it over if its interface exists: it then keeps its subnet, unless
+    /// another one is asked for.
     ///
     /// # Errors
     /// When its subnet is taken or the kernel refuses.
     pub async fn create_bridge(&self, spec: BridgeSpec) -> Result<BridgeInfo, CreateBridgeError> {
-        let _ = spec;
-        todo!()
+        self.0
+            .registry
+            .call(move |registry| Box::pin(registry.create_bridge(spec)))
+            .await
+            .map_err(|_| shutting_down())?
     }
 
     /// The bridge network, if it is one of ours.
     #[must_use]
     pub fn bridge(&self, id: &str) -> Option<BridgeInfo> {
-        let _ = id;
-        todo!()
+        match self.network(id)? {
+            Network::Bridge(info, _) => Some(info),
+            Network::Overlay(_) => None,
+        }
     }
 
     /// Removes a bridge network; one that does not exist is no error.
@@ -60,8 +144,12 @@ impl Networks {
     /// # Errors
     /// When containers are attached to it.
     pub async fn remove_bridge(&self, id: &str) -> Result<(), RemoveError> {
-        let _ = id;
-        todo!()
+        let id = id.to_owned();
+        self.0
+            .registry
+            .call(move |registry| Box::pin(registry.remove_bridge(id)))
+            .await
+            .map_err(|_| shutting_down())?
     }
 
     /// Gives a container an interface in a network, with address, routes, published ports and names.
@@ -70,8 +158,19 @@ impl Networks {
     /// # Errors
     /// When the address or a port is taken, or the kernel refuses.
     pub async fn attach(&self, netns: &Netns, request: AttachRequest) -> Result<Attached, AttachError> {
-        let _ = (netns, request);
-        todo!()
+        let Some(network) = self.network(&request.network_id) else {
+            return Err(AttachError::NoSuchNetwork(request.network_id));
+        };
+        let netns = netns.clone();
+        let attached = match network {
+            Network::Bridge(_, owner) => {
+                owner.call(move |bridge| Box::pin(bridge.attach(netns, request))).await
+            }
+            Network::Overlay(owner) => {
+                owner.call(move |overlay| Box::pin(overlay.attach(netns, request))).await
+            }
+        };
+        attached.map_err(|_| AttachError::ShuttingDown)?
     }
 
     /// Takes a container out of one network.
@@ -79,8 +178,10 @@ impl Networks {
     /// # Errors
     /// When the kernel refuses.
     pub async fn disconnect(&self, container_id: &str, network_id: &str) -> Result<(), KernelError> {
-        let _ = (container_id, network_id);
-        todo!()
+        match self.network(network_id) {
+            Some(network) => network.detach(container_id).await,
+            None => Ok(()),
+        }
     }
 
     /// Takes a container out of all networks: interfaces, ports, names, DNS. Idempotent.
@@ -88,15 +189,21 @@ impl Networks {
     /// # Errors
     /// When the kernel refuses.
     pub async fn detach(&self, container_id: &str) -> Result<(), KernelError> {
-        let _ = container_id;
-        todo!()
+        let server = self.servers().remove(container_id);
+        if let Some(server) = server {
+            server.stop().await;
+        }
+        let networks: Vec<Network> = self.0.directory.load().values().cloned().collect();
+        let all = join_all(networks.iter().map(|network| network.detach(container_id))).await;
+        all.into_iter().collect()
     }
 
     /// Takes over a running container's endpoints after a daemon restart: addresses, ports and names are
-    /// known again, DNS is served again; its traffic is not touched. Networks must exist by then.
+    /// known again, DNS is served again; its traffic is not touched. Bridges must exist by then; overlays
+    /// may be applied later.
     ///
     /// # Errors
-    /// When DNS cannot be served.
+    /// When a bridge is missing, or DNS cannot be served.
     pub async fn adopt(
         &self,
         container_id: &str,
@@ -104,8 +211,45 @@ impl Networks {
         endpoints: &[Attached],
         dns: Option<DnsConfig>,
     ) -> Result<(), AttachError> {
-        let _ = (container_id, netns, endpoints, dns);
-        todo!()
+        for endpoint in endpoints {
+            self.adopt_endpoint(container_id, endpoint.clone()).await?;
+        }
+        match dns {
+            Some(config) => self.serve_dns(netns, container_id, config).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn adopt_endpoint(&self, container: &str, endpoint: Attached) -> Result<(), AttachError> {
+        let network_id = endpoint.network_id.clone();
+        let network = match self.network(&network_id) {
+            Some(network) => network,
+            // An overlay that the managers have not spoken of yet: its sandbox tells that it was one.
+            None => {
+                let id = network_id.clone();
+                let found = self
+                    .0
+                    .registry
+                    .call(move |registry| Box::pin(std::future::ready(registry.pinned(&id))))
+                    .await
+                    .map_err(|_| AttachError::ShuttingDown)?;
+                Network::Overlay(found.ok_or(AttachError::NoSuchNetwork(network_id))?)
+            }
+        };
+        let container = container.to_owned();
+        match network {
+            Network::Bridge(_, owner) => Ok(owner
+                .call(move |bridge| Box::pin(async move { bridge.adopt(&container, endpoint).await }))
+                .await
+                .map_err(|_| AttachError::ShuttingDown)??),
+            Network::Overlay(owner) => {
+                let adopted = owner
+                    .call(move |overlay| Box::pin(async move { overlay.adopt(&container, endpoint).await }))
+                    .await
+                    .map_err(|_| AttachError::ShuttingDown)?;
+                adopted.map_err(|source| AttachError::Sandbox(Box::new(source)))
+            }
+        }
     }
 
     /// Says that every running container was adopted: published ports that nobody claimed are withdrawn.
@@ -113,23 +257,48 @@ impl Networks {
     /// # Errors
     /// When the kernel refuses.
     pub async fn settle(&self) -> Result<(), KernelError> {
-        todo!()
+        self.0.context.host.call(|host| Box::pin(host.settle())).await.map_err(|_| shutting_down())?
     }
 
     /// Replaces the names by which a container is found in a user-defined bridge (rename, aliases).
     pub async fn set_names(&self, container_id: &str, network_id: &str, names: Vec<String>) {
-        let _ = (container_id, network_id, names);
-        todo!()
+        let Some(Network::Bridge(_, owner)) = self.network(network_id) else { return };
+        let container = container_id.to_owned();
+        // Of an owner that ended, nobody asks for names.
+        let _ = owner
+            .call(move |bridge| {
+                bridge.set_names(&container, names);
+                Box::pin(std::future::ready(()))
+            })
+            .await;
     }
 
     /// Brings an overlay to the wanted state: makes what is missing, corrects what differs, removes what
-    /// is left over. Applying the same state again changes nothing.
+    /// is left over. Applying the same state again changes nothing. Returns how many changes it took.
     ///
     /// # Errors
     /// When the state is invalid or the kernel refuses.
-    pub async fn apply_overlay(&self, overlay: Overlay) -> Result<(), OverlayError> {
-        let _ = overlay;
-        todo!()
+    pub async fn apply_overlay(&self, overlay: Overlay) -> Result<usize, OverlayError> {
+        let owner = match self.network(&overlay.network_id) {
+            Some(Network::Overlay(owner)) => owner,
+            Some(Network::Bridge(..)) => {
+                let reason = "a bridge network has the same identifier".to_owned();
+                return Err(OverlayError::Invalid { network: overlay.name, reason });
+            }
+            None => {
+                let id = overlay.network_id.clone();
+                self.0
+                    .registry
+                    .call(move |registry| Box::pin(std::future::ready(registry.overlay(&id))))
+                    .await
+                    .map_err(|_| shutting_down())?
+            }
+        };
+        Ok(owner
+            .call(move |network| Box::pin(network.apply(overlay)))
+            .await
+            .map_err(|_| shutting_down())??
+            .len())
     }
 
     /// Removes an overlay's sandbox from this node; one that does not exist is no error.
@@ -137,8 +306,26 @@ impl Networks {
     /// # Errors
     /// When the kernel refuses.
     pub async fn remove_overlay(&self, network_id: &str) -> Result<(), OverlayError> {
-        let _ = network_id;
-        todo!()
+        let id = network_id.to_owned();
+        self.0
+            .registry
+            .call(move |registry| Box::pin(registry.remove_overlay(id)))
+            .await
+            .map_err(|_| shutting_down())?
+    }
+
+    /// The overlays on this node: applied, adopted, or left pinned by a daemon before.
+    ///
+    /// # Errors
+    /// When the sandbox directory cannot be read.
+    pub async fn overlays(&self) -> Result<Vec<String>, KernelError> {
+        let names = self
+            .0
+            .registry
+            .call(|registry| Box::pin(std::future::ready(registry.pins.names())))
+            .await
+            .map_err(|_| shutting_down())?;
+        names.map_err(|source| KernelError { action: "sandboxes could not be listed".to_owned(), source })
     }
 
     /// Serves DNS at 127.0.0.11 inside the namespace; a second call replaces the configuration.
@@ -151,23 +338,272 @@ impl Networks {
         container_id: &str,
         config: DnsConfig,
     ) -> Result<(), AttachError> {
-        let _ = (netns, container_id, config);
-        todo!()
+        if let Some(server) = self.servers().get(container_id) {
+            server.reconfigure(config);
+            return Ok(());
+        }
+        let names = self.0.context.names.clone();
+        let server = dns::Server::start(netns, names, config, &self.0.scope).await;
+        let server =
+            server.map_err(|source| AttachError::Dns { container: container_id.to_owned(), source })?;
+        let before = self.servers().insert(container_id.to_owned(), server);
+        if let Some(before) = before {
+            before.stop().await;
+        }
+        Ok(())
     }
 
-    /// The names that a container's DNS would answer for `name`, for diagnosis.
+    /// The addresses that a container on these networks would be told for `name`; `None` when its question
+    /// would go to the upstream servers.
     #[must_use]
-    pub fn lookup(&self, networks: &[String], name: &str) -> Vec<IpAddr> {
-        let _ = (networks, name);
-        todo!()
+    pub fn lookup(&self, networks: &[String], name: &str) -> Option<Vec<IpAddr>> {
+        self.0.context.names.resolve(networks, name)
     }
 
-    /// Removes every kernel object of this daemon: sandboxes, bridges, rules. For uninstalling; containers
-    /// must be gone.
+    /// Removes every kernel object of this daemon: sandboxes, bridges, pairs, rules. For uninstalling;
+    /// containers should be gone.
     ///
     /// # Errors
     /// The first thing that the kernel refused; the rest is removed all the same.
     pub async fn close_all(&self) -> Result<(), KernelError> {
-        todo!()
+        let servers: Vec<_> = self.servers().drain().map(|(_, server)| server).collect();
+        join_all(servers.into_iter().map(dns::Server::stop)).await;
+        self.0.registry.call(|registry| Box::pin(registry.close_all())).await.map_err(|_| shutting_down())?
+    }
+
+    fn network(&self, id: &str) -> Option<Network> {
+        self.0.directory.load().get(id).cloned()
+    }
+
+    fn servers(&self) -> std::sync::MutexGuard<'_, HashMap<String, dns::Server>> {
+        self.0.dns.lock().expect("nothing panics while it holds this lock")
+    }
+}
+
+impl Network {
+    async fn detach(&self, container: &str) -> Result<(), KernelError> {
+        let container = container.to_owned();
+        let detached = match self {
+            Network::Bridge(_, owner) => {
+                owner.call(move |bridge| Box::pin(async move { bridge.detach(&container).await })).await
+            }
+            Network::Overlay(owner) => {
+                owner.call(move |overlay| Box::pin(async move { overlay.detach(&container).await })).await
+            }
+        };
+        // A network that was removed meanwhile took its endpoints with it.
+        detached.unwrap_or(Ok(()))
+    }
+}
+
+impl Registry {
+    async fn create_bridge(&mut self, spec: BridgeSpec) -> Result<BridgeInfo, CreateBridgeError> {
+        if let Some(Network::Bridge(info, _)) = self.directory.load().get(&spec.id) {
+            return Ok(info.clone());
+        }
+        let interface = spec.interface.clone().unwrap_or_else(|| bridge_name(&spec.id));
+        if interface.is_empty() || interface.len() > INTERFACE_CHARS || interface.contains(['/', ' ']) {
+            return Err(CreateBridgeError::Interface(interface));
+        }
+        let had = self.subnet_of(&interface, &spec.id).await?;
+        let subnet = self.choose_subnet(&spec, had).await?;
+        let gateway = match spec.gateway.or_else(|| subnet.nth(1)) {
+            Some(gateway) if subnet.contains(gateway) && gateway != subnet.address() => gateway,
+            other => return Err(CreateBridgeError::Gateway(other.unwrap_or(subnet.address()))),
+        };
+        let info = BridgeInfo { id: spec.id.clone(), interface, subnet, gateway };
+        let bridge = Bridge::open(spec, info.clone(), self.context.clone()).await?;
+        let owner = Owner::spawn(&self.scope, bridge);
+        self.insert(info.id.clone(), Network::Bridge(info.clone(), owner));
+        Ok(info)
+    }
+
+    /// The subnet of an interface that exists; one that is not this network's is an error.
+    async fn subnet_of(&self, interface: &str, id: &str) -> Result<Option<Subnet>, CreateBridgeError> {
+        let list = || Route::open()?.list();
+        let found = self.context.home.act("links could not be listed", list).await?;
+        let Some(link) = found.links.iter().find(|link| link.link.name == interface) else { return Ok(None) };
+        if link.link.alias != self.context.alias(id) {
+            return Err(CreateBridgeError::Interface(interface.to_owned()));
+        }
+        let address = found.addresses.iter().find(|entry| entry.link == interface);
+        Ok(address.and_then(|entry| Subnet::new(entry.address, entry.prefix)))
+    }
+
+    async fn choose_subnet(
+        &self,
+        spec: &BridgeSpec,
+        had: Option<Subnet>,
+    ) -> Result<Subnet, CreateBridgeError> {
+        let taken: Vec<Subnet> = self
+            .directory
+            .load()
+            .values()
+            .filter_map(|network| match network {
+                Network::Bridge(info, _) => Some(info.subnet),
+                Network::Overlay(_) => None,
+            })
+            .collect();
+        if let Some(asked) = spec.subnet {
+            let fits = !taken.iter().any(|other| other.overlaps(asked));
+            if !asked.address().is_ipv4() {
+                return Err(CreateBridgeError::Family(asked));
+            }
+            return fits.then_some(asked).ok_or(CreateBridgeError::Overlap(asked));
+        }
+        if let Some(had) = had {
+            return Ok(had);
+        }
+        let routed = || Route::open()?.routed_subnets();
+        let routed = self.context.home.act("routes could not be listed", routed).await?;
+        let is_free = |pool: &&Subnet| !taken.iter().chain(&routed).any(|other| other.overlaps(**pool));
+        let pools = default_pools();
+        let pools = if self.config.bridge_pools.is_empty() { &pools } else { &self.config.bridge_pools };
+        pools.iter().find(is_free).copied().ok_or(CreateBridgeError::NoFreePool)
+    }
+
+    async fn remove_bridge(&mut self, id: String) -> Result<(), RemoveError> {
+        let Some(Network::Bridge(_, owner)) = self.directory.load().get(&id).cloned() else { return Ok(()) };
+        owner
+            .call(|bridge| {
+                let work = async move {
+                    if bridge.is_in_use() {
+                        return Err(RemoveError::InUse { network: bridge.spec.name.clone() });
+                    }
+                    Ok(bridge.close().await?)
+                };
+                Box::pin(work)
+            })
+            .await
+            .map_err(|_| shutting_down())??;
+        self.take(&id);
+        Ok(())
+    }
+
+    /// The overlay's owner, made if there is none.
+    fn overlay(&mut self, id: &str) -> Owner<OverlayNetwork> {
+        if let Some(Network::Overlay(owner)) = self.directory.load().get(id) {
+            return owner.clone();
+        }
+        let way_out = match self.directory.load().get(DEFAULT_BRIDGE) {
+            Some(Network::Bridge(info, owner)) => Some(WayOut { info: info.clone(), owner: owner.clone() }),
+            _ => None,
+        };
+        let network = OverlayNetwork::new(id.to_owned(), self.context.clone(), self.pins.clone(), way_out);
+        let owner = Owner::spawn(&self.scope, network);
+        self.insert(id.to_owned(), Network::Overlay(owner.clone()));
+        owner
+    }
+
+    /// The owner of an overlay whose sandbox was left by a daemon before.
+    fn pinned(&mut self, id: &str) -> Option<Owner<OverlayNetwork>> {
+        let exists = self.pins.names().is_ok_and(|names| names.iter().any(|name| name == id));
+        exists.then(|| self.overlay(id))
+    }
+
+    async fn remove_overlay(&mut self, id: String) -> Result<(), OverlayError> {
+        let Some(owner) = self.pinned(&id).or_else(|| self.known_overlay(&id)) else { return Ok(()) };
+        owner.call(|network| Box::pin(network.close())).await.map_err(|_| shutting_down())??;
+        self.take(&id);
+        Ok(())
+    }
+
+    fn known_overlay(&self, id: &str) -> Option<Owner<OverlayNetwork>> {
+        match self.directory.load().get(id) {
+            Some(Network::Overlay(owner)) => Some(owner.clone()),
+            _ => None,
+        }
+    }
+
+    async fn close_all(&mut self) -> Result<(), KernelError> {
+        let mut first = None;
+        let mut note = |done: Result<(), KernelError>| {
+            if let Err(error) = done {
+                tracing::warn!(error = %rswarm_base::Chain(&error), "network object left behind");
+                first.get_or_insert(error);
+            }
+        };
+        let pinned = self.pins.names().unwrap_or_default();
+        for id in pinned {
+            let done = self.remove_overlay(id).await;
+            note(done.map_err(|error| KernelError {
+                action: rswarm_base::Chain(&error).to_string(),
+                source: std::io::Error::other("sandbox not removed"),
+            }));
+        }
+        let links = self.our_links().await;
+        note(links.as_ref().map(|_| ()).map_err(|error| KernelError {
+            action: error.action.clone(),
+            source: std::io::Error::from(error.source.kind()),
+        }));
+        for name in links.unwrap_or_default() {
+            note(disconnect(&self.context.home, &name).await);
+        }
+        note(
+            self.context
+                .host
+                .call(|host| Box::pin(host.close()))
+                .await
+                .unwrap_or_else(|_| Err(shutting_down())),
+        );
+        self.directory.store(Arc::default());
+        let path = self.config.netns_dir.display();
+        let action = format!("sandbox directory `{path}` could not be removed");
+        note(self.pins.close().map_err(|source| KernelError { action, source }));
+        first.map_or(Ok(()), Err)
+    }
+
+    /// The links in the daemon's namespace that carry its mark.
+    async fn our_links(&self) -> Result<Vec<String>, KernelError> {
+        let prefix = Context::alias_prefix(&self.config.daemon_id);
+        let list = move || {
+            let links = Route::open()?.links()?.into_iter();
+            Ok(links.filter(|link| link.link.alias.starts_with(&prefix)).map(|link| link.link.name).collect())
+        };
+        self.context.home.act("links could not be listed", list).await
+    }
+
+    fn insert(&self, id: String, network: Network) {
+        let mut all = BTreeMap::clone(&self.directory.load());
+        all.insert(id, network);
+        self.directory.store(Arc::new(all));
+    }
+
+    fn take(&self, id: &str) {
+        let mut all = BTreeMap::clone(&self.directory.load());
+        all.remove(id);
+        self.directory.store(Arc::new(all));
+    }
+}
+
+/// The interface of a user-defined bridge, named as Docker names it.
+fn bridge_name(id: &str) -> String {
+    format!("br-{}", rswarm_base::id::short(id))
+}
+
+/// Docker's pools for local networks, in its order: 172.17.0.0/16 to 172.31.0.0/16, then 192.168.0.0/16
+/// in parts of 4096 addresses.
+fn default_pools() -> Vec<Subnet> {
+    let large = (17..=31).map(|second| (Ipv4Addr::new(172, second, 0, 0), 16));
+    let small = (0..16).map(|part| (Ipv4Addr::new(192, 168, part * 16, 0), 20));
+    large.chain(small).filter_map(|(address, prefix)| Subnet::new(address.into(), prefix)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_pools_are_dockers() {
+        let pools = default_pools();
+        assert_eq!(pools[0].to_string(), "172.17.0.0/16");
+        assert_eq!(pools[15].to_string(), "192.168.0.0/20");
+        assert_eq!(pools.last().map(ToString::to_string).as_deref(), Some("192.168.240.0/20"));
+    }
+
+    #[test]
+    fn bridge_names_fit_the_kernel() {
+        assert_eq!(bridge_name(&"0123456789abcdef".repeat(4)), "br-0123456789ab");
+        assert_eq!(bridge_name("short"), "br-short");
     }
 }

@@ -1,0 +1,424 @@
+//! DNS for one container, at 127.0.0.11 in its namespace: names of its networks, everything else from the
+//! upstream servers.
+//!
+//! The sockets are in the container's namespace and on ports of the kernel's choice; the container's own
+//! rules lead port 53 there, so that it may run a name server itself. Questions to upstream servers leave
+//! from the daemon's namespace.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
+use hickory_proto::rr::rdata::{A, AAAA, PTR};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
+use rswarm_base::{IdGen, Scope};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use crate::model::DnsConfig;
+use crate::names::Names;
+use crate::netns::Netns;
+use crate::{nft, rules};
+
+/// Where containers ask.
+const SERVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
+/// The table in the container's namespace.
+const TABLE: &str = "rswarm-dns";
+/// How long an answer may be remembered, in seconds: a task may be gone the next moment.
+const TTL: u32 = 2;
+/// Questions of one container in flight; more are refused, as Docker does.
+const IN_FLIGHT: usize = 1024;
+/// All upstream servers together have this long; clients give up after five seconds.
+const FORWARD: Duration = Duration::from_secs(2);
+/// Upstream servers that are asked, as a resolver would.
+const UPSTREAMS: usize = 3;
+/// A TCP client that says nothing for this long is hung up on.
+const IDLE: Duration = Duration::from_secs(5);
+/// The largest UDP answer without EDNS.
+const UDP_BYTES: u16 = 512;
+/// The largest UDP datagram that we read or send.
+const UDP_BYTES_MAX: u16 = 4096;
+const DNS_PORT: u16 = 53;
+
+/// A container's DNS. Dropping it leaves the sockets open: they end by [`Server::stop`] or with the scope.
+#[derive(Debug)]
+pub struct Server {
+    config: Arc<ArcSwap<DnsConfig>>,
+    scope: Scope,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Transport {
+    Udp,
+    Tcp,
+}
+
+/// What the tasks of one server share.
+#[derive(Debug, Clone)]
+struct Resolver {
+    names: Names,
+    config: Arc<ArcSwap<DnsConfig>>,
+    in_flight: Arc<Semaphore>,
+}
+
+impl Server {
+    /// Opens the sockets, leads port 53 to them and serves.
+    pub async fn start(netns: &Netns, names: Names, config: DnsConfig, parent: &Scope) -> io::Result<Server> {
+        let (udp, tcp) = netns.run(open_sockets).await??;
+        let (udp, tcp) = (UdpSocket::from_std(udp)?, TcpListener::from_std(tcp)?);
+        let config = Arc::new(ArcSwap::from_pointee(config));
+        let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
+        let resolver = Resolver { names, config: Arc::clone(&config), in_flight };
+        let scope = parent.child("dns");
+        scope.spawn(serve_udp(Arc::new(udp), resolver.clone(), scope.clone()));
+        scope.spawn(serve_tcp(tcp, resolver, scope.clone()));
+        Ok(Server { config, scope })
+    }
+
+    /// Changes networks and upstream servers.
+    pub fn reconfigure(&self, config: DnsConfig) {
+        self.config.store(Arc::new(config));
+    }
+
+    /// Closes the sockets, which hold the container's namespace.
+    pub async fn stop(self) {
+        self.scope.shutdown(FORWARD).await;
+    }
+}
+
+fn open_sockets() -> io::Result<(std::net::UdpSocket, std::net::TcpListener)> {
+    let udp = std::net::UdpSocket::bind((SERVER, 0))?;
+    let tcp = std::net::TcpListener::bind((SERVER, 0))?;
+    udp.set_nonblocking(true)?;
+    tcp.set_nonblocking(true)?;
+    let table = rules::dns(TABLE, SERVER, udp.local_addr()?.port(), tcp.local_addr()?.port());
+    nft::commit(None, Some(&table), TABLE)?;
+    Ok((udp, tcp))
+}
+
+async fn serve_udp(socket: Arc<UdpSocket>, resolver: Resolver, scope: Scope) {
+    let mut buffer = vec![0; usize::from(UDP_BYTES_MAX)];
+    loop {
+        let received = tokio::select! {
+            biased;
+            () = scope.cancelled() => return,
+            received = socket.recv_from(&mut buffer) => received,
+        };
+        // An error here is about an earlier answer that could not be delivered.
+        let Ok((length, client)) = received else { continue };
+        let query = buffer[..length].to_vec();
+        let Some(permit) = resolver.permit() else {
+            if let Some(refusal) = refusal(&query, ResponseCode::Refused) {
+                let _ = socket.try_send_to(&refusal, client);
+            }
+            continue;
+        };
+        let (socket, resolver, cancel) = (Arc::clone(&socket), resolver.clone(), scope.token());
+        scope.spawn(async move {
+            let _permit = permit;
+            let answer = tokio::select! {
+                biased;
+                () = cancel.cancelled() => return,
+                answer = resolver.answer(&query, Transport::Udp) => answer,
+            };
+            if let Some(answer) = answer {
+                let _ = socket.send_to(&answer, client).await;
+            }
+        });
+    }
+}
+
+async fn serve_tcp(listener: TcpListener, resolver: Resolver, scope: Scope) {
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = scope.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((stream, _)) = accepted else {
+            // Out of descriptors, most likely: trying at once would only spin.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let Some(permit) = resolver.permit() else { continue };
+        let (resolver, cancel) = (resolver.clone(), scope.token());
+        scope.spawn(async move {
+            let _permit = permit;
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => {}
+                // A client that breaks off or sends garbage is its own affair.
+                _ = serve_stream(stream, &resolver) => {}
+            }
+        });
+    }
+}
+
+async fn serve_stream(mut stream: TcpStream, resolver: &Resolver) -> io::Result<()> {
+    loop {
+        let query = timeout(IDLE, read_framed(&mut stream)).await??;
+        let Some(answer) = resolver.answer(&query, Transport::Tcp).await else { return Ok(()) };
+        timeout(IDLE, write_framed(&mut stream, &answer)).await??;
+    }
+}
+
+async fn read_framed(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut message = vec![0; usize::from(stream.read_u16().await?)];
+    stream.read_exact(&mut message).await?;
+    Ok(message)
+}
+
+async fn write_framed(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(message.len()).map_err(io::Error::other)?;
+    let framed = [&length.to_be_bytes(), message].concat();
+    stream.write_all(&framed).await
+}
+
+impl Resolver {
+    fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.in_flight).try_acquire_owned().ok()
+    }
+
+    /// The answer to a message; `None` for one that is no question at all.
+    async fn answer(&self, query: &[u8], transport: Transport) -> Option<Vec<u8>> {
+        let Ok(message) = Message::from_vec(query) else { return refusal(query, ResponseCode::FormErr) };
+        if message.metadata.message_type != MessageType::Query {
+            return None;
+        }
+        if message.metadata.op_code != OpCode::Query {
+            return refusal(query, ResponseCode::NotImp);
+        }
+        let [question] = message.queries.as_slice() else { return refusal(query, ResponseCode::FormErr) };
+        let config = self.config.load_full();
+        let (name, kind) = (question.name(), question.query_type());
+        let local = match question.query_class() {
+            DNSClass::IN => self.local(&config.networks, name, kind),
+            _ => None,
+        };
+        match local {
+            Some(records) => reply(&message, records, transport),
+            None => forward(query, &config.upstream, transport).await,
+        }
+    }
+
+    /// What the networks know; `None` when they do not know the name.
+    fn local(&self, networks: &[String], name: &Name, kind: RecordType) -> Option<Vec<Record>> {
+        let text = name.to_ascii();
+        if kind == RecordType::PTR {
+            let found = self.names.reverse(networks, parse_arpa(&text)?)?;
+            let target = Name::from_ascii(format!("{found}.")).ok()?;
+            return Some(vec![Record::from_rdata(name.clone(), TTL, RData::PTR(PTR(target)))]);
+        }
+        let mut addresses = self.names.resolve(networks, &text)?;
+        shuffle(&mut addresses);
+        let records = addresses.into_iter().filter_map(|address| match (address, kind) {
+            (IpAddr::V4(v4), RecordType::A) => Some(RData::A(A(v4))),
+            (IpAddr::V6(v6), RecordType::AAAA) => Some(RData::AAAA(AAAA(v6))),
+            // The name is known and has nothing of this kind: an empty answer, never somebody else's.
+            _ => None,
+        });
+        Some(records.map(|data| Record::from_rdata(name.clone(), TTL, data)).collect())
+    }
+}
+
+/// The address in a reverse name: `4.3.2.1.in-addr.arpa.` or its IPv6 kin.
+fn parse_arpa(name: &str) -> Option<IpAddr> {
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    if let Some(labels) = name.strip_suffix(".in-addr.arpa") {
+        let bytes: Vec<u8> = labels.rsplit('.').map(str::parse).collect::<Result<_, _>>().ok()?;
+        return <[u8; 4]>::try_from(bytes).ok().map(|bytes| Ipv4Addr::from(bytes).into());
+    }
+    let labels = name.strip_suffix(".ip6.arpa")?;
+    let digits: String = labels.rsplit('.').collect();
+    let is_whole = digits.len() == 32 && labels.split('.').all(|label| label.len() == 1);
+    let bits = u128::from_str_radix(&digits, 16).ok().filter(|_| is_whole)?;
+    Some(Ipv6Addr::from_bits(bits).into())
+}
+
+fn shuffle(addresses: &mut [IpAddr]) {
+    if addresses.len() < 2 {
+        return;
+    }
+    let mut random = IdGen::from_system();
+    for last in (1..addresses.len()).rev() {
+        addresses.swap(last, (random.number() % (last as u64 + 1)) as usize);
+    }
+}
+
+fn reply(query: &Message, records: Vec<Record>, transport: Transport) -> Option<Vec<u8>> {
+    let mut message = blank_reply(query, ResponseCode::NoError);
+    let limit = match transport {
+        Transport::Tcp => usize::from(u16::MAX),
+        Transport::Udp => {
+            let asked = query.edns.as_ref().map_or(UDP_BYTES, |edns| edns.max_payload());
+            usize::from(asked.clamp(UDP_BYTES, UDP_BYTES_MAX))
+        }
+    };
+    message.add_answers(records);
+    let mut bytes = message.to_vec().ok()?;
+    if bytes.len() > limit {
+        // The client asks again by TCP, where all of it fits.
+        message.metadata.truncation = true;
+        while bytes.len() > limit {
+            let keep = message.answers.len() * limit / bytes.len();
+            message.answers.truncate(keep.min(message.answers.len().saturating_sub(1)));
+            bytes = message.to_vec().ok()?;
+        }
+    }
+    Some(bytes)
+}
+
+fn blank_reply(query: &Message, code: ResponseCode) -> Message {
+    let mut message = Message::new(query.metadata.id, MessageType::Response, query.metadata.op_code);
+    message.metadata.recursion_desired = query.metadata.recursion_desired;
+    message.metadata.recursion_available = true;
+    message.metadata.response_code = code;
+    message.add_queries(query.queries.iter().cloned());
+    message
+}
+
+/// An answer that is only a code. Of a message that cannot be parsed, only the identifier is known.
+fn refusal(query: &[u8], code: ResponseCode) -> Option<Vec<u8>> {
+    if let Ok(message) = Message::from_vec(query) {
+        return blank_reply(&message, code).to_vec().ok();
+    }
+    let id = u16::from_be_bytes(*query.first_chunk::<2>().filter(|_| query.len() >= 12)?);
+    let mut message = Message::new(id, MessageType::Response, OpCode::Query);
+    message.metadata.response_code = code;
+    message.to_vec().ok()
+}
+
+/// Asks the upstream servers in order. One that is silent, refuses or fails is followed by the next.
+async fn forward(query: &[u8], upstream: &[IpAddr], transport: Transport) -> Option<Vec<u8>> {
+    let servers = &upstream[..upstream.len().min(UPSTREAMS)];
+    if servers.is_empty() {
+        return refusal(query, ResponseCode::NXDomain);
+    }
+    let share = FORWARD / servers.len() as u32;
+    let mut last = None;
+    for server in servers {
+        let server = SocketAddr::new(*server, DNS_PORT);
+        let asked = match transport {
+            Transport::Udp => timeout(share, ask_udp(server, query)).await,
+            Transport::Tcp => timeout(share, ask_tcp(server, query)).await,
+        };
+        match asked {
+            Ok(Ok(answer)) if !is_failure(&answer) => return Some(answer),
+            Ok(Ok(answer)) => last = Some(answer),
+            Ok(Err(error)) => tracing::debug!(%server, %error, "name server could not be asked"),
+            Err(_) => tracing::debug!(%server, "name server did not answer"),
+        }
+    }
+    last.or_else(|| refusal(query, ResponseCode::ServFail))
+}
+
+/// SERVFAIL and REFUSED are no answers: another server may have one.
+fn is_failure(answer: &[u8]) -> bool {
+    let code = answer.get(3).map_or(0, |flags| flags & 0x0f);
+    [u16::from(ResponseCode::ServFail), u16::from(ResponseCode::Refused)].contains(&u16::from(code))
+}
+
+async fn ask_udp(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
+    let any: IpAddr =
+        if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(server).await?;
+    // An identifier of our own: the container must not be able to choose it for a forger.
+    let id = (IdGen::from_system().number() as u16).to_be_bytes();
+    let mut ours = query.to_vec();
+    ours[..2].copy_from_slice(&id);
+    socket.send(&ours).await?;
+    let mut buffer = vec![0; usize::from(u16::MAX)];
+    loop {
+        let length = socket.recv(&mut buffer).await?;
+        if length >= 12 && buffer[..2] == id {
+            buffer.truncate(length);
+            buffer[..2].copy_from_slice(&query[..2]);
+            return Ok(buffer);
+        }
+    }
+}
+
+async fn ask_tcp(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(server).await?;
+    write_framed(&mut stream, query).await?;
+    read_framed(&mut stream).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::NameTable;
+    use hickory_proto::op::Query;
+
+    fn resolver(count: u8) -> Resolver {
+        let names = Names::default();
+        let mut table = NameTable::new("net");
+        for n in 0..count {
+            table.add_container(&["many".to_owned()], IpAddr::from([10, 0, 0, n]));
+        }
+        names.publish("n", table);
+        let config = DnsConfig { networks: vec!["n".into()], upstream: Vec::new() };
+        Resolver {
+            names,
+            config: Arc::new(ArcSwap::from_pointee(config)),
+            in_flight: Arc::new(Semaphore::new(IN_FLIGHT)),
+        }
+    }
+
+    async fn ask(resolver: &Resolver, name: &str, kind: RecordType, transport: Transport) -> Message {
+        let mut message = Message::new(7, MessageType::Query, OpCode::Query);
+        message.add_query(Query::query(Name::from_ascii(name).expect("name"), kind));
+        let answer = resolver.answer(&message.to_vec().expect("query"), transport).await.expect("an answer");
+        Message::from_vec(&answer).expect("message")
+    }
+
+    #[tokio::test]
+    async fn a_known_name_without_an_address_of_the_kind_is_empty_and_not_missing() {
+        let resolver = resolver(1);
+        let answer = ask(&resolver, "MANY.net.", RecordType::A, Transport::Udp).await;
+        assert_eq!((answer.metadata.response_code, answer.answers.len()), (ResponseCode::NoError, 1));
+        let answer = ask(&resolver, "many.", RecordType::AAAA, Transport::Udp).await;
+        assert_eq!((answer.metadata.response_code, answer.answers.len()), (ResponseCode::NoError, 0));
+        let answer = ask(&resolver, "nobody.", RecordType::A, Transport::Udp).await;
+        assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);
+    }
+
+    #[tokio::test]
+    async fn a_long_answer_is_truncated_by_udp_and_whole_by_tcp() {
+        let resolver = resolver(200);
+        let answer = ask(&resolver, "many.", RecordType::A, Transport::Udp).await;
+        assert!(answer.metadata.truncation);
+        assert!(answer.to_vec().expect("message").len() <= usize::from(UDP_BYTES));
+        let answer = ask(&resolver, "many.", RecordType::A, Transport::Tcp).await;
+        assert_eq!((answer.metadata.truncation, answer.answers.len()), (false, 200));
+    }
+
+    #[tokio::test]
+    async fn an_address_leads_to_its_name() {
+        let answer = ask(&resolver(1), "0.0.0.10.in-addr.arpa.", RecordType::PTR, Transport::Udp).await;
+        assert_eq!(answer.answers[0].data.to_string(), "many.net.");
+    }
+
+    #[tokio::test]
+    async fn garbage_is_answered_with_its_identifier_or_not_at_all() {
+        let resolver = resolver(0);
+        assert_eq!(resolver.answer(&[1, 2, 3], Transport::Udp).await, None);
+        let answer = resolver.answer(&[0xab, 0xcd, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0xff], Transport::Udp).await;
+        let answer = Message::from_vec(&answer.expect("an answer")).expect("message");
+        assert_eq!((answer.metadata.id, answer.metadata.response_code), (0xabcd, ResponseCode::FormErr));
+    }
+
+    #[test]
+    fn reverse_names_are_read_backwards() {
+        assert_eq!(parse_arpa("4.3.2.1.in-addr.arpa."), Some(IpAddr::from([1, 2, 3, 4])));
+        assert_eq!(parse_arpa("2.1.in-addr.arpa."), None);
+        let six = format!("1.{}ip6.arpa.", "0.".repeat(31));
+        assert_eq!(parse_arpa(&six), Some(Ipv6Addr::LOCALHOST.into()));
+    }
+}

@@ -1,0 +1,283 @@
+//! The daemon's own network namespace: its nftables table, and which host port belongs to whom.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
+
+use crate::error::{AttachError, KernelError};
+use crate::model::{BoundPort, PortBinding, Protocol};
+use crate::netns::{Netns, set_sysctl};
+use crate::nft::{self, Table};
+use crate::rules::{self, BridgeRules, HostPort, Target};
+
+/// How often the kernel is asked for a free port before giving up.
+const EPHEMERAL_TRIES: u32 = 32;
+
+/// One container's endpoint in one network.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Endpoint {
+    /// The container.
+    pub container: String,
+    /// The network.
+    pub network: String,
+}
+
+/// A port to publish, and where it leads.
+#[derive(Debug, Clone)]
+pub struct Publish {
+    /// What was asked for.
+    pub binding: PortBinding,
+    /// Where the host sends it.
+    pub target: Target,
+}
+
+/// A host port that is taken.
+#[derive(Debug)]
+struct Lease {
+    owner: Endpoint,
+    target: Target,
+    /// Keeps other processes of the host from binding the port; `None` when one had it already at adoption.
+    _reserved: Option<OwnedFd>,
+}
+
+/// The namespace's owner.
+#[derive(Debug)]
+pub struct Host {
+    home: Netns,
+    /// The table's name.
+    table: String,
+    bridges: BTreeMap<String, BridgeRules>,
+    leases: BTreeMap<HostPort, Lease>,
+    /// What a daemon before us published, until its containers are adopted or [`Host::settle`].
+    inherited: BTreeMap<HostPort, Target>,
+    /// What the kernel has.
+    applied: Option<Table>,
+}
+
+impl Host {
+    /// Prepares the namespace, and reads what was published before.
+    pub async fn open(home: Netns, table: String) -> Result<Host, KernelError> {
+        let name = table.clone();
+        let read = move || {
+            set_sysctl("ipv4/ip_forward", "1");
+            let mut inherited = BTreeMap::new();
+            for map in [rules::BY_ADDRESS, rules::ANY] {
+                let elements = nft::elements(&name, map)?;
+                inherited.extend(elements.iter().filter_map(|(key, value)| rules::read_port((key, value))));
+            }
+            Ok(inherited)
+        };
+        let inherited = home.act(format!("rules of table `{table}` could not be listed"), read).await?;
+        Ok(Host { home, table, bridges: BTreeMap::new(), leases: BTreeMap::new(), inherited, applied: None })
+    }
+
+    /// Adds or changes a bridge's rules.
+    pub async fn set_bridge(&mut self, interface: String, rules: BridgeRules) -> Result<(), KernelError> {
+        let before = self.bridges.insert(interface.clone(), rules);
+        let done = self.apply().await;
+        if done.is_err() {
+            match before {
+                Some(rules) => self.bridges.insert(interface, rules),
+                None => self.bridges.remove(&interface),
+            };
+        }
+        done
+    }
+
+    /// Removes a bridge's rules.
+    pub async fn remove_bridge(&mut self, interface: &str) -> Result<(), KernelError> {
+        self.bridges.remove(interface);
+        self.apply().await
+    }
+
+    /// Publishes ports: all of them, or none.
+    pub async fn publish(
+        &mut self,
+        owner: Endpoint,
+        ports: Vec<Publish>,
+        inside: IpAddr,
+    ) -> Result<Vec<BoundPort>, AttachError> {
+        let mut bound = Vec::new();
+        let mut taken = Vec::new();
+        let mut failed = None;
+        for port in &ports {
+            match self.lease(&owner, port, inside).await {
+                Ok(host) => {
+                    taken.push(host);
+                    bound.push(BoundPort {
+                        host_ip: host.address.into(),
+                        host_port: host.port,
+                        container_port: port.binding.container_port,
+                        protocol: host.protocol,
+                    });
+                }
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            }
+        }
+        if failed.is_none() && !taken.is_empty() {
+            failed = self.apply().await.err().map(AttachError::from);
+        }
+        let Some(error) = failed else { return Ok(bound) };
+        for port in taken {
+            self.leases.remove(&port);
+        }
+        Err(error)
+    }
+
+    /// Takes over ports that a running container had published, without touching its traffic.
+    pub async fn adopt(
+        &mut self,
+        owner: Endpoint,
+        ports: Vec<(BoundPort, Target)>,
+    ) -> Result<(), KernelError> {
+        for (port, target) in ports {
+            let IpAddr::V4(address) = port.host_ip else { continue };
+            let host = HostPort { address, protocol: port.protocol, port: port.host_port };
+            let reserved = self.home.run(move || reserve(host)).await.and_then(std::convert::identity);
+            if let Err(error) = &reserved {
+                tracing::warn!(?host, %error, "published port is not reserved: another process has it");
+            }
+            let reserved = reserved.ok().map(|(socket, _)| socket);
+            self.leases.insert(host, Lease { owner: owner.clone(), target, _reserved: reserved });
+        }
+        self.apply().await
+    }
+
+    /// Withdraws what an endpoint published.
+    pub async fn withdraw(&mut self, owner: &Endpoint) -> Result<(), KernelError> {
+        self.leases.retain(|_, lease| lease.owner != *owner);
+        self.apply().await
+    }
+
+    /// Withdraws what nobody adopted.
+    pub async fn settle(&mut self) -> Result<(), KernelError> {
+        self.inherited.clear();
+        self.apply().await
+    }
+
+    /// Removes the table.
+    pub async fn close(&mut self) -> Result<(), KernelError> {
+        self.leases.clear();
+        self.bridges.clear();
+        self.inherited.clear();
+        self.applied = None;
+        let table = self.table.clone();
+        let action = format!("table `{table}` could not be removed");
+        self.home.act(action, move || nft::commit(None, None, &table)).await.map(|_| ())
+    }
+
+    async fn apply(&mut self) -> Result<(), KernelError> {
+        let mut ports = self.inherited.clone();
+        ports.extend(self.leases.iter().map(|(port, lease)| (*port, lease.target)));
+        let wanted = rules::host(&self.table, &self.bridges, &ports);
+        let before = self.applied.take();
+        let action = format!("rules of table `{}` could not be changed", self.table);
+        let commit = move || {
+            nft::commit(before.as_ref(), Some(&wanted), &wanted.name)?;
+            Ok(wanted)
+        };
+        // After an error it is unknown what the kernel has, so the next change replaces all of it.
+        self.applied = Some(self.home.act(action, commit).await?);
+        Ok(())
+    }
+
+    /// Finds and takes a host port.
+    async fn lease(
+        &mut self,
+        owner: &Endpoint,
+        port: &Publish,
+        inside: IpAddr,
+    ) -> Result<HostPort, AttachError> {
+        let PortBinding { host_ip, host_port, host_port_end, container_port, protocol } = port.binding;
+        let address = match host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()) {
+            IpAddr::V4(address) => address,
+            other @ IpAddr::V6(_) => return Err(AttachError::PortFamily(other)),
+        };
+        let wanted = HostPort { address, protocol, port: host_port };
+        if host_port == 0 {
+            return self.lease_any(owner, port.target, wanted).await;
+        }
+        let is_range = host_port_end > host_port;
+        for number in host_port..=host_port_end.max(host_port) {
+            let host = HostPort { port: number, ..wanted };
+            if self.conflicts(host) {
+                if is_range {
+                    continue;
+                }
+                return Err(AttachError::PortAllocated { address: address.into(), port: number });
+            }
+            match self.reserve(host).await {
+                Ok((socket, _)) => {
+                    self.take(owner, port.target, host, socket);
+                    return Ok(host);
+                }
+                Err(_) if is_range => {}
+                Err(source) => {
+                    let target = format!("{inside}:{container_port}");
+                    let address = address.into();
+                    return Err(AttachError::PortBind { address, port: number, target, protocol, source });
+                }
+            }
+        }
+        Err(AttachError::PortsExhausted { address: address.into() })
+    }
+
+    async fn lease_any(
+        &mut self,
+        owner: &Endpoint,
+        target: Target,
+        wanted: HostPort,
+    ) -> Result<HostPort, AttachError> {
+        for _ in 0..EPHEMERAL_TRIES {
+            let Ok((socket, number)) = self.reserve(wanted).await else { break };
+            let host = HostPort { port: number, ..wanted };
+            if !self.conflicts(host) {
+                self.take(owner, target, host, socket);
+                return Ok(host);
+            }
+        }
+        Err(AttachError::PortsExhausted { address: wanted.address.into() })
+    }
+
+    fn take(&mut self, owner: &Endpoint, target: Target, host: HostPort, socket: OwnedFd) {
+        self.leases.insert(host, Lease { owner: owner.clone(), target, _reserved: Some(socket) });
+    }
+
+    /// Whether one of our containers has the port on an address that `wanted` includes.
+    fn conflicts(&self, wanted: HostPort) -> bool {
+        self.leases.keys().any(|taken| {
+            taken.port == wanted.port
+                && taken.protocol == wanted.protocol
+                && (taken.address == wanted.address
+                    || taken.address.is_unspecified()
+                    || wanted.address.is_unspecified())
+        })
+    }
+
+    async fn reserve(&self, host: HostPort) -> io::Result<(OwnedFd, u16)> {
+        self.home.run(move || reserve(host)).await?
+    }
+}
+
+/// Binds the port (0: any free one) in the calling thread's namespace, so that no other process of the
+/// host takes it. Nothing ever reaches the socket: connections are translated before.
+fn reserve(host: HostPort) -> io::Result<(OwnedFd, u16)> {
+    let address = (host.address, host.port);
+    match host.protocol {
+        // Sets SO_REUSEADDR, as every server does: connections that linger from before do not count.
+        Protocol::Tcp => {
+            let socket = TcpListener::bind(address)?;
+            let port = socket.local_addr()?.port();
+            Ok((socket.into(), port))
+        }
+        Protocol::Udp => {
+            let socket = UdpSocket::bind(address)?;
+            let port = socket.local_addr()?.port();
+            Ok((socket.into(), port))
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! nf_tables: rules as data, and the batches that bring the kernel to them.
+//!
+//! A [`Table`] is a value. The change from one to another is one atomic batch: only elements when nothing
+//! else differs, the whole table anew otherwise. Nothing here knows what the rules are for.
+
+mod wire;
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+pub use wire::{commit, elements, endpoint};
+
+/// A table of the `ip` family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// Its name.
+    pub name: String,
+    /// Its maps and sets.
+    pub maps: Vec<Map>,
+    /// Its chains; a chain is jumped to only from those after it.
+    pub chains: Vec<Chain>,
+}
+
+/// A map, or a set where there is no value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Map {
+    /// Its name.
+    pub name: &'static str,
+    /// What its keys are made of.
+    pub key: &'static [Field],
+    /// What its values are made of; empty for a set.
+    pub value: &'static [Field],
+    /// Its elements, encoded as the kernel compares them.
+    pub elements: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+/// A part of a packet, or of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Field {
+    /// Source address.
+    Saddr,
+    /// Destination address.
+    Daddr,
+    /// TCP or UDP, as their number.
+    Protocol,
+    /// Destination port.
+    Dport,
+    /// Name of the interface that it came in by.
+    Iifname,
+    /// Name of the interface that it goes out by.
+    Oifname,
+}
+
+/// A chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    /// Its name.
+    pub name: &'static str,
+    /// Where it hooks in; `None` for one that is only jumped to.
+    pub hook: Option<Hook>,
+    /// Its rules.
+    pub rules: Vec<Vec<Expr>>,
+}
+
+/// Where a chain hooks in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hook {
+    /// `filter` or `nat`.
+    pub kind: &'static str,
+    /// The point in a packet's way.
+    pub point: Point,
+    /// Its place among others at that point.
+    pub priority: i32,
+}
+
+/// A point in a packet's way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Point {
+    /// Just came in.
+    Prerouting,
+    /// On its way from one interface to another.
+    Forward,
+    /// Just made on this host.
+    Output,
+    /// About to go out.
+    Postrouting,
+}
+
+/// A condition or an action. A rule's actions happen when all conditions before them hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expr {
+    /// The name of an interface is, or is not, this.
+    Interface {
+        /// Which interface.
+        field: Field,
+        /// Whether it must be equal.
+        equal: bool,
+        /// The name.
+        name: String,
+    },
+    /// An address is, or is not, in this subnet.
+    Within {
+        /// Which address.
+        field: Field,
+        /// Whether it must be inside.
+        inside: bool,
+        /// The network address.
+        network: Ipv4Addr,
+        /// The prefix length.
+        prefix: u8,
+    },
+    /// The protocol is this.
+    Protocol(u8),
+    /// The destination port is this.
+    Dport(u16),
+    /// The destination is an address of this host.
+    DaddrIsLocal,
+    /// The connection's destination was translated.
+    Translated,
+    /// The packet answers, or belongs to, a connection that was let through.
+    Established,
+    /// The fields are an element of the set.
+    InSet(&'static [Field], &'static str),
+    /// Translate the destination to what the map has for the fields; go on when it has nothing.
+    TranslateBy(&'static [Field], &'static str),
+    /// Translate the destination.
+    TranslateTo(Ipv4Addr, u16),
+    /// Translate the source to the address of the interface that it goes out by.
+    Masquerade,
+    /// Let it through.
+    Accept,
+    /// Throw it away.
+    Drop,
+    /// Go through another chain, then on.
+    Jump(&'static str),
+}
+
+/// Length of an interface's name in the kernel.
+pub(crate) const INTERFACE_BYTES: usize = 16;
+
+impl Field {
+    /// How many bytes it takes in a key: each part starts at a multiple of four.
+    fn bytes(self) -> usize {
+        match self {
+            Field::Saddr | Field::Daddr | Field::Protocol | Field::Dport => 4,
+            Field::Iifname | Field::Oifname => INTERFACE_BYTES,
+        }
+    }
+}
+
+/// Key parts, each padded as the kernel pads them.
+#[must_use]
+pub fn key(parts: &[&[u8]]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for part in parts {
+        bytes.extend_from_slice(part);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+    }
+    bytes
+}
+
+/// An interface's name as a key part.
+#[must_use]
+pub fn interface(name: &str) -> [u8; INTERFACE_BYTES] {
+    let mut bytes = [0; INTERFACE_BYTES];
+    for (slot, byte) in bytes.iter_mut().zip(name.bytes().take(INTERFACE_BYTES - 1)) {
+        *slot = byte;
+    }
+    bytes
+}
+
+impl Map {
+    /// Whether the other is the same but for its elements.
+    fn same_shape(&self, other: &Map) -> bool {
+        self.name == other.name && self.key == other.key && self.value == other.value
+    }
+}
+
+/// What differs between two tables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing.
+    None,
+    /// Only elements: (map, to delete, to add).
+    Elements(Vec<ElementChange>),
+    /// More than that: the table is made anew.
+    Replace,
+}
+
+/// Elements of one map that differ.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ElementChange {
+    /// The map.
+    pub map: &'static str,
+    /// Elements to delete; a value that changed is deleted and added.
+    pub delete: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Elements to add.
+    pub add: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+/// What must be done to the kernel, which has `old`, so that it has `new`.
+#[must_use]
+pub fn change(old: Option<&Table>, new: &Table) -> Change {
+    let Some(old) = old else { return Change::Replace };
+    let same_maps = old.maps.len() == new.maps.len()
+        && old.maps.iter().zip(&new.maps).all(|(old, new)| old.same_shape(new));
+    if old.name != new.name || old.chains != new.chains || !same_maps {
+        return Change::Replace;
+    }
+    let changes: Vec<ElementChange> = old
+        .maps
+        .iter()
+        .zip(&new.maps)
+        .map(|(old, new)| ElementChange {
+            map: new.name,
+            delete: without(&old.elements, &new.elements),
+            add: without(&new.elements, &old.elements),
+        })
+        .filter(|change| !change.delete.is_empty() || !change.add.is_empty())
+        .collect();
+    if changes.is_empty() { Change::None } else { Change::Elements(changes) }
+}
+
+/// The elements of `all` that `other` does not have with the same value.
+fn without(
+    all: &BTreeMap<Vec<u8>, Vec<u8>>,
+    other: &BTreeMap<Vec<u8>, Vec<u8>>,
+) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    all.iter()
+        .filter(|(key, value)| other.get(*key) != Some(value))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(elements: &[(u8, u8)]) -> Table {
+        let map = Map {
+            name: "ports",
+            key: &[Field::Protocol],
+            value: &[Field::Daddr],
+            elements: elements.iter().map(|(key, value)| (vec![*key], vec![*value])).collect(),
+        };
+        Table { name: "t".into(), maps: vec![map], chains: Vec::new() }
+    }
+
+    #[test]
+    fn only_elements_that_differ_are_changed() {
+        let (old, new) = (table(&[(1, 1), (2, 2), (3, 3)]), table(&[(1, 1), (2, 9), (4, 4)]));
+        assert_eq!(change(Some(&old), &old), Change::None);
+        let Change::Elements(changes) = change(Some(&old), &new) else { panic!("elements only") };
+        assert_eq!(changes[0].delete.keys().flatten().copied().collect::<Vec<_>>(), [2, 3]);
+        assert_eq!(changes[0].add.keys().flatten().copied().collect::<Vec<_>>(), [2, 4]);
+    }
+
+    #[test]
+    fn other_rules_need_the_whole_table() {
+        let mut new = table(&[]);
+        new.chains.push(Chain { name: "c", hook: None, rules: vec![vec![Expr::Drop]] });
+        assert_eq!(change(Some(&table(&[])), &new), Change::Replace);
+        assert_eq!(change(None, &new), Change::Replace);
+    }
+
+    #[test]
+    fn key_parts_are_padded_to_four_bytes() {
+        assert_eq!(key(&[&[6], &[0, 80]]), [6, 0, 0, 0, 0, 80, 0, 0]);
+        assert_eq!(&interface("lo")[..3], b"lo\0");
+    }
+}

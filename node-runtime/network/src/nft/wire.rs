@@ -1,0 +1,474 @@
+//! [`Table`]s as netlink batches. One datagram from BEGIN to END is one transaction: all of it, or none.
+//! Blocking: runs on a thread inside the namespace.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::Ipv4Addr;
+
+use netlink_packet_core::{
+    DefaultNla, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_netfilter::nftables::{
+    Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, ExpressionAttribute, Expressions,
+    Hook as Attach, Immediate, InetHookNumber, ListAttribute, Lookup, Meta, MetaKey, NfTablesMessage,
+    Operator, Payload, Register, RuleAttribute, RuleMessage, SetAttribute, SetElementAttribute,
+    SetElementList, SetElementMessage, SetFlags, SetMessage, TableAttribute, TableMessage, Verdict,
+    VerdictAttribute,
+};
+use netlink_packet_netfilter::none::ControlMessage;
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+};
+use netlink_sys::{Socket, SocketAddr, protocols};
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::TimeVal;
+
+use super::{Chain, Change, ElementChange, Expr, Field, Map, Point, Table, change, interface};
+
+/// The kernel answers at once or waits for its own locks; longer than this it never will.
+const ANSWER_SECONDS: i64 = 10;
+/// An attribute holds 64 KiB; the largest element is well under 128 bytes.
+const ELEMENTS_PER_MESSAGE: usize = 500;
+/// A batch is one datagram, and must fit the socket's buffer.
+const BUFFER_BYTES: usize = 16 << 20;
+
+/// `nf_tables` resource of a batch.
+const SUBSYSTEM: u16 = 10;
+const NETWORK_HEADER: u32 = 1;
+const TRANSPORT_HEADER: u32 = 2;
+const NF_DROP: u32 = 0;
+const NF_ACCEPT: u32 = 1;
+/// Conntrack states, as `ct state` tests them.
+const CT_ESTABLISHED_RELATED: u32 = 2 | 4;
+/// Conntrack status: the destination was translated.
+const IPS_DST_NAT: u32 = 0x20;
+/// Address type of a route to this host.
+const RTN_LOCAL: u32 = 2;
+
+/// Brings the kernel from `old` to `new` in the calling thread's namespace; `new` = `None` removes the
+/// table. Returns whether there was anything to do.
+pub fn commit(old: Option<&Table>, new: Option<&Table>, name: &str) -> io::Result<bool> {
+    let mut batch = Batch::begin();
+    match new {
+        None => batch.drop_table(name),
+        Some(new) => match change(old, new) {
+            Change::None => return Ok(false),
+            Change::Elements(changes) => {
+                changes.iter().for_each(|change| batch.change_elements(name, new, change));
+            }
+            Change::Replace => {
+                batch.drop_table(name);
+                batch.create(new);
+            }
+        },
+    }
+    batch.commit()?;
+    Ok(true)
+}
+
+/// The elements of a map that the kernel has; none when there is no such map.
+pub fn elements(table: &str, map: &str) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+    let socket = open()?;
+    let attributes = vec![SetElementList::Table(table.to_owned()), SetElementList::Set(map.to_owned())];
+    let message = NfTablesMessage::GetSetElement(SetElementMessage { attributes });
+    let mut bytes = Vec::new();
+    push(&mut bytes, 1, NetfilterProtoFamily::IPv4, 0, message, NLM_F_DUMP);
+    socket.send(&bytes, 0)?;
+    let mut found = BTreeMap::new();
+    loop {
+        for reply in receive(&socket)? {
+            match reply.payload {
+                NetlinkPayload::InnerMessage(message) => read_elements(message, &mut found),
+                NetlinkPayload::Done(_) => return Ok(found),
+                NetlinkPayload::Error(error) if error.code.is_some() => {
+                    let error = error.to_io();
+                    return if error.kind() == io::ErrorKind::NotFound { Ok(found) } else { Err(error) };
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn read_elements(message: NetfilterMessage, found: &mut BTreeMap<Vec<u8>, Vec<u8>>) {
+    let NetfilterMessageInner::NfTables(NfTablesMessage::NewSetElement(message)) = message.inner else {
+        return;
+    };
+    let lists = message.attributes.into_iter().filter_map(|attribute| match attribute {
+        SetElementList::Elements(elements) => Some(elements),
+        _ => None,
+    });
+    for element in lists.flatten() {
+        let ListAttribute::Element(attributes) = element else { continue };
+        let (mut key, mut value) = (None, Vec::new());
+        for attribute in attributes {
+            match attribute {
+                SetElementAttribute::Key(DataAttribute::Value(bytes)) => key = Some(bytes),
+                SetElementAttribute::Data(DataAttribute::Value(bytes)) => value = bytes,
+                _ => {}
+            }
+        }
+        found.extend(key.map(|key| (key, value)));
+    }
+}
+
+fn open() -> io::Result<Socket> {
+    let mut socket = Socket::new(protocols::NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    socket.set_cap_ack(true)?;
+    setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(ANSWER_SECONDS, 0))?;
+    // Without the privilege the default holds some thousand elements a batch.
+    let _ = setsockopt(&socket, sockopt::SndBufForce, &BUFFER_BYTES);
+    Ok(socket)
+}
+
+fn receive(socket: &Socket) -> io::Result<Vec<NetlinkMessage<NetfilterMessage>>> {
+    let (datagram, _) = socket.recv_from_full()?;
+    let mut messages = Vec::new();
+    let mut rest = &datagram[..];
+    while let Some(length) = rest.first_chunk::<4>().map(|bytes| u32::from_ne_bytes(*bytes) as usize) {
+        if length < 16 || length > rest.len() {
+            break;
+        }
+        let message = NetlinkMessage::deserialize(&rest[..length]);
+        messages
+            .push(message.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?);
+        rest = &rest[length.next_multiple_of(4).min(rest.len())..];
+    }
+    Ok(messages)
+}
+
+fn push(
+    bytes: &mut Vec<u8>,
+    sequence: u32,
+    family: NetfilterProtoFamily,
+    resource: u16,
+    message: impl Into<NetfilterMessageInner>,
+    flags: u16,
+) {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | flags;
+    header.sequence_number = sequence;
+    let message = NetfilterMessage::new(NetfilterHeader::new(family, 0, resource), message);
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
+    message.finalize();
+    let at = bytes.len();
+    bytes.resize(at + message.buffer_len(), 0);
+    message.serialize(&mut bytes[at..]);
+}
+
+/// A transaction being written.
+struct Batch {
+    bytes: Vec<u8>,
+    sequence: u32,
+    /// Where the last message starts: it alone asks for an acknowledgement.
+    last: usize,
+}
+
+impl Batch {
+    fn begin() -> Batch {
+        let mut batch = Batch { bytes: Vec::new(), sequence: 0, last: 0 };
+        batch.control(ControlMessage::BatchBegin);
+        batch
+    }
+
+    fn control(&mut self, message: ControlMessage) {
+        self.sequence += 1;
+        push(&mut self.bytes, self.sequence, NetfilterProtoFamily::Unspec, SUBSYSTEM, message, 0);
+    }
+
+    fn add(&mut self, message: NfTablesMessage, flags: u16) {
+        self.sequence += 1;
+        self.last = self.bytes.len();
+        push(&mut self.bytes, self.sequence, NetfilterProtoFamily::IPv4, 0, message, flags);
+    }
+
+    /// Sends it, and waits for the last message's acknowledgement. Errors of earlier ones come before it.
+    fn commit(mut self) -> io::Result<()> {
+        let wanted = self.sequence;
+        let flags = self.last + 6;
+        let asked = u16::from_ne_bytes([self.bytes[flags], self.bytes[flags + 1]]) | NLM_F_ACK;
+        self.bytes[flags..flags + 2].copy_from_slice(&asked.to_ne_bytes());
+        self.control(ControlMessage::BatchEnd);
+        let socket = open()?;
+        socket.send(&self.bytes, 0)?;
+        loop {
+            for reply in receive(&socket)? {
+                let NetlinkPayload::Error(error) = reply.payload else { continue };
+                if error.code.is_some() {
+                    let (number, error) = (reply.header.sequence_number, error.to_io());
+                    return Err(io::Error::new(error.kind(), format!("nftables message {number}: {error}")));
+                }
+                if reply.header.sequence_number == wanted {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Creating what exists is no error, so this leaves no table in either case.
+    fn drop_table(&mut self, name: &str) {
+        let message = || TableMessage { attributes: vec![TableAttribute::Name(name.to_owned())] };
+        self.add(NfTablesMessage::NewTable(message()), NLM_F_CREATE);
+        self.add(NfTablesMessage::DeleteTable(message()), 0);
+    }
+
+    fn create(&mut self, table: &Table) {
+        let name = || table.name.clone();
+        let message = TableMessage { attributes: vec![TableAttribute::Name(name())] };
+        self.add(NfTablesMessage::NewTable(message), NLM_F_CREATE);
+        for (id, map) in (1..).zip(&table.maps) {
+            self.add(NfTablesMessage::NewSet(set_message(&table.name, map, id)), NLM_F_CREATE);
+            self.elements(&table.name, map, &map.elements, true);
+        }
+        for chain in &table.chains {
+            self.add(NfTablesMessage::NewChain(chain_message(&table.name, chain)), NLM_F_CREATE);
+        }
+        for chain in &table.chains {
+            for rule in &chain.rules {
+                let attributes = vec![
+                    RuleAttribute::Table(name()),
+                    RuleAttribute::Chain(chain.name.to_owned()),
+                    RuleAttribute::Expressions(rule.iter().flat_map(expressions).collect()),
+                ];
+                self.add(NfTablesMessage::NewRule(RuleMessage { attributes }), NLM_F_CREATE | NLM_F_APPEND);
+            }
+        }
+    }
+
+    fn change_elements(&mut self, table: &str, new: &Table, change: &ElementChange) {
+        if let Some(map) = new.maps.iter().find(|map| map.name == change.map) {
+            self.elements(table, map, &change.delete, false);
+            self.elements(table, map, &change.add, true);
+        }
+    }
+
+    fn elements(&mut self, table: &str, map: &Map, elements: &BTreeMap<Vec<u8>, Vec<u8>>, add: bool) {
+        let encode = |(key, value): (&Vec<u8>, &Vec<u8>)| {
+            let mut attributes = vec![SetElementAttribute::Key(DataAttribute::Value(key.clone()))];
+            if !map.value.is_empty() {
+                attributes.push(SetElementAttribute::Data(DataAttribute::Value(value.clone())));
+            }
+            ListAttribute::Element(attributes)
+        };
+        let encoded: Vec<_> = elements.iter().map(encode).collect();
+        for some in encoded.chunks(ELEMENTS_PER_MESSAGE) {
+            let attributes = vec![
+                SetElementList::Table(table.to_owned()),
+                SetElementList::Set(map.name.to_owned()),
+                SetElementList::Elements(some.to_vec()),
+            ];
+            let message = SetElementMessage { attributes };
+            if add {
+                self.add(NfTablesMessage::NewSetElement(message), NLM_F_CREATE);
+            } else {
+                self.add(NfTablesMessage::DeleteSetElement(message), 0);
+            }
+        }
+    }
+}
+
+fn set_message(table: &str, map: &Map, id: u32) -> SetMessage {
+    let mut attributes = vec![
+        SetAttribute::Table(table.to_owned()),
+        SetAttribute::Name(map.name.to_owned()),
+        SetAttribute::KeyType(datatype(map.key)),
+        SetAttribute::KeyLen(length(map.key)),
+        SetAttribute::Id(id),
+    ];
+    if map.value.is_empty() {
+        attributes.push(SetAttribute::Flags(SetFlags::empty()));
+    } else {
+        attributes.push(SetAttribute::Flags(SetFlags::Map));
+        attributes.push(SetAttribute::DataType(datatype(map.value)));
+        attributes.push(SetAttribute::DataLen(length(map.value)));
+    }
+    SetMessage { attributes }
+}
+
+fn length(fields: &[Field]) -> u32 {
+    fields.iter().map(|field| field.bytes() as u32).sum()
+}
+
+/// The type number by which `nft list ruleset` prints elements; the kernel does not look at it.
+fn datatype(fields: &[Field]) -> u32 {
+    fields.iter().fold(0, |datatype, field| {
+        let one = match field {
+            Field::Saddr | Field::Daddr => 7,
+            Field::Protocol => 12,
+            Field::Dport => 13,
+            Field::Iifname | Field::Oifname => 41,
+        };
+        datatype << 6 | one
+    })
+}
+
+fn chain_message(table: &str, chain: &Chain) -> ChainMessage {
+    let mut attributes =
+        vec![ChainAttribute::Table(table.to_owned()), ChainAttribute::Name(chain.name.to_owned())];
+    if let Some(hook) = chain.hook {
+        let point = match hook.point {
+            Point::Prerouting => InetHookNumber::PreRouting,
+            Point::Forward => InetHookNumber::Forward,
+            Point::Output => InetHookNumber::LocalOut,
+            Point::Postrouting => InetHookNumber::PostRouting,
+        };
+        attributes.push(ChainAttribute::Type(hook.kind.to_owned()));
+        attributes.push(ChainAttribute::Hook(vec![
+            Attach::Number(point.into()),
+            Attach::Priority(hook.priority.cast_unsigned()),
+        ]));
+    }
+    ChainMessage { attributes }
+}
+
+// === expressions ===
+
+type Element = ListAttribute<ExpressionAttribute>;
+
+fn expressions(expr: &Expr) -> Vec<Element> {
+    match expr {
+        Expr::Interface { field, equal, name } => {
+            vec![load(*field, Register::Reg1), compare(*equal, interface(name).to_vec())]
+        }
+        Expr::Within { field, inside, network, prefix } => {
+            let mask = u32::MAX.checked_shl(32 - u32::from(*prefix)).unwrap_or(0);
+            vec![
+                load(*field, Register::Reg1),
+                mask_by(mask.to_be_bytes()),
+                compare(*inside, network.octets().to_vec()),
+            ]
+        }
+        Expr::Protocol(number) => vec![load(Field::Protocol, Register::Reg1), compare(true, vec![*number])],
+        Expr::Dport(port) => {
+            vec![load(Field::Dport, Register::Reg1), compare(true, port.to_be_bytes().to_vec())]
+        }
+        Expr::DaddrIsLocal => {
+            // fib daddr type: destination register, result = address type, by the destination address.
+            let attributes = vec![number(1, register(Register::Reg1)), number(2, 3), number(3, 2)];
+            vec![other("fib", attributes), compare(true, RTN_LOCAL.to_ne_bytes().to_vec())]
+        }
+        Expr::Translated => conntrack_has(2, IPS_DST_NAT),
+        Expr::Established => conntrack_has(0, CT_ESTABLISHED_RELATED),
+        Expr::InSet(fields, set) => {
+            let mut list = load_all(fields);
+            list.push(lookup(set, None));
+            list
+        }
+        Expr::TranslateBy(fields, map) => {
+            let mut list = load_all(fields);
+            list.push(lookup(map, Some(Register::Reg1)));
+            list.push(translate());
+            list
+        }
+        Expr::TranslateTo(address, port) => vec![
+            immediate(Register::Reg1, DataAttribute::Value(address.octets().to_vec())),
+            immediate(Register::Reg32_01, DataAttribute::Value(port.to_be_bytes().to_vec())),
+            translate(),
+        ],
+        Expr::Masquerade => vec![other("masq", Vec::new())],
+        Expr::Accept => vec![verdict(vec![VerdictAttribute::Code(Verdict::Other(NF_ACCEPT))])],
+        Expr::Drop => vec![verdict(vec![VerdictAttribute::Code(Verdict::Other(NF_DROP))])],
+        Expr::Jump(chain) => vec![verdict(vec![
+            VerdictAttribute::Code(Verdict::Jump),
+            VerdictAttribute::Chain((*chain).to_owned()),
+        ])],
+    }
+}
+
+/// Loads fields one after the other, as a key has them.
+fn load_all(fields: &[Field]) -> Vec<Element> {
+    let mut at = register(Register::Reg32_00);
+    let mut list = Vec::new();
+    for field in fields {
+        list.push(load(*field, Register::from(at)));
+        at += (field.bytes() / 4) as u32;
+    }
+    list
+}
+
+fn load(field: Field, to: Register) -> Element {
+    let payload = |base, offset, length| {
+        Expressions::Payload(vec![
+            Payload::DestinationRegister(to),
+            Payload::Base(base),
+            Payload::Offset(offset),
+            Payload::Len(length),
+        ])
+    };
+    let meta = |key| Expressions::Meta(vec![Meta::Key(key), Meta::DestinationRegister(to)]);
+    Element::from(match field {
+        Field::Saddr => payload(NETWORK_HEADER, 12, 4),
+        Field::Daddr => payload(NETWORK_HEADER, 16, 4),
+        Field::Dport => payload(TRANSPORT_HEADER, 2, 2),
+        Field::Protocol => meta(MetaKey::L4Proto),
+        Field::Iifname => meta(MetaKey::Iifname),
+        Field::Oifname => meta(MetaKey::Oifname),
+    })
+}
+
+fn compare(equal: bool, bytes: Vec<u8>) -> Element {
+    let operator = if equal { Operator::Equal } else { Operator::NotEqual };
+    Element::from(Expressions::Cmp(vec![
+        Cmp::SourceRegister(Register::Reg1),
+        Cmp::Op(operator),
+        Cmp::Data(DataAttribute::Value(bytes)),
+    ]))
+}
+
+fn mask_by(mask: [u8; 4]) -> Element {
+    Element::from(Expressions::Bitwise(vec![
+        Bitwise::SourceRegister(Register::Reg1),
+        Bitwise::DestinationRegister(Register::Reg1),
+        Bitwise::Length(4),
+        Bitwise::Mask(DataAttribute::Value(mask.to_vec())),
+        Bitwise::Xor(DataAttribute::Value(vec![0; 4])),
+    ]))
+}
+
+/// Any of the bits is set in a 32-bit conntrack value.
+fn conntrack_has(key: u32, bits: u32) -> Vec<Element> {
+    let attributes = vec![number(1, register(Register::Reg1)), number(2, key)];
+    vec![other("ct", attributes), mask_by(bits.to_ne_bytes()), compare(false, vec![0; 4])]
+}
+
+fn lookup(set: &str, to: Option<Register>) -> Element {
+    let mut attributes = vec![Lookup::Set(set.to_owned()), Lookup::SourceRegister(Register::Reg1)];
+    attributes.extend(to.map(Lookup::DestinationRegister));
+    Element::from(Expressions::Lookup(attributes))
+}
+
+/// Destination NAT to the address in the first register and the port in the one after it.
+fn translate() -> Element {
+    let (dnat, ipv4) = (1, 2);
+    let (address, port) = (register(Register::Reg1), register(Register::Reg32_01));
+    other("nat", vec![number(1, dnat), number(2, ipv4), number(3, address), number(5, port)])
+}
+
+fn immediate(to: Register, data: DataAttribute) -> Element {
+    Element::from(Expressions::Immediate(vec![Immediate::DestinationRegister(to), Immediate::Data(data)]))
+}
+
+fn verdict(attributes: Vec<VerdictAttribute>) -> Element {
+    immediate(Register::Verdict, DataAttribute::Verdict(attributes))
+}
+
+fn register(register: Register) -> u32 {
+    register.into()
+}
+
+fn number(kind: u16, value: u32) -> DefaultNla {
+    DefaultNla::new(kind, value.to_be_bytes().to_vec())
+}
+
+fn other(name: &str, attributes: Vec<DefaultNla>) -> Element {
+    Element::from(Expressions::Other { expression_type: name.to_owned(), attributes })
+}
+
+/// What a map's value is for [`Expr::TranslateBy`].
+#[must_use]
+pub fn endpoint(address: Ipv4Addr, port: u16) -> Vec<u8> {
+    super::key(&[&address.octets(), &port.to_be_bytes()])
+}
