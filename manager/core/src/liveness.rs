@@ -1,15 +1,118 @@
-//! In progress.
+//! Node states from heartbeats: missed ones make a node suspect, then down; a new one makes it ready again.
+//!
+//! Heartbeats are not in the log. A leader that has not heard of a node counts from the time it came to
+//! lead, and allows for the time that agents need to find it: a change of leaders moves no task.
+
+use std::time::Duration;
+
+use rswarm_base::Timestamp;
+use rswarm_proto::model::task::TaskState;
+use rswarm_proto::wire::{Node, NodeState, NodeStatus, Task, TaskStatus};
+
 use crate::author::Author;
 use crate::reconcile::{Env, Plan, Reconciler};
-use crate::state::State;
-/// In progress.
+use crate::state::{State, node_state};
+
+/// Heartbeat periods without one until a node gets no new tasks.
+const SUSPECT_AFTER: u32 = 2;
+/// Heartbeat periods without one until a node's tasks are replaced.
+const DOWN_AFTER: u32 = 5;
+/// Heartbeat periods that a new leader adds for nodes it has not heard of.
+const LEADER_GRACE: u32 = 3;
+/// How long tasks of a node that is down may still run there, for all anyone knows (as swarmkit).
+const ORPHANED_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Judges nodes by their heartbeats.
 #[derive(Debug)]
 pub struct Liveness;
+
 impl Reconciler for Liveness {
     fn author(&self) -> Author {
         Author::Liveness
     }
-    fn reconcile(&self, _view: &State, _env: &mut Env<'_>) -> Plan {
-        todo!()
+
+    fn reconcile(&self, view: &State, env: &mut Env<'_>) -> Plan {
+        let mut plan = Plan::default();
+        let period = view.heartbeat_period();
+        for node in view.nodes() {
+            let (state, next) = judge(node, period, env);
+            if let Some(next) = next {
+                plan.wake(next);
+            }
+            if state != node_state(node) {
+                plan.update(with_state(node, state, env.now));
+            }
+        }
+        for node_id in view.nodes_with_tasks() {
+            orphan(view, node_id, env.now, &mut plan);
+        }
+        plan
     }
+}
+
+/// The state of a node now, and when it changes if no heartbeat comes.
+fn judge(node: &Node, period: Duration, env: &Env<'_>) -> (NodeState, Option<Timestamp>) {
+    let heard = env.heartbeats.get(&node.id);
+    let stored = node_state(node);
+    let (from, grace) = match heard {
+        Some(heard) => (*heard, Duration::ZERO),
+        None if stored == NodeState::Down => return (NodeState::Down, None),
+        None => (env.leader_since, period * LEADER_GRACE),
+    };
+    let suspect_at = from.after(period * SUSPECT_AFTER + grace);
+    let down_at = from.after(period * DOWN_AFTER + grace);
+    if env.now >= down_at {
+        (NodeState::Down, None)
+    } else if env.now >= suspect_at {
+        // A node that was never heard of is not under suspicion yet.
+        let state = if stored == NodeState::Unknown { stored } else { NodeState::Suspect };
+        (if stored == NodeState::Down { stored } else { state }, Some(down_at))
+    } else if heard.is_some() {
+        (NodeState::ReadyNode, Some(suspect_at))
+    } else {
+        (stored, Some(suspect_at))
+    }
+}
+
+fn with_state(node: &Node, state: NodeState, now: Timestamp) -> Node {
+    let message = match state {
+        NodeState::Down => "heartbeat failure",
+        NodeState::Suspect => "heartbeats are overdue",
+        NodeState::ReadyNode | NodeState::Unknown => "",
+    };
+    let status = NodeStatus {
+        state: state.into(),
+        message: message.to_owned(),
+        changed_at: now.0,
+        ..node.status.clone().unwrap_or_default()
+    };
+    Node { status: Some(status), ..node.clone() }
+}
+
+/// Gives up tasks on a node that is no longer listed, or was down for very long.
+fn orphan(view: &State, node_id: &str, now: Timestamp, plan: &mut Plan) {
+    let given_up_at = match view.node(node_id) {
+        None => now,
+        Some(node) if node_state(node) == NodeState::Down => {
+            let since = node.status.as_ref().map_or(0, |status| status.changed_at);
+            Timestamp(since).after(ORPHANED_AFTER)
+        }
+        Some(_) => return,
+    };
+    let held = view.tasks_on_node(node_id).filter(|task| !task.observed().is_terminal());
+    if now >= given_up_at {
+        held.for_each(|task| plan.update(orphaned(task, now)));
+    } else if held.count() > 0 {
+        plan.wake(given_up_at);
+    }
+}
+
+fn orphaned(task: &Task, now: Timestamp) -> Task {
+    let status = TaskStatus {
+        state: TaskState::Orphaned.into(),
+        timestamp: now.0,
+        message: "the node of this task is gone".to_owned(),
+        ..task.status.clone().unwrap_or_default()
+    };
+    Task { status: Some(status), ..task.clone() }
 }

@@ -1,15 +1,97 @@
-//! In progress.
+//! Deletion of what has ended: removed tasks, history beyond its limit, and services and networks whose
+//! removal was asked for, once nothing depends on them.
+
+use rswarm_proto::model::task::TaskState;
+use rswarm_proto::wire::{ObjectKind, Service, Task};
+
 use crate::author::Author;
 use crate::reconcile::{Env, Plan, Reconciler};
+use crate::slot::{self, Slot};
 use crate::state::State;
-/// In progress.
+
+/// Deletes.
 #[derive(Debug)]
 pub struct Reap;
+
 impl Reconciler for Reap {
     fn author(&self) -> Author {
         Author::Reap
     }
-    fn reconcile(&self, _view: &State, _env: &mut Env<'_>) -> Plan {
-        todo!()
+
+    fn reconcile(&self, view: &State, _env: &mut Env<'_>) -> Plan {
+        let mut plan = Plan::default();
+        for task in view.tasks_to_remove().filter(|task| is_removable(view, task)) {
+            plan.delete(ObjectKind::Task, &task.id);
+        }
+        for service in view.services() {
+            if service.pending_delete {
+                dissolve(view, service, &mut plan);
+            } else {
+                forget_history(view, service, &mut plan);
+            }
+        }
+        remove_strays(view, &mut plan);
+        for network in view.networks().filter(|network| network.pending_delete) {
+            let in_use = view.tasks_on_network(&network.id).any(|task| !task.observed().is_terminal());
+            if !in_use && view.services_on_network(&network.id).all(|service| service.pending_delete) {
+                plan.delete(ObjectKind::Network, &network.id);
+            }
+        }
+        plan
+    }
+}
+
+/// Whether nothing of the task is left anywhere.
+fn is_removable(view: &State, task: &Task) -> bool {
+    task.observed().is_terminal()
+        || task.observed() < TaskState::Assigned
+        || view.node(&task.node_id).is_none()
+}
+
+/// First its tasks are removed, then the service goes.
+fn dissolve(view: &State, service: &Service, plan: &mut Plan) {
+    let mut tasks = view.tasks_of_service(&service.id).peekable();
+    if tasks.peek().is_none() {
+        plan.delete(ObjectKind::Service, &service.id);
+    }
+    for task in tasks.filter(|task| task.desired() < TaskState::Remove) {
+        plan.update(slot::desire(task, TaskState::Remove));
+    }
+}
+
+fn forget_history(view: &State, service: &Service, plan: &mut Plan) {
+    let attempts = usize::try_from(slot::restart_policy(service).max_attempts).unwrap_or(usize::MAX);
+    let limit = match attempts {
+        0 => view.task_history_limit(),
+        // Attempts are counted by what is kept.
+        attempts => Some(attempts.saturating_add(1)),
+    };
+    for slot in slot::occupied(view, service) {
+        excess(&slot, limit).for_each(|task| plan.delete(ObjectKind::Task, &task.id));
+    }
+}
+
+/// The oldest tasks of a slot beyond the limit, and those that a lost node took with it. The latest always
+/// stays: it says what becomes of the slot.
+fn excess<'a>(slot: &'a Slot<'_>, limit: Option<usize>) -> impl Iterator<Item = &'a Task> {
+    let over = limit.map_or(0, |limit| slot.tasks.len().saturating_sub(limit.max(1)));
+    let latest = slot.latest().id.as_str();
+    let ended = |task: &&Task| {
+        task.id != latest
+            && (TaskState::Complete..TaskState::Remove).contains(&task.desired())
+            && (task.observed().is_terminal() || task.observed() < TaskState::Assigned)
+    };
+    let tasks: Vec<&Task> = slot.tasks.iter().map(|task| task.as_ref()).filter(ended).collect();
+    tasks.into_iter().enumerate().filter_map(move |(position, task)| {
+        (position < over || task.observed() == TaskState::Orphaned).then_some(task)
+    })
+}
+
+/// Tasks whose service is gone: a leader that lost its place may still have made some.
+fn remove_strays(view: &State, plan: &mut Plan) {
+    for service_id in view.service_ids_with_tasks().filter(|id| view.service(id).is_none()) {
+        for task in view.tasks_of_service(service_id).filter(|task| task.desired() < TaskState::Remove) {
+            plan.update(slot::desire(task, TaskState::Remove));
+        }
     }
 }

@@ -1,1 +1,261 @@
-//! In progress.
+//! Slots: the places that a service's tasks follow one another in. A replicated service has numbered ones,
+//! a global service one on each node.
+//!
+//! The rule that the orchestrators share: a slot is *occupied* while it has a task that is not to be removed.
+//! An occupied slot without a live task either gets a replacement or is done; [`verdict`] says which, from
+//! the tasks that the slot still has and nothing else, so that a new leader decides what the old one would.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rswarm_base::{IdGen, Timestamp};
+use rswarm_proto::model::object::Stored;
+use rswarm_proto::model::service::{Mode, RESTART_DELAY};
+use rswarm_proto::model::task::TaskState;
+use rswarm_proto::wire::{
+    Endpoint, Node, RestartPolicy, Service, Task, TaskSpec, TaskStatus, restart_policy::Condition,
+};
+
+use crate::constraint;
+use crate::state::State;
+
+/// One slot and its tasks, oldest first; never empty.
+#[derive(Debug, Clone)]
+pub struct Slot<'a> {
+    /// The tasks that it has had, as far as they are still stored.
+    pub tasks: Vec<&'a Arc<Task>>,
+}
+
+/// Where a new task goes: a number for replicated services, a node for global ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Slot number; zero for global services.
+    pub slot: u64,
+    /// Node id; empty until scheduled for replicated services.
+    pub node_id: String,
+}
+
+/// What becomes of a slot that has no live task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// A new task, which starts after this time.
+    Replace(Duration),
+    /// Nothing: its last task has done what the restart policy allows.
+    Done,
+}
+
+/// The occupied slots of a service, in order.
+#[must_use]
+pub fn occupied<'a>(view: &'a State, service: &Service) -> Vec<Slot<'a>> {
+    let mut slots: BTreeMap<(u64, &str), Vec<&Arc<Task>>> = BTreeMap::new();
+    for task in view.tasks_of_service(&service.id) {
+        let node = if task.slot == 0 { task.node_id.as_str() } else { "" };
+        slots.entry((task.slot, node)).or_default().push(task);
+    }
+    let slots = slots.into_values().map(|mut tasks| {
+        tasks.sort_by_key(|task| (task.meta().created_at, &task.id));
+        Slot { tasks }
+    });
+    slots.filter(Slot::is_occupied).collect()
+}
+
+impl<'a> Slot<'a> {
+    /// The number and node that a successor gets.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        let latest = self.latest();
+        let node_id = if latest.slot == 0 { latest.node_id.clone() } else { String::new() };
+        Place { slot: latest.slot, node_id }
+    }
+
+    /// The task made last.
+    ///
+    /// # Panics
+    /// Never: a slot has tasks.
+    #[must_use]
+    pub fn latest(&self) -> &'a Arc<Task> {
+        self.tasks.last().expect("a slot has tasks")
+    }
+
+    /// The tasks that are wanted and have not ended, oldest first.
+    pub fn live(&self) -> impl Iterator<Item = &'a Arc<Task>> + '_ {
+        self.tasks.iter().copied().filter(|task| task.is_live())
+    }
+
+    /// Whether any task is live.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.live().next().is_some()
+    }
+
+    fn is_occupied(&self) -> bool {
+        self.tasks.iter().any(|task| task.desired() < TaskState::Remove)
+    }
+
+    /// Whether every task but `except` has stopped, or is where nobody can tell.
+    #[must_use]
+    pub fn others_stopped(&self, view: &State, except: &str) -> bool {
+        self.tasks
+            .iter()
+            .all(|task| task.id == except || task.desired() <= TaskState::Running || is_stopped(view, task))
+    }
+}
+
+/// Whether a task that is not wanted holds nothing any more: it has ended, never came to a node, or its node
+/// is lost (then nobody can tell, and waiting would not help).
+#[must_use]
+pub fn is_stopped(view: &State, task: &Task) -> bool {
+    let never_started = task.observed() < TaskState::Assigned && task.desired() > TaskState::Running;
+    task.observed().is_terminal() || never_started || view.is_node_lost(&task.node_id)
+}
+
+/// Whether the task ended because of what it is, not because a manager said so.
+#[must_use]
+pub fn ended_by_itself(task: &Task) -> bool {
+    matches!(task.observed(), TaskState::Complete | TaskState::Failed | TaskState::Rejected)
+}
+
+/// The restart policy of a service; Docker's defaults when it has none.
+#[must_use]
+pub fn restart_policy(service: &Service) -> RestartPolicy {
+    let task = service.spec.as_ref().and_then(|spec| spec.task.as_ref());
+    task.and_then(|task| task.restart).unwrap_or_default()
+}
+
+/// What becomes of an occupied slot that has no live task.
+#[must_use]
+pub fn verdict(service: &Service, slot: &Slot<'_>) -> Verdict {
+    let policy = restart_policy(service);
+    let latest = slot.latest();
+    let told = !ended_by_itself(latest);
+    match policy.condition() {
+        Condition::None if told && latest.slot == 0 => return Verdict::Replace(Duration::ZERO),
+        Condition::None => return Verdict::Done,
+        Condition::OnFailure if latest.observed() == TaskState::Complete => return Verdict::Done,
+        Condition::OnFailure | Condition::Any => {}
+    }
+    if told {
+        return Verdict::Replace(Duration::ZERO);
+    }
+    if policy.max_attempts > 0 && attempts(slot, policy.window) >= policy.max_attempts {
+        return Verdict::Done;
+    }
+    let delay = policy.delay.map_or(RESTART_DELAY, |ns| Duration::from_nanos(u64::try_from(ns).unwrap_or(0)));
+    Verdict::Replace(delay)
+}
+
+/// How often the latest task's spec has been restarted in this slot, within the policy's window before its end.
+fn attempts(slot: &Slot<'_>, window: i64) -> u64 {
+    let latest = slot.latest();
+    let ended = |task: &Task| task.status.as_ref().map_or(0, |status| status.timestamp);
+    let from = if window > 0 { ended(latest).saturating_sub(window) } else { i64::MIN };
+    let counts = |task: &&&Arc<Task>| {
+        task.id != latest.id
+            && task.spec_version == latest.spec_version
+            && ended_by_itself(task)
+            && ended(task) >= from
+    };
+    slot.tasks.iter().filter(counts).count() as u64
+}
+
+/// A task of the service as it is now, wanted to run at once.
+#[must_use]
+pub fn new_task(service: &Service, place: Place, now: Timestamp, ids: &mut IdGen) -> Task {
+    let spec = service.spec.clone().unwrap_or_default();
+    let endpoint = spec.endpoint.clone().unwrap_or_default();
+    Task {
+        id: ids.cluster_id(),
+        spec: Some(service.task_spec()),
+        spec_version: service.spec_version,
+        service_id: service.id.clone(),
+        slot: place.slot,
+        node_id: place.node_id,
+        service_annotations: spec.annotations,
+        desired_state: TaskState::Running.into(),
+        status: Some(TaskStatus {
+            state: TaskState::New.into(),
+            timestamp: now.0,
+            message: "created".to_owned(),
+            ..TaskStatus::default()
+        }),
+        endpoint: Some(Endpoint {
+            ports: endpoint.ports.clone(),
+            spec: Some(endpoint),
+            virtual_ips: Vec::new(),
+        }),
+        ..Task::default()
+    }
+}
+
+/// The task that follows the slot's latest one: made ready at once, but started only after `delay` and once
+/// all its predecessors have stopped.
+#[must_use]
+pub fn successor(
+    service: &Service,
+    slot: &Slot<'_>,
+    delay: Duration,
+    now: Timestamp,
+    ids: &mut IdGen,
+) -> Task {
+    let start_after = if delay.is_zero() { 0 } else { now.after(delay).0 };
+    Task {
+        desired_state: TaskState::Ready.into(),
+        start_after,
+        replaces: slot.latest().id.clone(),
+        ..new_task(service, slot.place(), now, ids)
+    }
+}
+
+/// A copy with another desired state.
+#[must_use]
+pub fn desire(task: &Task, desired: TaskState) -> Task {
+    Task { desired_state: desired.into(), ..task.clone() }
+}
+
+/// Whether the task no longer is what its service asks for, so that an update must replace it.
+#[must_use]
+pub fn is_dirty(view: &State, service: &Service, task: &Task) -> bool {
+    if task.spec_version == service.spec_version {
+        return false;
+    }
+    let ports =
+        |endpoint: Option<&Endpoint>| endpoint.and_then(|endpoint| endpoint.spec.clone()).unwrap_or_default();
+    let wanted_ports = service.spec.as_ref().and_then(|spec| spec.endpoint.clone()).unwrap_or_default();
+    if ports(task.endpoint.as_ref()) != wanted_ports {
+        return true;
+    }
+    let wanted = comparable(service.task_spec());
+    let has = comparable(task.spec.clone().unwrap_or_default());
+    if wanted == has {
+        return false;
+    }
+    // Where only the placement changed, a task that already sits well stays.
+    let same_but_placement =
+        TaskSpec { placement: None, ..wanted.clone() } == TaskSpec { placement: None, ..has };
+    let node = view.node(&task.node_id);
+    !(same_but_placement && node.is_some_and(|node| sits_well(&wanted, node)))
+}
+
+/// Without what a running task does not depend on.
+fn comparable(mut spec: TaskSpec) -> TaskSpec {
+    if let Some(container) = &mut spec.container {
+        container.registry_auth.clear();
+    }
+    spec
+}
+
+/// Whether the spec's placement allows this node.
+#[must_use]
+pub fn sits_well(spec: &TaskSpec, node: &Node) -> bool {
+    spec.placement.as_ref().is_none_or(|placement| {
+        constraint::all_match(&placement.constraints, node)
+            && constraint::platform_fits(&placement.platforms, node)
+    })
+}
+
+/// Whether the service runs once per node.
+#[must_use]
+pub fn is_global(service: &Service) -> bool {
+    service.spec.as_ref().is_some_and(|spec| spec.mode_or_default() == Mode::Global)
+}

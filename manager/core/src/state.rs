@@ -177,6 +177,18 @@ impl State {
         }
     }
 
+    /// The first ids of a kind that begin with `prefix`, two at most: enough to tell one from many.
+    #[must_use]
+    pub fn ids_with_prefix(&self, kind: ObjectKind, prefix: &str) -> Vec<String> {
+        match kind {
+            ObjectKind::Cluster => with_prefix(&self.clusters, prefix),
+            ObjectKind::Node => with_prefix(&self.nodes, prefix),
+            ObjectKind::Service => with_prefix(&self.services, prefix),
+            ObjectKind::Task => with_prefix(&self.tasks, prefix),
+            ObjectKind::Network => with_prefix(&self.networks, prefix),
+        }
+    }
+
     /// All nodes, by id.
     pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
         self.nodes.values()
@@ -228,6 +240,11 @@ impl State {
     /// The tasks of one service, by slot, then id.
     pub fn tasks_of_service(&self, service: &str) -> impl Iterator<Item = &Arc<Task>> {
         self.tasks_by_service.get(service).into_iter().flat_map(|slots| slots.values())
+    }
+
+    /// Ids of services that have tasks, whether the service still exists or not.
+    pub fn service_ids_with_tasks(&self) -> impl Iterator<Item = &String> {
+        self.tasks_by_service.keys()
     }
 
     /// The tasks of one slot, by id.
@@ -499,6 +516,11 @@ impl State {
             }
         }
     }
+}
+
+fn with_prefix<T>(table: &Table<T>, prefix: &str) -> Vec<String> {
+    let ids = table.range(prefix.to_owned()..).map(|(id, _)| id);
+    ids.take_while(|id| id.starts_with(prefix)).take(2).cloned().collect()
 }
 
 fn forget(index: &mut OrdMap<String, Table<Task>>, key: &str, task: &str) {

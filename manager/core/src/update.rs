@@ -1,15 +1,340 @@
-//! In progress.
+//! Rolling updates: slot by slot, what no longer is as the service asks is replaced, the result watched, and
+//! the update paused or rolled back when too much of it fails.
+//!
+//! No memory of earlier calls: which slots this update has touched, which of them failed and which are still
+//! under way follows from the tasks and from when the update began.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rswarm_base::Timestamp;
+use rswarm_proto::model::object::Stored;
+use rswarm_proto::model::service::UPDATE_MONITOR;
+use rswarm_proto::model::task::TaskState;
+use rswarm_proto::wire::{
+    Service, Task, UpdateConfig, UpdateStatus,
+    restart_policy::Condition,
+    update_config::{FailureAction, Order},
+    update_status::State as Phase,
+};
+
 use crate::author::Author;
+use crate::global;
 use crate::reconcile::{Env, Plan, Reconciler};
+use crate::slot::{self, Slot, Verdict};
 use crate::state::State;
-/// In progress.
+
+/// Slots that one plan begins to update, however many an update may touch at once: bounds one proposal.
+const STARTS_MAX: usize = 500;
+
+/// Carries out updates.
 #[derive(Debug)]
 pub struct Update;
+
 impl Reconciler for Update {
     fn author(&self) -> Author {
         Author::Update
     }
-    fn reconcile(&self, _view: &State, _env: &mut Env<'_>) -> Plan {
-        todo!()
+
+    fn reconcile(&self, view: &State, env: &mut Env<'_>) -> Plan {
+        let mut plan = Plan::default();
+        for service in view.services().filter(|service| !service.pending_delete) {
+            if !matches!(phase(service), Phase::Paused | Phase::RollbackPaused) {
+                update(view, service, env, &mut plan);
+            }
+        }
+        plan
     }
+}
+
+fn phase(service: &Service) -> Phase {
+    service.update_status.as_ref().map_or(Phase::Unknown, |status| status.state())
+}
+
+fn update(view: &State, service: &Arc<Service>, env: &mut Env<'_>, plan: &mut Plan) {
+    let under_way = matches!(phase(service), Phase::Updating | Phase::RollbackStarted);
+    // Most services are not being updated: their tasks are of the service's own version.
+    if !under_way && view.tasks_of_service(&service.id).all(|task| task.spec_version == service.spec_version)
+    {
+        return;
+    }
+    let rollout = Rollout::new(view, service, env.now);
+    if !under_way && rollout.slots.iter().all(|slot| slot.progress != Progress::Outdated) {
+        return;
+    }
+    if let Some(failed) = rollout.intolerable_failure() {
+        return plan.update(rollout.stop(failed));
+    }
+    let started = rollout.advance(env, plan);
+    let settled = rollout.slots.iter().all(|slot| slot.progress.is_settled());
+    if under_way && settled && !started {
+        plan.update(rollout.completed());
+    } else if !under_way {
+        plan.update(rollout.begun());
+    }
+    rollout.wakes(plan);
+}
+
+/// How far an update has come in one slot.
+#[derive(Debug, Clone, PartialEq)]
+enum Progress {
+    /// Still to be replaced.
+    Outdated,
+    /// Replaced, and not running yet; or the old task is still there beside it.
+    UnderWay,
+    /// Runs, but the next slot waits until then.
+    Delay(Timestamp),
+    /// Runs, and is watched until then.
+    Watched(Timestamp),
+    /// Failed under watch, in a way that the update tolerates.
+    Failed,
+    /// As asked.
+    Settled,
+}
+
+impl Progress {
+    fn is_settled(&self) -> bool {
+        match self {
+            Progress::Settled | Progress::Failed => true,
+            Progress::Outdated | Progress::UnderWay | Progress::Delay(_) | Progress::Watched(_) => false,
+        }
+    }
+
+    /// Whether it counts against the parallelism.
+    fn is_busy(&self) -> bool {
+        match self {
+            Progress::UnderWay | Progress::Delay(_) => true,
+            Progress::Outdated | Progress::Watched(_) | Progress::Failed | Progress::Settled => false,
+        }
+    }
+}
+
+/// One slot of a service that is being updated.
+struct Updated<'a> {
+    slot: Slot<'a>,
+    progress: Progress,
+    /// A task of the new spec that failed under watch.
+    failed: Option<&'a Arc<Task>>,
+    /// Whether this update made a task here, or still has to.
+    touched: bool,
+}
+
+/// One update as it stands.
+struct Rollout<'a> {
+    view: &'a State,
+    service: &'a Arc<Service>,
+    config: UpdateConfig,
+    is_rollback: bool,
+    started_at: Timestamp,
+    now: Timestamp,
+    slots: Vec<Updated<'a>>,
+}
+
+impl<'a> Rollout<'a> {
+    fn new(view: &'a State, service: &'a Arc<Service>, now: Timestamp) -> Rollout<'a> {
+        let is_rollback = phase(service) == Phase::RollbackStarted;
+        let under_way = is_rollback || phase(service) == Phase::Updating;
+        let started = service.update_status.as_ref().map_or(now.0, |status| status.started_at);
+        let started_at = if under_way { Timestamp(started) } else { now };
+        let config = config(service, is_rollback);
+        let mut rollout = Rollout { view, service, config, is_rollback, started_at, now, slots: Vec::new() };
+        let slots = slot::occupied(view, service).into_iter().filter(|slot| rollout.is_reachable(slot));
+        rollout.slots = slots.map(|slot| rollout.assess(slot)).collect();
+        rollout
+    }
+
+    /// A global task on a node that takes no new tasks stays as it is.
+    fn is_reachable(&self, slot: &Slot<'_>) -> bool {
+        let node = || self.view.node(&slot.latest().node_id);
+        !slot::is_global(self.service) || node().is_some_and(|node| global::is_eligible(self.service, node))
+    }
+
+    fn assess(&self, slot: Slot<'a>) -> Updated<'a> {
+        let is_current = |task: &Arc<Task>| !slot::is_dirty(self.view, self.service, task);
+        let is_ours = |task: &Arc<Task>| task.meta().created_at >= self.started_at.0 && is_current(task);
+        let touched = slot.tasks.iter().any(|task| is_ours(task));
+        let failed = slot.tasks.iter().copied().find(|task| is_ours(task) && self.failed_under_watch(task));
+        let current = slot.live().filter(|task| is_current(task)).last();
+        let outdated = slot.live().any(|task| !is_current(task));
+        let progress = match current {
+            Some(task) => self.progress_of(task, touched, outdated, failed.is_some()),
+            // The new task failed beside the old one, and the restart policy allows no other try.
+            None if failed.is_some() && slot::verdict(self.service, &slot) == Verdict::Done => {
+                Progress::Failed
+            }
+            None if outdated || !is_current(slot.latest()) => Progress::Outdated,
+            None if failed.is_some() => Progress::Failed,
+            None => Progress::Settled,
+        };
+        let touched = touched || progress == Progress::Outdated;
+        Updated { slot, progress, failed, touched }
+    }
+
+    fn progress_of(&self, task: &Task, touched: bool, outdated: bool, failed: bool) -> Progress {
+        if outdated {
+            return Progress::UnderWay;
+        }
+        if failed {
+            return Progress::Failed;
+        }
+        if !touched {
+            return Progress::Settled;
+        }
+        if task.observed() < TaskState::Running {
+            return Progress::UnderWay;
+        }
+        let ran_at = Timestamp(task.ran_at);
+        let (next_at, settled_at) = (ran_at.after(self.delay()), ran_at.after(self.monitor()));
+        match self.now {
+            now if now < next_at => Progress::Delay(next_at),
+            now if now < settled_at => Progress::Watched(settled_at),
+            _ => Progress::Settled,
+        }
+    }
+
+    /// Whether the task ended by itself before it had run as long as it is watched.
+    fn failed_under_watch(&self, task: &Task) -> bool {
+        let ended = task.status.as_ref().map_or(0, |status| status.timestamp);
+        let early = task.ran_at == 0 || Timestamp(ended).since(Timestamp(task.ran_at)) <= self.monitor();
+        let runs_on = slot::restart_policy(self.service).condition() == Condition::Any;
+        let completed = task.observed() == TaskState::Complete;
+        slot::ended_by_itself(task) && early && (!completed || runs_on)
+    }
+
+    fn delay(&self) -> Duration {
+        nanos(self.config.delay)
+    }
+
+    /// Long enough to see a failure before the next slot is touched.
+    fn monitor(&self) -> Duration {
+        let monitor = if self.config.monitor > 0 { nanos(self.config.monitor) } else { UPDATE_MONITOR };
+        if self.delay() >= monitor { self.delay() + Duration::from_secs(1) } else { monitor }
+    }
+
+    /// A failed task, when more failed than the update tolerates and it shall not go on regardless.
+    fn intolerable_failure(&self) -> Option<&'a Arc<Task>> {
+        let failed: Vec<&Arc<Task>> = self.slots.iter().filter_map(|slot| slot.failed).collect();
+        let touched = self.slots.iter().filter(|slot| slot.touched).count();
+        let ratio = failed.len() as f32 / touched.max(1) as f32;
+        let goes_on = self.config.failure_action() == FailureAction::Continue;
+        failed.first().copied().filter(|_| !goes_on && ratio > self.config.max_failure_ratio)
+    }
+
+    /// The service once its update is paused, or rolled back.
+    fn stop(&self, failed: &Task) -> Service {
+        let mut service = Service::clone(self.service);
+        let back = self.config.failure_action() == FailureAction::Rollback && !self.is_rollback;
+        if let Some(previous) = service.previous_spec.take_if(|_| back) {
+            service.spec = Some(previous);
+            service.update_status = Some(UpdateStatus {
+                state: Phase::RollbackStarted.into(),
+                started_at: self.now.0,
+                completed_at: 0,
+                message: format!(
+                    "update rolled back due to failure or early termination of task {}",
+                    failed.id
+                ),
+            });
+            return service;
+        }
+        let phase = if self.is_rollback { Phase::RollbackPaused } else { Phase::Paused };
+        let message = format!("update paused due to failure or early termination of task {}", failed.id);
+        self.with_status(phase, 0, message)
+    }
+
+    fn begun(&self) -> Service {
+        self.with_status(Phase::Updating, 0, "update in progress".to_owned())
+    }
+
+    fn completed(&self) -> Service {
+        let (phase, message) = match self.is_rollback {
+            true => (Phase::RollbackCompleted, "rollback completed"),
+            false => (Phase::Completed, "update completed"),
+        };
+        self.with_status(phase, self.now.0, message.to_owned())
+    }
+
+    fn with_status(&self, phase: Phase, completed_at: i64, message: String) -> Service {
+        let started_at = self.started_at.0;
+        let status = UpdateStatus { state: phase.into(), started_at, completed_at, message };
+        Service { update_status: Some(status), ..Service::clone(self.service) }
+    }
+
+    /// Ends old tasks whose replacement runs, and begins with as many slots as may be under way. Says
+    /// whether it began with any.
+    fn advance(&self, env: &mut Env<'_>, plan: &mut Plan) -> bool {
+        self.slots.iter().for_each(|updated| self.end_replaced(&updated.slot, plan));
+        let busy = self.slots.iter().filter(|slot| slot.progress.is_busy()).count();
+        let parallelism = match usize::try_from(self.config.parallelism) {
+            Ok(0) | Err(_) => usize::MAX,
+            Ok(parallelism) => parallelism,
+        };
+        let free = parallelism.saturating_sub(busy).min(STARTS_MAX);
+        let outdated = self.slots.iter().filter(|slot| slot.progress == Progress::Outdated);
+        let mut starts = outdated.filter(|updated| self.may_start(updated, plan)).collect::<Vec<_>>();
+        starts.truncate(free);
+        starts.iter().for_each(|updated| self.start(&updated.slot, env, plan));
+        !starts.is_empty()
+    }
+
+    /// With start-first, the old task ends once the new one runs.
+    fn end_replaced(&self, slot: &Slot<'_>, plan: &mut Plan) {
+        let is_current = |task: &Arc<Task>| !slot::is_dirty(self.view, self.service, task);
+        if slot.live().any(|task| is_current(task) && task.observed() == TaskState::Running) {
+            let old = slot.live().filter(|task| !is_current(task));
+            old.for_each(|task| plan.update(slot::desire(task, TaskState::Shutdown)));
+        }
+    }
+
+    /// A slot whose new task failed beside the old one is tried again as the restart policy says.
+    fn may_start(&self, updated: &Updated<'_>, plan: &mut Plan) -> bool {
+        let Some(failed) = updated.failed else { return true };
+        if updated.slot.latest().id != failed.id && !slot::ended_by_itself(updated.slot.latest()) {
+            return true;
+        }
+        match slot::verdict(self.service, &updated.slot) {
+            Verdict::Done => false,
+            Verdict::Replace(delay) => {
+                let ended = updated.slot.latest().status.as_ref().map_or(0, |status| status.timestamp);
+                let at = Timestamp(ended).after(delay);
+                if self.now < at {
+                    plan.wake(at);
+                }
+                self.now >= at
+            }
+        }
+    }
+
+    fn start(&self, slot: &Slot<'_>, env: &mut Env<'_>, plan: &mut Plan) {
+        let mut task = slot::successor(self.service, slot, Duration::ZERO, env.now, env.ids);
+        let start_first = self.config.order() == Order::StartFirst;
+        if !start_first {
+            let old = slot.live();
+            old.for_each(|old| plan.update(slot::desire(old, TaskState::Shutdown)));
+        }
+        if start_first || (!slot.is_live() && slot.others_stopped(self.view, "")) {
+            task.desired_state = TaskState::Running.into();
+        }
+        plan.create(task);
+    }
+
+    fn wakes(&self, plan: &mut Plan) {
+        for updated in &self.slots {
+            match &updated.progress {
+                Progress::Delay(at) | Progress::Watched(at) => plan.wake(*at),
+                Progress::Outdated | Progress::UnderWay | Progress::Failed | Progress::Settled => {}
+            }
+        }
+    }
+}
+
+/// The service's own settings, or Docker's defaults.
+fn config(service: &Service, is_rollback: bool) -> UpdateConfig {
+    let spec = service.spec.as_ref();
+    let configured = spec.and_then(|spec| if is_rollback { spec.rollback } else { spec.update });
+    configured.unwrap_or(UpdateConfig { parallelism: 1, ..UpdateConfig::default() })
+}
+
+fn nanos(ns: i64) -> Duration {
+    Duration::from_nanos(u64::try_from(ns).unwrap_or(0))
 }

@@ -1,15 +1,414 @@
-//! In progress.
-use crate::state::State;
-use rswarm_proto::wire::ServiceSpec;
+//! What is wrong with a spec: all of it at once, in Docker's words where it has some. Nothing is stored
+//! before its spec has passed here, so everything else may rely on it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use rswarm_base::ipam::Subnet;
+use rswarm_proto::model::service::Mode;
+use rswarm_proto::wire::{
+    Annotations, ClusterSpec, ContainerSpec, EndpointSpec, IpamConfig, Mount, NetworkSpec, NodeSpec,
+    PortConfig, ResourceRequirements, Resources, RestartPolicy, ServiceSpec, TaskSpec, UpdateConfig,
+    endpoint_spec, mount, port_config,
+};
+
+use crate::constraint::Constraint;
+use crate::state::{State, address_of};
+
+/// Tasks that one service may ask for.
+pub const REPLICAS_MAX: u64 = 1_000_000;
+/// The least CPU that can be reserved or be the limit: a thousandth of one.
+const NANO_CPUS_MIN: i64 = 1_000_000;
+/// The least memory that can be reserved or be the limit.
+const MEMORY_MIN: i64 = 4 << 20;
+/// Characters of a name that is a part of DNS names.
+const DNS_LABEL_MAX: usize = 63;
+/// The prefix length below which a subnet has too few addresses to be of use (as swarmkit).
+const PREFIX_MAX: u8 = 29;
+
 /// One thing that is wrong with a spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// Where in the spec, such as `ContainerSpec`.
-    pub field: String,
-    /// What is wrong, in Docker's words where it has some.
+    /// Which part of the spec, such as `ContainerSpec`; empty for the spec itself.
+    pub field: &'static str,
+    /// What is wrong with it.
     pub reason: String,
 }
-/// All problems of a service's spec.
-pub fn service(_spec: &ServiceSpec, _state: &State) -> Result<(), Vec<Problem>> {
-    todo!()
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.field.is_empty() {
+            return f.write_str(&self.reason);
+        }
+        write!(f, "{}: {}", self.field, self.reason)
+    }
+}
+
+/// Collects problems.
+#[derive(Default)]
+struct Findings(Vec<Problem>);
+
+impl Findings {
+    fn add(&mut self, field: &'static str, reason: impl Into<String>) {
+        self.0.push(Problem { field, reason: reason.into() });
+    }
+
+    fn add_if(&mut self, wrong: bool, field: &'static str, reason: impl Into<String>) {
+        if wrong {
+            self.add(field, reason);
+        }
+    }
+
+    fn result(self) -> Result<(), Vec<Problem>> {
+        if self.0.is_empty() { Ok(()) } else { Err(self.0) }
+    }
+}
+
+/// Checks a service's spec, networks already resolved to ids.
+pub fn service(spec: &ServiceSpec, state: &State) -> Result<(), Vec<Problem>> {
+    let mut findings = Findings::default();
+    dns_name(spec.annotations.as_ref(), &mut findings);
+    match &spec.task {
+        None => findings.add("TaskSpec", "a task spec must be provided"),
+        Some(spec) => task(spec, state, &mut findings),
+    }
+    if let Mode::Replicated(replicas) = spec.mode_or_default() {
+        let reason = format!("number of replicas must be at most {REPLICAS_MAX}, not {replicas}");
+        findings.add_if(replicas > REPLICAS_MAX, "", reason);
+    } else {
+        let placement = spec.task.as_ref().and_then(|task| task.placement.as_ref());
+        let max = placement.map_or(0, |placement| placement.max_replicas);
+        findings.add_if(max > 0, "Placement", "max replicas per node can only be used in replicated mode");
+    }
+    update(spec.update.as_ref(), "update", &mut findings);
+    update(spec.rollback.as_ref(), "rollback", &mut findings);
+    if let Some(spec) = &spec.endpoint {
+        endpoint(spec, &mut findings);
+    }
+    findings.result()
+}
+
+fn dns_name(annotations: Option<&Annotations>, findings: &mut Findings) {
+    let name = annotations.map_or("", |annotations| annotations.name.as_str());
+    if name.is_empty() {
+        return findings.add("meta", "name must be provided");
+    }
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    let inside = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+    let valid = inside && edge(name.chars().next()) && edge(name.chars().last());
+    findings.add_if(!valid, "", "name must be valid as a DNS name component");
+    findings.add_if(name.len() > DNS_LABEL_MAX, "", "name must be 63 characters or fewer");
+}
+
+fn task(spec: &TaskSpec, state: &State, findings: &mut Findings) {
+    match &spec.container {
+        None => findings.add("ContainerSpec", "a container spec must be provided"),
+        Some(spec) => container(spec, findings),
+    }
+    if let Some(requirements) = &spec.resources {
+        resources(requirements, findings);
+    }
+    if let Some(policy) = &spec.restart {
+        restart(policy, findings);
+    }
+    if let Some(placement) = &spec.placement {
+        for text in &placement.constraints {
+            if let Err(error) = Constraint::parse(text) {
+                findings.add("Placement", error.to_string());
+            }
+        }
+        for descriptor in &placement.spread {
+            let label = ["node.labels.", "engine.labels."]
+                .iter()
+                .any(|prefix| descriptor.len() > prefix.len() && descriptor.starts_with(prefix));
+            let reason =
+                format!("cannot spread over `{descriptor}`: want node.labels.NAME or engine.labels.NAME");
+            findings.add_if(!label, "Placement", reason);
+        }
+    }
+    networks(spec, state, findings);
+}
+
+fn networks(spec: &TaskSpec, state: &State, findings: &mut Findings) {
+    let mut seen = BTreeSet::new();
+    for config in &spec.networks {
+        let target = config.target.as_str();
+        let on_node = crate::allocate::NODE_NETWORKS.contains(&target);
+        let known = state.network(target).is_some_and(|network| !network.pending_delete);
+        findings.add_if(!on_node && !known, "Networks", format!("network {target} not found"));
+        findings.add_if(!seen.insert(target), "Networks", format!("network {target} is given twice"));
+        let alone = on_node && target != "bridge" && spec.networks.len() > 1;
+        findings.add_if(alone, "Networks", format!("network {target} cannot be combined with others"));
+        for address in &config.addresses {
+            let reason = format!("`{address}` is not an IP address");
+            findings.add_if(address_of(address).is_none(), "Networks", reason);
+        }
+    }
+}
+
+fn container(spec: &ContainerSpec, findings: &mut Findings) {
+    const FIELD: &str = "ContainerSpec";
+    if spec.image.trim().is_empty() {
+        findings.add(FIELD, "image reference must be provided");
+    } else {
+        let valid = is_reference(&spec.image);
+        findings.add_if(!valid, FIELD, format!("\"{}\" is not a valid repository/tag", spec.image));
+    }
+    let mut targets = BTreeSet::new();
+    for mount in &spec.mounts {
+        let twice = !targets.insert(mount.target.as_str());
+        findings.add_if(twice, FIELD, format!("duplicate mount point: {}", mount.target));
+        check_mount(mount, findings);
+    }
+    for variable in &spec.env {
+        let nameless = variable.is_empty() || variable.starts_with('=');
+        findings.add_if(nameless, FIELD, format!("invalid environment variable: \"{variable}\""));
+    }
+    findings.add_if(spec.stop_grace.is_some_and(|ns| ns < 0), FIELD, "stop-grace-period cannot be negative");
+    if let Some(check) = &spec.healthcheck {
+        for (name, ns) in [
+            ("Interval", check.interval),
+            ("Timeout", check.timeout),
+            ("StartPeriod", check.start_period),
+            ("StartInterval", check.start_interval),
+        ] {
+            let wrong = ns != 0 && ns < 1_000_000;
+            findings.add_if(wrong, FIELD, format!("{name} in Healthcheck cannot be less than 1ms"));
+        }
+        findings.add_if(check.retries < 0, FIELD, "Retries in Healthcheck cannot be negative");
+    }
+}
+
+/// Whether the text could name an image at all; the registry client parses it in full.
+fn is_reference(image: &str) -> bool {
+    let (name, digest) = image.split_once('@').map_or((image, None), |(name, digest)| (name, Some(digest)));
+    let (path, tag) = match name.rsplit_once(':') {
+        Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
+        _ => (name, None),
+    };
+    let (host, repository) = match path.split_once('/') {
+        Some((host, rest)) if host.contains(['.', ':']) || host == "localhost" => (host, rest),
+        _ => ("", path),
+    };
+    let is_part = |part: &str| {
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c);
+        let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+        part.chars().all(allowed) && edge(part.chars().next()) && edge(part.chars().last())
+    };
+    let is_tag = |tag: &str| {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        !tag.is_empty() && tag.len() <= 128 && tag.chars().all(allowed) && !tag.starts_with(['.', '-'])
+    };
+    let host_ok = host.chars().all(|c| c.is_ascii_alphanumeric() || ".-:[]".contains(c));
+    host_ok
+        && repository.split('/').all(is_part)
+        && tag.is_none_or(is_tag)
+        && digest.is_none_or(|digest| digest.split_once(':').is_some_and(|(_, hex)| hex.len() >= 32))
+}
+
+fn check_mount(mount: &Mount, findings: &mut Findings) {
+    const FIELD: &str = "ContainerSpec";
+    if mount.target.is_empty() {
+        return findings.add(FIELD, "invalid mount config: field Target must not be empty");
+    }
+    let (target, source) = (&mount.target, &mount.source);
+    let reason = format!("invalid mount path: '{target}' mount path must be absolute");
+    findings.add_if(!target.starts_with('/'), FIELD, reason);
+    let root = target.starts_with('/') && target.trim_matches(['/', '.']).is_empty();
+    findings.add_if(root, FIELD, "invalid mount config: destination can't be '/'");
+    match mount.r#type() {
+        mount::Type::Bind => {
+            let reason = format!("invalid mount path: '{source}' mount path must be absolute");
+            findings.add_if(!source.starts_with('/'), FIELD, reason);
+        }
+        mount::Type::Tmpfs => {
+            findings.add_if(
+                !source.is_empty(),
+                FIELD,
+                "invalid mount config: field Source must not be specified",
+            );
+            findings.add_if(
+                mount.tmpfs_size < 0,
+                FIELD,
+                "invalid mount config: tmpfs size cannot be negative",
+            );
+        }
+        mount::Type::Volume => {
+            let reason = format!("invalid mount source: volume name `{source}` must not be a path");
+            findings.add_if(source.contains('/'), FIELD, reason);
+        }
+    }
+}
+
+fn resources(requirements: &ResourceRequirements, findings: &mut Findings) {
+    let limits = requirements.limits.unwrap_or_default();
+    let reserved = requirements.reservations.unwrap_or_default();
+    amounts(&limits, findings);
+    amounts(&reserved, findings);
+    let over = |reserved: i64, limit: i64| limit > 0 && reserved > limit;
+    let reason = "reserved CPU cannot be more than the limit";
+    findings.add_if(over(reserved.nano_cpus, limits.nano_cpus), "Resources", reason);
+    let reason = "reserved memory cannot be more than the limit";
+    findings.add_if(over(reserved.memory, limits.memory), "Resources", reason);
+}
+
+fn amounts(resources: &Resources, findings: &mut Findings) {
+    let cpus = resources.nano_cpus;
+    if cpus != 0 && cpus < NANO_CPUS_MIN {
+        let shown = cpus as f64 / 1e9;
+        findings.add("", format!("invalid cpu value {shown}: Must be at least 0.001"));
+    }
+    let memory = resources.memory;
+    let reason = format!("invalid memory value {memory}: Must be at least 4MiB");
+    findings.add_if(memory != 0 && memory < MEMORY_MIN, "", reason);
+    let reason = format!("invalid pids limit {}: cannot be negative", resources.pids);
+    findings.add_if(resources.pids < 0, "", reason);
+}
+
+fn restart(policy: &RestartPolicy, findings: &mut Findings) {
+    findings.add_if(policy.delay.is_some_and(|ns| ns < 0), "TaskSpec", "restart-delay cannot be negative");
+    findings.add_if(policy.window < 0, "TaskSpec", "restart-window cannot be negative");
+}
+
+fn update(config: Option<&UpdateConfig>, which: &str, findings: &mut Findings) {
+    let Some(config) = config else { return };
+    findings.add_if(config.delay < 0, "TaskSpec", format!("{which}-delay cannot be negative"));
+    findings.add_if(config.monitor < 0, "TaskSpec", format!("{which}-monitor cannot be negative"));
+    let ratio = (0.0..=1.0).contains(&config.max_failure_ratio);
+    let reason = format!("{which}-maxfailureratio cannot be less than 0 or bigger than 1");
+    findings.add_if(!ratio, "TaskSpec", reason);
+}
+
+fn endpoint(spec: &EndpointSpec, findings: &mut Findings) {
+    const FIELD: &str = "EndpointSpec";
+    let mut published = BTreeSet::new();
+    let mut targets = BTreeSet::new();
+    for port in &spec.ports {
+        let ingress = port.mode() == port_config::Mode::Ingress;
+        let reason = "port published with ingress mode can't be used with dnsrr mode";
+        findings.add_if(ingress && spec.mode() == endpoint_spec::Mode::Dnsrr, FIELD, reason);
+        check_port(port, findings);
+        if port.published != 0 {
+            let key = (port.mode, &port.protocol, port.published, &port.host_ip);
+            findings.add_if(!published.insert(key), FIELD, "duplicate published ports provided");
+        } else {
+            let key = (port.mode, &port.protocol, port.target);
+            findings.add_if(!targets.insert(key), FIELD, "duplicate published ports provided");
+        }
+    }
+}
+
+fn check_port(port: &PortConfig, findings: &mut Findings) {
+    const FIELD: &str = "EndpointSpec";
+    let known = matches!(port.protocol.as_str(), "tcp" | "udp" | "sctp");
+    findings.add_if(!known, FIELD, format!("invalid protocol '{}'", port.protocol));
+    let target = (1..=65535).contains(&port.target);
+    findings.add_if(
+        !target,
+        FIELD,
+        format!("invalid target port {}: must be between 1 and 65535", port.target),
+    );
+    let reason = format!("invalid published port {}: must be at most 65535", port.published);
+    findings.add_if(port.published > 65535, FIELD, reason);
+}
+
+/// Checks a network's spec.
+pub fn network(spec: &NetworkSpec, state: &State) -> Result<(), Vec<Problem>> {
+    let mut findings = Findings::default();
+    let name = spec.annotations.as_ref().map_or("", |annotations| annotations.name.as_str());
+    if name.is_empty() {
+        findings.add("", "name must be provided");
+    } else {
+        let valid = name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        let reason =
+            format!("{name} includes invalid characters for a network name: want [a-zA-Z0-9][a-zA-Z0-9_.-]");
+        findings.add_if(!valid, "", reason);
+        let predefined = crate::allocate::NODE_NETWORKS.contains(&name);
+        findings.add_if(predefined, "", format!("{name} is a pre-defined network and cannot be created"));
+    }
+    let driver = spec.driver.as_str();
+    let reason = format!(
+        "could not resolve driver {driver} in plugin registry: cluster networks are overlay networks"
+    );
+    findings.add_if(!driver.is_empty() && driver != "overlay", "", reason);
+    let mut seen: Vec<Subnet> = Vec::new();
+    for config in &spec.ipam {
+        ipam(config, &mut seen, &mut findings);
+    }
+    for subnet in &seen {
+        for other in state.networks() {
+            let taken = other.ipam.iter().filter_map(|config| config.subnet.parse::<Subnet>().ok());
+            if taken.into_iter().any(|taken| taken.overlaps(*subnet)) {
+                let owner = rswarm_proto::model::object::Stored::name(other.as_ref());
+                findings.add("", format!("Pool overlaps with other one on this address space: {subnet} is part of network {owner}"));
+            }
+        }
+    }
+    let v6 = seen.iter().any(|subnet| subnet.address().is_ipv6());
+    findings.add_if(spec.ipv6 && !v6, "", "an IPv6 network needs an IPv6 subnet: give one with --subnet");
+    findings.result()
+}
+
+fn ipam(config: &IpamConfig, seen: &mut Vec<Subnet>, findings: &mut Findings) {
+    if config.subnet.is_empty() {
+        let alone =
+            config.gateway.is_empty() && config.ip_range.is_empty() && config.aux_addresses.is_empty();
+        return findings.add_if(!alone, "", "a gateway, range or auxiliary address needs a subnet");
+    }
+    let subnet = match config.subnet.parse::<Subnet>() {
+        Ok(subnet) => subnet,
+        Err(error) => return findings.add("", error.to_string()),
+    };
+    let narrow = subnet.address().is_ipv4() && subnet.prefix() > PREFIX_MAX;
+    findings.add_if(narrow, "", format!("subnet {subnet} is too small: /{PREFIX_MAX} is the smallest"));
+    let reason = format!("subnet {subnet} overlaps another subnet of the network");
+    findings.add_if(seen.iter().any(|other| other.overlaps(subnet)), "", reason);
+    seen.push(subnet);
+    let inside = |text: &str| address_of(text).is_some_and(|address| subnet.contains(address));
+    if !config.gateway.is_empty() {
+        let reason = format!("no matching subnet for gateway {}", config.gateway);
+        findings.add_if(!inside(&config.gateway), "", reason);
+    }
+    if !config.ip_range.is_empty() {
+        let range = config.ip_range.parse::<Subnet>();
+        let fits =
+            range.is_ok_and(|range| subnet.contains(range.address()) && range.prefix() >= subnet.prefix());
+        findings.add_if(!fits, "", format!("no matching subnet for range {}", config.ip_range));
+    }
+    for (name, address) in &config.aux_addresses {
+        findings.add_if(!inside(address), "", format!("no matching subnet for aux-address {name}={address}"));
+    }
+}
+
+/// Checks a node's spec.
+pub fn node(spec: &NodeSpec) -> Result<(), Vec<Problem>> {
+    let mut findings = Findings::default();
+    let labels = spec.annotations.as_ref().map(|annotations| &annotations.labels);
+    let nameless = labels.is_some_and(|labels| labels.keys().any(String::is_empty));
+    findings.add_if(nameless, "", "a label needs a name");
+    findings.result()
+}
+
+/// Checks a cluster's spec.
+pub fn cluster(spec: &ClusterSpec) -> Result<(), Vec<Problem>> {
+    const HOUR: i64 = 3_600_000_000_000;
+    const MILLISECOND: i64 = 1_000_000;
+    let mut findings = Findings::default();
+    let name = spec.annotations.as_ref().map_or("", |annotations| annotations.name.as_str());
+    findings.add_if(name != "default", "", "swarm spec name must be \"default\"");
+    let expiry = spec.node_cert_expiry;
+    findings.add_if(expiry != 0 && expiry < HOUR, "", "minimum certificate expiry time must be 1h0m0s");
+    let period = spec.heartbeat_period;
+    findings.add_if(period < 0, "", "heartbeat time period cannot be a negative duration");
+    let hasty = period > 0 && period < 100 * MILLISECOND;
+    findings.add_if(hasty, "", "heartbeat time period must be at least 100ms");
+    let (election, heartbeat) = (spec.election_tick, spec.heartbeat_tick);
+    let slow = election != 0 && heartbeat != 0 && election <= heartbeat;
+    findings.add_if(
+        slow,
+        "",
+        format!("election tick must be more than heartbeat tick: {election} is not more than {heartbeat}"),
+    );
+    findings.result()
 }
