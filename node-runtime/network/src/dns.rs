@@ -5,6 +5,7 @@
 //! rules lead port 53 there, so that it may run a name server itself. Questions to upstream servers leave
 //! from the daemon's namespace.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -50,6 +51,44 @@ const DNS_PORT: u16 = 53;
 pub struct Server {
     config: Arc<ArcSwap<DnsConfig>>,
     scope: Scope,
+}
+
+/// All containers' servers, on the daemon's own runtime: questions leave from its namespace.
+#[derive(Debug)]
+pub struct Servers {
+    names: Names,
+    scope: Scope,
+    running: HashMap<String, Server>,
+}
+
+impl Servers {
+    /// None yet.
+    pub fn new(names: Names, scope: Scope) -> Servers {
+        Servers { names, scope, running: HashMap::new() }
+    }
+
+    /// Serves a container, or changes what it is told.
+    pub async fn serve(&mut self, netns: Netns, container: String, config: DnsConfig) -> io::Result<()> {
+        if let Some(server) = self.running.get(&container) {
+            server.reconfigure(config);
+            return Ok(());
+        }
+        let server = Server::start(&netns, self.names.clone(), config, &self.scope).await?;
+        self.running.insert(container, server);
+        Ok(())
+    }
+
+    /// Ends a container's server.
+    pub async fn stop(&mut self, container: &str) {
+        if let Some(server) = self.running.remove(container) {
+            server.stop().await;
+        }
+    }
+
+    /// Ends all of them.
+    pub async fn stop_all(&mut self) {
+        futures_util::future::join_all(self.running.drain().map(|(_, server)| server.stop())).await;
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,9 +4,9 @@
 //! then the host. What is read often (which networks there are, what names lead to) is an immutable value
 //! swapped as a whole.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
@@ -37,12 +37,10 @@ pub struct Networks(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    scope: Scope,
     context: Context,
     directory: Directory,
     registry: Owner<Registry>,
-    /// Held only for a look-up or an insertion, never while waiting.
-    dns: Mutex<HashMap<String, dns::Server>>,
+    dns: Owner<dns::Servers>,
 }
 
 /// Which networks there are; written by the registry alone.
@@ -91,8 +89,9 @@ impl Networks {
             directory: Arc::clone(&directory),
         };
         let registry = Owner::spawn(&scope, registry);
-        let dns = Mutex::default();
-        let networks = Networks(Arc::new(Shared { scope, context, directory, registry, dns }));
+        let servers = dns::Servers::new(context.names.clone(), scope.clone());
+        let dns = Owner::spawn(&scope, servers);
+        let networks = Networks(Arc::new(Shared { context, directory, registry, dns }));
         if config.default_bridge {
             let mut spec = BridgeSpec::new(DEFAULT_BRIDGE, DEFAULT_BRIDGE);
             spec.interface = Some(format!("rsw-{}", config.daemon_id));
@@ -189,10 +188,9 @@ impl Networks {
     /// # Errors
     /// When the kernel refuses.
     pub async fn detach(&self, container_id: &str) -> Result<(), KernelError> {
-        let server = self.servers().remove(container_id);
-        if let Some(server) = server {
-            server.stop().await;
-        }
+        let container = container_id.to_owned();
+        // Servers that ended with the daemon hold nothing any more.
+        let _ = self.0.dns.call(move |dns| Box::pin(async move { dns.stop(&container).await })).await;
         let networks: Vec<Network> = self.0.directory.load().values().cloned().collect();
         let all = join_all(networks.iter().map(|network| network.detach(container_id))).await;
         all.into_iter().collect()
@@ -338,19 +336,13 @@ impl Networks {
         container_id: &str,
         config: DnsConfig,
     ) -> Result<(), AttachError> {
-        if let Some(server) = self.servers().get(container_id) {
-            server.reconfigure(config);
-            return Ok(());
-        }
-        let names = self.0.context.names.clone();
-        let server = dns::Server::start(netns, names, config, &self.0.scope).await;
-        let server =
-            server.map_err(|source| AttachError::Dns { container: container_id.to_owned(), source })?;
-        let before = self.servers().insert(container_id.to_owned(), server);
-        if let Some(before) = before {
-            before.stop().await;
-        }
-        Ok(())
+        let (netns, container) = (netns.clone(), container_id.to_owned());
+        let serve = {
+            let container = container.clone();
+            self.0.dns.call(move |dns| Box::pin(dns.serve(netns, container, config)))
+        };
+        let served = serve.await.map_err(|_| AttachError::ShuttingDown)?;
+        served.map_err(|source| AttachError::Dns { container, source })
     }
 
     /// The addresses that a container on these networks would be told for `name`; `None` when its question
@@ -366,17 +358,12 @@ impl Networks {
     /// # Errors
     /// The first thing that the kernel refused; the rest is removed all the same.
     pub async fn close_all(&self) -> Result<(), KernelError> {
-        let servers: Vec<_> = self.servers().drain().map(|(_, server)| server).collect();
-        join_all(servers.into_iter().map(dns::Server::stop)).await;
+        let _ = self.0.dns.call(|dns| Box::pin(dns.stop_all())).await;
         self.0.registry.call(|registry| Box::pin(registry.close_all())).await.map_err(|_| shutting_down())?
     }
 
     fn network(&self, id: &str) -> Option<Network> {
         self.0.directory.load().get(id).cloned()
-    }
-
-    fn servers(&self) -> std::sync::MutexGuard<'_, HashMap<String, dns::Server>> {
-        self.0.dns.lock().expect("nothing panics while it holds this lock")
     }
 }
 

@@ -1,0 +1,8 @@
+//! The crate against the kernel, as root: each test makes its own hosts out of network namespaces, and
+//! leaves nothing behind. Needs iproute2, nftables and busybox; the crate itself does not.
+
+mod bridge;
+mod dns;
+mod lab;
+mod overlay;
+mod publish;

@@ -1,0 +1,166 @@
+//! Published ports.
+
+use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
+
+use rswarm_network::{AttachRequest, DEFAULT_BRIDGE, PortBinding, Protocol};
+
+use crate::lab::{Container, Daemon, Lab, assert_clean, config, request};
+
+fn port(host_ip: Option<[u8; 4]>, host_port: u16, container_port: u16, protocol: Protocol) -> PortBinding {
+    PortBinding { host_ip: host_ip.map(IpAddr::from), host_port, host_port_end: 0, container_port, protocol }
+}
+
+fn publishing(container: &str, publish: Vec<PortBinding>) -> AttachRequest {
+    AttachRequest { publish, ..request(container, DEFAULT_BRIDGE) }
+}
+
+#[tokio::test]
+async fn a_published_port_is_reached_from_everywhere_it_should_be() {
+    let (lab, dir) = (Lab::new(), tempfile::tempdir().expect("dir"));
+    let (host, client) = (lab.host(1), lab.host(9));
+    let config = config("c0000001", dir.path());
+    let daemon = Daemon::start(&host, config.clone());
+    let ports = vec![
+        port(None, 8080, 80, Protocol::Tcp),
+        port(Some([127, 0, 0, 1]), 8081, 80, Protocol::Tcp),
+        port(Some([10, 88, 0, 1]), 8082, 80, Protocol::Tcp),
+    ];
+    let web = Container::start(&daemon.networks, publishing("web", ports)).await;
+    let neighbour = Container::start(&daemon.networks, request("neighbour", DEFAULT_BRIDGE)).await;
+    let server = web.space.whoami(80);
+
+    assert_eq!(client.asks([10, 88, 0, 1], 8080).as_deref(), Some("10.88.0.9"), "the client's own address");
+    assert!(host.asks([127, 0, 0, 1], 8080).is_some());
+    assert!(host.asks([127, 0, 0, 2], 8080).is_some());
+    assert!(host.asks([10, 88, 0, 1], 8080).is_some());
+    assert!(web.space.asks([10, 88, 0, 1], 8080).is_some(), "hairpin to itself");
+    assert!(neighbour.space.asks([10, 88, 0, 1], 8080).is_some(), "hairpin from a neighbour");
+    assert!(host.asks([127, 0, 0, 1], 8081).is_some());
+    assert_eq!(client.asks([10, 88, 0, 1], 8081), None, "published on loopback only");
+    assert!(client.asks([10, 88, 0, 1], 8082).is_some());
+    assert_eq!(host.asks([127, 0, 0, 1], 8082), None, "published on one address only");
+
+    // A container that routes 127.0.0.0/8 to the host must not reach the host's loopback.
+    let secret = host.whoami_at(Ipv4Addr::LOCALHOST.into(), 9999);
+    neighbour
+        .space
+        .sh("ip addr del 127.0.0.1/8 dev lo; echo 1 > /proc/sys/net/ipv4/conf/eth0/route_localnet; \
+         ip route del local 127.0.0.0/8 table local 2>/dev/null; ip route add 127.0.0.0/8 via 172.17.0.1");
+    assert_eq!(neighbour.space.asks([127, 0, 0, 1], 9999), None);
+
+    drop((secret, server));
+    daemon.networks.detach("web").await.expect("detach");
+    assert_eq!(client.asks([10, 88, 0, 1], 8080), None);
+    daemon.networks.close_all().await.expect("close");
+    assert_clean(&host, &config);
+}
+
+#[tokio::test]
+async fn conflicts_are_told_in_dockers_words() {
+    let (lab, dir) = (Lab::new(), tempfile::tempdir().expect("dir"));
+    let host = lab.host(1);
+    let config = config("c0000002", dir.path());
+    let daemon = Daemon::start(&host, config.clone());
+    let networks = &daemon.networks;
+    let one = publishing("one", vec![port(None, 80, 80, Protocol::Tcp)]);
+    let one = Container::start(networks, one).await;
+    let netns = networks.create_netns().await.expect("netns");
+    let refused = async |publish| {
+        let error = networks.attach(&netns, publishing("two", publish)).await.expect_err("refused");
+        rswarm_base::Chain(&error).to_string()
+    };
+    assert_eq!(
+        refused(vec![port(None, 80, 8080, Protocol::Tcp)]).await,
+        "Bind for 0.0.0.0:80 failed: port is already allocated"
+    );
+    assert_eq!(
+        refused(vec![port(Some([127, 0, 0, 1]), 80, 80, Protocol::Tcp)]).await,
+        "Bind for 127.0.0.1:80 failed: port is already allocated"
+    );
+    let _squatter = host.run(|| TcpListener::bind("0.0.0.0:81").expect("bind"));
+    assert!(
+        refused(vec![port(None, 81, 80, Protocol::Tcp)])
+            .await
+            .starts_with("failed to bind host port for 0.0.0.0:81:172.17.0.3:80/tcp: ")
+    );
+    // The first port is given back when the second one fails.
+    refused(vec![port(None, 90, 90, Protocol::Tcp), port(None, 80, 80, Protocol::Tcp)]).await;
+    let spare = host.run(|| TcpListener::bind("0.0.0.0:90").is_ok());
+    assert!(spare);
+    assert!(host.run(|| TcpListener::bind("0.0.0.0:80").is_err()), "the port is reserved on the host too");
+
+    let range = PortBinding { host_port_end: 83, ..port(None, 80, 80, Protocol::Tcp) };
+    let mut two =
+        publishing("two", vec![range, port(None, 0, 80, Protocol::Tcp), port(None, 80, 80, Protocol::Udp)]);
+    two.publish.push(port(None, 0, 81, Protocol::Udp));
+    let two = networks.attach(&netns, two).await.expect("attach");
+    assert_eq!(two.ports[0].host_port, 82, "80 is ours, 81 another process's");
+    assert!(two.ports[1].host_port > 1024 && two.ports[3].host_port > 1024);
+    assert_eq!(two.ports[2].host_port, 80, "UDP is not TCP");
+    drop(one);
+    networks.close_all().await.expect("close");
+    assert_clean(&host, &config);
+}
+
+#[tokio::test]
+async fn udp_goes_to_the_new_owner_of_a_port_at_once() {
+    let (lab, dir) = (Lab::new(), tempfile::tempdir().expect("dir"));
+    let (host, client) = (lab.host(1), lab.host(9));
+    let config = config("c0000003", dir.path());
+    let daemon = Daemon::start(&host, config.clone());
+    // One client socket all along: its flow is remembered by the kernel.
+    let socket = client.run(|| UdpSocket::bind("0.0.0.0:5000").expect("bind"));
+    socket.set_read_timeout(Some(crate::lab::PATIENCE)).expect("timeout");
+    for name in ["first", "second"] {
+        let wanted = publishing(name, vec![port(None, 5353, 53, Protocol::Udp)]);
+        let container = Container::start(&daemon.networks, wanted).await;
+        let server = container.space.run(|| UdpSocket::bind("0.0.0.0:53").expect("bind"));
+        let answer = name.as_bytes().to_vec();
+        let serving = std::thread::spawn(move || {
+            let mut buffer = [0; 16];
+            let (_, from) = server.recv_from(&mut buffer).expect("question");
+            server.send_to(&answer, from).expect("answer");
+            from.ip().to_string()
+        });
+        socket.send_to(b"?", "10.88.0.1:5353").expect("send");
+        let mut buffer = [0; 16];
+        let length = socket.recv(&mut buffer).expect("an answer");
+        assert_eq!(&buffer[..length], name.as_bytes());
+        assert_eq!(serving.join().expect("server"), "10.88.0.9");
+        // Another container first takes the address that the next would get.
+        let keep = format!("keep-{name}");
+        Container::start(&daemon.networks, request(&keep, DEFAULT_BRIDGE)).await;
+        daemon.networks.detach(name).await.expect("detach");
+        Container::start(&daemon.networks, request(&format!("after-{name}"), DEFAULT_BRIDGE)).await;
+    }
+    daemon.networks.close_all().await.expect("close");
+    assert_clean(&host, &config);
+}
+
+#[tokio::test]
+async fn a_restarted_daemon_keeps_what_is_published() {
+    let (lab, dir) = (Lab::new(), tempfile::tempdir().expect("dir"));
+    let (host, client) = (lab.host(1), lab.host(9));
+    let config = config("c0000004", dir.path());
+    let daemon = Daemon::start(&host, config.clone());
+    let kept = publishing("kept", vec![port(None, 8080, 80, Protocol::Tcp)]);
+    let kept = Container::start(&daemon.networks, kept).await;
+    let gone = publishing("gone", vec![port(None, 8081, 80, Protocol::Tcp)]);
+    let gone = Container::start(&daemon.networks, gone).await;
+    let _server = kept.space.whoami(80);
+    let _other = gone.space.whoami(80);
+    daemon.stop();
+    assert!(client.asks([10, 88, 0, 1], 8080).is_some(), "while no daemon runs");
+
+    let daemon = Daemon::start(&host, config.clone());
+    assert!(client.asks([10, 88, 0, 1], 8080).is_some(), "before it is adopted");
+    let endpoints = [kept.attached.clone()];
+    daemon.networks.adopt("kept", &kept.netns, &endpoints, None).await.expect("adopt");
+    daemon.networks.settle().await.expect("settle");
+    assert!(client.asks([10, 88, 0, 1], 8080).is_some(), "after it");
+    assert_eq!(client.asks([10, 88, 0, 1], 8081), None, "nobody claimed it");
+    let next = Container::start(&daemon.networks, request("next", DEFAULT_BRIDGE)).await;
+    assert_ne!(next.attached.address, kept.attached.address);
+    daemon.networks.close_all().await.expect("close");
+    assert_clean(&host, &config);
+}
