@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use rswarm_base::ipam::{Subnet, lowest_address, mac_for};
 
 use crate::actor::Owner;
-use crate::conntrack;
+use crate::conntrack::{self, Doomed};
 use crate::error::{AttachError, KernelError};
 use crate::host::{Endpoint, Host, Publish};
 use crate::link::{Pair, Route};
@@ -347,7 +347,7 @@ impl Bridge {
         let address = attached.address;
         if !attached.ports.is_empty() {
             withdraw(&self.context.host, self.endpoint(container)).await?;
-            conntrack::forget(&self.context.home, address).await;
+            conntrack::forget(&self.context.home, Doomed::AnsweredBy(address)).await;
         }
         disconnect(&self.context.home, &pair_name(container, &self.info.id)).await?;
         self.endpoints.remove(container);

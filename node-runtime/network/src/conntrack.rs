@@ -7,7 +7,9 @@ use std::net::IpAddr;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ConntrackMessage, IPTuple, Tuple};
+use netlink_packet_netfilter::conntrack::{
+    ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Tuple,
+};
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
 };
@@ -19,25 +21,38 @@ use crate::netns::Netns;
 
 const ANSWER_SECONDS: i64 = 10;
 
-/// Forgets the connections that `address` answers. What cannot be forgotten runs into its timeout.
-pub async fn forget(netns: &Netns, address: IpAddr) {
-    let done = netns.run(move || forget_here(address)).await.and_then(std::convert::identity);
+/// Which connections to forget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doomed {
+    /// Those that this address answers.
+    AnsweredBy(IpAddr),
+    /// UDP to this port of the host: a client that never pauses would keep the flow that it had before
+    /// the port was published, past all rules.
+    UdpTo(u16),
+}
+
+/// Forgets connections. What cannot be forgotten runs into its timeout.
+pub async fn forget(netns: &Netns, doomed: Doomed) {
+    let done = netns.run(move || forget_here(doomed)).await.and_then(std::convert::identity);
     match done {
-        Ok(count) => tracing::debug!(%address, count, "connections forgotten"),
-        Err(error) => tracing::warn!(%address, %error, "connections could not be forgotten"),
+        Ok(count) => tracing::debug!(?doomed, count, "connections forgotten"),
+        Err(error) => tracing::warn!(?doomed, %error, "connections could not be forgotten"),
     }
 }
 
-fn forget_here(address: IpAddr) -> io::Result<usize> {
+fn forget_here(doomed: Doomed) -> io::Result<usize> {
     let mut socket = Socket::new(protocols::NETLINK_NETFILTER)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(ANSWER_SECONDS, 0))?;
-    let family = if address.is_ipv4() { NetfilterProtoFamily::IPv4 } else { NetfilterProtoFamily::IPv6 };
+    let family = match doomed {
+        Doomed::AnsweredBy(IpAddr::V6(_)) => NetfilterProtoFamily::IPv6,
+        Doomed::AnsweredBy(IpAddr::V4(_)) | Doomed::UdpTo(_) => NetfilterProtoFamily::IPv4,
+    };
     send(&socket, family, ConntrackMessage::Get(Vec::new()), NLM_F_DUMP)?;
-    let doomed = answered_by(&socket, address)?;
-    let count = doomed.len();
-    for original in doomed {
+    let originals = list(&socket, doomed)?;
+    let count = originals.len();
+    for original in originals {
         let message = ConntrackMessage::Delete(vec![ConntrackAttribute::CtaTupleOrig(original)]);
         send(&socket, family, message, NLM_F_ACK)?;
         // One that ended meanwhile is no error; the answer only keeps the pace.
@@ -46,8 +61,8 @@ fn forget_here(address: IpAddr) -> io::Result<usize> {
     Ok(count)
 }
 
-/// The original direction of every connection whose answers come from `address`.
-fn answered_by(socket: &Socket, address: IpAddr) -> io::Result<Vec<Vec<Tuple>>> {
+/// The original direction of every doomed connection.
+fn list(socket: &Socket, doomed: Doomed) -> io::Result<Vec<Vec<Tuple>>> {
     let mut found = Vec::new();
     loop {
         let (datagram, _) = socket.recv_from_full()?;
@@ -60,7 +75,7 @@ fn answered_by(socket: &Socket, address: IpAddr) -> io::Result<Vec<Vec<Tuple>>> 
             match message.map(|message| message.payload) {
                 Ok(NetlinkPayload::Done(_)) => return Ok(found),
                 Ok(NetlinkPayload::Error(error)) if error.code.is_some() => return Err(error.to_io()),
-                Ok(NetlinkPayload::InnerMessage(message)) => found.extend(original_of(message, address)),
+                Ok(NetlinkPayload::InnerMessage(message)) => found.extend(original_of(message, doomed)),
                 _ => {}
             }
             rest = &rest[length.next_multiple_of(4).min(rest.len())..];
@@ -68,25 +83,36 @@ fn answered_by(socket: &Socket, address: IpAddr) -> io::Result<Vec<Vec<Tuple>>> 
     }
 }
 
-fn original_of(message: NetfilterMessage, address: IpAddr) -> Option<Vec<Tuple>> {
+/// The connection's original direction, if it is doomed.
+fn original_of(message: NetfilterMessage, doomed: Doomed) -> Option<Vec<Tuple>> {
     let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = message.inner else {
         return None;
     };
-    let (mut original, mut answered) = (None, false);
+    let (mut original, mut reply) = (None, None);
     for attribute in attributes {
         match attribute {
             ConntrackAttribute::CtaTupleOrig(tuple) => original = Some(tuple),
-            ConntrackAttribute::CtaTupleReply(tuple) => {
-                answered = tuple.iter().any(|part| comes_from(part, address))
-            }
+            ConntrackAttribute::CtaTupleReply(tuple) => reply = Some(tuple),
             _ => {}
         }
     }
-    original.filter(|_| answered)
+    let (original, reply) = (original?, reply?);
+    let is_doomed = match doomed {
+        Doomed::AnsweredBy(address) => comes_from(&reply, address),
+        Doomed::UdpTo(port) => goes_to(&original, port),
+    };
+    is_doomed.then_some(original)
 }
 
-fn comes_from(part: &Tuple, address: IpAddr) -> bool {
-    matches!(part, Tuple::Ip(ip) if ip.contains(&IPTuple::SourceAddress(address)))
+fn comes_from(tuple: &[Tuple], address: IpAddr) -> bool {
+    let source = IPTuple::SourceAddress(address);
+    tuple.iter().any(|part| matches!(part, Tuple::Ip(ip) if ip.contains(&source)))
+}
+
+fn goes_to(tuple: &[Tuple], port: u16) -> bool {
+    let wanted = [ProtoTuple::Protocol(Protocol::Udp), ProtoTuple::DestinationPort(port)];
+    let has_all = |parts: &[ProtoTuple]| wanted.iter().all(|part| parts.contains(part));
+    tuple.iter().any(|part| matches!(part, Tuple::Proto(parts) if has_all(parts)))
 }
 
 fn send(

@@ -5,6 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 
+use crate::conntrack::{self, Doomed};
 use crate::error::{AttachError, KernelError};
 use crate::model::{BoundPort, PortBinding, Protocol};
 use crate::netns::{Netns, set_sysctl};
@@ -121,11 +122,21 @@ impl Host {
         if failed.is_none() && !taken.is_empty() {
             failed = self.apply().await.err().map(AttachError::from);
         }
-        let Some(error) = failed else { return Ok(bound) };
+        let Some(error) = failed else {
+            self.forget_flows(&taken).await;
+            return Ok(bound);
+        };
         for port in taken {
             self.leases.remove(&port);
         }
         Err(error)
+    }
+
+    /// UDP clients that were already sending get the new rules too.
+    async fn forget_flows(&self, ports: &[HostPort]) {
+        for port in ports.iter().filter(|port| port.protocol == Protocol::Udp) {
+            conntrack::forget(&self.home, Doomed::UdpTo(port.port)).await;
+        }
     }
 
     /// Takes over ports that a running container had published, without touching its traffic.
@@ -216,7 +227,8 @@ impl Host {
                     return Ok(host);
                 }
                 Err(_) if is_range => {}
-                Err(source) => {
+                Err(error) => {
+                    let source = in_dockers_words(error);
                     let target = format!("{inside}:{container_port}");
                     let address = address.into();
                     return Err(AttachError::PortBind { address, port: number, target, protocol, source });
@@ -260,6 +272,15 @@ impl Host {
 
     async fn reserve(&self, host: HostPort) -> io::Result<(OwnedFd, u16)> {
         self.home.run(move || reserve(host)).await?
+    }
+}
+
+/// What clients look for in a refusal.
+fn in_dockers_words(error: io::Error) -> io::Error {
+    match error.kind() {
+        kind @ io::ErrorKind::AddrInUse => io::Error::new(kind, "address already in use"),
+        kind @ io::ErrorKind::AddrNotAvailable => io::Error::new(kind, "cannot assign requested address"),
+        _ => error,
     }
 }
 

@@ -14,7 +14,7 @@ use crate::actor::Owner;
 use crate::bridge::{
     self, Bridge, Context, Inside, adopt_ports, connect, disconnect, pair_name, shutting_down, withdraw,
 };
-use crate::conntrack;
+use crate::conntrack::{self, Doomed};
 use crate::error::{AttachError, KernelError, OverlayError};
 use crate::host::{Endpoint, Publish};
 use crate::link::{Route, Underlay};
@@ -411,7 +411,7 @@ impl OverlayNetwork {
             withdraw(&self.context.host, self.endpoint(container)).await?;
             self.apply_rules(&sandbox).await?;
         }
-        conntrack::forget(&sandbox, address).await;
+        conntrack::forget(&sandbox, Doomed::AnsweredBy(address)).await;
         disconnect(&sandbox, &pair_name(container, &self.id)).await?;
         self.endpoints.remove(container);
         Ok(())

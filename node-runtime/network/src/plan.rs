@@ -235,3 +235,161 @@ fn link_steps(wanted: &Link, found: Option<&FoundLink>) -> Vec<Step> {
     }
     steps
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(last: u8) -> IpAddr {
+        IpAddr::from([10, 0, 1, last])
+    }
+
+    fn link(name: &str, kind: LinkKind, port: bool) -> Link {
+        let port = port.then(|| Port { bridge: "br0".into(), hairpin: true, isolated: false });
+        Link { name: name.into(), kind, mtu: 1450, mac: None, port, alias: "ours".into() }
+    }
+
+    fn vxlan(vni: u32) -> LinkKind {
+        LinkKind::Vxlan(Vxlan { vni, port: 4789, local: None })
+    }
+
+    fn neighbour(last: u8, mac: u8) -> Neighbour {
+        Neighbour { link: "vxlan0".into(), address: ip(last), mac: Mac([2, 0, 0, 0, 0, mac]) }
+    }
+
+    fn forward(mac: u8, node: u8) -> Forward {
+        Forward {
+            link: "vxlan0".into(),
+            mac: Mac([2, 0, 0, 0, 0, mac]),
+            node: IpAddr::from([192, 0, 2, node]),
+        }
+    }
+
+    fn sandbox() -> Plan {
+        Plan {
+            links: vec![link("br0", LinkKind::Bridge, false), link("vxlan0", vxlan(7), true)],
+            addresses: BTreeSet::from([Address { link: "br0".into(), address: ip(1), prefix: 24 }]),
+            neighbours: BTreeSet::from([neighbour(12, 12)]),
+            forwarding: BTreeSet::from([forward(12, 2)]),
+            default_route: None,
+        }
+    }
+
+    /// What the kernel would hold after the steps.
+    fn take(steps: &[Step], found: &mut Found) {
+        for step in steps {
+            let named = |found: &mut Found, name: &str| {
+                found.links.iter().position(|link| link.link.name == *name).expect("the link exists")
+            };
+            match step.clone() {
+                Step::DeleteLink(name) => {
+                    found.links.retain(|link| link.link.name != name);
+                    found.addresses.retain(|entry| entry.link != name);
+                    found.neighbours.retain(|entry| entry.link != name);
+                    found.forwarding.retain(|entry| entry.link != name);
+                }
+                Step::CreateLink(link) => {
+                    let link = Link { port: None, ..link };
+                    found.links.push(FoundLink { index: 0, up: false, link });
+                }
+                Step::SetLink(wanted) => {
+                    let at = named(found, &wanted.name);
+                    let port = found.links[at].link.port.take();
+                    found.links[at].link = Link { port, ..wanted };
+                }
+                Step::SetPort(name, port) => {
+                    let at = named(found, &name);
+                    found.links[at].link.port = Some(port);
+                }
+                Step::SetUp(name) => {
+                    let at = named(found, &name);
+                    found.links[at].up = true;
+                }
+                Step::RemoveAddress(entry) => assert!(found.addresses.remove(&entry)),
+                Step::AddAddress(entry) => assert!(found.addresses.insert(entry)),
+                Step::RemoveNeighbour(entry) => assert!(found.neighbours.remove(&entry)),
+                Step::SetNeighbour(entry) => {
+                    found.neighbours.retain(|old| (&old.link, old.address) != (&entry.link, entry.address));
+                    found.neighbours.insert(entry);
+                }
+                Step::RemoveForward(entry) => assert!(found.forwarding.remove(&entry)),
+                Step::AddForward(entry) => assert!(found.forwarding.insert(entry)),
+                Step::SetDefaultRoute(gateway) => found.default_routes = vec![gateway],
+            }
+        }
+    }
+
+    /// Links first, as the executor does; then nothing may be left to do.
+    fn settle(plan: &Plan, found: &mut Found) -> Vec<Step> {
+        let mut taken = Vec::new();
+        for _ in 0..2 {
+            let mut todo = steps(plan, found);
+            if todo.iter().any(Step::is_structural) {
+                todo.retain(Step::is_structural);
+            }
+            take(&todo, found);
+            taken.extend(todo);
+        }
+        assert_eq!(steps(plan, found), Vec::new(), "settled");
+        taken
+    }
+
+    #[test]
+    fn an_empty_namespace_gets_everything_and_then_nothing_more() {
+        let mut found = Found::default();
+        let taken = settle(&sandbox(), &mut found);
+        assert_eq!(found.links.len(), 2);
+        assert_eq!(taken.iter().filter(|step| step.is_structural()).count(), 2);
+    }
+
+    #[test]
+    fn only_what_moved_is_touched() {
+        let mut found = Found::default();
+        settle(&sandbox(), &mut found);
+        let mut plan = sandbox();
+        plan.neighbours = BTreeSet::from([neighbour(12, 99), neighbour(13, 13)]);
+        plan.forwarding = BTreeSet::from([forward(12, 3)]);
+        let taken = settle(&plan, &mut found);
+        assert_eq!(
+            taken,
+            [
+                Step::RemoveForward(forward(12, 2)),
+                Step::AddForward(forward(12, 3)),
+                Step::SetNeighbour(neighbour(12, 99)),
+                Step::SetNeighbour(neighbour(13, 13)),
+            ]
+        );
+    }
+
+    #[test]
+    fn endpoints_that_vanished_leave_no_entries() {
+        let mut found = Found::default();
+        settle(&sandbox(), &mut found);
+        let plan = Plan { neighbours: BTreeSet::new(), forwarding: BTreeSet::new(), ..sandbox() };
+        let taken = settle(&plan, &mut found);
+        assert_eq!(taken, [Step::RemoveNeighbour(neighbour(12, 12)), Step::RemoveForward(forward(12, 2))]);
+    }
+
+    #[test]
+    fn a_device_that_cannot_be_changed_is_made_anew() {
+        let mut found = Found::default();
+        settle(&sandbox(), &mut found);
+        let mut plan = sandbox();
+        plan.links[1].kind = vxlan(8);
+        let taken = settle(&plan, &mut found);
+        assert_eq!(taken[0], Step::DeleteLink("vxlan0".into()));
+        assert_eq!(found.forwarding, plan.forwarding, "its entries are back");
+    }
+
+    #[test]
+    fn what_is_not_planned_is_left_alone() {
+        let mut found = Found::default();
+        let other = link("eth7", LinkKind::Other, false);
+        found.links.push(FoundLink { index: 9, up: false, link: other });
+        let address = Address { link: "eth7".into(), address: ip(77), prefix: 24 };
+        found.addresses.insert(address.clone());
+        settle(&sandbox(), &mut found);
+        assert!(found.addresses.contains(&address));
+        assert!(!found.links[0].up);
+    }
+}
