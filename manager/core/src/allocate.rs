@@ -37,9 +37,9 @@ impl Reconciler for Allocate {
 
     fn reconcile(&self, view: &State, env: &mut Env<'_>) -> Plan {
         let mut plan = Plan::default();
-        // Networks first: what is on them is addressed in the next pass, from their stored subnets.
-        networks(view, &mut plan);
-        let mut pools = Pools { view, networks: BTreeMap::new() };
+        let fresh = networks(view);
+        fresh.values().for_each(|network| plan.update(network.clone()));
+        let mut pools = Pools { view, fresh, networks: BTreeMap::new() };
         for service in view.services().filter(|service| !service.pending_delete) {
             if let Some(endpoint) = pools.endpoint(service) {
                 plan.update(Service { endpoint: Some(endpoint), ..Service::clone(service) });
@@ -54,11 +54,12 @@ impl Reconciler for Allocate {
     }
 }
 
-/// Gives every new network its subnets and its VXLAN id.
-fn networks(view: &State, plan: &mut Plan) {
+/// Every new network with its subnets and its VXLAN id, by network id.
+fn networks(view: &State) -> BTreeMap<String, Network> {
+    let mut fresh = BTreeMap::new();
     let new: Vec<_> = view.networks().filter(|network| network.vni == 0 && !network.pending_delete).collect();
     if new.is_empty() {
-        return;
+        return fresh;
     }
     let mut taken: Vec<Subnet> = view.networks().flat_map(|network| subnets(&network.ipam)).collect();
     // Subnets that other new networks ask for by name are not given away.
@@ -72,8 +73,9 @@ fn networks(view: &State, plan: &mut Plan) {
         let free = |vni: &u32| !vnis.contains(vni);
         let Some(vni) = wanted.filter(free).or_else(|| VNIS.clone().find(free)) else { continue };
         vnis.insert(vni);
-        plan.update(Network { ipam, vni, ..Network::clone(network) });
+        fresh.insert(network.id.clone(), Network { ipam, vni, ..Network::clone(network) });
     }
+    fresh
 }
 
 fn spec_ipam(network: &Network) -> Vec<IpamConfig> {
@@ -115,6 +117,8 @@ fn network_ipam(
 /// Addresses of all networks that were asked for in this pass.
 struct Pools<'a> {
     view: &'a State,
+    /// Networks that this pass gave their subnets.
+    fresh: BTreeMap<String, Network>,
     networks: BTreeMap<String, Vec<Pool>>,
 }
 
@@ -154,7 +158,8 @@ impl Pools<'_> {
     /// The pools of a network; `None` when it does not exist or has no subnets yet.
     fn of(&mut self, network_id: &str) -> Option<&mut Vec<Pool>> {
         if !self.networks.contains_key(network_id) {
-            let network = self.view.network(network_id).filter(|network| network.vni != 0)?;
+            let stored = || self.view.network(network_id).map(|network| network.as_ref());
+            let network = self.fresh.get(network_id).or_else(stored).filter(|network| network.vni != 0)?;
             self.networks.insert(network_id.to_owned(), pools(self.view, network));
         }
         self.networks.get_mut(network_id)
@@ -279,4 +284,130 @@ fn offset(range: Subnet, address: IpAddr) -> u128 {
 pub fn addresses<'t>(task: &'t Task, network_id: &'t str) -> impl Iterator<Item = IpAddr> + 't {
     let attachments = task.networks.iter().filter(move |attachment| attachment.network_id == network_id);
     attachments.flat_map(|attachment| &attachment.addresses).filter_map(|address| address_of(address))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::world::{World, attach, spec};
+    use rswarm_proto::wire::{Annotations, CreateNetworkRequest, NetworkSpec, RemoveRequest};
+
+    #[test]
+    fn networks_get_subnets_and_vxlan_ids_of_their_own() {
+        let mut world = World::new(1);
+        let (a, b) = (world.network("a"), world.network("b"));
+        world.reconcile();
+        let shown = |id: &str| {
+            let network = world.state.network(id).expect("network");
+            (network.ipam[0].subnet.clone(), network.ipam[0].gateway.clone(), network.vni)
+        };
+        let mut both = [shown(&a), shown(&b)];
+        both.sort();
+        assert_eq!(
+            both,
+            [
+                ("10.0.0.0/24".to_owned(), "10.0.0.1".to_owned(), 4096),
+                ("10.0.1.0/24".to_owned(), "10.0.1.1".to_owned(), 4097)
+            ]
+        );
+    }
+
+    #[test]
+    fn services_get_a_virtual_address_and_tasks_their_own() {
+        let mut world = World::new(2);
+        let network = world.network("net");
+        let mut web = spec("web", 2);
+        attach(&mut web, "net");
+        let id = world.create(web);
+        world.run(Duration::from_secs(2));
+        let endpoint = world.service(&id).endpoint.clone().expect("endpoint");
+        assert_eq!(
+            endpoint.virtual_ips,
+            [VirtualIp { network_id: network, address: "10.0.0.2/24".to_owned() }]
+        );
+        let attachments: Vec<_> = world.live(&id).iter().map(|task| task.networks[0].clone()).collect();
+        assert_eq!(attachments[0].addresses, ["10.0.0.3/24"]);
+        assert_eq!(attachments[0].mac, "02:42:0a:00:00:03");
+        assert_eq!(attachments[1].addresses, ["10.0.0.4/24"]);
+    }
+
+    #[test]
+    fn an_address_is_not_reused_while_others_are_free() {
+        let mut world = World::new(1);
+        world.network("net");
+        let mut web = spec("web", 1);
+        attach(&mut web, "net");
+        let id = world.create(web);
+        let mut seen = BTreeSet::new();
+        for _ in 0..4 {
+            world.run(Duration::from_secs(3));
+            let task = world.live(&id)[0].clone();
+            assert!(seen.insert(task.networks[0].addresses[0].clone()), "reused at once");
+            world.report(&task.id, TaskState::Failed);
+        }
+    }
+
+    #[test]
+    fn a_full_network_says_so_and_goes_on_when_there_is_room() {
+        let mut world = World::new(1);
+        let ipam = vec![IpamConfig { subnet: "10.9.0.0/29".to_owned(), ..IpamConfig::default() }];
+        let annotations = Some(Annotations { name: "tiny".to_owned(), ..Annotations::default() });
+        let request =
+            CreateNetworkRequest { spec: Some(NetworkSpec { annotations, ipam, ..NetworkSpec::default() }) };
+        world.control(|state, _, ids| crate::control::create_network(state, &request, ids)).expect("created");
+        let mut web = spec("web", 5);
+        attach(&mut web, "tiny");
+        let id = world.create(web);
+        world.run(Duration::from_secs(2));
+        assert_eq!(world.running(&id), 4, "six addresses, less the gateway and the virtual one");
+        let waiting =
+            world.live(&id).into_iter().find(|task| task.observed() == TaskState::New).expect("one waits");
+        let err = waiting.status.clone().unwrap_or_default().err;
+        assert!(err.starts_with("could not find an available IP in subnet 10.9.0.0/29"), "{err}");
+        world.change(&id, |spec| {
+            spec.mode =
+                Some(rswarm_proto::wire::service_spec::Mode::Replicated(rswarm_proto::wire::Replicated {
+                    replicas: 4,
+                }));
+        });
+        world.run(Duration::from_secs(2));
+        assert_eq!((world.running(&id), world.tasks(&id).len()), (4, 4));
+    }
+
+    #[test]
+    fn a_removed_network_goes_with_the_last_task_on_it() {
+        let mut world = World::new(1);
+        let network = world.network("net");
+        let mut web = spec("web", 1);
+        attach(&mut web, "net");
+        let id = world.create(web);
+        world.run(Duration::from_secs(2));
+        let request = RemoveRequest { id: "net".to_owned(), force: false };
+        let refused = world.control(|state, _, ids| crate::control::remove_network(state, &request, ids));
+        assert_eq!(
+            refused.map_err(|error| error.to_string()),
+            Err(format!("network {network} is in use by service {id}"))
+        );
+        world.remove_service(&id);
+        world.control(|state, _, ids| crate::control::remove_network(state, &request, ids)).expect("removed");
+        let again = world.network("net");
+        world.reconcile();
+        assert!(world.state.network(&network).is_some(), "a task is still on it");
+        world.run(Duration::from_secs(2));
+        assert!(world.state.network(&network).is_none());
+        assert!(world.state.network(&again).is_some());
+    }
+
+    #[test]
+    fn networks_of_the_node_need_no_addresses() {
+        let mut world = World::new(1);
+        let mut web = spec("web", 1);
+        attach(&mut web, "host");
+        let id = world.create(web);
+        world.run(Duration::from_secs(2));
+        assert_eq!(world.running(&id), 1);
+        assert_eq!(world.live(&id)[0].networks[0].addresses, Vec::<String>::new());
+    }
 }

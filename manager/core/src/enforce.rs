@@ -76,3 +76,70 @@ fn evicted(task: &Task) -> Task {
     let status = TaskStatus { err: NO_LONGER_FITS.to_owned(), ..task.status.clone().unwrap_or_default() };
     Task { status: Some(status), ..slot::desire(task, TaskState::Shutdown) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::world::{World, spec};
+    use rswarm_proto::wire::{Placement, ResourceRequirements, Resources};
+
+    #[test]
+    fn a_drained_node_is_left_in_order() {
+        let mut world = World::new(2);
+        let id = world.create(spec("web", 4));
+        world.run(Duration::from_secs(2));
+        world.change_node("n1", Author::Control, |node| {
+            node.spec.get_or_insert_default().set_availability(NodeAvailability::Drain);
+        });
+        for _ in 0..30 {
+            world.step();
+            assert!(world.held_in_slots(&id).values().all(|held| *held <= 1));
+        }
+        assert_eq!(world.spread(&id), [("n2".to_owned(), 4)].into());
+        assert_eq!(world.running(&id), 4);
+    }
+
+    #[test]
+    fn a_task_leaves_a_node_whose_labels_no_longer_fit() {
+        let mut world = World::new(2);
+        for node in ["n1", "n2"] {
+            world.change_node(node, Author::Control, |node| {
+                let annotations = node.spec.get_or_insert_default().annotations.get_or_insert_default();
+                annotations.labels.insert("disk".to_owned(), "ssd".to_owned());
+            });
+        }
+        let mut web = spec("web", 2);
+        let constraints = vec!["node.labels.disk==ssd".to_owned()];
+        web.task.get_or_insert_default().placement = Some(Placement { constraints, ..Placement::default() });
+        let id = world.create(web);
+        world.run(Duration::from_secs(2));
+        assert_eq!(world.spread(&id).len(), 2);
+        world.change_node("n1", Author::Control, |node| {
+            node.spec.get_or_insert_default().annotations.get_or_insert_default().labels.clear();
+        });
+        world.run(Duration::from_secs(2));
+        assert_eq!(world.spread(&id), [("n2".to_owned(), 2)].into());
+        let left = world.tasks(&id).into_iter().find(|task| task.node_id == "n1").expect("its history");
+        assert_eq!(left.status.as_ref().map(|status| status.err.as_str()), Some(NO_LONGER_FITS));
+    }
+
+    #[test]
+    fn a_node_that_shrinks_keeps_its_oldest_tasks() {
+        let mut world = World::new(1);
+        let mut web = spec("web", 2);
+        let reservations = Some(Resources { memory: 4 << 30, ..Resources::default() });
+        let requirements = ResourceRequirements { reservations, ..ResourceRequirements::default() };
+        web.task.get_or_insert_default().resources = Some(requirements);
+        let id = world.create(web);
+        world.run(Duration::from_secs(2));
+        assert_eq!(world.running(&id), 2);
+        world.change_node("n1", Author::Dispatcher, |node| {
+            let description = node.description.get_or_insert_default();
+            description.resources.get_or_insert_default().memory = 6 << 30;
+        });
+        world.run(Duration::from_secs(2));
+        assert_eq!(world.running(&id), 1);
+    }
+}

@@ -28,6 +28,9 @@ pub mod state;
 pub mod update;
 pub mod validate;
 
+#[cfg(test)]
+mod world;
+
 pub use apply::{Applied, Event, Rejected, apply};
 pub use author::Author;
 pub use peer::Peer;

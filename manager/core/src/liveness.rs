@@ -116,3 +116,79 @@ fn orphaned(task: &Task, now: Timestamp) -> Task {
     };
     Task { status: Some(status), ..task.clone() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::{World, spec};
+
+    fn state_of(world: &World, node: &str) -> NodeState {
+        node_state(world.state.node(node).expect("node"))
+    }
+
+    #[test]
+    fn a_silent_node_becomes_suspect_then_down_and_its_tasks_move() {
+        let mut world = World::new(3);
+        let id = world.create(spec("web", 3));
+        world.run(Duration::from_secs(2));
+        world.cut.insert("n1".to_owned());
+        world.run(Duration::from_secs(3));
+        assert_eq!(state_of(&world, "n1"), NodeState::Suspect);
+        assert_eq!(world.spread(&id).len(), 3, "a suspect keeps its tasks");
+        world.run(Duration::from_secs(6));
+        assert_eq!(state_of(&world, "n1"), NodeState::Down);
+        assert_eq!(world.running(&id), 3);
+        assert!(!world.spread(&id).contains_key("n1"));
+        world.cut.clear();
+        world.run(Duration::from_secs(2));
+        assert_eq!(state_of(&world, "n1"), NodeState::ReadyNode);
+        assert_eq!(world.held_in_slots(&id).into_values().collect::<Vec<_>>(), [1, 1, 1]);
+    }
+
+    #[test]
+    fn a_new_leader_moves_nothing() {
+        let mut world = World::new(3);
+        let id = world.create(spec("web", 3));
+        world.run(Duration::from_secs(2));
+        let before: Vec<String> = world.live(&id).iter().map(|task| task.id.clone()).collect();
+        world.heartbeats.clear();
+        world.leader_since = world.now;
+        world.cut.extend(["n1", "n2", "n3"].map(str::to_owned));
+        world.run(Duration::from_secs(7));
+        world.cut.clear();
+        world.run(Duration::from_secs(2));
+        let after: Vec<String> = world.live(&id).iter().map(|task| task.id.clone()).collect();
+        assert_eq!(before, after);
+    }
+
+    #[test]
+    fn tasks_stay_where_they_are_when_no_node_is_left() {
+        let mut world = World::new(3);
+        let id = world.create(spec("web", 3));
+        world.run(Duration::from_secs(2));
+        world.cut.extend(["n1", "n2", "n3"].map(str::to_owned));
+        world.run(Duration::from_secs(30));
+        assert!(["n1", "n2", "n3"].iter().all(|node| state_of(&world, node) == NodeState::Down));
+        assert_eq!(world.tasks(&id).len(), 3);
+        world.cut.clear();
+        world.step();
+        world.run(Duration::from_secs(5));
+        assert_eq!((world.running(&id), world.tasks(&id).len()), (3, 3), "all are adopted");
+    }
+
+    #[test]
+    fn tasks_of_a_node_that_was_removed_are_given_up() {
+        let mut world = World::new(2);
+        let id = world.create(spec("web", 2));
+        world.run(Duration::from_secs(2));
+        let request = rswarm_proto::wire::RemoveRequest { id: "n1".to_owned(), force: true };
+        world.control(|state, _, ids| crate::control::remove_node(state, &request, ids)).expect("removed");
+        world.cut.insert("n1".to_owned());
+        world.run(Duration::from_secs(3));
+        assert_eq!(world.spread(&id), [("n2".to_owned(), 2)].into());
+        assert!(
+            world.tasks(&id).iter().all(|task| task.observed() != TaskState::Orphaned),
+            "nothing is left of it"
+        );
+    }
+}

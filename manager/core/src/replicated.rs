@@ -87,3 +87,95 @@ fn remove_surplus(slots: Vec<Slot<'_>>, keep: usize, plan: &mut Plan) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::world::{World, set_image, spec};
+    use rswarm_proto::wire::service_spec;
+
+    fn scale(world: &mut World, id: &str, replicas: u64) {
+        let mode = service_spec::Mode::Replicated(rswarm_proto::wire::Replicated { replicas });
+        world.change(id, |spec| spec.mode = Some(mode));
+    }
+
+    #[test]
+    fn a_service_gets_its_replicas_in_slots_from_one() {
+        let mut world = World::new(3);
+        let id = world.create(spec("web", 4));
+        world.run(Duration::from_secs(2));
+        assert_eq!(world.running(&id), 4);
+        let slots: Vec<u64> = world.live(&id).iter().map(|task| task.slot).collect();
+        assert_eq!(slots, [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn scaling_down_takes_idle_slots_first_and_leaves_an_even_spread() {
+        let mut world = World::new(3);
+        let id = world.create(spec("web", 9));
+        world.run(Duration::from_secs(2));
+        scale(&mut world, &id, 6);
+        world.run(Duration::from_secs(2));
+        assert_eq!(world.spread(&id).into_values().collect::<Vec<_>>(), [2, 2, 2]);
+        let last = world.live(&id).last().expect("a task").clone();
+        world.report(&last.id, TaskState::Failed);
+        scale(&mut world, &id, 5);
+        world.run(Duration::from_secs(3));
+        assert!(world.live(&id).iter().all(|task| task.slot != last.slot), "the slot that did not run goes");
+    }
+
+    #[test]
+    fn a_slot_that_was_given_up_is_the_next_one_to_be_used() {
+        let mut world = World::new(3);
+        let id = world.create(spec("web", 5));
+        world.run(Duration::from_secs(2));
+        scale(&mut world, &id, 2);
+        world.run(Duration::from_secs(2));
+        scale(&mut world, &id, 3);
+        world.run(Duration::from_secs(2));
+        let slots: Vec<u64> = world.live(&id).iter().map(|task| task.slot).collect();
+        assert_eq!((slots.len(), slots.iter().max()), (3, Some(&3)));
+    }
+
+    #[test]
+    fn a_reused_slot_waits_for_the_task_that_is_still_stopping_in_it() {
+        let mut world = World::new(1);
+        let id = world.create(spec("web", 1));
+        world.run(Duration::from_secs(2));
+        scale(&mut world, &id, 0);
+        world.reconcile();
+        scale(&mut world, &id, 1);
+        world.reconcile();
+        let waiting = world.live(&id);
+        assert_eq!(waiting.iter().map(|task| task.desired()).collect::<Vec<_>>(), [TaskState::Ready]);
+        world.run(Duration::from_secs(2));
+        assert_eq!(world.running(&id), 1);
+    }
+
+    #[test]
+    fn a_removed_service_frees_its_name_at_once_and_goes_when_its_tasks_have() {
+        let mut world = World::new(2);
+        let id = world.create(spec("web", 2));
+        world.run(Duration::from_secs(2));
+        world.remove_service(&id);
+        let again = world.create(spec("web", 1));
+        world.reconcile();
+        assert!(world.state.service(&id).is_some(), "its tasks still stop");
+        world.run(Duration::from_secs(2));
+        assert!(world.state.service(&id).is_none());
+        assert_eq!(world.tasks(&id).len(), 0);
+        assert_eq!(world.running(&again), 1);
+    }
+
+    #[test]
+    fn a_failing_service_keeps_no_more_than_its_history() {
+        let mut world = World::new(2);
+        let mut failing = spec("web", 1);
+        set_image(&mut failing, crate::world::BROKEN);
+        let id = world.create(failing);
+        world.run(Duration::from_secs(30));
+        assert_eq!(world.history(&id), [5]);
+    }
+}

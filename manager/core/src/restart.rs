@@ -90,3 +90,118 @@ fn patience_ends(slot: &Slot<'_>, task: &Task) -> Timestamp {
     let grace = graces.max().unwrap_or_default();
     Timestamp(task.meta().created_at.max(task.start_after)).after(grace + PREDECESSOR_PATIENCE)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::world::{BROKEN, STEP, World, set_image, spec};
+    use rswarm_proto::wire::{RestartPolicy, ServiceSpec, restart_policy::Condition};
+
+    fn policy(condition: Condition, max_attempts: u64) -> ServiceSpec {
+        let mut spec = spec("web", 1);
+        let delay = Some(1_000_000_000);
+        let policy = RestartPolicy { condition: condition.into(), delay, max_attempts, window: 0 };
+        spec.task.get_or_insert_default().restart = Some(policy);
+        spec
+    }
+
+    /// Runs a service of one, ends its task like this, and says how many tasks it has had then.
+    fn tasks_after(spec: ServiceSpec, end: TaskState) -> usize {
+        let mut world = World::new(2);
+        let id = world.create(spec);
+        world.run(Duration::from_secs(2));
+        world.report(&world.live(&id)[0].id.clone(), end);
+        world.run(Duration::from_secs(5));
+        world.tasks(&id).len()
+    }
+
+    #[test]
+    fn the_condition_decides_what_is_restarted() {
+        use TaskState::{Complete, Failed};
+        for (condition, end, tasks) in [
+            (Condition::Any, Failed, 2),
+            (Condition::Any, Complete, 2),
+            (Condition::OnFailure, Failed, 2),
+            (Condition::OnFailure, Complete, 1),
+            (Condition::None, Failed, 1),
+            (Condition::None, Complete, 1),
+        ] {
+            assert_eq!(tasks_after(policy(condition, 0), end), tasks, "{condition:?} {end:?}");
+        }
+    }
+
+    #[test]
+    fn a_replacement_starts_after_the_delay() {
+        let mut world = World::new(1);
+        let id = world.create(policy(Condition::Any, 0));
+        world.run(Duration::from_secs(2));
+        world.report(&world.live(&id)[0].id.clone(), TaskState::Failed);
+        let failed_at = world.now;
+        world.reconcile();
+        let waiting = world.live(&id);
+        assert_eq!(waiting.len(), 1);
+        assert_eq!(waiting[0].desired(), TaskState::Ready);
+        assert_eq!(waiting[0].start_after, failed_at.after(Duration::from_secs(1)).0);
+        while world.live(&id)[0].desired() == TaskState::Ready {
+            world.step();
+        }
+        let waited = world.now.since(failed_at);
+        assert!(waited >= Duration::from_secs(1) && waited <= Duration::from_secs(1) + STEP, "{waited:?}");
+    }
+
+    #[test]
+    fn attempts_are_limited_and_counted_by_history() {
+        let mut world = World::new(2);
+        let mut failing = policy(Condition::Any, 3);
+        set_image(&mut failing, BROKEN);
+        let id = world.create(failing);
+        world.run(Duration::from_secs(60));
+        // The first one and three more.
+        assert_eq!(world.tasks(&id).len(), 4);
+        assert_eq!(world.live(&id).len(), 0);
+    }
+
+    #[test]
+    fn attempts_outside_the_window_do_not_count() {
+        let mut world = World::new(2);
+        let mut spec = policy(Condition::Any, 1);
+        let task = spec.task.get_or_insert_default();
+        task.restart.get_or_insert_default().window = 20_000_000_000;
+        let id = world.create(spec);
+        for _ in 0..3 {
+            world.run(Duration::from_secs(30));
+            assert_eq!(world.running(&id), 1);
+            world.report(&world.live(&id)[0].id.clone(), TaskState::Failed);
+        }
+        world.run(Duration::from_secs(2));
+        assert_eq!(world.running(&id), 1);
+        world.report(&world.live(&id)[0].id.clone(), TaskState::Failed);
+        world.run(Duration::from_secs(5));
+        assert_eq!(world.live(&id).len(), 0, "twice within the window is once too often");
+    }
+
+    #[test]
+    fn a_replacement_of_a_stopping_task_waits_for_it_but_not_forever() {
+        let mut world = World::new(2);
+        let id = world.create(spec("web", 1));
+        world.run(Duration::from_secs(2));
+        let old = world.live(&id)[0].clone();
+        world.change_node(&old.node_id, Author::Control, |node| {
+            node.spec.get_or_insert_default().set_availability(rswarm_proto::wire::NodeAvailability::Drain);
+        });
+        world.reconcile();
+        assert_eq!(world.live(&id)[0].desired(), TaskState::Ready);
+        // The old task's node beats on, but its container does not stop.
+        let beat_only = |world: &mut World| {
+            world.now = world.now.after(STEP);
+            world.beat();
+            world.reconcile();
+        };
+        (0..600).for_each(|_| beat_only(&mut world));
+        assert_eq!(world.live(&id)[0].desired(), TaskState::Ready, "a minute is within the stop grace");
+        (0..150).for_each(|_| beat_only(&mut world));
+        assert_eq!(world.live(&id)[0].desired(), TaskState::Running);
+    }
+}

@@ -189,7 +189,7 @@ impl<'a> Nodes<'a> {
         for (at, (node, load)) in self.nodes.iter().enumerate() {
             match filter::refusal(&filter::ALL, model, node, load) {
                 Some(filter) => refusals.push(filter),
-                None => open.insert(spread(model), node, load, rank(at, model, node, load, &failures)),
+                None => open.insert(spread(model), node, rank(at, model, node, load, &failures)),
             }
         }
         let mut left = tasks.iter();
@@ -268,13 +268,13 @@ impl Branch {
     }
 
     /// Adds a node with the service's tasks that are on it already.
-    fn insert(&mut self, spread: &[String], node: &Node, load: &Load, rank: Rank) {
+    fn insert(&mut self, spread: &[String], node: &Node, rank: Rank) {
         match (self, spread.split_first()) {
             (Branch::Fork(parts), Some((label, rest))) => {
                 let value = label_value(label, node).to_owned();
                 let (count, part) = parts.entry(value).or_insert_with(|| (0, Branch::new(rest)));
                 *count += rank.1;
-                part.insert(rest, node, load, rank);
+                part.insert(rest, node, rank);
             }
             (Branch::Leaf(heap), _) => heap.push(Reverse(rank)),
             (Branch::Fork(_), None) => {}
@@ -324,4 +324,187 @@ fn label_value<'n>(descriptor: &str, node: &'n Node) -> &'n str {
         None
     };
     labels.map_or("", String::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Author;
+    use crate::world::{World, spec};
+    use rswarm_proto::wire::{
+        EndpointSpec, NodeAvailability, Placement, ResourceRequirements, Resources, ServiceSpec, port_config,
+    };
+
+    const SECONDS: Duration = Duration::from_secs(2);
+
+    fn place(spec: &mut ServiceSpec) -> &mut Placement {
+        spec.task.get_or_insert_default().placement.get_or_insert_default()
+    }
+
+    fn reserve(spec: &mut ServiceSpec, memory: i64) {
+        let reservations = Some(Resources { memory, ..Resources::default() });
+        let requirements = ResourceRequirements { reservations, ..ResourceRequirements::default() };
+        spec.task.get_or_insert_default().resources = Some(requirements);
+    }
+
+    fn drain(world: &mut World, node: &str) {
+        world.change_node(node, Author::Control, |node| {
+            node.spec.get_or_insert_default().set_availability(NodeAvailability::Drain);
+        });
+    }
+
+    fn errors(world: &World, id: &str) -> Vec<String> {
+        let errors = world.live(id).into_iter().filter_map(|task| task.status.clone());
+        errors.map(|status| status.err).filter(|err| !err.is_empty()).collect()
+    }
+
+    #[test]
+    fn tasks_spread_over_nodes_then_over_what_nodes_have() {
+        let mut world = World::new(3);
+        let first = world.create(spec("a", 2));
+        world.run(SECONDS);
+        assert_eq!(world.spread(&first).into_keys().collect::<Vec<_>>(), ["n1", "n2"]);
+        let second = world.create(spec("b", 1));
+        world.run(SECONDS);
+        assert_eq!(world.spread(&second).into_keys().collect::<Vec<_>>(), ["n3"], "the emptiest node");
+        let third = world.create(spec("c", 7));
+        world.run(SECONDS);
+        assert_eq!(world.spread(&third).into_values().max(), Some(3));
+        assert_eq!(world.spread(&third).into_values().min(), Some(2));
+    }
+
+    #[test]
+    fn a_task_that_no_node_can_take_says_why() {
+        let mut world = World::new(3);
+        drain(&mut world, "n3");
+        let mut big = spec("big", 1);
+        reserve(&mut big, 16 << 30);
+        let id = world.create(big);
+        world.run(SECONDS);
+        assert_eq!(
+            errors(&world, &id),
+            ["no suitable node (insufficient resources on 2 nodes; 1 node not available for new tasks)"]
+        );
+        world.change_node("n2", Author::Dispatcher, |node| {
+            let description = node.description.get_or_insert_default();
+            description.resources.get_or_insert_default().memory = 32 << 30;
+        });
+        world.run(SECONDS);
+        assert_eq!(world.spread(&id), [("n2".to_owned(), 1)].into());
+        assert_eq!(errors(&world, &id), Vec::<String>::new());
+    }
+
+    #[test]
+    fn reservations_fill_nodes_and_no_further() {
+        let mut world = World::new(2);
+        let mut big = spec("big", 6);
+        reserve(&mut big, 3 << 30);
+        let id = world.create(big);
+        world.run(SECONDS);
+        assert_eq!(world.running(&id), 4);
+        assert_eq!(errors(&world, &id), vec!["no suitable node (insufficient resources on 2 nodes)"; 2]);
+    }
+
+    #[test]
+    fn a_host_port_is_had_once_per_node() {
+        let mut world = World::new(2);
+        let mut web = spec("web", 3);
+        let port = PortConfig {
+            protocol: "tcp".to_owned(),
+            target: 80,
+            published: 8080,
+            mode: port_config::Mode::Host.into(),
+            ..PortConfig::default()
+        };
+        web.endpoint = Some(EndpointSpec { ports: vec![port], ..EndpointSpec::default() });
+        let id = world.create(web);
+        world.run(SECONDS);
+        assert_eq!(world.running(&id), 2);
+        assert_eq!(errors(&world, &id), ["no suitable node (host-mode port already in use on 2 nodes)"]);
+    }
+
+    #[test]
+    fn replicas_per_node_are_limited() {
+        let mut world = World::new(2);
+        let mut web = spec("web", 5);
+        place(&mut web).max_replicas = 2;
+        let id = world.create(web);
+        world.run(SECONDS);
+        assert_eq!(world.running(&id), 4);
+        assert_eq!(errors(&world, &id), ["no suitable node (max replicas per node limit exceed)"]);
+    }
+
+    #[test]
+    fn constraints_and_platforms_choose() {
+        let mut world = World::new(3);
+        let mut web = spec("web", 2);
+        place(&mut web).constraints = vec!["node.hostname==host-n2".to_owned()];
+        let id = world.create(web);
+        let mut arm = spec("arm", 1);
+        let platform =
+            rswarm_proto::wire::Platform { architecture: "arm64".to_owned(), os: "linux".to_owned() };
+        place(&mut arm).platforms = vec![platform];
+        let nowhere = world.create(arm);
+        world.run(SECONDS);
+        assert_eq!(world.spread(&id), [("n2".to_owned(), 2)].into());
+        assert_eq!(errors(&world, &nowhere), ["no suitable node (unsupported platform on 3 nodes)"]);
+    }
+
+    #[test]
+    fn spread_is_even_over_label_values_first() {
+        let mut world = World::new(4);
+        for (node, zone) in [("n1", "a"), ("n2", "b"), ("n3", "b"), ("n4", "b")] {
+            world.change_node(node, Author::Control, |node| {
+                let annotations = node.spec.get_or_insert_default().annotations.get_or_insert_default();
+                annotations.labels.insert("zone".to_owned(), zone.to_owned());
+            });
+        }
+        let mut web = spec("web", 6);
+        place(&mut web).spread = vec!["node.labels.zone".to_owned()];
+        let id = world.create(web);
+        world.run(SECONDS);
+        assert_eq!(world.spread(&id).into_values().collect::<Vec<_>>(), [3, 1, 1, 1]);
+    }
+
+    #[test]
+    fn a_node_where_it_keeps_failing_is_used_last() {
+        let mut world = World::new(2);
+        let id = world.create(spec("web", 1));
+        world.run(SECONDS);
+        for _ in 0..FAILURES_MAX {
+            // Room is only where it fails.
+            drain(&mut world, "n2");
+            world.run(SECONDS);
+            let task = world.live(&id)[0].clone();
+            assert_eq!(task.node_id, "n1");
+            world.report(&task.id, TaskState::Failed);
+        }
+        world.change_node("n2", Author::Control, |node| {
+            node.spec.get_or_insert_default().set_availability(NodeAvailability::Active);
+        });
+        let other = world.create(spec("other", 3));
+        world.run(SECONDS);
+        assert_eq!(world.running(&other), 3);
+        assert_eq!(world.spread(&id), [("n2".to_owned(), 1)].into());
+    }
+
+    #[test]
+    fn the_kept_loads_are_what_the_tasks_add_up_to() {
+        let mut world = World::new(3);
+        let mut web = spec("web", 7);
+        reserve(&mut web, 1 << 30);
+        let id = world.create(web);
+        world.run(SECONDS);
+        drain(&mut world, "n1");
+        world.run(SECONDS);
+        world.change(&id, |spec| crate::world::set_image(spec, "web:2"));
+        for _ in 0..30 {
+            world.step();
+            for node in world.state.nodes() {
+                let mut expected = Load::default();
+                world.state.tasks_on_node(&node.id).for_each(|task| expected.add(task));
+                assert_eq!(*world.state.load(&node.id), expected);
+            }
+        }
+    }
 }

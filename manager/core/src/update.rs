@@ -338,3 +338,187 @@ fn config(service: &Service, is_rollback: bool) -> UpdateConfig {
 fn nanos(ns: i64) -> Duration {
     Duration::from_nanos(u64::try_from(ns).unwrap_or(0))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::world::{BROKEN, World, set_image, spec};
+    use rswarm_proto::wire::ServiceSpec;
+
+    const SECOND: i64 = 1_000_000_000;
+
+    fn updating(replicas: u64, config: UpdateConfig) -> (World, String) {
+        let mut world = World::new(3);
+        let spec = ServiceSpec { update: Some(config), ..spec("web", replicas) };
+        let id = world.create(spec);
+        world.run(Duration::from_secs(2));
+        assert_eq!(world.running(&id), replicas as usize);
+        (world, id)
+    }
+
+    fn images(world: &World, id: &str) -> BTreeSet<String> {
+        let image = |task: &Arc<Task>| task.spec.clone().and_then(|spec| spec.container).expect("spec").image;
+        world.live(id).iter().map(image).collect()
+    }
+
+    fn config(parallelism: u64) -> UpdateConfig {
+        UpdateConfig { parallelism, monitor: 2 * SECOND, ..UpdateConfig::default() }
+    }
+
+    #[test]
+    fn stop_first_never_has_fewer_than_all_but_the_parallelism() {
+        let (mut world, id) = updating(6, config(2));
+        world.live_max.insert(id.clone(), 6);
+        world.change(&id, |spec| set_image(spec, "web:2"));
+        let mut least = usize::MAX;
+        while phase(&world.service(&id)) != Phase::Completed {
+            world.step();
+            least = least.min(world.running(&id));
+            assert!(world.held_in_slots(&id).values().all(|held| *held <= 1), "one task a slot");
+        }
+        assert_eq!(least, 4);
+        assert_eq!(images(&world, &id), ["web:2".to_owned()].into());
+    }
+
+    #[test]
+    fn start_first_never_has_fewer_than_all() {
+        let (mut world, id) = updating(4, UpdateConfig { order: Order::StartFirst.into(), ..config(2) });
+        world.live_max.insert(id.clone(), 6);
+        world.change(&id, |spec| set_image(spec, "web:2"));
+        while phase(&world.service(&id)) != Phase::Completed {
+            world.step();
+            assert!(world.running(&id) >= 4);
+        }
+        assert_eq!(images(&world, &id), ["web:2".to_owned()].into());
+    }
+
+    #[test]
+    fn the_delay_lies_between_slots() {
+        let (mut world, id) = updating(3, UpdateConfig { delay: 5 * SECOND, ..config(1) });
+        let begin = world.now;
+        world.change(&id, |spec| set_image(spec, "web:2"));
+        while phase(&world.service(&id)) != Phase::Completed {
+            world.step();
+        }
+        let took = world.now.since(begin);
+        assert!(took > Duration::from_secs(15) && took < Duration::from_secs(25), "{took:?}");
+    }
+
+    #[test]
+    fn a_failing_update_pauses_and_leaves_the_rest() {
+        let (mut world, id) = updating(4, config(1));
+        world.change(&id, |spec| set_image(spec, BROKEN));
+        world.run(Duration::from_secs(10));
+        let service = world.service(&id);
+        assert_eq!(phase(&service), Phase::Paused);
+        let message = service.update_status.as_ref().map(|status| status.message.clone()).unwrap_or_default();
+        assert!(
+            message.starts_with("update paused due to failure or early termination of task "),
+            "{message}"
+        );
+        assert_eq!(world.running(&id), 3);
+        world.change(&id, |spec| set_image(spec, "web:3"));
+        world.run(Duration::from_secs(20));
+        assert_eq!(phase(&world.service(&id)), Phase::Completed);
+        assert_eq!((world.running(&id), images(&world, &id)), (4, ["web:3".to_owned()].into()));
+    }
+
+    #[test]
+    fn a_failing_update_rolls_back() {
+        let failure_action = FailureAction::Rollback.into();
+        let (mut world, id) = updating(4, UpdateConfig { failure_action, ..config(1) });
+        world.change(&id, |spec| set_image(spec, BROKEN));
+        world.run(Duration::from_secs(30));
+        let service = world.service(&id);
+        assert_eq!(phase(&service), Phase::RollbackCompleted);
+        assert_eq!(service.previous_spec, None);
+        assert_eq!((world.running(&id), images(&world, &id)), (4, ["web:1".to_owned()].into()));
+    }
+
+    #[test]
+    fn a_failing_rollback_pauses() {
+        let failure_action = FailureAction::Rollback.into();
+        let (mut world, id) = updating(2, UpdateConfig { failure_action, ..config(1) });
+        // Both the new spec and the one before it fail: the second by the time it is rolled back to.
+        world.change(&id, |spec| set_image(spec, BROKEN));
+        world.reconcile();
+        let mut service = Service::clone(&world.service(&id));
+        set_image(service.previous_spec.get_or_insert_default(), BROKEN);
+        service.previous_spec.get_or_insert_default().task.get_or_insert_default().force_update = 7;
+        let mut plan = Plan::default();
+        plan.update(service);
+        world.write(Author::Control, plan.changes);
+        world.run(Duration::from_secs(30));
+        assert_eq!(phase(&world.service(&id)), Phase::RollbackPaused);
+    }
+
+    #[test]
+    fn continue_goes_through_with_it() {
+        let failure_action = FailureAction::Continue.into();
+        let (mut world, id) = updating(3, UpdateConfig { failure_action, ..config(1) });
+        world.change(&id, |spec| set_image(spec, BROKEN));
+        world.run(Duration::from_secs(30));
+        assert_eq!(phase(&world.service(&id)), Phase::Completed);
+        assert_eq!(world.running(&id), 0);
+    }
+
+    #[test]
+    fn a_ratio_of_failures_is_tolerated() {
+        let (mut world, id) = updating(4, UpdateConfig { max_failure_ratio: 0.25, ..config(1) });
+        world.change(&id, |spec| set_image(spec, "web:2"));
+        world.reconcile();
+        let new =
+            world.live(&id).into_iter().find(|task| task.desired() == TaskState::Ready).expect("a new task");
+        while world.state.task(&new.id).expect("task").observed() != TaskState::Running {
+            world.step();
+        }
+        world.report(&new.id, TaskState::Failed);
+        world.run(Duration::from_secs(30));
+        assert_eq!(phase(&world.service(&id)), Phase::Completed);
+        assert_eq!((world.running(&id), images(&world, &id)), (4, ["web:2".to_owned()].into()));
+    }
+
+    #[test]
+    fn what_tasks_do_not_depend_on_updates_nothing() {
+        let (mut world, id) = updating(2, config(1));
+        let before: Vec<String> = world.live(&id).iter().map(|task| task.id.clone()).collect();
+        world.change(&id, |spec| {
+            spec.annotations.get_or_insert_default().labels.insert("a".to_owned(), "b".to_owned());
+            let task = spec.task.get_or_insert_default();
+            task.container.get_or_insert_default().registry_auth = "secret".to_owned();
+            task.placement.get_or_insert_default().constraints = vec!["node.id!=n7".to_owned()];
+        });
+        world.run(Duration::from_secs(5));
+        let after: Vec<String> = world.live(&id).iter().map(|task| task.id.clone()).collect();
+        assert_eq!((before, phase(&world.service(&id))), (after, Phase::Unknown));
+    }
+
+    #[test]
+    fn force_replaces_all() {
+        let (mut world, id) = updating(3, config(0));
+        let before: BTreeSet<String> = world.live(&id).iter().map(|task| task.id.clone()).collect();
+        world.change(&id, |spec| spec.task.get_or_insert_default().force_update += 1);
+        world.run(Duration::from_secs(10));
+        assert_eq!(phase(&world.service(&id)), Phase::Completed);
+        assert!(world.live(&id).iter().all(|task| !before.contains(&task.id)));
+        assert_eq!(world.running(&id), 3);
+    }
+
+    #[test]
+    fn a_slot_that_was_done_is_updated_too() {
+        let mut world = World::new(1);
+        let mut once = spec("once", 1);
+        let restart = once.task.get_or_insert_default().restart.get_or_insert_default();
+        restart.set_condition(Condition::None);
+        let id = world.create(once);
+        world.run(Duration::from_secs(2));
+        world.report(&world.live(&id)[0].id.clone(), TaskState::Complete);
+        world.run(Duration::from_secs(2));
+        assert_eq!(world.live(&id).len(), 0);
+        world.change(&id, |spec| set_image(spec, "web:2"));
+        world.run(Duration::from_secs(8));
+        assert_eq!(world.running(&id), 1);
+    }
+}
