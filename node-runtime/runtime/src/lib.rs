@@ -1,22 +1,38 @@
 //! The OCI runtime as a library: namespaces, mounts, cgroups and confinement of one container.
 //!
 //! Is not: anything that outlives a call. The shim is the container's parent and keeps its stdio; the
-//! engine decides what a container is. A process that calls [`create`] must have one thread.
+//! engine decides what a container is. A process that calls [`create`] must have one thread: init is a plain
+//! copy of it, and does not execute anything before the user's command.
+//! Start at [`create()`](fn@create) (the parent's side), then `init` (the child's, in order), then `rootfs` and
+//! [`cgroup`].
 
+pub mod cgroup;
+mod channel;
+mod command;
+mod confine;
+mod create;
+mod exec;
 mod failure;
+mod init;
+mod loopback;
 mod overlay;
+mod program;
+mod rootfs;
+pub mod seccomp;
+pub mod spec;
+mod sys;
+mod terminal;
+mod user;
 
-pub use failure::{Failure, FailureKind};
+pub use confine::hard_limit;
+pub use create::{Create, Created, create};
+pub use exec::{Added, Exec, exec};
+pub use failure::{Failure, FailureKind, describe};
+pub use init::Gate;
 pub use overlay::Rootfs;
-
-/// A view of a program's file that cannot be written through, to run it from: a container's init is a copy
-/// of its caller until it executes the user's command, and must not offer a way to that file (CVE-2019-5736).
-///
-/// # Errors
-/// The failing call's.
-pub fn readonly_program(_path: &std::path::Path) -> std::io::Result<std::os::fd::OwnedFd> {
-    todo!("open_tree and mount_setattr")
-}
+pub use program::readonly_program;
+pub use sys::{fork, send_signal};
+pub use terminal::{Stdio, resize};
 
 pub mod cli {
     //! `rswarm runtime`: the runtime with runc's command line.

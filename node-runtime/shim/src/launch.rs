@@ -31,6 +31,9 @@ pub struct Launch {
     /// supplementary groups to `additionalGids`, and sets `HOME` unless the environment has it.
     #[serde(default)]
     pub user: Option<String>,
+    /// More groups (`--group-add`), by name or number, looked up in the container's `/etc/group`.
+    #[serde(default)]
+    pub groups: Vec<String>,
     /// Where the container's output is written; `None` keeps none.
     pub log: Option<LogFile>,
     /// The container gets a terminal.

@@ -7,6 +7,7 @@
 
 pub mod client;
 pub mod launch;
+mod log;
 pub mod protocol;
 pub mod serve;
 

@@ -1,0 +1,153 @@
+//! One process's stdio, seen from the shim: its output, its input, and how it ended.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::Ends;
+use crate::launch::Exit;
+use crate::log::{Log, Stream};
+
+/// No more input is taken from clients while this much waits for the process.
+pub(super) const INPUT_MAX: usize = 64 << 10;
+
+/// The container's first process, or one that was added by exec.
+#[derive(Debug)]
+pub(super) struct Process {
+    pub pid: i32,
+    /// An exec's identifier.
+    pub exec: Option<String>,
+    /// The near end of its terminal: then that is the only output, and raw.
+    pub terminal: Option<OwnedFd>,
+    outputs: Vec<(Stream, OwnedFd)>,
+    stdin: Option<OwnedFd>,
+    /// What clients sent and the process has not taken yet.
+    input: Vec<u8>,
+    input_ends: bool,
+    /// Its input ends with the first client's that attaches.
+    pub stdin_once: bool,
+    pub log: Option<Log>,
+    pub exit: Option<Exit>,
+}
+
+impl Process {
+    pub(super) fn with_terminal(pid: i32, near: &OwnedFd, stdin: bool) -> io::Result<Process> {
+        let mut ends = Ends { stdin: None, stdout: Some(near.try_clone()?), stderr: None };
+        if stdin {
+            ends.stdin = Some(near.try_clone()?);
+        }
+        let mut process = Process::with_pipes(pid, ends)?;
+        process.terminal = Some(near.try_clone()?);
+        Ok(process)
+    }
+
+    pub(super) fn with_pipes(pid: i32, ends: Ends) -> io::Result<Process> {
+        let mut outputs = Vec::new();
+        for (stream, fd) in [(Stream::Stdout, ends.stdout), (Stream::Stderr, ends.stderr)] {
+            if let Some(fd) = fd {
+                make_nonblocking(&fd)?;
+                outputs.push((stream, fd));
+            }
+        }
+        if let Some(stdin) = &ends.stdin {
+            make_nonblocking(stdin)?;
+        }
+        Ok(Process {
+            pid,
+            exec: None,
+            terminal: None,
+            outputs,
+            stdin: ends.stdin,
+            input: Vec::new(),
+            input_ends: false,
+            stdin_once: false,
+            log: None,
+            exit: None,
+        })
+    }
+
+    /// What can be polled for output.
+    pub(super) fn outputs(&self) -> impl Iterator<Item = (Stream, &OwnedFd)> {
+        self.outputs.iter().map(|(stream, fd)| (*stream, fd))
+    }
+
+    /// What can be polled for room, when something waits for it.
+    pub(super) fn stdin_wanted(&self) -> Option<&OwnedFd> {
+        self.stdin.as_ref().filter(|_| !self.input.is_empty())
+    }
+
+    /// Whether more input can be taken.
+    pub(super) fn takes_input(&self) -> bool {
+        self.input.len() < INPUT_MAX
+    }
+
+    /// Reads once; `None` when there is nothing now. An output that has ended is closed.
+    pub(super) fn read<'b>(&mut self, stream: Stream, buffer: &'b mut [u8]) -> Option<&'b [u8]> {
+        let index = self.outputs.iter().position(|(known, _)| *known == stream)?;
+        loop {
+            match rustix::io::read(&self.outputs[index].1, &mut *buffer) {
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return None,
+                Ok(length) if length > 0 => return Some(&buffer[..length]),
+                // A terminal without a far end gives an error instead of an end.
+                Ok(_) | Err(_) => {
+                    self.outputs.remove(index);
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Nothing more is read, whoever may still hold the other ends.
+    pub(super) fn close_outputs(&mut self) {
+        self.outputs.clear();
+    }
+
+    /// Takes input from a client and hands over what the process takes at once.
+    pub(super) fn feed(&mut self, bytes: &[u8]) {
+        if self.stdin.is_some() && !self.input_ends {
+            self.input.extend_from_slice(bytes);
+            self.pump();
+        }
+    }
+
+    /// Hands over waiting input.
+    pub(super) fn pump(&mut self) {
+        let Some(stdin) = &self.stdin else { return };
+        while !self.input.is_empty() {
+            match rustix::io::write(stdin.as_fd(), &self.input) {
+                Ok(length) => drop(self.input.drain(..length)),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return,
+                Err(_) => {
+                    self.close_stdin();
+                    return;
+                }
+            }
+        }
+        if self.input_ends {
+            self.close_stdin();
+        }
+    }
+
+    /// A client's input has ended. A terminal goes on: its end is a character that the client sends.
+    pub(super) fn end_input(&mut self) {
+        if self.stdin_once && self.terminal.is_none() {
+            self.input_ends = true;
+            self.pump();
+        }
+    }
+
+    /// Nobody takes input any more.
+    pub(super) fn close_stdin(&mut self) {
+        self.stdin = None;
+        self.input = Vec::new();
+    }
+}
+
+fn make_nonblocking(fd: &OwnedFd) -> io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(fd)?;
+    Ok(rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK)?)
+}
