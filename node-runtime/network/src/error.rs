@@ -166,6 +166,9 @@ pub enum OverlayError {
         /// Why.
         reason: String,
     },
+    /// It was removed while this waited for its turn.
+    #[error("overlay network `{0}` was removed meanwhile")]
+    Removed(String),
     /// Its sandbox could not be pinned.
     #[error("sandbox of network `{network}` could not be pinned to `{path}`")]
     Pin {
@@ -198,6 +201,7 @@ impl Classify for OverlayError {
     fn kind(&self) -> Kind {
         match self {
             Self::Invalid { .. } => Kind::InvalidArgument,
+            Self::Removed(_) => Kind::Conflict,
             Self::Pin { .. } => Kind::Internal,
             Self::Netns(error) => error.kind(),
             Self::Uplink { source, .. } => source.kind(),
@@ -325,7 +329,21 @@ impl Classify for AttachError {
             Self::PortBind { port, .. } => {
                 Some(format!("find the process that has it with `ss -lpn sport = {port}`"))
             }
-            _ => None,
+            Self::PortFamily(_) => {
+                Some("publish on 0.0.0.0 or on one of the host's IPv4 addresses".to_owned())
+            }
+            Self::Kernel(error) => error.hint(),
+            Self::NoSuchNetwork(_)
+            | Self::AlreadyAttached { .. }
+            | Self::AddressInUse(_)
+            | Self::AddressOutside { .. }
+            | Self::AddressesExhausted { .. }
+            | Self::AddressMissing(_)
+            | Self::PortsExhausted { .. }
+            | Self::NotPublishable(_)
+            | Self::Dns { .. }
+            | Self::Sandbox(_)
+            | Self::ShuttingDown => None,
         }
     }
 }

@@ -69,6 +69,8 @@ pub struct OverlayNetwork {
     endpoints: BTreeMap<String, Attached>,
     /// Published ports, by protocol and port at the uplink, with the container that they belong to.
     published: BTreeMap<(Protocol, u16), (String, Target)>,
+    /// What still waited when the network was removed must not bring it back.
+    removed: bool,
 }
 
 impl OverlayNetwork {
@@ -86,6 +88,7 @@ impl OverlayNetwork {
             table: None,
             endpoints: BTreeMap::new(),
             published: BTreeMap::new(),
+            removed: false,
         }
     }
 
@@ -117,6 +120,9 @@ impl OverlayNetwork {
 
     /// The sandbox: the one we have, the one that a daemon before us pinned, or a new one.
     async fn sandbox(&mut self, name: &str) -> Result<Netns, OverlayError> {
+        if self.removed {
+            return Err(OverlayError::Removed(name.to_owned()));
+        }
         if let Some(sandbox) = &self.sandbox {
             return Ok(sandbox.clone());
         }
@@ -480,7 +486,9 @@ impl OverlayNetwork {
         }
         let path = self.pins.path(&self.id);
         let network = self.wanted.take().map_or_else(|| self.id.clone(), |overlay| overlay.name);
-        self.pins.unpin(&self.id).map_err(|source| OverlayError::Pin { network, path, source })
+        self.pins.unpin(&self.id).map_err(|source| OverlayError::Pin { network, path, source })?;
+        self.removed = true;
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use rswarm_network::{AttachError, BridgeSpec, CreateBridgeError, DEFAULT_BRIDGE, RemoveError};
 
-use crate::lab::{Container, Daemon, Lab, assert_clean, config, request};
+use crate::lab::{Container, Daemon, Dir, Lab, assert_clean, config, request};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().expect("address")
@@ -12,7 +12,7 @@ fn ip(text: &str) -> IpAddr {
 
 #[tokio::test]
 async fn containers_reach_each_other_the_host_and_the_world() {
-    let (lab, dir) = (Lab::new(), tempfile::tempdir().expect("dir"));
+    let (lab, dir) = (Lab::new(), Dir::new());
     let (host, outside) = (lab.host(1), lab.host(9));
     let config = config("b0000001", dir.path());
     let daemon = Daemon::start(&host, config.clone());
@@ -40,7 +40,7 @@ async fn containers_reach_each_other_the_host_and_the_world() {
 
 #[tokio::test]
 async fn bridges_are_kept_apart() {
-    let (lab, dir) = (Lab::new(), tempfile::tempdir().expect("dir"));
+    let (lab, dir) = (Lab::new(), Dir::new());
     let (host, outside) = (lab.host(1), lab.host(9));
     let config = config("b0000002", dir.path());
     let daemon = Daemon::start(&host, config.clone());
@@ -87,7 +87,7 @@ async fn bridges_are_kept_apart() {
 
 #[tokio::test]
 async fn bad_requests_change_nothing() {
-    let (lab, dir) = (Lab::new(), tempfile::tempdir().expect("dir"));
+    let (lab, dir) = (Lab::new(), Dir::new());
     let host = lab.host(1);
     host.sh("ip route add 172.17.0.0/16 via 10.88.0.9");
     let config = config("b0000003", dir.path());

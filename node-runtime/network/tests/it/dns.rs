@@ -1,11 +1,12 @@
 //! DNS in a container's namespace.
 
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use rswarm_network::{BridgeSpec, DnsConfig};
 
-use crate::lab::{Container, Daemon, Lab, Space, assert_clean, config, request};
+use crate::lab::{Container, Daemon, Dir, Lab, Space, assert_clean, config, request};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 
@@ -32,9 +33,25 @@ fn ask(space: &Space, name: &str) -> (u8, u16, Option<IpAddr>) {
     (answer[3] & 0x0f, count, address)
 }
 
+/// The last answer's address, by TCP.
+fn ask_tcp(space: &Space, name: &str) -> Option<IpAddr> {
+    let question = question(name);
+    space.run(move || {
+        let mut stream = TcpStream::connect((SERVER, 53)).expect("connect");
+        stream.set_read_timeout(Some(crate::lab::PATIENCE)).expect("timeout");
+        stream.write_all(&(question.len() as u16).to_be_bytes()).expect("length");
+        stream.write_all(&question).expect("question");
+        let mut length = [0; 2];
+        stream.read_exact(&mut length).expect("length");
+        let mut answer = vec![0; usize::from(u16::from_be_bytes(length))];
+        stream.read_exact(&mut answer).expect("answer");
+        answer.last_chunk::<4>().map(|bytes| IpAddr::from(*bytes))
+    })
+}
+
 #[tokio::test]
 async fn containers_find_each_other_and_ask_upstream_for_the_rest() {
-    let (lab, dir) = (Lab::new(), tempfile::tempdir().expect("dir"));
+    let (lab, dir) = (Lab::new(), Dir::new());
     let (host, upstream, silent) = (lab.host(1), lab.host(9), lab.host(8));
     let config = config("e0000001", dir.path());
     let daemon = Daemon::start(&host, config.clone());
@@ -71,6 +88,10 @@ async fn containers_find_each_other_and_ask_upstream_for_the_rest() {
     assert_eq!(dotted, (0, 1, Some(db_address)));
     assert_eq!(forwarded, (0, 1, Some(IpAddr::from([192, 0, 2, 77]))), "past a silent server");
     assert_eq!(answering.join().expect("upstream"), IpAddr::from([10, 88, 0, 1]));
+
+    let space = web.space.clone();
+    let by_tcp = tokio::task::spawn_blocking(move || ask_tcp(&space, "db")).await.expect("question");
+    assert_eq!(by_tcp, Some(db_address));
 
     // A container may run a name server of its own beside ours.
     web.space.run(|| UdpSocket::bind("0.0.0.0:53").expect("port 53 is free"));

@@ -145,6 +145,30 @@ impl Drop for Whoami {
     }
 }
 
+/// A directory whose mounts go with it, also when a test fails.
+pub struct Dir(tempfile::TempDir);
+
+impl Dir {
+    pub fn new() -> Dir {
+        Dir(tempfile::tempdir().expect("dir"))
+    }
+
+    pub fn path(&self) -> &std::path::Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+        let points: Vec<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(4)).collect();
+        for point in points.iter().rev().filter(|point| std::path::Path::new(point).starts_with(self.path()))
+        {
+            let _ = nix::mount::umount2(*point, nix::mount::MntFlags::MNT_DETACH);
+        }
+    }
+}
+
 /// A switch with hosts 10.88.0.1, 10.88.0.2, ...
 pub struct Lab {
     switch: Space,

@@ -7,7 +7,7 @@ use rswarm_network::{
     AttachError, AttachRequest, Mac, Overlay, OverlayEndpoint, OverlayError, PortBinding, Protocol,
 };
 
-use crate::lab::{Container, Daemon, Lab, Space, assert_clean, config, request};
+use crate::lab::{Container, Daemon, Dir, Lab, Space, assert_clean, config, request};
 
 const ID: &str = "n1ov8wj2k0c3x5z7b9d1f3h5k";
 
@@ -67,7 +67,7 @@ fn transfer(from: &Space, to: &Space, address: IpAddr) -> usize {
 
 #[tokio::test]
 async fn two_hosts_share_a_network() {
-    let (lab, dir) = (Lab::new(), tempfile::tempdir().expect("dir"));
+    let (lab, dir) = (Lab::new(), Dir::new());
     let (h1, h2, world) = (lab.host(1), lab.host(2), lab.host(9));
     let (config1, config2) = (config("d0000001", dir.path()), config("d0000002", dir.path()));
     let (d1, d2) = (Daemon::start(&h1, config1.clone()), Daemon::start(&h2, config2.clone()));
@@ -108,7 +108,7 @@ async fn two_hosts_share_a_network() {
 
 #[tokio::test]
 async fn a_restarted_daemon_adopts_the_sandbox() {
-    let (lab, dir) = (Lab::new(), tempfile::tempdir().expect("dir"));
+    let (lab, dir) = (Lab::new(), Dir::new());
     let (h1, h2, client) = (lab.host(1), lab.host(2), lab.host(9));
     let (config1, config2) = (config("d0000011", dir.path()), config("d0000012", dir.path()));
     let (d1, d2) = (Daemon::start(&h1, config1.clone()), Daemon::start(&h2, config2.clone()));
@@ -159,7 +159,7 @@ async fn a_restarted_daemon_adopts_the_sandbox() {
 
 #[tokio::test]
 async fn an_internal_overlay_has_no_way_out_and_bad_ones_are_refused() {
-    let (lab, dir) = (Lab::new(), tempfile::tempdir().expect("dir"));
+    let (lab, dir) = (Lab::new(), Dir::new());
     let host = lab.host(1);
     let config = config("d0000021", dir.path());
     let daemon = Daemon::start(&host, config.clone());

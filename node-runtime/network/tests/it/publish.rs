@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 
 use rswarm_network::{AttachRequest, DEFAULT_BRIDGE, PortBinding, Protocol};
 
-use crate::lab::{Container, Daemon, Lab, assert_clean, config, request};
+use crate::lab::{Container, Daemon, Dir, Lab, assert_clean, config, request};
 
 fn port(host_ip: Option<[u8; 4]>, host_port: u16, container_port: u16, protocol: Protocol) -> PortBinding {
     PortBinding { host_ip: host_ip.map(IpAddr::from), host_port, host_port_end: 0, container_port, protocol }
@@ -16,7 +16,7 @@ fn publishing(container: &str, publish: Vec<PortBinding>) -> AttachRequest {
 
 #[tokio::test]
 async fn a_published_port_is_reached_from_everywhere_it_should_be() {
-    let (lab, dir) = (Lab::new(), tempfile::tempdir().expect("dir"));
+    let (lab, dir) = (Lab::new(), Dir::new());
     let (host, client) = (lab.host(1), lab.host(9));
     let config = config("c0000001", dir.path());
     let daemon = Daemon::start(&host, config.clone());
@@ -57,7 +57,7 @@ async fn a_published_port_is_reached_from_everywhere_it_should_be() {
 
 #[tokio::test]
 async fn conflicts_are_told_in_dockers_words() {
-    let (lab, dir) = (Lab::new(), tempfile::tempdir().expect("dir"));
+    let (lab, dir) = (Lab::new(), Dir::new());
     let host = lab.host(1);
     let config = config("c0000002", dir.path());
     let daemon = Daemon::start(&host, config.clone());
@@ -103,7 +103,7 @@ async fn conflicts_are_told_in_dockers_words() {
 
 #[tokio::test]
 async fn udp_goes_to_the_new_owner_of_a_port_at_once() {
-    let (lab, dir) = (Lab::new(), tempfile::tempdir().expect("dir"));
+    let (lab, dir) = (Lab::new(), Dir::new());
     let (host, client) = (lab.host(1), lab.host(9));
     let config = config("c0000003", dir.path());
     let daemon = Daemon::start(&host, config.clone());
@@ -140,7 +140,7 @@ async fn udp_goes_to_the_new_owner_of_a_port_at_once() {
 
 #[tokio::test]
 async fn a_restarted_daemon_keeps_what_is_published() {
-    let (lab, dir) = (Lab::new(), tempfile::tempdir().expect("dir"));
+    let (lab, dir) = (Lab::new(), Dir::new());
     let (host, client) = (lab.host(1), lab.host(9));
     let config = config("c0000004", dir.path());
     let daemon = Daemon::start(&host, config.clone());
@@ -168,7 +168,7 @@ async fn a_restarted_daemon_keeps_what_is_published() {
 
 #[tokio::test]
 async fn many_containers_come_and_go_at_once_and_leave_nothing() {
-    let (lab, dir) = (Lab::new(), tempfile::tempdir().expect("dir"));
+    let (lab, dir) = (Lab::new(), Dir::new());
     let host = lab.host(1);
     let config = config("c0000005", dir.path());
     let daemon = Daemon::start(&host, config.clone());
