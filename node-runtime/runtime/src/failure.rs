@@ -86,9 +86,9 @@ pub fn describe(error: &io::Error) -> String {
         Some(number) => {
             let text = nix::errno::Errno::from_raw(number).desc();
             let mut letters = text.chars();
-            let second_is_upper = text.chars().nth(1).is_some_and(char::is_uppercase);
+            let is_word = text.chars().nth(1).is_some_and(char::is_lowercase);
             match letters.next() {
-                Some(first) if !second_is_upper => first.to_lowercase().chain(letters).collect(),
+                Some(first) if is_word => first.to_lowercase().chain(letters).collect(),
                 _ => text.to_owned(),
             }
         }

@@ -202,6 +202,29 @@ fn log_tail(state_dir: &Path) -> String {
     String::from_utf8_lossy(tail).trim().to_owned()
 }
 
+/// Takes away what is left of a container whose shim was killed: processes that its end did not reach, its
+/// cgroups, socket and launch file. Everything else went with the shim. Does nothing where nothing is left.
+///
+/// # Errors
+/// What could not be taken away.
+pub async fn clear_remains(launch: &Launch) -> io::Result<()> {
+    let launch = launch.clone();
+    let clear = move || {
+        let spec = rswarm_runtime::spec::load(&launch.bundle).map_err(io::Error::other)?;
+        let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
+        if let Some(path) = path {
+            let cgroup = rswarm_runtime::cgroup::Cgroup::at(path).map_err(io::Error::other)?;
+            cgroup.kill()?;
+            cgroup.remove()?;
+        }
+        for file in [SOCKET, LAUNCH_FILE] {
+            rswarm_base::fsx::remove_all(&launch.state_dir.join(file))?;
+        }
+        Ok(())
+    };
+    tokio::task::spawn_blocking(clear).await.map_err(io::Error::other)?
+}
+
 /// A handle on a container's shim. Each call is a connection of its own; clones are the same handle.
 #[derive(Debug, Clone)]
 pub struct Shim {
