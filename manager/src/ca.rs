@@ -1,0 +1,178 @@
+//! The certificate authority: lets nodes in by token, renews their certificates with the role they have now.
+//!
+//! Only the leader signs, so that a token that was rotated a moment ago is refused everywhere.
+
+use std::sync::Arc;
+
+use rswarm_base::id::cluster_id;
+use rswarm_base::{Clock, IdGen, SystemClock};
+use rswarm_manager_core::{Author, State};
+use rswarm_proto::status::to_status;
+use rswarm_proto::tls::{Authority, Subject};
+use rswarm_proto::token::JoinToken;
+use rswarm_proto::wire::ca_client::CaClient;
+use rswarm_proto::wire::ca_server::{Ca, CaServer};
+use rswarm_proto::wire::{
+    Change, Cluster, IssueRequest, IssueResponse, NodeRole, RenewRequest, RootCa, RootRequest, RootResponse,
+    Transaction, change,
+};
+use tonic::{Request, Response, Status};
+
+use crate::forward::{Forward, Repeat, not_leader, propose_status};
+use crate::found::{certificate_lifetime, new_node};
+use crate::guard::{Guard, set_caller};
+use crate::store::StoreHandle;
+
+/// Serves certificates.
+pub(crate) struct CaService {
+    /// Who may call.
+    pub guard: Guard,
+    /// Where the leader is.
+    pub forward: Forward,
+    /// The state.
+    pub store: StoreHandle,
+}
+
+impl CaService {
+    /// For the node's gRPC server.
+    pub(crate) fn server(self) -> CaServer<Self> {
+        CaServer::new(self)
+    }
+
+    async fn issue_here(&self, request: IssueRequest) -> Result<IssueResponse, Status> {
+        let (state, cluster, root) = self.authority().await?;
+        let role = admitted_role(&root, &request.token)?;
+        let subject = Subject { node_id: cluster_id(), role, cluster_id: cluster.id.clone() };
+        // Signed before the node is stored: a request that is none must leave no node behind.
+        let response = sign(&cluster, &root, &subject, &request.csr_pem)?;
+        let node = new_node(subject.node_id, role, request.availability(), request.hostname.clone());
+        let change =
+            Change { action: change::Action::Create.into(), object: Some(node.into()), ..Change::default() };
+        let transaction = Transaction {
+            id: IdGen::from_system().number(),
+            author: Author::Ca.name().to_owned(),
+            changes: vec![change],
+        };
+        drop(state);
+        self.store.propose(transaction).await.map_err(|error| propose_status(&error))?;
+        tracing::info!(node.id = response.node_id, ?role, hostname = request.hostname, "a node joined");
+        Ok(response)
+    }
+
+    async fn renew_here(&self, node_id: &str, request: RenewRequest) -> Result<IssueResponse, Status> {
+        let (state, cluster, root) = self.authority().await?;
+        let node = state.node(node_id).ok_or_else(|| {
+            Status::permission_denied(format!("node {node_id} is not part of this cluster any more"))
+        })?;
+        let subject =
+            Subject { node_id: node_id.to_owned(), role: node.role(), cluster_id: cluster.id.clone() };
+        sign(&cluster, &root, &subject, &request.csr_pem)
+    }
+
+    /// The cluster's root, as the leader knows it.
+    async fn authority(&self) -> Result<(Arc<State>, Arc<Cluster>, RootCa), Status> {
+        if !self.store.status().is_leading() {
+            return Err(not_leader());
+        }
+        let state = self.store.state();
+        let cluster = state.cluster().cloned().ok_or_else(not_leader)?;
+        let root =
+            cluster.root_ca.clone().ok_or_else(|| Status::internal("the cluster has no root certificate"))?;
+        Ok((state, cluster, root))
+    }
+}
+
+#[tonic::async_trait]
+impl Ca for CaService {
+    async fn root(&self, _: Request<RootRequest>) -> Result<Response<RootResponse>, Status> {
+        let state = self.store.state();
+        let root = state.cluster().and_then(|cluster| cluster.root_ca.as_ref()).ok_or_else(not_leader)?;
+        Ok(Response::new(RootResponse { certificate_pem: root.certificate_pem.clone() }))
+    }
+
+    async fn issue(&self, request: Request<IssueRequest>) -> Result<Response<IssueResponse>, Status> {
+        // Mistyped tokens are told so without troubling the leader.
+        JoinToken::parse(&request.get_ref().token).map_err(|error| to_status(&error))?;
+        let here = |request| async { self.issue_here(request).await };
+        let there = |channel, onward| async move { CaClient::new(channel).issue(onward).await };
+        self.forward.at_leader(request, Repeat::Unsafe, here, there).await
+    }
+
+    async fn renew(&self, mut request: Request<RenewRequest>) -> Result<Response<IssueResponse>, Status> {
+        let node_id = self.guard.on_behalf(&request, NodeRole::Worker)?;
+        set_caller(&mut request, &node_id);
+        let here = |request| async { self.renew_here(&node_id, request).await };
+        let there = |channel, onward| async move { CaClient::new(channel).renew(onward).await };
+        self.forward.at_leader(request, Repeat::Safe, here, there).await
+    }
+}
+
+/// The role that a token gives.
+fn admitted_role(root: &RootCa, token: &str) -> Result<NodeRole, Status> {
+    let shown = JoinToken::parse(token).map_err(|error| to_status(&error))?;
+    let stored = |token: &str| {
+        JoinToken::parse(token).map_err(|_| Status::internal("the cluster's own join token cannot be read"))
+    };
+    let (worker, manager) = (stored(&root.worker_token)?, stored(&root.manager_token)?);
+    // Both are compared, whatever the first says, so that the time tells nothing.
+    match (shown.matches(&worker), shown.matches(&manager)) {
+        (true, _) => Ok(NodeRole::Worker),
+        (_, true) => Ok(NodeRole::Manager),
+        (false, false) if shown.root_digest != worker.root_digest => {
+            Err(refusal("it is of another cluster, or its root digest is mistyped"))
+        }
+        (false, false) => Err(refusal("its secret is mistyped, or the token was rotated since")),
+    }
+}
+
+fn refusal(what: &str) -> Status {
+    let message = format!("invalid join token: {what}. A valid join token is necessary to join this cluster");
+    let mut status = Status::invalid_argument(message);
+    let hint = "copy the current token from `rswarm swarm join-token worker` (or `manager`) on a manager";
+    status.metadata_mut().insert("hint", tonic::metadata::MetadataValue::from_static(hint));
+    status
+}
+
+fn sign(cluster: &Cluster, root: &RootCa, subject: &Subject, csr_pem: &str) -> Result<IssueResponse, Status> {
+    let key = std::str::from_utf8(&root.key_pem).map_err(|_| Status::internal("the root key is not text"))?;
+    let authority = Authority::from_pem(&root.certificate_pem, key).map_err(|error| to_status(&error))?;
+    let lifetime = certificate_lifetime(cluster.spec.as_ref().unwrap_or(&Default::default()));
+    let certificate_pem =
+        authority.issue(csr_pem, subject, lifetime, SystemClock.now()).map_err(|error| to_status(&error))?;
+    Ok(IssueResponse {
+        node_id: subject.node_id.clone(),
+        cluster_id: subject.cluster_id.clone(),
+        role: subject.role.into(),
+        certificate_pem,
+        root_pem: root.certificate_pem.clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::found::{NewCluster, found};
+    use rswarm_base::Timestamp;
+
+    fn root() -> RootCa {
+        let (founding, _) = found(NewCluster::default(), Timestamp::now()).expect("cluster");
+        founding.cluster.root_ca.expect("root")
+    }
+
+    #[test]
+    fn the_token_decides_the_role() {
+        let root = root();
+        assert_eq!(admitted_role(&root, &root.worker_token).expect("worker"), NodeRole::Worker);
+        assert_eq!(admitted_role(&root, &root.manager_token).expect("manager"), NodeRole::Manager);
+    }
+
+    #[test]
+    fn a_refusal_says_what_is_wrong_with_the_token() {
+        let (root_ca, other) = (root(), root());
+        let refused = |token: &str| admitted_role(&root_ca, token).expect_err("refused").message().to_owned();
+        assert!(refused(&other.worker_token).contains("another cluster"));
+        let digest = JoinToken::parse(&root_ca.worker_token).expect("valid").root_digest;
+        assert!(refused(&JoinToken::generate(digest).to_string()).contains("rotated"));
+        assert!(refused("SWMTKN-1-abc").contains("root digest has 3 characters instead of 50"));
+    }
+}

@@ -1,0 +1,215 @@
+//! What agents say on its way to the state: gathered for a moment, then written by the leader, here or there.
+//!
+//! Heartbeats have a task of their own: they must not wait for a disk, or a busy node would pass for a dead one.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rswarm_base::{Chain, Clock, IdGen, SystemClock};
+use rswarm_manager_core::{Author, State, intake};
+use rswarm_proto::wire::relay_client::RelayClient;
+use rswarm_proto::wire::{Change, NodeHello, NodeState, NodeTaskReport, RelayReport, Transaction};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::forward::Forward;
+use crate::heartbeats::Heartbeats;
+use crate::leader::LeaderHandle;
+use crate::store::{ProposeError, StoreHandle};
+
+/// Reports waiting: a moment's worth from every agent of a large cluster.
+const REPORTS_MAX: usize = 4096;
+/// How long reports gather (swarmkit's value): one write takes them all.
+const GATHER: Duration = Duration::from_millis(100);
+/// Task reports in one write (swarmkit's value).
+const BATCH_MAX: usize = 10_000;
+/// Pause before reports are sent again that no leader took.
+const RETRY: Duration = Duration::from_millis(250);
+/// How often reports on objects that others write at the same time are decided anew.
+const CONFLICTS_MAX: usize = 8;
+
+/// One thing that an agent said.
+pub(crate) enum Report {
+    /// The node lives.
+    Heartbeat(String),
+    /// How its tasks are; answered once that is stored.
+    Statuses(Vec<NodeTaskReport>, oneshot::Sender<()>),
+    /// What and where it is.
+    Hello(Box<NodeHello>),
+}
+
+/// Where sessions bring their reports.
+#[derive(Clone)]
+pub(crate) struct IntakeHandle {
+    heartbeats: mpsc::Sender<Report>,
+    others: mpsc::Sender<Report>,
+}
+
+impl IntakeHandle {
+    /// Brings a report; waits while the intake is behind, which slows the agents down.
+    pub(crate) async fn report(&self, report: Report) {
+        let intake = match &report {
+            Report::Heartbeat(_) => &self.heartbeats,
+            Report::Statuses(..) | Report::Hello(_) => &self.others,
+        };
+        // An intake that ended belongs to a manager that stops; sessions end with it.
+        let _ = intake.send(report).await;
+    }
+}
+
+/// The task that gathers and delivers.
+pub(crate) struct Intake {
+    reports: mpsc::Receiver<Report>,
+    forward: Forward,
+    writer: Writer,
+}
+
+/// What has gathered.
+#[derive(Default)]
+struct Gathered {
+    report: RelayReport,
+    heartbeats: BTreeSet<String>,
+    waiting: Vec<oneshot::Sender<()>>,
+}
+
+impl Intake {
+    /// The tasks, one for heartbeats and one for everything else, and the handle on both.
+    pub(crate) fn new(forward: &Forward, writer: &Writer) -> ([Intake; 2], IntakeHandle) {
+        let intake = || {
+            let (sender, reports) = mpsc::channel(REPORTS_MAX);
+            (sender, Intake { reports, forward: forward.clone(), writer: writer.clone() })
+        };
+        let ((heartbeats, first), (others, second)) = (intake(), intake());
+        ([first, second], IntakeHandle { heartbeats, others })
+    }
+
+    /// Runs until it is cancelled.
+    pub(crate) async fn run(mut self, cancel: CancellationToken) {
+        let work = async {
+            while let Some(first) = self.reports.recv().await {
+                let mut gathered = Gathered::default();
+                gathered.take(first);
+                self.gather(&mut gathered).await;
+                self.deliver(gathered).await;
+            }
+        };
+        cancel.run_until_cancelled(work).await;
+    }
+
+    async fn gather(&mut self, gathered: &mut Gathered) {
+        let end = Instant::now() + GATHER;
+        while gathered.report.statuses.len() < BATCH_MAX {
+            tokio::select! {
+                Some(report) = self.reports.recv() => gathered.take(report),
+                () = sleep_until(end) => return,
+            }
+        }
+    }
+
+    /// Delivers until a leader has it: statuses must not get lost.
+    async fn deliver(&self, mut gathered: Gathered) {
+        gathered.report.heartbeats = std::mem::take(&mut gathered.heartbeats).into_iter().collect();
+        loop {
+            let delivered = match self.forward.leader().await {
+                Ok(None) => {
+                    self.writer.write(&gathered.report).await.map_err(|error| Chain(&error).to_string())
+                }
+                Ok(Some(channel)) => {
+                    let call = RelayClient::new(channel).report(gathered.report.clone()).await;
+                    call.map(drop).map_err(|status| status.message().to_owned())
+                }
+                Err(status) => Err(status.message().to_owned()),
+            };
+            match delivered {
+                Ok(()) => break,
+                Err(error) => tracing::debug!(error, "reports of agents wait for a leader"),
+            }
+            // A heartbeat counts now or not at all.
+            gathered.report.heartbeats.clear();
+            tokio::time::sleep(RETRY).await;
+        }
+        for waiting in gathered.waiting {
+            // The session may have ended; its agent reports again in the next one.
+            let _ = waiting.send(());
+        }
+    }
+}
+
+impl Gathered {
+    fn take(&mut self, report: Report) {
+        match report {
+            Report::Heartbeat(node_id) => drop(self.heartbeats.insert(node_id)),
+            Report::Statuses(statuses, waiting) => {
+                self.report.statuses.extend(statuses);
+                self.waiting.push(waiting);
+            }
+            Report::Hello(hello) => {
+                self.heartbeats.insert(hello.node_id.clone());
+                self.report.nodes.push(*hello);
+            }
+        }
+    }
+}
+
+/// Writes reports; works on the leader only.
+#[derive(Clone)]
+pub(crate) struct Writer {
+    /// The state.
+    pub store: StoreHandle,
+    /// Where heartbeats go.
+    pub heartbeats: Heartbeats,
+    /// Whom to wake when a node is back.
+    pub leader: LeaderHandle,
+}
+
+impl Writer {
+    /// Takes what agents said into the state.
+    pub(crate) async fn write(&self, report: &RelayReport) -> Result<(), ProposeError> {
+        let now = SystemClock.now();
+        let state = self.store.state();
+        for node_id in &report.heartbeats {
+            self.heartbeats.beat(node_id, now);
+        }
+        if report.heartbeats.iter().any(|node_id| !is_ready(&state, node_id)) {
+            self.leader.wake();
+        }
+        self.settle(|state| intake::hellos(state, &report.nodes)).await?;
+        self.settle(|state| intake::statuses(state, &report.statuses, now)).await
+    }
+
+    /// Writes changes, each for itself, so that one object that somebody else writes at the same time does
+    /// not hold up the others; those are decided anew.
+    async fn settle(&self, decide: impl Fn(&State) -> Vec<Change>) -> Result<(), ProposeError> {
+        let mut ids = IdGen::from_system();
+        for _ in 0..CONFLICTS_MAX {
+            let changes = decide(&self.store.state());
+            let proposals = changes.into_iter().map(|change| {
+                let author = Author::Dispatcher.name().to_owned();
+                self.store.propose(Transaction { id: ids.number(), author, changes: vec![change] })
+            });
+            let mut is_settled = true;
+            for result in futures_util::future::join_all(proposals).await {
+                match result {
+                    Ok(_) => {}
+                    Err(ProposeError::Rejected(rejected)) => {
+                        tracing::debug!(%rejected, "a report is decided anew");
+                        is_settled = false;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            if is_settled {
+                return Ok(());
+            }
+        }
+        tracing::warn!("reports were rejected again and again; the agents repeat them in their next session");
+        Ok(())
+    }
+}
+
+fn is_ready(state: &Arc<State>, node_id: &str) -> bool {
+    let status = state.node(node_id).and_then(|node| node.status.as_ref());
+    status.is_some_and(|status| status.state() == NodeState::ReadyNode)
+}

@@ -1,0 +1,97 @@
+//! The manager as its daemon sees it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rswarm_base::Scope;
+use rswarm_manager_core::State;
+use tokio::sync::watch;
+use tonic::service::Routes;
+
+use crate::config::{Boot, ManagerConfig};
+use crate::raft::Ended;
+use crate::start::{self, StartError};
+use crate::store::StoreHandle;
+
+/// How long leadership may take to go to another when this manager stops.
+const HANDOVER: Duration = Duration::from_secs(1);
+/// How long the tasks may take to end.
+const SHUTDOWN: Duration = Duration::from_secs(5);
+
+/// Who leads, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leader {
+    /// The leader's node.
+    pub node_id: String,
+    /// `HOST:PORT` of its gRPC server.
+    pub addr: String,
+}
+
+/// A running manager. Cloning gives another handle on the same one.
+#[derive(Clone)]
+pub struct Manager {
+    pub(crate) store: StoreHandle,
+    pub(crate) routes: Routes,
+    pub(crate) leader: watch::Receiver<Option<Leader>>,
+    pub(crate) ended: watch::Receiver<Option<Ended>>,
+    pub(crate) scope: Scope,
+}
+
+impl Manager {
+    /// Starts the manager: opens or makes its log and becomes a member; what its log holds can be read when
+    /// this returns. Serve [`Manager::services`] at once, or nobody can reach it; a node that joins gets its
+    /// state only then. All tasks live in a child of `scope`; cancelling that stops the manager at once.
+    ///
+    /// With [`Boot::Join`], the node's gRPC port must be bound before: the leader checks that it can be reached.
+    ///
+    /// # Errors
+    /// When the log is damaged or cannot be unlocked, or no manager lets the node in.
+    pub async fn start(config: ManagerConfig, boot: Boot, scope: Scope) -> Result<Manager, StartError> {
+        start::start(config, boot, scope.child("manager")).await
+    }
+
+    /// Raft, Ca, Dispatcher, Relay, Control and Logs, for the node's gRPC server
+    /// ([`rswarm_proto::tls::serve`]). Add the worker's services to them with `add_service`.
+    #[must_use]
+    pub fn services(&self) -> Routes {
+        self.routes.clone()
+    }
+
+    /// The replicated state as this manager has it, after each applied batch.
+    #[must_use]
+    pub fn state(&self) -> watch::Receiver<Arc<State>> {
+        self.store.state.clone()
+    }
+
+    /// Who leads; `None` while nobody is known to.
+    #[must_use]
+    pub fn leader(&self) -> watch::Receiver<Option<Leader>> {
+        self.leader.clone()
+    }
+
+    /// Whether this manager leads and has applied all that was decided before.
+    #[must_use]
+    pub fn is_leading(&self) -> bool {
+        self.store.status().is_leading()
+    }
+
+    /// Resolves when the manager ends by itself, with the reason; never when it is stopped.
+    pub async fn ended(&self) -> Ended {
+        let mut ended = self.ended.clone();
+        match ended.wait_for(Option::is_some).await {
+            Ok(ended) => ended.clone().expect("just waited for it"),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Hands over leadership, ends all tasks and waits for them. What was acknowledged is on disk already.
+    pub async fn stop(self) {
+        if self.store.status().role.is_leader {
+            self.store.step_down().await;
+            let mut status = self.store.status.clone();
+            // Nobody may be there to take over; then there is nothing to wait for.
+            let _ = tokio::time::timeout(HANDOVER, status.wait_for(|status| !status.role.is_leader)).await;
+        }
+        self.scope.shutdown(SHUTDOWN).await;
+    }
+}
