@@ -8,6 +8,7 @@
 
 pub mod cgroup;
 mod channel;
+pub mod cli;
 mod command;
 mod confine;
 mod create;
@@ -33,13 +34,3 @@ pub use overlay::Rootfs;
 pub use program::readonly_program;
 pub use sys::{fork, send_signal};
 pub use terminal::{Stdio, resize};
-
-pub mod cli {
-    //! `rswarm runtime`: the runtime with runc's command line.
-
-    /// The entry of `rswarm runtime`; called before any thread exists, with the arguments after `runtime`.
-    #[must_use]
-    pub fn main(_args: Vec<std::ffi::OsString>) -> i32 {
-        todo!("the commands")
-    }
-}

@@ -258,6 +258,18 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Whether its processes are stopped where they are, or about to be.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        match (&self.unified, self.directory("freezer")) {
+            (Some(dir), _) => read_number(&dir.join("cgroup.freeze")) == Some(1),
+            (None, Some(dir)) => {
+                fs::read_to_string(dir.join("freezer.state")).is_ok_and(|s| s.trim() != "THAWED")
+            }
+            (None, None) => false,
+        }
+    }
+
     /// All processes in it and in the cgroups below it.
     ///
     /// # Errors

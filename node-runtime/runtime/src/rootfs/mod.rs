@@ -80,6 +80,11 @@ pub(crate) fn bind_console(terminal: &OwnedFd) -> Result<(), Failure> {
         .context("bind the terminal to /dev/console")
 }
 
+/// Mount options that mean something here; others go to the file system.
+pub(crate) fn known_options() -> Vec<String> {
+    options::known()
+}
+
 fn readonly() -> MountAttributes {
     MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..MountAttributes::default() }
 }

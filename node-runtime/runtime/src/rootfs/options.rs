@@ -70,6 +70,13 @@ pub(super) fn parse(options: &[String]) -> Options {
     parsed
 }
 
+/// All words that are ours.
+pub(super) fn known() -> Vec<String> {
+    let both = ATTRIBUTES.iter().map(|(name, ..)| name).chain(PROPAGATION.iter().map(|(name, _)| name));
+    let words = ["bind", "rbind", "defaults"].map(str::to_owned).into_iter();
+    words.chain(both.flat_map(|name| [(*name).to_owned(), format!("r{name}")])).collect()
+}
+
 /// `MS_*` of a propagation's name, for `linux.rootfsPropagation`, and whether for all below too.
 pub(super) fn propagation(name: &str) -> Option<(u64, bool)> {
     let parsed = parse(&[name.to_owned()]);

@@ -18,6 +18,32 @@ use crate::sys;
 /// `EPERM`, when a profile names no number.
 const DEFAULT_ERRNO: u32 = 1;
 
+/// What can happen to a call.
+pub(crate) const ACTIONS: &[&str] = &[
+    "SCMP_ACT_ALLOW",
+    "SCMP_ACT_ERRNO",
+    "SCMP_ACT_KILL",
+    "SCMP_ACT_KILL_PROCESS",
+    "SCMP_ACT_KILL_THREAD",
+    "SCMP_ACT_LOG",
+    "SCMP_ACT_TRACE",
+    "SCMP_ACT_TRAP",
+];
+
+/// How an argument can be compared.
+pub(crate) const OPERATORS: &[&str] = &[
+    "SCMP_CMP_EQ",
+    "SCMP_CMP_GE",
+    "SCMP_CMP_GT",
+    "SCMP_CMP_LE",
+    "SCMP_CMP_LT",
+    "SCMP_CMP_MASKED_EQ",
+    "SCMP_CMP_NE",
+];
+
+/// Whose calls have names here.
+pub(crate) const ARCHITECTURES: &[&str] = &["SCMP_ARCH_AARCH64", "SCMP_ARCH_X86", "SCMP_ARCH_X86_64"];
+
 /// A compiled profile, ready to be loaded.
 #[derive(Debug, Clone)]
 pub(crate) struct Filter {
@@ -115,15 +141,15 @@ fn rules(syscall: &LinuxSyscall, verdict: u32) -> Result<Vec<Rule>, Failure> {
     let repeated =
         (0..6).any(|index| conditions.iter().filter(|condition| condition.index() == index).count() > 1);
     Ok(if repeated {
-        conditions.iter().map(|condition| Rule { conditions: vec![condition.clone()], verdict }).collect()
+        conditions.iter().map(|condition| Rule { conditions: vec![*condition], verdict }).collect()
     } else {
         vec![Rule { conditions: conditions.to_vec(), verdict }]
     })
 }
 
 fn number(name: &str, architecture: Architecture) -> Option<u32> {
-    let row = table::SYSCALLS.iter().find(|(known, _)| *known == name)?;
-    u32::try_from(row.1[architecture.column]).ok()
+    let row = table::SYSCALLS.binary_search_by_key(&name, |(known, _)| known).ok()?;
+    u32::try_from(table::SYSCALLS[row].1[architecture.column]).ok()
 }
 
 fn last_number(architecture: Architecture) -> u32 {
@@ -158,7 +184,7 @@ fn flags(profile: &LinuxSeccomp) -> u64 {
         // Means something only together with a listener, which is refused.
         LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => 0,
     };
-    profile.flags().iter().flatten().map(number).fold(0, |all, flag| all | flag as u64)
+    profile.flags().iter().flatten().map(number).fold(0, |all, flag| all | flag)
 }
 
 #[cfg(test)]
@@ -181,6 +207,11 @@ mod tests {
     fn ask(filter: &Filter, name: &str, args: [u64; 6]) -> u32 {
         let nr = number(name, NATIVE).unwrap_or_else(|| panic!("{name} is in the table"));
         bpf::run(&filter.program, NATIVE.audit, nr, args)
+    }
+
+    #[test]
+    fn the_table_is_sorted() {
+        assert!(table::SYSCALLS.windows(2).all(|pair| pair[0].0 < pair[1].0));
     }
 
     #[test]
@@ -235,7 +266,9 @@ mod tests {
 
     #[test]
     fn every_comparison_does_what_its_name_says() {
-        let table: &[(&str, u64, u64, [u64; 2], [u64; 2])] = &[
+        // Operator, value, second value, what passes, what does not.
+        type Row = (&'static str, u64, u64, [u64; 2], [u64; 2]);
+        let table: &[Row] = &[
             ("SCMP_CMP_NE", 5, 0, [4, 5 | 1 << 40], [5, 5]),
             ("SCMP_CMP_LT", 5, 0, [4, 0], [5, 1 << 40]),
             ("SCMP_CMP_LE", 5, 0, [5, 4], [6, 1 << 40]),

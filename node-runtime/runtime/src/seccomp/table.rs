@@ -1,6 +1,6 @@
 //! System call numbers by name: x86-64, x86 (32-bit), arm64; -1 where an architecture lacks the call.
 
-/// Name, and its number on each architecture.
+/// Name, and its number on each architecture; sorted by name.
 #[rustfmt::skip]
 pub(super) const SYSCALLS: &[(&str, [i16; 3])] = &[
     ("_llseek", [-1, 140, -1]), ("_newselect", [-1, 142, -1]), ("_sysctl", [156, 149, -1]),
@@ -160,13 +160,13 @@ pub(super) const SYSCALLS: &[(&str, [i16; 3])] = &[
     ("timerfd_settime", [286, 325, 86]), ("timerfd_settime64", [-1, 411, -1]), ("times", [100, 43, 153]),
     ("tkill", [200, 238, 130]), ("truncate", [76, 92, 45]), ("truncate64", [-1, 193, -1]),
     ("tuxcall", [184, -1, -1]), ("ugetrlimit", [-1, 191, -1]), ("ulimit", [-1, 58, -1]),
-    ("uretprobe", [335, -1, -1]),
     ("umask", [95, 60, 166]), ("umount", [-1, 22, -1]), ("umount2", [166, 52, 39]),
     ("uname", [63, 122, 160]), ("unlink", [87, 10, -1]), ("unlinkat", [263, 301, 35]),
-    ("unshare", [272, 310, 97]), ("uselib", [134, 86, -1]), ("userfaultfd", [323, 374, 282]),
-    ("ustat", [136, 62, -1]), ("utime", [132, 30, -1]), ("utimensat", [280, 320, 88]),
-    ("utimensat_time64", [-1, 412, -1]), ("utimes", [235, 271, -1]), ("vfork", [58, 190, -1]),
-    ("vhangup", [153, 111, 58]), ("vm86", [-1, 166, -1]), ("vm86old", [-1, 113, -1]),
-    ("vmsplice", [278, 316, 75]), ("vserver", [236, 273, -1]), ("wait4", [61, 114, 260]),
-    ("waitid", [247, 284, 95]), ("waitpid", [-1, 7, -1]), ("write", [1, 4, 64]), ("writev", [20, 146, 66]),
+    ("unshare", [272, 310, 97]), ("uretprobe", [335, -1, -1]), ("uselib", [134, 86, -1]),
+    ("userfaultfd", [323, 374, 282]), ("ustat", [136, 62, -1]), ("utime", [132, 30, -1]),
+    ("utimensat", [280, 320, 88]), ("utimensat_time64", [-1, 412, -1]), ("utimes", [235, 271, -1]),
+    ("vfork", [58, 190, -1]), ("vhangup", [153, 111, 58]), ("vm86", [-1, 166, -1]),
+    ("vm86old", [-1, 113, -1]), ("vmsplice", [278, 316, 75]), ("vserver", [236, 273, -1]),
+    ("wait4", [61, 114, 260]), ("waitid", [247, 284, 95]), ("waitpid", [-1, 7, -1]), ("write", [1, 4, 64]),
+    ("writev", [20, 146, 66]),
 ];

@@ -62,7 +62,6 @@ fn layer() -> &'static Path {
 /// A container before, in and after its life.
 pub struct Container {
     pub dir: TempDir,
-    pub id: String,
     pub spec: Value,
     pub launch: Launch,
 }
@@ -104,7 +103,7 @@ impl Container {
             runtime: None,
         };
         let spec = spec(args, &id);
-        Ok(Container { dir, id, spec, launch })
+        Ok(Container { dir, spec, launch })
     }
 
     /// Runs a shell script.
@@ -122,14 +121,21 @@ impl Container {
         Ok(timeout(DEADLINE, launch(&exe, &self.launch)).await??)
     }
 
-    /// Its whole life: create, attach, start, wait, shutdown.
+    /// Its whole life: create, attach, start, wait, shutdown; nothing is left.
     pub async fn run(&self) -> Result<Outcome> {
+        let outcome = self.run_kept().await?;
+        self.nothing_is_left().await?;
+        Ok(outcome)
+    }
+
+    /// Its whole life, without the look at what is left.
+    pub async fn run_kept(&self) -> Result<Outcome> {
         let shim = self.create().await?;
         let mut stream = shim.attach().await?;
         shim.start().await?;
         let (stdout, stderr) = read_frames(&mut stream).await?;
         let exit = timeout(DEADLINE, shim.wait()).await??;
-        self.finish(&shim).await?;
+        timeout(DEADLINE, shim.shutdown()).await??;
         Ok(Outcome { exit, stdout, stderr })
     }
 

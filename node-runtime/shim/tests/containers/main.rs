@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         let passed = matches!(&result, Ok(Ok(())));
         println!("test {name} ... {} ({:?})", if passed { "ok" } else { "FAILED" }, started.elapsed());
         if let Ok(Err(error)) = result {
-            println!("    {error:?}");
+            println!("    {error:#}");
         }
         if !passed {
             failures.push(name);
