@@ -6,9 +6,72 @@
 //! Start at [`serve`], then `router` (every route, and the one table of statuses), then one file per API tag.
 #![forbid(unsafe_code)]
 
+mod attach;
+mod connection;
+mod containers;
+mod error;
+mod events;
+mod exec;
+mod filters;
+mod images;
+mod listener;
+mod logs;
+mod networks;
 pub mod node;
+mod nodes;
+mod plugins;
+mod request;
+mod router;
+mod secrets;
+mod services;
+mod stream;
+mod swarm;
+mod system;
+mod tasks;
+mod translate;
 pub mod types;
+mod version;
+mod volumes;
 
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rswarm_base::Scope;
+use rswarm_engine::Engine;
+
+pub use listener::Listener;
 pub use node::{
     Availability, ClusterError, ClusterInfo, ClusterNode, InitRequest, JoinRequest, LocalState, RemoteManager,
 };
+
+use crate::router::{App, Gate};
+
+/// How long to wait after an accept that failed, e.g. for want of descriptors.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Serves the API on one listener until `scope` is cancelled. Several listeners are several calls.
+///
+/// # Errors
+/// None at present: a failed accept is logged and tried again.
+pub async fn serve(
+    listener: Listener,
+    engine: Engine,
+    cluster: Arc<dyn ClusterNode>,
+    scope: Scope,
+) -> io::Result<()> {
+    let gate = Gate::new(App { engine, cluster, scope: scope.clone() });
+    loop {
+        let accepted = tokio::select! {
+            () = scope.cancelled() => return Ok(()),
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok(socket) => scope.spawn(connection::serve(socket, gate.clone(), scope.clone())),
+            Err(error) => {
+                tracing::warn!(%error, "a client connection could not be accepted");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+}

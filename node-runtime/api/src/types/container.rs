@@ -131,8 +131,10 @@ docker! {
         pub blkio_weight_device: Option<Vec<WeightDevice>>,
         pub blkio_device_read_bps: Option<Vec<ThrottleDevice>>,
         pub blkio_device_write_bps: Option<Vec<ThrottleDevice>>,
-        pub blkio_device_read_i_ops: Option<Vec<ThrottleDevice>>,
-        pub blkio_device_write_i_ops: Option<Vec<ThrottleDevice>>,
+        #[serde(rename = "BlkioDeviceReadIOps")]
+        pub blkio_device_read_iops: Option<Vec<ThrottleDevice>>,
+        #[serde(rename = "BlkioDeviceWriteIOps")]
+        pub blkio_device_write_iops: Option<Vec<ThrottleDevice>>,
         pub cpu_period: i64,
         pub cpu_quota: i64,
         pub cpu_realtime_period: i64,
@@ -155,7 +157,7 @@ docker! {
         pub cpu_count: i64,
         pub cpu_percent: i64,
         #[serde(rename = "IOMaximumIOps")]
-        pub io_maximum_i_ops: u64,
+        pub io_maximum_iops: u64,
         #[serde(rename = "IOMaximumBandwidth")]
         pub io_maximum_bandwidth: u64,
     }
@@ -179,7 +181,8 @@ docker! {
     pub struct DeviceRequest {
         pub driver: String,
         pub count: i64,
-        pub device_i_ds: Option<Vec<String>>,
+        #[serde(rename = "DeviceIDs")]
+        pub device_ids: Option<Vec<String>>,
         pub capabilities: Option<Vec<Vec<String>>>,
         pub options: Option<StringMap>,
     }
@@ -293,7 +296,8 @@ docker! {
         pub mount_label: String,
         pub process_label: String,
         pub app_armor_profile: String,
-        pub exec_i_ds: Option<Vec<String>>,
+        #[serde(rename = "ExecIDs")]
+        pub exec_ids: Option<Vec<String>>,
         pub host_config: HostConfig,
         pub graph_driver: GraphDriver,
         #[serde(skip_serializing_if = "crate::types::omit")]

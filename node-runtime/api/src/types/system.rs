@@ -122,7 +122,7 @@ docker! {
 
     pub struct RegistryServiceConfig {
         #[serde(rename = "InsecureRegistryCIDRs")]
-        pub insecure_registry_cid_rs: Vec<String>,
+        pub insecure_registry_cidrs: Vec<String>,
         pub index_configs: BTreeMap<String, IndexInfo>,
         pub mirrors: Option<Vec<String>>,
     }

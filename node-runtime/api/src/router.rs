@@ -1,0 +1,139 @@
+//! Every route, what all replies have in common, and the one table from error kinds to statuses.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use rswarm_base::{Kind, Scope};
+use rswarm_engine::Engine;
+use rswarm_proto::wire::control_client::ControlClient;
+use tonic::transport::Channel;
+use tower::ServiceExt as _;
+
+use crate::error::ApiError;
+use crate::node::ClusterNode;
+use crate::version;
+use crate::{
+    containers, events, exec, images, networks, nodes, plugins, secrets, services, swarm, system, tasks,
+    volumes,
+};
+
+/// The Docker release whose behaviour we follow; clients read it out of `Server` and `/version`.
+pub(crate) const DOCKER_VERSION: &str = concat!("28.5.2+rswarm.", env!("CARGO_PKG_VERSION"));
+
+/// What handlers work on.
+#[derive(Clone)]
+pub(crate) struct App {
+    pub engine: Engine,
+    pub cluster: Arc<dyn ClusterNode>,
+    pub scope: Scope,
+}
+
+impl App {
+    /// The managers' control service, or the 503 that says why there is none here.
+    pub async fn control(&self) -> Result<ControlClient<Channel>, ApiError> {
+        Ok(self.cluster.control().await?)
+    }
+}
+
+/// The HTTP status of a failure: Docker's mapping of its error classes, and of the managers' gRPC codes.
+pub(crate) fn status(kind: Kind) -> StatusCode {
+    match kind {
+        Kind::InvalidArgument | Kind::FailedPrecondition => StatusCode::BAD_REQUEST,
+        Kind::NotFound => StatusCode::NOT_FOUND,
+        Kind::Conflict => StatusCode::CONFLICT,
+        Kind::NotModified => StatusCode::NOT_MODIFIED,
+        Kind::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Kind::PermissionDenied => StatusCode::FORBIDDEN,
+        Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        Kind::NotImplemented => StatusCode::NOT_IMPLEMENTED,
+        Kind::DeadlineExceeded | Kind::ResourceExhausted | Kind::Internal => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+    }
+}
+
+fn routes(app: App) -> Router {
+    Router::new()
+        .merge(system::routes())
+        .merge(events::routes())
+        .merge(containers::routes())
+        .merge(exec::routes())
+        .merge(images::routes())
+        .merge(networks::routes())
+        .merge(volumes::routes())
+        .merge(swarm::routes())
+        .merge(nodes::routes())
+        .merge(services::routes())
+        .merge(tasks::routes())
+        .merge(secrets::routes())
+        .merge(plugins::routes())
+        .fallback(page_not_found)
+        // Docker has no 405.
+        .method_not_allowed_fallback(page_not_found)
+        .with_state(app)
+}
+
+/// The answer to a path that there is not.
+pub(crate) async fn page_not_found() -> ApiError {
+    ApiError::new(Kind::NotFound, "page not found")
+}
+
+/// What stands before the routes: the version in the path goes off, the common headers come on.
+#[derive(Clone)]
+pub(crate) struct Gate {
+    routes: Router,
+}
+
+impl Gate {
+    pub fn new(app: App) -> Gate {
+        Gate { routes: routes(app) }
+    }
+
+    pub async fn call(&self, request: Request<Body>) -> Response {
+        let mut response = match self.admit(request) {
+            Ok(request) => self.routes.clone().oneshot(request).await.unwrap_or_else(|never| match never {}),
+            Err(answer) => answer,
+        };
+        common_headers(response.headers_mut());
+        response
+    }
+
+    fn admit(&self, mut request: Request<Body>) -> Result<Request<Body>, Response> {
+        if request.method() == Method::OPTIONS {
+            return Err(StatusCode::OK.into_response());
+        }
+        let (asked, path) = version::split(request.uri().path());
+        if path == "/_ping" {
+            // How clients find out what we speak; never refused.
+            *request.uri_mut() = Uri::from_static("/_ping");
+            return Ok(request);
+        }
+        let version = version::check(asked).map_err(IntoResponse::into_response)?;
+        let path_and_query = match request.uri().query() {
+            Some(query) => format!("{path}?{query}"),
+            None => path.to_owned(),
+        };
+        let uri = path_and_query
+            .parse()
+            .map_err(|error| ApiError::invalid(format!("invalid path: {error}")).into_response())?;
+        *request.uri_mut() = uri;
+        request.extensions_mut().insert(version);
+        Ok(request)
+    }
+}
+
+/// The headers of every reply, also of hijacked connections.
+pub(crate) fn common_headers(headers: &mut HeaderMap) {
+    let max = version::MAX.to_string();
+    let text = |text: &str| HeaderValue::from_str(text).expect("plain ASCII");
+    headers.insert(header::SERVER, text(&format!("Docker/{DOCKER_VERSION} (linux)")));
+    headers.insert("Api-Version", text(&max));
+    headers.insert("Ostype", HeaderValue::from_static("linux"));
+    headers.insert("Docker-Experimental", HeaderValue::from_static("false"));
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,563 @@
+//! The API from the outside: bytes on a connection, with a made-up cluster behind it.
+
+use std::sync::Mutex;
+
+use async_trait::async_trait;
+use rswarm_engine::EngineConfig;
+use rswarm_proto::model::object::Stored as _;
+use rswarm_proto::wire;
+use rswarm_proto::wire::control_server::{Control, ControlServer};
+use rswarm_proto::wire::logs_client::LogsClient;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+use tonic::{Response as Reply, Status};
+
+use super::*;
+use crate::connection;
+use crate::node::{ClusterError, ClusterInfo, InitRequest, JoinRequest, LocalState};
+
+#[test]
+fn the_table_of_statuses_is_dockers() {
+    let table = [
+        (Kind::InvalidArgument, 400),
+        (Kind::FailedPrecondition, 400),
+        (Kind::Unauthenticated, 401),
+        (Kind::PermissionDenied, 403),
+        (Kind::NotFound, 404),
+        (Kind::Conflict, 409),
+        (Kind::Internal, 500),
+        (Kind::DeadlineExceeded, 500),
+        (Kind::ResourceExhausted, 500),
+        (Kind::NotImplemented, 501),
+        (Kind::Unavailable, 503),
+        (Kind::NotModified, 304),
+    ];
+    for (kind, code) in table {
+        assert_eq!(status(kind).as_u16(), code, "{kind:?}");
+    }
+}
+
+// ---- a made-up cluster ----------------------------------------------------------------------------------
+
+/// A store of objects behind a real gRPC channel, and what was asked of it last.
+#[derive(Clone, Default)]
+struct FakeManager {
+    objects: Arc<Mutex<Vec<wire::Object>>>,
+    updates: Arc<Mutex<Vec<wire::UpdateServiceRequest>>>,
+}
+
+impl FakeManager {
+    fn put(&self, object: impl Into<wire::Object>) {
+        self.objects.lock().expect("no panic").push(object.into());
+    }
+
+    fn find(&self, request: &wire::GetRequest) -> Option<wire::Object> {
+        let objects = self.objects.lock().expect("no panic");
+        let name = |object: &wire::Object| match &object.object {
+            Some(wire::object::Object::Service(service)) => service.name().to_owned(),
+            Some(wire::object::Object::Network(network)) => network.name().to_owned(),
+            _ => String::new(),
+        };
+        let found = objects.iter().find(|object| {
+            object.key().is_some_and(|(kind, id)| {
+                i32::from(kind) == request.kind
+                    && (id == request.reference || name(object) == request.reference)
+            })
+        });
+        found.cloned()
+    }
+}
+
+#[tonic::async_trait]
+impl Control for FakeManager {
+    async fn get(&self, request: tonic::Request<wire::GetRequest>) -> Result<Reply<wire::Object>, Status> {
+        self.find(request.get_ref()).map(Reply::new).ok_or_else(|| Status::not_found("no such object"))
+    }
+
+    async fn list(
+        &self,
+        request: tonic::Request<wire::ListRequest>,
+    ) -> Result<Reply<wire::ListResponse>, Status> {
+        let wanted = request.get_ref().kind;
+        let objects = self.objects.lock().expect("no panic").clone();
+        let objects =
+            objects.into_iter().filter(|o| o.key().is_some_and(|(kind, _)| i32::from(kind) == wanted));
+        Ok(Reply::new(wire::ListResponse { objects: objects.collect() }))
+    }
+
+    async fn create_service(
+        &self,
+        request: tonic::Request<wire::CreateServiceRequest>,
+    ) -> Result<Reply<wire::Service>, Status> {
+        let service = wire::Service {
+            id: "service1".into(),
+            meta: Some(wire::Meta { version: 7, ..wire::Meta::default() }),
+            spec: request.into_inner().spec,
+            ..wire::Service::default()
+        };
+        let name = service.name().to_owned();
+        if self.find(&wire::GetRequest { kind: wire::ObjectKind::Service.into(), reference: name }).is_some()
+        {
+            return Err(Status::already_exists(
+                "name conflicts with an existing object: service web already exists",
+            ));
+        }
+        self.put(service.clone());
+        Ok(Reply::new(service))
+    }
+
+    async fn update_service(
+        &self,
+        request: tonic::Request<wire::UpdateServiceRequest>,
+    ) -> Result<Reply<wire::Service>, Status> {
+        let request = request.into_inner();
+        if request.version != 7 {
+            return Err(Status::failed_precondition("update out of sequence"));
+        }
+        self.updates.lock().expect("no panic").push(request);
+        Ok(Reply::new(wire::Service::default()))
+    }
+
+    async fn create_network(
+        &self,
+        request: tonic::Request<wire::CreateNetworkRequest>,
+    ) -> Result<Reply<wire::Network>, Status> {
+        let network = wire::Network {
+            id: "network1".into(),
+            spec: request.into_inner().spec,
+            ..wire::Network::default()
+        };
+        self.put(network.clone());
+        Ok(Reply::new(network))
+    }
+
+    async fn remove_service(
+        &self,
+        _: tonic::Request<wire::RemoveRequest>,
+    ) -> Result<Reply<wire::RemoveResponse>, Status> {
+        Ok(Reply::new(wire::RemoveResponse {}))
+    }
+
+    async fn remove_network(
+        &self,
+        _: tonic::Request<wire::RemoveRequest>,
+    ) -> Result<Reply<wire::RemoveResponse>, Status> {
+        Ok(Reply::new(wire::RemoveResponse {}))
+    }
+
+    async fn update_node(
+        &self,
+        _: tonic::Request<wire::UpdateNodeRequest>,
+    ) -> Result<Reply<wire::Node>, Status> {
+        Ok(Reply::new(wire::Node::default()))
+    }
+
+    async fn remove_node(
+        &self,
+        _: tonic::Request<wire::RemoveRequest>,
+    ) -> Result<Reply<wire::RemoveResponse>, Status> {
+        Ok(Reply::new(wire::RemoveResponse {}))
+    }
+
+    async fn update_cluster(
+        &self,
+        _: tonic::Request<wire::UpdateClusterRequest>,
+    ) -> Result<Reply<wire::Cluster>, Status> {
+        Ok(Reply::new(wire::Cluster::default()))
+    }
+
+    async fn leave_manager(
+        &self,
+        _: tonic::Request<wire::LeaveManagerRequest>,
+    ) -> Result<Reply<wire::RemoveResponse>, Status> {
+        Ok(Reply::new(wire::RemoveResponse {}))
+    }
+}
+
+/// A node that is a manager when there is a channel, else outside any cluster.
+struct FakeNode {
+    control: Option<ControlClient<Channel>>,
+    inits: Mutex<Vec<InitRequest>>,
+}
+
+#[async_trait]
+impl ClusterNode for FakeNode {
+    fn info(&self) -> ClusterInfo {
+        let is_manager = self.control.is_some();
+        ClusterInfo {
+            state: if is_manager { LocalState::Active } else { LocalState::Inactive },
+            control_available: is_manager,
+            node_id: if is_manager { "node1".into() } else { String::new() },
+            ..ClusterInfo::default()
+        }
+    }
+
+    async fn init(&self, request: InitRequest) -> Result<String, ClusterError> {
+        if self.control.is_some() {
+            return Err(ClusterError::already_in_cluster());
+        }
+        self.inits.lock().expect("no panic").push(request);
+        Ok("node1".into())
+    }
+
+    async fn join(&self, _: JoinRequest) -> Result<(), ClusterError> {
+        Ok(())
+    }
+
+    async fn leave(&self, force: bool) -> Result<(), ClusterError> {
+        if force {
+            Ok(())
+        } else {
+            Err(ClusterError::new(Kind::Unavailable, "You are attempting to leave").hint("use --force"))
+        }
+    }
+
+    async fn control(&self) -> Result<ControlClient<Channel>, ClusterError> {
+        self.control.clone().ok_or_else(|| ClusterError::no_control(self.info().state))
+    }
+
+    async fn logs(&self) -> Result<LogsClient<Channel>, ClusterError> {
+        Err(ClusterError::no_control(self.info().state))
+    }
+}
+
+struct Host {
+    gate: Gate,
+    node: Arc<FakeNode>,
+    scope: Scope,
+    _dir: tempfile::TempDir,
+}
+
+impl Host {
+    async fn start(manager: Option<FakeManager>) -> Host {
+        let scope = Scope::root("test");
+        let dir = tempfile::tempdir().expect("directory");
+        let config = EngineConfig {
+            default_bridge: false,
+            ..EngineConfig::new(
+                dir.path().join("data"),
+                dir.path().join("run"),
+                "0badcafe".into(),
+                "/bin/false".into(),
+            )
+        };
+        let engine = Engine::open(config, scope.child("engine")).await.expect("engine");
+        let control = match manager {
+            Some(manager) => Some(connect(manager, &scope).await),
+            None => None,
+        };
+        let node = Arc::new(FakeNode { control, inits: Mutex::default() });
+        let gate = Gate::new(App { engine, cluster: node.clone(), scope: scope.clone() });
+        Host { gate, node, scope, _dir: dir }
+    }
+
+    fn connect(&self) -> DuplexStream {
+        let (client, server) = tokio::io::duplex(1 << 20);
+        self.scope.spawn(connection::serve(server, self.gate.clone(), self.scope.clone()));
+        client
+    }
+
+    /// The whole answer to raw bytes, read until the server closes.
+    async fn raw(&self, request: &str) -> String {
+        let mut client = self.connect();
+        client.write_all(request.as_bytes()).await.expect("write");
+        client.shutdown().await.expect("half-close");
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.expect("read");
+        answer
+    }
+
+    /// Status and JSON body of one request.
+    async fn call(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        let body = body.map(|body| body.to_string()).unwrap_or_default();
+        let content_type = if body.is_empty() { "" } else { "Content-Type: application/json\r\n" };
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: d\r\nConnection: close\r\n{content_type}Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let answer = self.raw(&request).await;
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+        let status = head[9..12].parse().expect("status");
+        (status, serde_json::from_str(body).unwrap_or_else(|_| Value::String(body.to_owned())))
+    }
+
+    async fn check(&self, method: &str, path: &str, body: Option<Value>, status: u16, message: &str) {
+        let (found, answer) = self.call(method, path, body).await;
+        assert_eq!(found, status, "{method} {path}: {answer}");
+        assert_eq!(answer["message"], message, "{method} {path}");
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.scope.cancel();
+    }
+}
+
+async fn connect(manager: FakeManager, scope: &Scope) -> ControlClient<Channel> {
+    let (client, server) = tokio::io::duplex(1 << 20);
+    scope.spawn(async move {
+        let incoming = tokio_stream::once(Ok::<_, std::io::Error>(server));
+        let server = tonic::transport::Server::builder().add_service(ControlServer::new(manager));
+        server.serve_with_incoming(incoming).await.expect("served");
+    });
+    let mut client = Some(hyper_util::rt::TokioIo::new(client));
+    let connector = tower::service_fn(move |_: Uri| {
+        let client = client.take().ok_or_else(|| std::io::Error::other("connected once"));
+        async move { client }
+    });
+    let channel = tonic::transport::Endpoint::from_static("http://manager").connect_with_connector(connector);
+    ControlClient::new(channel.await.expect("channel"))
+}
+
+// ---- what every request goes through --------------------------------------------------------------------
+
+#[tokio::test]
+async fn every_answer_says_what_we_are_errors_too() {
+    let host = Host::start(None).await;
+    for path in ["/_ping", "/v1.24/_ping", "/nowhere", "/v1.99/info"] {
+        let answer = host.raw(&format!("GET {path} HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n")).await;
+        let head = answer.to_ascii_lowercase();
+        for header in ["api-version: 1.51", "ostype: linux", "docker-experimental: false", "server: docker/"]
+        {
+            assert!(head.contains(header), "{path}: {header}: {answer}");
+        }
+    }
+    let ping =
+        host.raw("HEAD /_ping HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n").await.to_ascii_lowercase();
+    assert!(
+        ping.starts_with("http/1.1 200") && ping.contains("swarm: inactive") && ping.ends_with("\r\n\r\n")
+    );
+}
+
+#[tokio::test]
+async fn unknown_paths_and_wrong_methods_are_not_found_and_versions_are_checked() {
+    let host = Host::start(None).await;
+    host.check("GET", "/nowhere", None, 404, "page not found").await;
+    host.check("DELETE", "/v1.47/version", None, 404, "page not found").await;
+    host.check("PATCH", "/images/json", None, 404, "page not found").await;
+    let new = "client version 1.99 is too new. Maximum supported API version is 1.51";
+    host.check("GET", "/v1.99/info", None, 400, new).await;
+    let old = "client version 1.12 is too old. Minimum supported API version is 1.24, please upgrade your client to a newer version";
+    host.check("GET", "/v1.12/info", None, 400, old).await;
+    assert_eq!(host.call("OPTIONS", "/anything", None).await.0, 200);
+}
+
+#[tokio::test]
+async fn bodies_are_json_by_dockers_rules() {
+    let host = Host::start(None).await;
+    let post = |content_type: &str, body: &str| {
+        format!(
+            "POST /swarm/init HTTP/1.1\r\nHost: d\r\nConnection: close\r\n{content_type}Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    let json = "Content-Type: application/json\r\n";
+    for (content_type, body, text) in [
+        (json, "{} {}", "unexpected content after JSON"),
+        (json, "{\"ListenAddr\":", "invalid JSON: got EOF while reading request body"),
+        (json, "{\"ListenAddr\":7}", "invalid JSON: invalid type"),
+        (
+            "Content-Type: text/plain\r\n",
+            "{}",
+            "unsupported Content-Type header (text/plain): must be 'application/json'",
+        ),
+    ] {
+        let answer = host.raw(&post(content_type, body)).await;
+        assert!(answer.starts_with("HTTP/1.1 400") && answer.contains(text), "{body}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_is_kept_for_the_next_request_even_when_a_body_was_not_read() {
+    let host = Host::start(None).await;
+    let body = "x".repeat(1000);
+    let unread = format!("POST /nowhere HTTP/1.1\r\nHost: d\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let answer =
+        host.raw(&format!("{unread}GET /_ping HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n")).await;
+    assert!(answer.starts_with("HTTP/1.1 404") && answer.ends_with("OK"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_taken_connection_carries_raw_bytes_with_and_without_an_upgrade() {
+    use axum::routing::post;
+    async fn echo(hijacker: crate::connection::Hijacker, _body: axum::body::Bytes) -> Response {
+        hijacker
+            .take(|mut raw| async move {
+                crate::attach::accept(&mut raw, crate::stream::MULTIPLEXED).await.expect("head");
+                let mut rest = raw.early.to_vec();
+                raw.socket.read_to_end(&mut rest).await.expect("read");
+                raw.socket.write_all(&rest).await.expect("write");
+                raw.socket.shutdown().await.expect("close");
+            })
+            .await
+    }
+    let mut host = Host::start(None).await;
+    host.gate = Gate { routes: Router::new().route("/echo", post(echo)) };
+    for (upgrade, head) in [
+        (
+            "Connection: Upgrade\r\nUpgrade: tcp\r\n",
+            "HTTP/1.1 101 UPGRADED\r\nContent-Type: application/vnd.docker.multiplexed-stream\r\n",
+        ),
+        ("", "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.docker.raw-stream\r\n"),
+    ] {
+        let request = format!(
+            "POST /v1.47/echo HTTP/1.1\r\nHost: d\r\n{upgrade}Content-Length: 2\r\n\r\n{{}}early bytes"
+        );
+        let answer = host.raw(&request).await;
+        assert!(answer.starts_with(head) && answer.ends_with("\r\n\r\nearly bytes"), "{answer}");
+        assert!(answer.contains("api-version: 1.51"), "{answer}");
+    }
+}
+
+// ---- Swarm ----------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn outside_a_cluster_every_swarm_path_says_how_to_get_into_one() {
+    let host = Host::start(None).await;
+    let text = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.";
+    for path in [
+        "/swarm",
+        "/services",
+        "/nodes",
+        "/tasks",
+        "/secrets",
+        "/configs",
+        "/services/x",
+        "/nodes/self",
+        "/swarm/unlockkey",
+    ] {
+        host.check("GET", path, None, 503, text).await;
+    }
+    host.check("POST", "/services/create", Some(json!({"TaskTemplate": {}})), 503, text).await;
+    host.check("POST", "/secrets/create", Some(json!({})), 503, text).await;
+    host.check("POST", "/networks/create", Some(json!({"Name": "n", "Driver": "overlay"})), 503, text).await;
+}
+
+#[tokio::test]
+async fn init_hands_on_what_was_asked_for_and_answers_with_the_nodes_id() {
+    let host = Host::start(None).await;
+    let body = json!({"ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": "eth0", "Availability": "drain",
+        "DefaultAddrPool": ["10.20.0.0/16"], "SubnetSize": 26, "Spec": {"Dispatcher": {"HeartbeatPeriod": 2}}});
+    assert_eq!(host.call("POST", "/swarm/init", Some(body)).await, (200, json!("node1")));
+    let inits = host.node.inits.lock().expect("no panic");
+    let request = inits.first().expect("asked");
+    assert_eq!((request.advertise_addr.as_str(), request.subnet_size), ("eth0", 26));
+    assert_eq!(request.availability, wire::NodeAvailability::Drain);
+    assert_eq!((request.spec.heartbeat_period, request.spec.task_history_limit), (2, 5));
+}
+
+#[tokio::test]
+async fn membership_calls_that_make_no_sense_are_refused() {
+    let host = Host::start(None).await;
+    let body = Some(json!({"DataPathPort": 80}));
+    host.check("POST", "/swarm/init", body, 400, "invalid data path port 80: want 1024 to 49151").await;
+    let body = Some(json!({"JoinToken": "x"}));
+    host.check("POST", "/swarm/join", body, 400, "at least 1 RemoteAddr is required to join").await;
+    let body = Some(json!({"AutoLockManagers": true}));
+    host.check("POST", "/swarm/init", body, 501, "--autolock (AutoLockManagers) is not supported").await;
+    let (status, answer) = host.call("POST", "/swarm/leave", None).await;
+    assert_eq!((status, &answer["hint"]), (503, &json!("use --force")));
+    assert_eq!(host.call("POST", "/swarm/leave?force=1", None).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_service_is_created_shown_updated_and_its_names_are_unique() {
+    let manager = FakeManager::default();
+    manager.put(wire::Network {
+        id: "network9".into(),
+        spec: Some(wire::NetworkSpec {
+            annotations: Some(wire::Annotations { name: "front".into(), ..wire::Annotations::default() }),
+            ..wire::NetworkSpec::default()
+        }),
+        ..wire::Network::default()
+    });
+    let host = Host::start(Some(manager.clone())).await;
+    let spec = json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "web:1"}, "Networks": [{"Target": "front"}]},
+        "Mode": {"Replicated": {"Replicas": 2}}});
+    let created = host.call("POST", "/v1.47/services/create", Some(spec.clone())).await;
+    assert_eq!(created, (201, json!({"ID": "service1", "Warnings": null})));
+    let (_, shown) = host.call("GET", "/services/web", None).await;
+    assert_eq!(shown["Version"], json!({"Index": 7}));
+    assert_eq!(shown["Spec"]["TaskTemplate"]["Networks"][0]["Target"], "network9");
+    let conflict = "name conflicts with an existing object: service web already exists";
+    host.check("POST", "/services/create", Some(spec.clone()), 409, conflict).await;
+    host.check("GET", "/services/nothing", None, 404, "service nothing not found").await;
+
+    host.check("POST", "/services/web/update?version=6", Some(spec.clone()), 400, "update out of sequence")
+        .await;
+    host.check(
+        "POST",
+        "/services/web/update",
+        Some(spec.clone()),
+        400,
+        "invalid object version '': want a number",
+    )
+    .await;
+    let path = "/services/web/update?version=7&rollback=previous&registryAuthFrom=previous-spec";
+    assert_eq!(host.call("POST", path, Some(spec)).await, (200, json!({"Warnings": null})));
+    let updates = manager.updates.lock().expect("no panic");
+    let update = updates.first().expect("updated");
+    assert_eq!(
+        (update.id.as_str(), update.rollback),
+        ("service1", wire::update_service_request::Rollback::Previous.into())
+    );
+    assert!(update.registry_auth_from_previous && update.spec.is_none());
+}
+
+#[tokio::test]
+async fn lists_are_filtered_and_count_running_tasks_when_asked() {
+    let manager = FakeManager::default();
+    for (id, name) in [("service1", "web"), ("service2", "db")] {
+        manager.put(wire::Service {
+            id: id.into(),
+            spec: Some(wire::ServiceSpec {
+                annotations: Some(wire::Annotations { name: name.into(), ..wire::Annotations::default() }),
+                ..wire::ServiceSpec::default()
+            }),
+            ..wire::Service::default()
+        });
+    }
+    manager.put(wire::Node {
+        id: "node1".into(),
+        status: Some(wire::NodeStatus {
+            state: wire::NodeState::ReadyNode.into(),
+            ..wire::NodeStatus::default()
+        }),
+        ..wire::Node::default()
+    });
+    manager.put(wire::Task {
+        id: "task1".into(),
+        service_id: "service1".into(),
+        node_id: "node1".into(),
+        slot: 1,
+        desired_state: wire::TaskState::Running.into(),
+        status: Some(wire::TaskStatus {
+            state: wire::TaskState::Running.into(),
+            ..wire::TaskStatus::default()
+        }),
+        ..wire::Task::default()
+    });
+    let host = Host::start(Some(manager)).await;
+    let (_, services) =
+        host.call("GET", "/services?status=1&filters=%7B%22name%22%3A%5B%22we%22%5D%7D", None).await;
+    assert_eq!(services.as_array().map(Vec::len), Some(1));
+    assert_eq!(
+        services[0]["ServiceStatus"],
+        json!({"RunningTasks": 1, "DesiredTasks": 1, "CompletedTasks": 0})
+    );
+    let (_, tasks) = host
+        .call(
+            "GET",
+            "/tasks?filters=%7B%22service%22%3A%7B%22web%22%3Atrue%7D%2C%22node%22%3A%5B%22self%22%5D%7D",
+            None,
+        )
+        .await;
+    assert_eq!(tasks[0]["ID"], "task1");
+    let (_, tasks) = host.call("GET", "/tasks?filters=%7B%22service%22%3A%5B%22db%22%5D%7D", None).await;
+    assert_eq!(tasks, json!([]));
+    host.check("GET", "/tasks?filters=%7B%22x%22%3A%5B%5D%7D", None, 400, "invalid filter 'x'").await;
+    let (_, networks) =
+        host.call("POST", "/networks/create", Some(json!({"Name": "n", "Driver": "overlay"}))).await;
+    assert_eq!(networks, json!({"Id": "network1", "Warning": ""}));
+}

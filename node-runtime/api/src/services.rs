@@ -1,0 +1,187 @@
+//! Services of the cluster.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use axum::Json;
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use axum::routing::{get, post};
+use rswarm_base::Kind;
+use rswarm_proto::wire;
+use rswarm_proto::wire::update_service_request::Rollback;
+
+use crate::error::ApiError;
+use crate::filters::Filters;
+use crate::logs;
+use crate::request::{JsonBody, Query};
+use crate::router::App;
+use crate::swarm;
+use crate::translate::{network, node, service};
+use crate::types;
+use crate::version::ApiVersion;
+
+const FILTERS: [&str; 5] = ["id", "label", "mode", "name", "runtime"];
+const MODES: [&str; 4] = ["replicated", "global", "replicated-job", "global-job"];
+
+pub(crate) fn routes() -> Router<App> {
+    Router::new()
+        .route("/services", get(list))
+        .route("/services/create", post(create))
+        .route("/services/{id}", get(inspect).delete(remove))
+        .route("/services/{id}/update", post(update))
+        .route("/services/{id}/logs", get(read_logs))
+}
+
+async fn list(State(app): State<App>, query: Query) -> Result<Json<Vec<types::Service>>, ApiError> {
+    let filters = query.filters(&FILTERS)?;
+    filters.one_of("mode", &MODES)?;
+    filters.one_of("runtime", &["container", "plugin"])?;
+    let stored: Vec<wire::Service> = swarm::list(&app).await?;
+    let (tasks, ready) = if query.flag("status") { with_tasks(&app).await? } else { Default::default() };
+    let rows = stored.iter().filter(|found| matches(found, &filters)).map(|found| {
+        let mut row = service::service(found, query.flag("insertDefaults"));
+        if query.flag("status") {
+            row.service_status = Some(service::status(found, &tasks, |node| ready.contains(node)));
+        }
+        row
+    });
+    Ok(Json(rows.collect()))
+}
+
+/// All tasks, and the nodes whose tasks count as running.
+async fn with_tasks(app: &App) -> Result<(Vec<wire::Task>, BTreeSet<String>), ApiError> {
+    let tasks = swarm::list(app).await?;
+    let nodes: Vec<wire::Node> = swarm::list(app).await?;
+    let is_ready = |found: &wire::Node| {
+        found.status.as_ref().is_some_and(|status| node::state(status.state()) != "down")
+    };
+    Ok((tasks, nodes.into_iter().filter(is_ready).map(|found| found.id).collect()))
+}
+
+fn matches(found: &wire::Service, filters: &Filters) -> bool {
+    let spec = found.spec.clone().unwrap_or_default();
+    let annotations = spec.annotations.clone().unwrap_or_default();
+    let mode = match spec.mode {
+        Some(wire::service_spec::Mode::Global(_)) => "global",
+        Some(wire::service_spec::Mode::Replicated(_)) | None => "replicated",
+    };
+    filters.prefix("id", &found.id)
+        && filters.prefix("name", &annotations.name)
+        && filters.labels("label", &annotations.labels)
+        && filters.exact("mode", mode)
+        && filters.exact("runtime", "container")
+}
+
+async fn find(app: &App, reference: &str) -> Result<wire::Service, ApiError> {
+    swarm::get_one(app, reference, service::not_found).await
+}
+
+async fn inspect(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    query: Query,
+) -> Result<Json<types::Service>, ApiError> {
+    Ok(Json(service::service(&find(&app, &id).await?, query.flag("insertDefaults"))))
+}
+
+/// The spec to store: networks by identifier, credentials with it.
+async fn spec(
+    app: &App,
+    body: &types::ServiceSpec,
+    headers: &HeaderMap,
+) -> Result<wire::ServiceSpec, ApiError> {
+    let mut networks = BTreeMap::new();
+    for target in service::network_targets(body) {
+        networks.insert(target.to_owned(), network_id(app, target).await?);
+    }
+    let mut spec = service::spec(body, &networks)?;
+    let auth = headers.get("X-Registry-Auth").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if let Some(container) = spec.task.as_mut().and_then(|task| task.container.as_mut()) {
+        container.registry_auth = auth.to_owned();
+    }
+    Ok(spec)
+}
+
+async fn network_id(app: &App, reference: &str) -> Result<String, ApiError> {
+    if network::is_predefined(reference) {
+        return Err(ApiError::unsupported(format!("the network '{reference}' of a service"))
+            .hint("attach the service to an overlay network"));
+    }
+    match swarm::get_one::<wire::Network>(app, reference, network::not_found).await {
+        Ok(found) => Ok(found.id),
+        Err(error) if error.kind == Kind::NotFound && app.engine.inspect_network(reference).is_ok() => {
+            Err(ApiError::new(
+                Kind::PermissionDenied,
+                format!(
+                    "The network {reference} cannot be used with services. Only networks scoped to the swarm \
+                     can be used, such as those created with the overlay driver."
+                ),
+            ))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn create(
+    State(app): State<App>,
+    headers: HeaderMap,
+    JsonBody(body): JsonBody<types::ServiceSpec>,
+) -> Result<(StatusCode, Json<types::ServiceCreated>), ApiError> {
+    let mut control = app.control().await?;
+    let request = wire::CreateServiceRequest { spec: Some(spec(&app, &body, &headers).await?) };
+    let created = control.create_service(request).await.map_err(|status| ApiError::from_status(&status))?;
+    let id = created.into_inner().id;
+    Ok((StatusCode::CREATED, Json(types::ServiceCreated { id, warnings: None })))
+}
+
+async fn update(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    query: Query,
+    headers: HeaderMap,
+    JsonBody(body): JsonBody<types::ServiceSpec>,
+) -> Result<Json<types::ServiceUpdated>, ApiError> {
+    let version = swarm::version(&query)?;
+    let rollback = match query.text("rollback") {
+        "" => Rollback::None,
+        "previous" => Rollback::Previous,
+        other => return Err(ApiError::invalid(format!("unrecognized rollback option {other}"))),
+    };
+    let registry_auth_from_previous = match query.text("registryAuthFrom") {
+        "" | "spec" => false,
+        "previous-spec" => true,
+        other => return Err(ApiError::invalid(format!("unsupported registryAuthFrom value \"{other}\""))),
+    };
+    let stored = find(&app, &id).await?;
+    // A rollback takes the spec that is stored; the one sent along is not looked at.
+    let spec = if rollback == Rollback::Previous { None } else { Some(spec(&app, &body, &headers).await?) };
+    let request = wire::UpdateServiceRequest {
+        id: stored.id,
+        version,
+        spec,
+        rollback: rollback.into(),
+        registry_auth_from_previous,
+    };
+    app.control().await?.update_service(request).await.map_err(|status| ApiError::from_status(&status))?;
+    Ok(Json(types::ServiceUpdated { warnings: None }))
+}
+
+async fn remove(State(app): State<App>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
+    let request = wire::RemoveRequest { id: find(&app, &id).await?.id, force: false };
+    app.control().await?.remove_service(request).await.map_err(|status| ApiError::from_status(&status))?;
+    Ok(StatusCode::OK)
+}
+
+async fn read_logs(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    query: Query,
+    version: ApiVersion,
+) -> Result<Response, ApiError> {
+    let found = find(&app, &id).await?;
+    let tty = found.task_spec().container.is_some_and(|container| container.tty);
+    let selector = wire::LogsRequest { service_ids: vec![found.id], ..wire::LogsRequest::default() };
+    logs::cluster(&app, selector, &query, tty, version).await
+}

@@ -1,0 +1,181 @@
+//! Membership: init, join, leave, the cluster's settings; and how all Swarm paths ask the managers.
+
+use axum::Json;
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use rswarm_base::Kind;
+use rswarm_proto::model::object::Stored;
+use rswarm_proto::wire::{self, Object};
+
+use crate::error::ApiError;
+use crate::node::{InitRequest, JoinRequest};
+use crate::request::{JsonBody, Query};
+use crate::router::App;
+use crate::translate::{cluster as translate, node, refuse};
+use crate::types;
+
+/// VXLAN's own port.
+const DATA_PATH_PORTS: std::ops::RangeInclusive<u32> = 1024..=49151;
+
+pub(crate) fn routes() -> Router<App> {
+    Router::new()
+        .route("/swarm", get(inspect))
+        .route("/swarm/init", post(init))
+        .route("/swarm/join", post(join))
+        .route("/swarm/leave", post(leave))
+        .route("/swarm/update", post(update))
+        .route("/swarm/unlockkey", get(unlock_key))
+        .route("/swarm/unlock", post(unlock))
+}
+
+// ---- asking the managers --------------------------------------------------------------------------------
+
+/// All objects of a kind.
+pub(crate) async fn list<T>(app: &App) -> Result<Vec<T>, ApiError>
+where
+    T: Stored + TryFrom<Object>,
+{
+    let request = wire::ListRequest { kind: T::KIND.into() };
+    let reply = app.control().await?.list(request).await.map_err(|status| ApiError::from_status(&status))?;
+    Ok(reply.into_inner().objects.into_iter().filter_map(|object| T::try_from(object).ok()).collect())
+}
+
+/// One object by identifier, name or unique beginning of its identifier; `missing` words its absence.
+pub(crate) async fn get_one<T>(
+    app: &App,
+    reference: &str,
+    missing: fn(&str) -> ApiError,
+) -> Result<T, ApiError>
+where
+    T: Stored + TryFrom<Object>,
+{
+    let request = wire::GetRequest { kind: T::KIND.into(), reference: reference.to_owned() };
+    let reply = app.control().await?.get(request).await.map_err(|status| match status.code() {
+        tonic::Code::NotFound => missing(reference),
+        _ => ApiError::from_status(&status),
+    })?;
+    T::try_from(reply.into_inner()).map_err(|_| missing(reference))
+}
+
+/// The cluster object: there is one.
+pub(crate) async fn cluster(app: &App) -> Result<wire::Cluster, ApiError> {
+    let clusters: Vec<wire::Cluster> = list(app).await?;
+    clusters
+        .into_iter()
+        .next()
+        .ok_or_else(|| ApiError::new(Kind::Unavailable, "the cluster has no settings yet"))
+}
+
+/// The version that an update must present.
+pub(crate) fn version(query: &Query) -> Result<u64, ApiError> {
+    query.number("version")?.ok_or_else(|| {
+        ApiError::invalid(format!("invalid object version '{}': want a number", query.text("version")))
+    })
+}
+
+// ---- endpoints ------------------------------------------------------------------------------------------
+
+async fn init(
+    State(app): State<App>,
+    JsonBody(body): JsonBody<types::SwarmInitBody>,
+) -> Result<Json<String>, ApiError> {
+    refuse(body.auto_lock_managers, "--autolock (AutoLockManagers)")?;
+    if body.data_path_port != 0 && !DATA_PATH_PORTS.contains(&body.data_path_port) {
+        return Err(ApiError::invalid(format!(
+            "invalid data path port {}: want 1024 to 49151",
+            body.data_path_port
+        )));
+    }
+    let request = InitRequest {
+        listen_addr: body.listen_addr,
+        advertise_addr: body.advertise_addr,
+        data_path_addr: body.data_path_addr,
+        data_path_port: body.data_path_port,
+        force_new_cluster: body.force_new_cluster,
+        default_addr_pool: pools(body.default_addr_pool.unwrap_or_default())?,
+        subnet_size: subnet_size(body.subnet_size)?,
+        spec: translate::spec(&body.spec, translate::defaults())?,
+        availability: node::availability(&body.availability)?,
+    };
+    Ok(Json(app.cluster.init(request).await?))
+}
+
+fn pools(pools: Vec<String>) -> Result<Vec<String>, ApiError> {
+    for pool in &pools {
+        pool.parse::<rswarm_base::ipam::Subnet>().map_err(|error| ApiError::invalid(error.to_string()))?;
+    }
+    Ok(pools)
+}
+
+fn subnet_size(size: u32) -> Result<u32, ApiError> {
+    // More than a /29 leaves no address for a task.
+    if size > 29 {
+        return Err(ApiError::invalid(format!("subnet size {size} must be less than or equal to 29")));
+    }
+    Ok(size)
+}
+
+async fn join(
+    State(app): State<App>,
+    JsonBody(body): JsonBody<types::SwarmJoinBody>,
+) -> Result<StatusCode, ApiError> {
+    let remote_addrs = body.remote_addrs.unwrap_or_default();
+    if remote_addrs.iter().all(String::is_empty) {
+        return Err(ApiError::invalid("at least 1 RemoteAddr is required to join"));
+    }
+    if body.join_token.is_empty() {
+        return Err(ApiError::invalid("a join token is required to join")
+            .hint("ask a manager for it: docker swarm join-token worker"));
+    }
+    let request = JoinRequest {
+        remote_addrs,
+        token: body.join_token,
+        listen_addr: body.listen_addr,
+        advertise_addr: body.advertise_addr,
+        data_path_addr: body.data_path_addr,
+        availability: node::availability(&body.availability)?,
+    };
+    app.cluster.join(request).await?;
+    Ok(StatusCode::OK)
+}
+
+async fn leave(State(app): State<App>, query: Query) -> Result<StatusCode, ApiError> {
+    app.cluster.leave(query.flag("force")).await?;
+    Ok(StatusCode::OK)
+}
+
+async fn inspect(State(app): State<App>) -> Result<Json<types::SwarmInspect>, ApiError> {
+    Ok(Json(translate::inspect(&cluster(&app).await?)))
+}
+
+async fn update(
+    State(app): State<App>,
+    query: Query,
+    JsonBody(body): JsonBody<types::SwarmSpec>,
+) -> Result<StatusCode, ApiError> {
+    refuse(query.flag("rotateManagerUnlockKey"), "rotating the unlock key (rotateManagerUnlockKey)")?;
+    let current = cluster(&app).await?.spec.unwrap_or_default();
+    let request = wire::UpdateClusterRequest {
+        version: version(&query)?,
+        spec: Some(translate::spec(&body, current)?),
+        rotate_worker_token: query.flag("rotateWorkerToken"),
+        rotate_manager_token: query.flag("rotateManagerToken"),
+    };
+    app.control().await?.update_cluster(request).await.map_err(|status| ApiError::from_status(&status))?;
+    Ok(StatusCode::OK)
+}
+
+async fn unlock_key(State(app): State<App>) -> Result<Json<types::UnlockKeyBody>, ApiError> {
+    // First what Docker would say where there is no cluster.
+    app.control().await?;
+    Err(ApiError::unsupported("locking managers (autolock)"))
+}
+
+async fn unlock(State(app): State<App>) -> Result<StatusCode, ApiError> {
+    if app.cluster.info().state == crate::node::LocalState::Inactive {
+        return Err(crate::node::ClusterError::not_in_cluster().into());
+    }
+    Err(ApiError::new(Kind::Conflict, "swarm is not locked"))
+}

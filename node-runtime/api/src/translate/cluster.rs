@@ -1,0 +1,183 @@
+//! The cluster object: `GET /swarm`, its spec, and the part that `info` shows.
+
+use rswarm_proto::wire;
+
+use super::{meta, refuse};
+use crate::error::ApiError;
+use crate::types;
+
+const NANOS_PER_DAY: i64 = 86_400_000_000_000;
+
+pub(crate) fn cluster(cluster: &wire::Cluster) -> types::ClusterInfo {
+    let (version, created_at, updated_at) = meta(cluster.meta);
+    types::ClusterInfo {
+        id: cluster.id.clone(),
+        version,
+        created_at,
+        updated_at,
+        spec: cluster.spec.as_ref().map(spec_out).unwrap_or_default(),
+        tls_info: tls_info(cluster),
+        root_rotation_in_progress: false,
+        default_addr_pool: Some(cluster.default_address_pool.clone()),
+        subnet_size: cluster.subnet_size,
+        data_path_port: cluster.data_path_port,
+    }
+}
+
+/// What lets a client check a node's certificate: the root that signed it.
+pub(crate) fn tls_info(cluster: &wire::Cluster) -> types::TlsInfo {
+    types::TlsInfo {
+        trust_root: cluster.root_ca.as_ref().map(|ca| ca.certificate_pem.clone()).unwrap_or_default(),
+        ..types::TlsInfo::default()
+    }
+}
+
+pub(crate) fn inspect(stored: &wire::Cluster) -> types::SwarmInspect {
+    let ca = stored.root_ca.clone().unwrap_or_default();
+    types::SwarmInspect {
+        cluster: cluster(stored),
+        join_tokens: types::JoinTokens { worker: ca.worker_token, manager: ca.manager_token },
+    }
+}
+
+fn spec_out(spec: &wire::ClusterSpec) -> types::SwarmSpec {
+    let annotations = spec.annotations.clone().unwrap_or_default();
+    types::SwarmSpec {
+        name: annotations.name,
+        labels: Some(annotations.labels),
+        orchestration: types::OrchestrationConfig {
+            task_history_retention_limit: Some(spec.task_history_limit),
+        },
+        raft: types::RaftConfig {
+            snapshot_interval: spec.snapshot_interval,
+            keep_old_snapshots: Some(0),
+            log_entries_for_slow_followers: spec.log_entries_for_slow_followers,
+            election_tick: spec.election_tick.into(),
+            heartbeat_tick: spec.heartbeat_tick.into(),
+        },
+        dispatcher: types::DispatcherConfig { heartbeat_period: spec.heartbeat_period },
+        ca_config: types::CaConfig { node_cert_expiry: spec.node_cert_expiry, ..types::CaConfig::default() },
+        task_defaults: types::TaskDefaults::default(),
+        encryption_config: types::EncryptionConfig { auto_lock_managers: spec.auto_lock },
+    }
+}
+
+/// Where `init` says nothing. Docker's defaults, but for quicker heartbeats: a lost manager or worker is noticed
+/// within about a second.
+pub(crate) fn defaults() -> wire::ClusterSpec {
+    wire::ClusterSpec {
+        annotations: Some(wire::Annotations { name: "default".to_owned(), ..wire::Annotations::default() }),
+        task_history_limit: 5,
+        snapshot_interval: 10_000,
+        log_entries_for_slow_followers: 500,
+        heartbeat_tick: 2,
+        election_tick: 10,
+        heartbeat_period: 1_000_000_000,
+        node_cert_expiry: 90 * NANOS_PER_DAY,
+        auto_lock: false,
+    }
+}
+
+/// A spec over `base`: what it does not set stays. `init` lays it over the defaults, `update` over nothing.
+pub(crate) fn spec(spec: &types::SwarmSpec, base: wire::ClusterSpec) -> Result<wire::ClusterSpec, ApiError> {
+    if !matches!(spec.name.as_str(), "" | "default") {
+        return Err(ApiError::invalid("invalid Name: swarm spec must be named \"default\""));
+    }
+    refuse(!spec.ca_config.external_cas.is_empty(), "--external-ca (ExternalCAs)")?;
+    refuse(!spec.ca_config.signing_ca_cert.is_empty(), "a signing certificate (SigningCACert)")?;
+    refuse(!spec.ca_config.signing_ca_key.is_empty(), "a signing key (SigningCAKey)")?;
+    refuse(spec.ca_config.force_rotate != 0, "rotation of the root certificate (ForceRotate)")?;
+    refuse(spec.task_defaults.log_driver.is_some(), "a log driver for all tasks (TaskDefaults.LogDriver)")?;
+    refuse(spec.raft.keep_old_snapshots.is_some_and(|kept| kept != 0), "--max-snapshots (KeepOldSnapshots)")?;
+    let auto_lock = spec.encryption_config.auto_lock_managers;
+    refuse(auto_lock, "--autolock (AutoLockManagers)")?;
+    let tick = |name: &str, value: i64| {
+        u32::try_from(value).map_err(|_| ApiError::invalid(format!("invalid {name}: {value}")))
+    };
+    let expiry = spec.ca_config.node_cert_expiry;
+    if expiry != 0 && expiry < 3_600_000_000_000 {
+        return Err(ApiError::invalid("minimum certificate expiry time is: 1h0m0s"));
+    }
+    fn or<T: Default + PartialEq>(value: T, base: T) -> T {
+        if value == T::default() { base } else { value }
+    }
+    Ok(wire::ClusterSpec {
+        annotations: Some(wire::Annotations {
+            name: "default".to_owned(),
+            labels: spec.labels.clone().unwrap_or_default(),
+        }),
+        task_history_limit: spec
+            .orchestration
+            .task_history_retention_limit
+            .unwrap_or(base.task_history_limit),
+        snapshot_interval: or(spec.raft.snapshot_interval, base.snapshot_interval),
+        log_entries_for_slow_followers: or(
+            spec.raft.log_entries_for_slow_followers,
+            base.log_entries_for_slow_followers,
+        ),
+        heartbeat_tick: or(tick("HeartbeatTick", spec.raft.heartbeat_tick)?, base.heartbeat_tick),
+        election_tick: or(tick("ElectionTick", spec.raft.election_tick)?, base.election_tick),
+        heartbeat_period: or(spec.dispatcher.heartbeat_period, base.heartbeat_period),
+        node_cert_expiry: or(expiry, base.node_cert_expiry),
+        auto_lock,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn init_fills_in_the_defaults_and_keeps_what_is_set() {
+        let text = r#"{"Labels":null,"Orchestration":{},"Raft":{"ElectionTick":0,"HeartbeatTick":0},"Dispatcher":{},
+            "CAConfig":{"NodeCertExpiry":7776000000000000},"TaskDefaults":{},"EncryptionConfig":{"AutoLockManagers":false}}"#;
+        let sent: types::SwarmSpec = serde_json::from_str(text).expect("spec");
+        assert_eq!(spec(&sent, defaults()), Ok(defaults()));
+        let sent = types::SwarmSpec {
+            orchestration: types::OrchestrationConfig { task_history_retention_limit: Some(0) },
+            dispatcher: types::DispatcherConfig { heartbeat_period: 1 },
+            ..types::SwarmSpec::default()
+        };
+        let merged = spec(&sent, defaults()).expect("spec");
+        assert_eq!((merged.task_history_limit, merged.heartbeat_period), (0, 1));
+    }
+
+    #[test]
+    fn what_is_read_can_be_sent_back() {
+        let stored = wire::Cluster { spec: Some(defaults()), ..wire::Cluster::default() };
+        let shown = cluster(&stored).spec;
+        assert_eq!(spec(&shown, wire::ClusterSpec::default()), Ok(defaults()));
+    }
+
+    #[test]
+    fn another_name_and_what_cannot_be_honoured_are_refused() {
+        let refused = [
+            (r#"{"Name":"mine"}"#, "must be named"),
+            (r#"{"CAConfig":{"ExternalCAs":[{"URL":"https://ca"}]}}"#, "ExternalCAs"),
+            (r#"{"CAConfig":{"ForceRotate":1}}"#, "ForceRotate"),
+            (r#"{"CAConfig":{"NodeCertExpiry":1}}"#, "minimum certificate expiry"),
+            (r#"{"TaskDefaults":{"LogDriver":{"Name":"x"}}}"#, "LogDriver"),
+            (r#"{"EncryptionConfig":{"AutoLockManagers":true}}"#, "AutoLockManagers"),
+            (r#"{"Raft":{"ElectionTick":-1}}"#, "ElectionTick"),
+        ];
+        for (text, why) in refused {
+            let error = spec(&serde_json::from_str(text).expect("spec"), defaults()).expect_err(text);
+            assert!(error.message.contains(why), "{text}: {}", error.message);
+        }
+    }
+
+    #[test]
+    fn tokens_are_shown_by_inspect_alone() {
+        let stored = wire::Cluster {
+            root_ca: Some(wire::RootCa {
+                worker_token: "SWMTKN-1-w".into(),
+                key_pem: vec![1],
+                ..Default::default()
+            }),
+            ..wire::Cluster::default()
+        };
+        let json = serde_json::to_string(&inspect(&stored)).expect("json");
+        assert!(json.contains("SWMTKN-1-w"));
+        assert!(!serde_json::to_string(&cluster(&stored)).expect("json").contains("SWMTKN"));
+    }
+}

@@ -1,0 +1,417 @@
+//! `POST /containers/create`: Docker's three configurations into the engine's one.
+
+use rswarm_engine::config::AttachedStreams;
+use rswarm_engine::container::{MountKind, MountPoint};
+use rswarm_engine::{ContainerConfig, EndpointConfig, RestartName, RestartPolicy};
+use rswarm_proto::wire;
+
+use super::{filled, healthcheck, mounts, parse_mac, ports, refuse, ulimits};
+use crate::error::ApiError;
+use crate::types::{self, CreateBody, HostConfig, HostResources};
+
+/// Warnings of Docker's on machines with cgroup v2, where these knobs do not exist.
+const NO_SWAPPINESS: &str = "Your kernel does not support memory swappiness capabilities or the cgroup is not \
+                             mounted. Memory swappiness discarded.";
+const NO_OOM_KILL_DISABLE: &str = "Your kernel does not support OomKillDisable. OomKillDisable discarded.";
+const NO_KERNEL_MEMORY: &str = "Specifying a kernel memory limit is deprecated and has no effect.";
+/// Less than this no container starts with; Docker's own limit.
+const MEMORY_MIN: i64 = 6 << 20;
+const NANOS_PER_SECOND: i64 = 1_000_000_000;
+
+/// What the engine is asked for, and what the client is told about it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Wanted {
+    pub config: ContainerConfig,
+    pub warnings: Vec<String>,
+}
+
+/// `from` gives the mounts of a container named in `VolumesFrom`.
+pub(crate) fn container(
+    body: &CreateBody,
+    from: impl Fn(&str) -> Result<Vec<MountPoint>, ApiError>,
+) -> Result<Wanted, ApiError> {
+    let host = body.host_config.clone().unwrap_or_default();
+    let config = &body.config;
+    refuse_host(&host)?;
+    refuse_config(config)?;
+    let mut spec = process(config)?;
+    confine(&mut spec, &host);
+    names(&mut spec, &host);
+    spec.mounts = all_mounts(config, &host, from)?;
+    let network_mode = if config.network_disabled { "none" } else { &host.network_mode };
+    let mut warnings = Vec::new();
+    let resources = resources(&host.resources, &mut warnings)?;
+    let restart = restart_policy(&host.restart_policy)?;
+    if host.auto_remove && restart.name != RestartName::No {
+        return Err(ApiError::invalid("can't create 'AutoRemove' container with restart policy"));
+    }
+    let ports = ports::bindings(host.port_bindings.as_ref().unwrap_or(&types::PortMap::new()))?;
+    let exposed = ports::exposed(config.exposed_ports.keys())?;
+    let config = ContainerConfig {
+        endpoints: endpoints(body, network_mode)?,
+        network_mode: network_mode.to_owned(),
+        spec,
+        resources,
+        ports,
+        exposed,
+        publish_all: host.publish_all_ports,
+        log: wire::LogDriver {
+            name: host.log_config.kind.clone(),
+            options: host.log_config.config.clone().unwrap_or_default(),
+        },
+        restart,
+        auto_remove: host.auto_remove,
+        console_size: console_size(host.console_size)?,
+        attach: AttachedStreams {
+            stdin: config.attach_stdin,
+            stdout: config.attach_stdout,
+            stderr: config.attach_stderr,
+        },
+        ..ContainerConfig::default()
+    };
+    Ok(Wanted { config, warnings })
+}
+
+fn refuse_config(config: &types::ContainerConfig) -> Result<(), ApiError> {
+    refuse(filled(config.shell.as_ref()), "Shell")?;
+    refuse(filled(config.on_build.as_ref()), "OnBuild")
+}
+
+fn refuse_host(host: &HostConfig) -> Result<(), ApiError> {
+    refuse(!host.cgroup.is_empty(), "Cgroup")?;
+    refuse(filled(host.links.as_ref()), "--link (Links)").map_err(|error| {
+        error.hint("put both containers on a network of their own: they find each other by name")
+    })?;
+    refuse(!host.storage_opt.is_empty(), "--storage-opt (StorageOpt)")?;
+    if !matches!(host.isolation.as_str(), "" | "default") {
+        return Err(ApiError::invalid(format!("invalid isolation (\"{}\")", host.isolation)));
+    }
+    let masked = filled(host.masked_paths.as_ref()) || filled(host.readonly_paths.as_ref());
+    refuse(masked, "a list of MaskedPaths or ReadonlyPaths")?;
+    if !matches!(host.volume_driver.as_str(), "" | "local") && filled(host.binds.as_ref()) {
+        return Err(ApiError::new(
+            rswarm_base::Kind::NotFound,
+            format!("error looking up volume plugin {0}: plugin \"{0}\" not found", host.volume_driver),
+        ));
+    }
+    refuse_resources(&host.resources)
+}
+
+fn refuse_resources(resources: &HostResources) -> Result<(), ApiError> {
+    refuse(!resources.cgroup_parent.is_empty(), "--cgroup-parent (CgroupParent)")?;
+    refuse(resources.blkio_weight != 0, "--blkio-weight (BlkioWeight)")?;
+    refuse(filled(resources.blkio_weight_device.as_ref()), "--blkio-weight-device (BlkioWeightDevice)")?;
+    refuse(filled(resources.blkio_device_read_bps.as_ref()), "--device-read-bps (BlkioDeviceReadBps)")?;
+    refuse(filled(resources.blkio_device_write_bps.as_ref()), "--device-write-bps (BlkioDeviceWriteBps)")?;
+    refuse(filled(resources.blkio_device_read_iops.as_ref()), "--device-read-iops (BlkioDeviceReadIOps)")?;
+    refuse(filled(resources.blkio_device_write_iops.as_ref()), "--device-write-iops (BlkioDeviceWriteIOps)")?;
+    refuse(resources.cpu_realtime_period != 0, "--cpu-rt-period (CpuRealtimePeriod)")?;
+    refuse(resources.cpu_realtime_runtime != 0, "--cpu-rt-runtime (CpuRealtimeRuntime)")?;
+    refuse(filled(resources.device_cgroup_rules.as_ref()), "--device-cgroup-rule (DeviceCgroupRules)")?;
+    refuse(filled(resources.device_requests.as_ref()), "--gpus (DeviceRequests)")?;
+    refuse(resources.cpu_count != 0, "CpuCount")?;
+    refuse(resources.cpu_percent != 0, "CpuPercent")?;
+    refuse(resources.io_maximum_iops != 0, "IOMaximumIOps")?;
+    refuse(resources.io_maximum_bandwidth != 0, "IOMaximumBandwidth")
+}
+
+/// The process: what the image gives is filled in by the engine.
+fn process(config: &types::ContainerConfig) -> Result<wire::ContainerSpec, ApiError> {
+    let entrypoint = config.entrypoint.words();
+    let cleared = entrypoint == [""];
+    if let Some(wrong) = config.env.iter().flatten().find(|entry| entry.is_empty() || entry.starts_with('='))
+    {
+        return Err(ApiError::invalid(format!("invalid environment variable: {wrong}")));
+    }
+    let stop_grace = match config.stop_timeout {
+        // A negative timeout waits without end.
+        Some(seconds) if seconds < 0 => Some(i64::MAX),
+        Some(seconds) => Some(seconds.saturating_mul(NANOS_PER_SECOND)),
+        None => None,
+    };
+    Ok(wire::ContainerSpec {
+        image: config.image.clone(),
+        labels: config.labels.clone().unwrap_or_default(),
+        entrypoint: if cleared { Vec::new() } else { entrypoint.to_vec() },
+        entrypoint_cleared: cleared,
+        args: config.cmd.words().to_vec(),
+        hostname: config.hostname.clone(),
+        domainname: config.domainname.clone(),
+        env: config.env.clone().unwrap_or_default(),
+        workdir: workdir(&config.working_dir)?,
+        user: config.user.clone(),
+        tty: config.tty,
+        open_stdin: config.open_stdin,
+        stdin_once: config.stdin_once,
+        stop_signal: config.stop_signal.clone(),
+        stop_grace,
+        healthcheck: config.healthcheck.as_ref().map(healthcheck).transpose()?,
+        ..wire::ContainerSpec::default()
+    })
+}
+
+fn workdir(path: &str) -> Result<String, ApiError> {
+    if path.is_empty() || path.starts_with('/') {
+        return Ok(path.to_owned());
+    }
+    Err(ApiError::invalid(format!(
+        "the working directory '{path}' is invalid, it needs to be an absolute path"
+    )))
+}
+
+/// Namespaces, privileges and kernel settings.
+fn confine(spec: &mut wire::ContainerSpec, host: &HostConfig) {
+    spec.groups = host.group_add.clone().unwrap_or_default();
+    spec.read_only = host.readonly_rootfs;
+    spec.cap_add = host.cap_add.clone().unwrap_or_default();
+    spec.cap_drop = host.cap_drop.clone().unwrap_or_default();
+    spec.privileged = host.privileged;
+    spec.security_opt = host.security_opt.clone().unwrap_or_default();
+    // How the client says `--security-opt systempaths=unconfined`.
+    if host.masked_paths.is_some() && host.readonly_paths.is_some() {
+        spec.security_opt.push("systempaths=unconfined".to_owned());
+    }
+    spec.sysctls = host.sysctls.clone();
+    spec.ulimits = ulimits(host.resources.ulimits.as_deref().unwrap_or_default());
+    spec.init = host.init;
+    spec.shm_size = host.shm_size;
+    spec.oom_score_adj = host.oom_score_adj;
+    spec.pid_mode = host.pid_mode.clone();
+    spec.ipc_mode = host.ipc_mode.clone();
+    spec.uts_mode = host.uts_mode.clone();
+    spec.cgroupns_mode = host.cgroupns_mode.clone();
+    spec.userns_mode = host.userns_mode.clone();
+    spec.runtime = host.runtime.clone();
+    spec.annotations = host.annotations.clone();
+    spec.devices = host
+        .resources
+        .devices
+        .iter()
+        .flatten()
+        .map(|device| wire::Device {
+            host_path: device.path_on_host.clone(),
+            container_path: device.path_in_container.clone(),
+            permissions: device.cgroup_permissions.clone(),
+        })
+        .collect();
+}
+
+/// Name resolution.
+fn names(spec: &mut wire::ContainerSpec, host: &HostConfig) {
+    spec.hosts = host.extra_hosts.clone().unwrap_or_default();
+    spec.dns = host.dns.clone().unwrap_or_default();
+    spec.dns_search = host.dns_search.clone().unwrap_or_default();
+    spec.dns_options = host.dns_options.clone().unwrap_or_default();
+}
+
+/// `-v`, `--mount`, `--tmpfs`, `VolumesFrom`, and anonymous volumes where nothing else is mounted.
+fn all_mounts(
+    config: &types::ContainerConfig,
+    host: &HostConfig,
+    from: impl Fn(&str) -> Result<Vec<MountPoint>, ApiError>,
+) -> Result<Vec<wire::Mount>, ApiError> {
+    let mut all = Vec::new();
+    for bind in host.binds.iter().flatten() {
+        all.push(mounts::parse_bind(bind)?);
+    }
+    for mount in &host.mounts {
+        all.push(mounts::parse_mount(mount)?);
+    }
+    for (target, options) in &host.tmpfs {
+        all.push(mounts::parse_tmpfs(target, options)?);
+    }
+    mounts::check_targets(&all)?;
+    for reference in host.volumes_from.iter().flatten() {
+        for mount in volumes_from(reference, &from)? {
+            if !all.iter().any(|other| other.target == mount.target) {
+                all.push(mount);
+            }
+        }
+    }
+    for volume in config.volumes.iter().flatten().map(|(text, _)| mounts::parse_bind(text)) {
+        let volume = volume?;
+        if !all.iter().any(|other| other.target == volume.target) {
+            all.push(volume);
+        }
+    }
+    Ok(all)
+}
+
+/// `CONTAINER[:ro|:rw]`: its binds and volumes.
+fn volumes_from(
+    text: &str,
+    from: impl Fn(&str) -> Result<Vec<MountPoint>, ApiError>,
+) -> Result<Vec<wire::Mount>, ApiError> {
+    let (reference, mode) = text.split_once(':').unwrap_or((text, ""));
+    if !matches!(mode, "" | "ro" | "rw") {
+        return Err(ApiError::invalid(format!("invalid mode: {mode}")));
+    }
+    let mounts = from(reference)?.into_iter().filter_map(|point| {
+        let (kind, source) = match point.kind {
+            MountKind::Bind => (wire::mount::Type::Bind, point.source),
+            MountKind::Volume => (wire::mount::Type::Volume, point.name),
+            MountKind::Tmpfs => return None,
+        };
+        let mut mount = wire::Mount {
+            source,
+            target: point.destination,
+            read_only: mode == "ro" || !point.writable,
+            propagation: point.propagation,
+            ..wire::Mount::default()
+        };
+        mount.set_type(kind);
+        Some(mount)
+    });
+    Ok(mounts.collect())
+}
+
+/// Limits of `create` and `update`. What this kernel cannot do is a warning, as with Docker.
+pub(crate) fn resources(
+    limits: &HostResources,
+    warnings: &mut Vec<String>,
+) -> Result<wire::ResourceLimits, ApiError> {
+    refuse_resources(limits)?;
+    if limits.memory != 0 && limits.memory < MEMORY_MIN {
+        return Err(ApiError::invalid("Minimum memory limit allowed is 6MB"));
+    }
+    if limits.nano_cpus < 0 {
+        return Err(ApiError::invalid("NanoCPUs can not be set to a negative value"));
+    }
+    if limits.nano_cpus > 0 && (limits.cpu_period != 0 || limits.cpu_quota != 0) {
+        return Err(ApiError::invalid(
+            "Conflicting options: Nano CPUs and CPU Period cannot both be set, nor CPU Quota",
+        ));
+    }
+    if limits.memory_swap > 0 && limits.memory == 0 {
+        return Err(ApiError::invalid("You should always set the Memory limit when using Memoryswap limit"));
+    }
+    if limits.memory_swap > 0 && limits.memory_swap < limits.memory {
+        return Err(ApiError::invalid("Minimum memoryswap limit should be larger than memory limit"));
+    }
+    if limits.memory_reservation > 0 && limits.memory > 0 && limits.memory < limits.memory_reservation {
+        return Err(ApiError::invalid("Minimum memory limit can not be less than memory reservation limit"));
+    }
+    if limits.memory_swappiness.is_some_and(|value| value != -1) {
+        warnings.push(NO_SWAPPINESS.to_owned());
+    }
+    if limits.oom_kill_disable == Some(true) {
+        warnings.push(NO_OOM_KILL_DISABLE.to_owned());
+    }
+    if limits.kernel_memory != 0 || limits.kernel_memory_tcp != 0 {
+        warnings.push(NO_KERNEL_MEMORY.to_owned());
+    }
+    Ok(wire::ResourceLimits {
+        nano_cpus: limits.nano_cpus,
+        memory: limits.memory,
+        memory_swap: limits.memory_swap,
+        memory_reservation: limits.memory_reservation,
+        pids: limits.pids_limit.unwrap_or_default(),
+        cpu_shares: limits.cpu_shares,
+        cpu_quota: limits.cpu_quota,
+        cpu_period: limits.cpu_period,
+        cpuset_cpus: limits.cpuset_cpus.clone(),
+        cpuset_mems: limits.cpuset_mems.clone(),
+    })
+}
+
+pub(crate) fn restart_policy(policy: &types::RestartPolicy) -> Result<RestartPolicy, ApiError> {
+    let name = RestartName::parse(&policy.name).ok_or_else(|| {
+        ApiError::invalid(format!(
+            "invalid restart policy: unknown policy '{}'; use one of 'no', 'always', 'on-failure', or \
+             'unless-stopped'",
+            policy.name
+        ))
+    })?;
+    let max = u32::try_from(policy.maximum_retry_count)
+        .map_err(|_| ApiError::invalid("invalid restart policy: maximum retry count cannot be negative"))?;
+    if max != 0 && name != RestartName::OnFailure {
+        return Err(ApiError::invalid(
+            "invalid restart policy: maximum retry count can only be used with 'on-failure'",
+        ));
+    }
+    Ok(RestartPolicy { name, max })
+}
+
+/// Docker's order is height, width.
+pub(crate) fn console_size([height, width]: [u32; 2]) -> Result<Option<(u16, u16)>, ApiError> {
+    if (height, width) == (0, 0) {
+        return Ok(None);
+    }
+    match (u16::try_from(width), u16::try_from(height)) {
+        (Ok(width), Ok(height)) => Ok(Some((width, height))),
+        _ => Err(ApiError::invalid(format!("invalid console size {width}x{height}"))),
+    }
+}
+
+/// The networks to join. The mode's own network is always one of them, with a MAC address for the container.
+fn endpoints(body: &CreateBody, mode: &str) -> Result<Vec<EndpointConfig>, ApiError> {
+    let given = body.networking_config.as_ref().and_then(|networking| networking.endpoints_config.as_ref());
+    let mac = &body.config.mac_address;
+    let mut endpoints = Vec::new();
+    if matches!(mode, "host" | "none") || mode.starts_with("container:") {
+        if let Some(name) = given.iter().flat_map(|map| map.keys()).find(|name| *name != mode) {
+            return Err(ApiError::invalid(format!(
+                "conflicting options: cannot attach to network '{name}' in network mode '{mode}'"
+            )));
+        }
+        return Ok(endpoints);
+    }
+    let own = network_name(mode);
+    for (name, settings) in given.into_iter().flatten() {
+        let settings = settings.clone().unwrap_or_default();
+        endpoints.push(endpoint(network_name(name), &settings)?);
+    }
+    if !mac.is_empty() || (!endpoints.is_empty() && !endpoints.iter().any(|endpoint| endpoint.network == own))
+    {
+        let found = endpoints.iter().position(|endpoint| endpoint.network == own);
+        let place = found.unwrap_or_else(|| {
+            endpoints.insert(0, EndpointConfig { network: own.to_owned(), ..EndpointConfig::default() });
+            0
+        });
+        if !mac.is_empty() && endpoints[place].mac.is_none() {
+            endpoints[place].mac = Some(parse_mac(mac).ok_or_else(|| invalid_mac(mac))?);
+        }
+    }
+    Ok(endpoints)
+}
+
+/// The default network's other name.
+fn network_name(name: &str) -> &str {
+    if matches!(name, "" | "default") { "bridge" } else { name }
+}
+
+/// One network's settings, of `create` and of `network connect`.
+pub(crate) fn endpoint(
+    network: &str,
+    settings: &types::EndpointSettings,
+) -> Result<EndpointConfig, ApiError> {
+    refuse(filled(settings.links.as_ref()), "Links")?;
+    let ipam = settings.ipam_config.clone().unwrap_or_default();
+    refuse(!ipam.link_local_ips.is_empty(), "--link-local-ip (LinkLocalIPs)")?;
+    let mac = &settings.mac_address;
+    Ok(EndpointConfig {
+        network: network.to_owned(),
+        address: address(&ipam.ipv4_address)?,
+        address_v6: address(&ipam.ipv6_address)?,
+        mac: if mac.is_empty() { None } else { Some(parse_mac(mac).ok_or_else(|| invalid_mac(mac))?) },
+        aliases: settings.aliases.clone().unwrap_or_default(),
+        gateway_priority: i32::try_from(settings.gw_priority)
+            .map_err(|_| ApiError::invalid("GwPriority does not fit 32 bits"))?,
+        driver_options: settings.driver_opts.clone().unwrap_or_default(),
+    })
+}
+
+fn address(text: &str) -> Result<Option<std::net::IpAddr>, ApiError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| ApiError::invalid(format!("invalid IP address: {text}")))
+}
+
+fn invalid_mac(text: &str) -> ApiError {
+    ApiError::invalid(format!("invalid MAC address: {text}"))
+}
+
+#[cfg(test)]
+#[path = "create_tests.rs"]
+mod tests;

@@ -1,0 +1,111 @@
+//! Tasks as clients see them.
+
+use std::collections::BTreeMap;
+
+use rswarm_base::Kind;
+use rswarm_proto::wire;
+
+use super::{meta, nanos, network, ports, service};
+use crate::error::ApiError;
+use crate::types;
+
+/// A task, with the networks that it is on shown whole, as Docker stores them in it.
+pub(crate) fn task(task: &wire::Task, networks: &BTreeMap<String, wire::Network>) -> types::Task {
+    let (version, created_at, updated_at) = meta(task.meta);
+    types::Task {
+        id: task.id.clone(),
+        version,
+        created_at,
+        updated_at,
+        labels: Some(types::StringMap::new()),
+        spec: task.spec.as_ref().map(service::task_out).unwrap_or_default(),
+        service_id: task.service_id.clone(),
+        slot: task.slot,
+        node_id: task.node_id.clone(),
+        status: status(task),
+        desired_state: task.desired().name().to_owned(),
+        networks_attachments: task.networks.iter().map(|place| attachment(place, networks)).collect(),
+        ..types::Task::default()
+    }
+}
+
+fn status(task: &wire::Task) -> types::TaskStatus {
+    let status = task.status.clone().unwrap_or_default();
+    types::TaskStatus {
+        timestamp: nanos(status.timestamp),
+        state: task.observed().name().to_owned(),
+        message: status.message,
+        err: status.err,
+        container_status: status.container.map(|container| types::ContainerStatus {
+            container_id: container.container_id,
+            pid: container.pid,
+            exit_code: container.exit_code,
+        }),
+        port_status: types::PortStatus { ports: status.ports.iter().map(ports::service_port_out).collect() },
+    }
+}
+
+fn attachment(
+    place: &wire::NetworkAttachment,
+    networks: &BTreeMap<String, wire::Network>,
+) -> types::NetworkAttachment {
+    let unknown =
+        || types::AttachedNetwork { id: place.network_id.clone(), ..types::AttachedNetwork::default() };
+    types::NetworkAttachment {
+        network: networks.get(&place.network_id).map_or_else(unknown, network::attached),
+        addresses: place.addresses.clone(),
+    }
+}
+
+/// Docker's text for a task that there is not.
+pub(crate) fn not_found(reference: &str) -> ApiError {
+    ApiError::new(Kind::NotFound, format!("task {reference} not found"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_has_dockers_shape() {
+        let stored = wire::Task {
+            id: "t1".into(),
+            service_id: "s1".into(),
+            slot: 2,
+            node_id: "n1".into(),
+            desired_state: wire::TaskState::Running.into(),
+            status: Some(wire::TaskStatus {
+                state: wire::TaskState::Running.into(),
+                timestamp: 1_700_000_000_000_000_000,
+                message: "started".into(),
+                container: Some(wire::ContainerStatus { container_id: "c1".into(), pid: 42, exit_code: 0 }),
+                ..wire::TaskStatus::default()
+            }),
+            networks: vec![wire::NetworkAttachment {
+                network_id: "net1".into(),
+                addresses: vec!["10.0.1.3/24".into()],
+                ..wire::NetworkAttachment::default()
+            }],
+            ..wire::Task::default()
+        };
+        let net = wire::Network {
+            id: "net1".into(),
+            spec: Some(wire::NetworkSpec {
+                annotations: Some(wire::Annotations { name: "front".into(), ..wire::Annotations::default() }),
+                driver: "overlay".into(),
+                ..wire::NetworkSpec::default()
+            }),
+            ..wire::Network::default()
+        };
+        let json =
+            serde_json::to_value(task(&stored, &BTreeMap::from([("net1".into(), net)]))).expect("json");
+        let status = serde_json::json!({
+            "Timestamp": "2023-11-14T22:13:20Z", "State": "running", "Message": "started",
+            "ContainerStatus": {"ContainerID": "c1", "PID": 42, "ExitCode": 0}, "PortStatus": {}
+        });
+        assert_eq!(json["Status"], status);
+        assert_eq!((json["DesiredState"].as_str(), json["Slot"].as_u64()), (Some("running"), Some(2)));
+        assert_eq!(json["NetworksAttachments"][0]["Network"]["Spec"]["Name"], "front");
+        assert_eq!(json["NetworksAttachments"][0]["Addresses"][0], "10.0.1.3/24");
+    }
+}
