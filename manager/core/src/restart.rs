@@ -32,7 +32,7 @@ impl Reconciler for Restart {
             for slot in slot::occupied(view, service) {
                 retire_ended(&slot, &mut plan);
                 if slot.is_live() {
-                    start_waiting(view, &slot, env.now, &mut plan);
+                    start_waiting(view, &slot, env, &mut plan);
                 } else {
                     replace(view, service, &slot, env, &mut plan);
                 }
@@ -69,14 +69,14 @@ fn replace(view: &State, service: &Service, slot: &Slot<'_>, env: &mut Env<'_>, 
 }
 
 /// Tasks that were made ready may start when their time has come and their predecessors have stopped.
-fn start_waiting(view: &State, slot: &Slot<'_>, now: Timestamp, plan: &mut Plan) {
+fn start_waiting(view: &State, slot: &Slot<'_>, env: &Env<'_>, plan: &mut Plan) {
     for task in slot.live().filter(|task| task.desired() == TaskState::Ready) {
-        if now.0 < task.start_after {
+        if env.now.0 < task.start_after {
             plan.wake(Timestamp(task.start_after));
             continue;
         }
-        let patience = patience_ends(slot, task);
-        if slot.others_stopped(view, &task.id) || now >= patience {
+        let patience = patience_ends(slot, task, env.leader_since);
+        if slot.others_stopped(view, &task.id) || env.now >= patience {
             plan.update(slot::desire(task, TaskState::Running));
         } else {
             plan.wake(patience);
@@ -84,11 +84,13 @@ fn start_waiting(view: &State, slot: &Slot<'_>, now: Timestamp, plan: &mut Plan)
     }
 }
 
-/// Until when a task waits for its predecessors.
-fn patience_ends(slot: &Slot<'_>, task: &Task) -> Timestamp {
+/// Until when a task waits for its predecessors. While nobody led, nobody could tell them to stop.
+fn patience_ends(slot: &Slot<'_>, task: &Task, leader_since: Timestamp) -> Timestamp {
     let graces = slot.tasks.iter().filter_map(|task| task.spec.as_ref()).map(|spec| spec.stop_grace());
     let grace = graces.max().unwrap_or_default();
-    Timestamp(task.meta().created_at.max(task.start_after)).after(grace + PREDECESSOR_PATIENCE)
+    Timestamp(task.meta().created_at.max(task.start_after))
+        .max(leader_since)
+        .after(grace + PREDECESSOR_PATIENCE)
 }
 
 #[cfg(test)]

@@ -307,14 +307,15 @@ impl<'a> Rollout<'a> {
 
     fn start(&self, slot: &Slot<'_>, env: &mut Env<'_>, plan: &mut Plan) {
         let mut task = slot::successor(self.service, slot, Duration::ZERO, env.now, env.ids);
+        // With start-first one old task stays beside the new one: that which serves, if any does.
         let start_first = self.config.order() == Order::StartFirst;
-        if !start_first {
-            let old = slot.live();
-            old.for_each(|old| plan.update(slot::desire(old, TaskState::Shutdown)));
-        }
-        if start_first || (!slot.is_live() && slot.others_stopped(self.view, "")) {
+        let stays = slot.live().max_by_key(|task| task.observed()).filter(|_| start_first);
+        let leave: Vec<_> =
+            slot.live().filter(|task| stays.is_none_or(|stays| stays.id != task.id)).collect();
+        if leave.is_empty() && slot.others_stopped(self.view, "") {
             task.desired_state = TaskState::Running.into();
         }
+        leave.into_iter().for_each(|old| plan.update(slot::desire(old, TaskState::Shutdown)));
         plan.create(task);
     }
 

@@ -1,0 +1,117 @@
+//! What must hold in every history, whatever goes wrong.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use rswarm_base::Timestamp;
+use rswarm_manager_core::State;
+use rswarm_manager_core::state::{address_of, node_state};
+use rswarm_proto::model::object::Stored;
+use rswarm_proto::model::task::TaskState;
+use rswarm_proto::wire::{NodeState, update_config::Order};
+
+use crate::agent::Agent;
+
+/// Everything that was seen so far.
+#[derive(Default)]
+pub struct Checkers {
+    leaders: BTreeMap<u64, u64>,
+    log: BTreeMap<u64, u64>,
+    states: BTreeMap<u64, u64>,
+    places: BTreeMap<String, String>,
+    /// When a node was last known to be down.
+    down_at: BTreeMap<String, Timestamp>,
+    observed: BTreeMap<String, (TaskState, TaskState)>,
+}
+
+impl Checkers {
+    /// One leader per term.
+    pub fn leads(&mut self, term: u64, manager: u64) {
+        let leader = *self.leaders.entry(term).or_insert(manager);
+        assert_eq!(leader, manager, "term {term} has two leaders");
+    }
+
+    /// All managers apply the same entry at one index.
+    pub fn applied(&mut self, manager: u64, index: u64, entry: u64) {
+        let seen = *self.log.entry(index).or_insert(entry);
+        assert_eq!(seen, entry, "manager {manager} applied another entry at {index}");
+    }
+
+    /// All managers have the same state at one index.
+    pub fn state(&mut self, manager: u64, index: u64, fingerprint: u64) {
+        let seen = *self.states.entry(index).or_insert(fingerprint);
+        assert_eq!(seen, fingerprint, "manager {manager} has another state at {index}");
+    }
+
+    /// What one committed state must be in itself, and after the one before it.
+    pub fn committed(&mut self, state: &State, now: Timestamp) {
+        let mut held: BTreeSet<(String, IpAddr)> = BTreeSet::new();
+        let mut hold = |network: &str, address: &str| {
+            let address = address_of(address).expect("an address");
+            assert!(
+                held.insert((network.to_owned(), address)),
+                "{address} of network {network} is given twice"
+            );
+        };
+        for service in state.services() {
+            let endpoint = service.endpoint.iter().flat_map(|endpoint| &endpoint.virtual_ips);
+            endpoint.for_each(|vip| hold(&vip.network_id, &vip.address));
+        }
+        for task in state.tasks() {
+            if !task.observed().is_terminal() {
+                for attachment in &task.networks {
+                    attachment.addresses.iter().for_each(|address| hold(&attachment.network_id, address));
+                }
+            }
+            let seen = self.observed.entry(task.id.clone()).or_insert((task.observed(), task.desired()));
+            assert!(task.observed() >= seen.0 && task.desired() >= seen.1, "task {} moved back", task.id);
+            *seen = (task.observed(), task.desired());
+        }
+        for node in state.nodes().filter(|node| node_state(node) == NodeState::Down) {
+            self.down_at.insert(node.id.clone(), now);
+        }
+    }
+
+    /// What containers must be, whatever managers believe.
+    pub fn containers(&mut self, agents: &BTreeMap<String, Agent>, state: &State) {
+        let mut addresses: BTreeMap<(String, String), String> = BTreeMap::new();
+        let mut slots: BTreeMap<(String, u64), Vec<(String, Timestamp)>> = BTreeMap::new();
+        for (node, agent) in agents {
+            for container in agent.containers.values() {
+                let task = &container.task;
+                let place = self.places.entry(task.id.clone()).or_insert_with(|| node.clone());
+                assert_eq!(place, node, "task {} is on two nodes", task.id);
+                if !container.is_up() {
+                    continue;
+                }
+                for attachment in &task.networks {
+                    for address in &attachment.addresses {
+                        let key = (attachment.network_id.clone(), address.clone());
+                        let other = addresses.insert(key, task.id.clone());
+                        assert_eq!(other, None, "{address} is held by {} too", task.id);
+                    }
+                }
+                if task.slot != 0 {
+                    let since = Timestamp(task.meta().created_at);
+                    slots
+                        .entry((task.service_id.clone(), task.slot))
+                        .or_default()
+                        .push((node.clone(), since));
+                }
+            }
+        }
+        for ((service, slot), tasks) in slots {
+            let update = state.service(&service).and_then(|service| service.spec.as_ref()?.update);
+            let start_first = update.is_some_and(|update| update.order() == Order::StartFirst);
+            // A node that was given up may still run what was replaced elsewhere.
+            let known = tasks
+                .iter()
+                .filter(|(node, since)| self.down_at.get(node).is_none_or(|down_at| down_at < since));
+            let known = known.count();
+            assert!(
+                known <= if start_first { 2 } else { 1 },
+                "{known} tasks run in slot {slot} of {service}"
+            );
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! The network between managers and agents: late, lossy, out of order, and cut at times.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rswarm_base::IdGen;
+use rswarm_proto::wire::{Assignments, NodeTaskReport};
+
+/// Who sends or receives.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Address {
+    /// A manager, by raft id.
+    Manager(u64),
+    /// A node's agent, by node id.
+    Agent(String),
+}
+
+/// What is sent.
+#[derive(Debug, Clone)]
+pub enum Payload {
+    /// A raft message, encoded.
+    Raft(Vec<u8>),
+    /// An agent's heartbeat with its statuses, and the sequence that it has applied.
+    Report { node_id: String, statuses: Vec<NodeTaskReport>, sequence: String },
+    /// The same, passed on by a follower.
+    Relay { node_id: String, statuses: Vec<NodeTaskReport> },
+    /// What an agent is assigned, as of a raft index.
+    Assign { index: u64, message: Assignments },
+}
+
+/// One message on its way.
+#[derive(Debug, Clone)]
+pub struct Packet {
+    pub from: Address,
+    pub to: Address,
+    pub payload: Payload,
+}
+
+/// Which links work, and how badly.
+#[derive(Debug, Default)]
+pub struct Net {
+    /// Messages lost, of a thousand.
+    pub loss: u64,
+    /// Which side of a partition each address is on; those not named are on side zero.
+    sides: BTreeMap<Address, u8>,
+}
+
+impl Net {
+    /// How long a message takes; `None` when it is lost.
+    pub fn transit(&self, packet: &Packet, random: &mut IdGen) -> Option<Duration> {
+        let lost = random.number() % 1000 < self.loss;
+        // Most are quick, some dawdle and are overtaken.
+        let slow = random.number() % 20 == 0;
+        let latency = Duration::from_micros(500 + random.number() % if slow { 80_000 } else { 3_000 });
+        (!lost && self.connected(&packet.from, &packet.to)).then_some(latency)
+    }
+
+    pub fn connected(&self, a: &Address, b: &Address) -> bool {
+        let side = |address| self.sides.get(address).copied().unwrap_or(0);
+        side(a) == side(b)
+    }
+
+    /// Cuts the addresses off from the rest, and the sides from one another.
+    pub fn part(&mut self, sides: BTreeMap<Address, u8>) {
+        self.sides = sides;
+    }
+
+    pub fn heal(&mut self) {
+        *self = Net::default();
+    }
+}

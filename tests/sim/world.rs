@@ -1,0 +1,549 @@
+//! The world: one queue of events in virtual time, and everything that happens by chance in it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use prost::Message as _;
+use rswarm_base::{IdGen, Timestamp};
+use rswarm_manager_core::peer::Input;
+use rswarm_manager_core::state::node_state;
+use rswarm_manager_core::{Author, State, apply};
+use rswarm_proto::model::service::Mode;
+use rswarm_proto::model::task::TaskState;
+use rswarm_proto::wire::{
+    Annotations, Batch, Change, Cluster, ClusterSpec, Node, NodeAvailability, NodeDescription, NodeSpec,
+    NodeState, ObjectKind, Resources, Service, Transaction, change, update_status,
+};
+
+use crate::agent::Agent;
+use crate::checkers::Checkers;
+use crate::manager::{Manager, Note, founded};
+use crate::net::{Address, Net, Packet, Payload};
+use crate::workload::{self, Promise, Promises};
+
+const TICK: Duration = Duration::from_millis(100);
+const MANAGERS: u64 = 3;
+const NODES: usize = 4;
+
+#[derive(Debug)]
+enum Event {
+    ManagerTick(u64),
+    AgentTick(String),
+    Deliver(Packet),
+    User,
+    Fault,
+}
+
+/// A cluster, its machines and its users.
+pub struct World {
+    now: Timestamp,
+    queue: BTreeMap<(Timestamp, u64), Event>,
+    sequence: u64,
+    random: IdGen,
+    net: Net,
+    managers: BTreeMap<u64, Manager>,
+    /// Who shall be members.
+    members: BTreeSet<u64>,
+    next_manager: u64,
+    agents: BTreeMap<String, Agent>,
+    checkers: Checkers,
+    promises: Promises,
+    /// Requests of users without an answer, by transaction.
+    pending: BTreeMap<u64, Promise>,
+    /// The newest index at which a user's request was acknowledged.
+    acknowledged: u64,
+    /// Reads without an answer: what had been acknowledged when they were asked for.
+    reads: BTreeMap<u64, u64>,
+    /// The newest state that any manager has applied.
+    newest: State,
+    newest_index: u64,
+    calm: bool,
+    /// Crashes at an output, of a thousand.
+    crash_chance: u64,
+}
+
+impl World {
+    pub fn new(seed: u64) -> World {
+        World {
+            now: Timestamp(1_700_000_000_000_000_000),
+            queue: BTreeMap::new(),
+            sequence: 0,
+            // The generator ignores one bit of its seed: neighbours must not share a history.
+            random: IdGen::seeded(u128::from(seed) << 65 | u128::from(seed)),
+            net: Net::default(),
+            managers: BTreeMap::new(),
+            members: (1..=MANAGERS).collect(),
+            next_manager: MANAGERS + 1,
+            agents: BTreeMap::new(),
+            checkers: Checkers::default(),
+            promises: Promises::default(),
+            pending: BTreeMap::new(),
+            acknowledged: 0,
+            reads: BTreeMap::new(),
+            newest: State::default(),
+            newest_index: 0,
+            calm: true,
+            crash_chance: 0,
+        }
+    }
+
+    /// One manager founds the cluster, the others join it as learners and are promoted.
+    pub fn found_cluster(&mut self) {
+        let state = first_state();
+        for id in 1..=MANAGERS {
+            let mut manager = Manager::new(id, &mut self.random);
+            if id == 1 {
+                manager.disk = founded(id, &state);
+            }
+            manager.start();
+            self.managers.insert(id, manager);
+            self.after(TICK, Event::ManagerTick(id));
+        }
+        for node in state.nodes() {
+            let agent = Agent::new(&node.id, 1 + self.random.number() % MANAGERS, &mut self.random);
+            self.agents.insert(node.id.clone(), agent);
+            self.after(TICK, Event::AgentTick(node.id.clone()));
+        }
+        self.run_until(Duration::from_secs(30), |world| world.has_group());
+    }
+
+    /// Users and faults at once.
+    pub fn storm(&mut self, time: Duration) {
+        self.calm = false;
+        self.crash_chance = 1;
+        self.net.loss = 20;
+        self.after(TICK, Event::User);
+        self.after(Duration::from_secs(3), Event::Fault);
+        let end = self.now.after(time);
+        while self.now < end {
+            self.step();
+        }
+    }
+
+    /// Everything works again, and nobody asks for what cannot be.
+    pub fn heal(&mut self) {
+        self.calm = true;
+        self.crash_chance = 0;
+        self.net.heal();
+        self.managers.values_mut().filter(|manager| manager.running.is_none()).for_each(Manager::start);
+        self.agents.values_mut().filter(|agent| !agent.is_up).for_each(Agent::restart);
+        self.queue.retain(|_, event| !matches!(event, Event::User | Event::Fault));
+        self.run_until(Duration::from_secs(30), World::has_group);
+        self.mend();
+    }
+
+    /// Demands that the cluster comes to be as its users asked.
+    pub fn settle(&mut self, time: Duration) {
+        self.run_until(time, |world| world.trouble().is_none());
+        for (id, kind) in &self.promises.exists {
+            assert!(self.newest.get(*kind, id).is_some(), "{kind:?} {id} was acknowledged and is lost");
+        }
+        for (id, kind) in &self.promises.goes {
+            assert!(
+                self.newest.get(*kind, id).is_none(),
+                "the removal of {kind:?} {id} was acknowledged and is lost"
+            );
+        }
+    }
+
+    /// What happened so far, in one number.
+    pub fn fingerprint(&self) -> (i64, u64, u64) {
+        (self.now.0, self.sequence, fingerprint(&self.newest))
+    }
+
+    fn run_until(&mut self, time: Duration, done: impl Fn(&World) -> bool) {
+        let end = self.now.after(time);
+        while !done(self) {
+            assert!(self.now < end, "not there after {time:?}: {:?}", self.trouble());
+            // Looking costs more than acting: not at every event.
+            (0..50).for_each(|_| self.step());
+        }
+    }
+
+    fn after(&mut self, delay: Duration, event: Event) {
+        self.sequence += 1;
+        self.queue.insert((self.now.after(delay), self.sequence), event);
+    }
+
+    fn step(&mut self) {
+        let ((at, _), event) = self.queue.pop_first().expect("ticks never end");
+        self.now = at;
+        match event {
+            Event::ManagerTick(id) => self.tick_manager(id),
+            Event::AgentTick(node) => self.tick_agent(&node),
+            Event::Deliver(packet) => self.deliver(packet),
+            Event::User => {
+                self.use_it();
+                let pause = Duration::from_millis(200 + self.random.number() % 1500);
+                self.after(pause, Event::User);
+            }
+            Event::Fault => {
+                self.break_it();
+                let pause = Duration::from_millis(500 + self.random.number() % 5000);
+                self.after(pause, Event::Fault);
+            }
+        }
+    }
+
+    fn tick_manager(&mut self, id: u64) {
+        let Some(manager) = self.managers.get_mut(&id) else { return };
+        manager.handle(Input::Tick, self.now, self.crash_chance, &mut self.random);
+        manager.lead(&self.members, self.now, self.crash_chance, &mut self.random);
+        self.after_manager(id);
+        self.after(TICK, Event::ManagerTick(id));
+    }
+
+    /// Sends what a manager has to send, and checks what it did.
+    fn after_manager(&mut self, id: u64) {
+        let Some(manager) = self.managers.get_mut(&id) else { return };
+        let (packets, notes) = manager.take_out();
+        if let Some(running) = &manager.running
+            && running.applied > self.newest_index
+        {
+            self.newest = running.state.clone();
+            self.newest_index = running.applied;
+            self.checkers.committed(&self.newest, self.now);
+        }
+        packets.into_iter().for_each(|packet| self.send(packet));
+        notes.into_iter().for_each(|note| self.note(id, note));
+    }
+
+    fn note(&mut self, id: u64, note: Note) {
+        match note {
+            Note::Leads { term } => self.checkers.leads(term, id),
+            Note::Applied { index, entry } => {
+                self.checkers.applied(id, index, entry);
+                let running = self.managers.get(&id).and_then(|manager| manager.running.as_ref());
+                if let Some(running) = running.filter(|running| running.applied == index && index % 16 == 0) {
+                    self.checkers.state(id, index, fingerprint(&running.state));
+                }
+            }
+            Note::Decided { id, index, result } => {
+                if let Some(promise) = self.pending.remove(&id)
+                    && result.is_ok()
+                {
+                    self.acknowledged = self.acknowledged.max(index);
+                    self.promises.acknowledged(promise);
+                }
+            }
+            Note::Read { id, index } => {
+                if let Some(acknowledged) = self.reads.remove(&id) {
+                    assert!(
+                        index >= acknowledged,
+                        "a read at {index} misses what was acknowledged at {acknowledged}"
+                    );
+                }
+            }
+            Note::Removed => drop(self.managers.remove(&id)),
+        }
+    }
+
+    fn tick_agent(&mut self, node: &str) {
+        let managers: Vec<u64> = self.members.iter().copied().collect();
+        let Some(agent) = self.agents.get_mut(node) else { return };
+        if agent.is_up {
+            agent.step(self.now, self.calm, &mut self.random);
+            if self.random.number() % 3 == 0 {
+                let payload = agent.report(&managers, self.now, &mut self.random);
+                let to = Address::Manager(agent.manager);
+                self.send(Packet { from: Address::Agent(node.to_owned()), to, payload });
+            }
+        }
+        self.checkers.containers(&self.agents, &self.newest);
+        self.after(TICK, Event::AgentTick(node.to_owned()));
+    }
+
+    fn send(&mut self, packet: Packet) {
+        if let Some(latency) = self.net.transit(&packet, &mut self.random) {
+            self.after(latency, Event::Deliver(packet));
+        }
+    }
+
+    fn deliver(&mut self, packet: Packet) {
+        match packet.to.clone() {
+            Address::Agent(node) => {
+                let Some(agent) = self.agents.get_mut(&node).filter(|agent| agent.is_up) else { return };
+                if let (Address::Manager(from), Payload::Assign { index, message }) =
+                    (&packet.from, &packet.payload)
+                {
+                    agent.assign(*from, *index, message, self.now);
+                }
+            }
+            Address::Manager(id) => {
+                let Some(manager) = self.managers.get_mut(&id) else { return };
+                let stream_ended = matches!(&packet.payload, Payload::Raft(bytes) if bytes.is_empty());
+                match (&packet.from, stream_ended) {
+                    (Address::Manager(to), true) => {
+                        let input = Input::SnapshotSent { to: *to, delivered: true };
+                        manager.handle(input, self.now, self.crash_chance, &mut self.random);
+                    }
+                    _ => manager.receive(packet, self.now, self.crash_chance, &mut self.random),
+                }
+                self.after_manager(id);
+            }
+        }
+    }
+
+    // ---- users --------------------------------------------------------------------------------------
+
+    fn leader(&self) -> Option<u64> {
+        let leaders = self.managers.values().filter(|manager| manager.is_leader());
+        let newest =
+            leaders.max_by_key(|manager| manager.running.as_ref().map(|running| running.peer.role().term));
+        newest.map(|manager| manager.id)
+    }
+
+    fn use_it(&mut self) {
+        self.read();
+        let Some(leader) = self.leader() else { return };
+        let mut ids = IdGen::seeded(u128::from(self.random.number()) << 64);
+        let Some(running) = self.managers[&leader].running.as_ref() else { return };
+        let Some((decision, promise)) =
+            workload::request(&running.state, self.now, &mut self.random, &mut ids)
+        else {
+            return;
+        };
+        let Ok((transaction, _)) = decision else { return };
+        self.ask(leader, transaction, promise);
+    }
+
+    fn ask(&mut self, leader: u64, transaction: Transaction, promise: Promise) {
+        self.promises.asked(&promise);
+        self.pending.insert(transaction.id, promise);
+        let manager = self.managers.get_mut(&leader).expect("a leader exists");
+        manager.propose(transaction, self.now, &mut self.random);
+        self.after_manager(leader);
+    }
+
+    /// A linearizable read at any manager.
+    fn read(&mut self) {
+        let ids: Vec<u64> = self.managers.keys().copied().collect();
+        let at = ids[self.random.number() as usize % ids.len()];
+        let read = self.random.number();
+        self.reads.insert(read, self.acknowledged);
+        let manager = self.managers.get_mut(&at).expect("it was listed");
+        manager.handle(Input::ReadIndex(read), self.now, self.crash_chance, &mut self.random);
+        self.after_manager(at);
+    }
+
+    /// The last requests of all users: what cannot run is replaced, and every node may be used.
+    fn mend(&mut self) {
+        let mut rounds = 0;
+        while !self.is_mended() {
+            rounds += 1;
+            assert!(rounds < 200, "the cluster takes no writes");
+            if let Some(leader) = self.leader() {
+                for transaction in self.repairs(leader) {
+                    self.ask(leader, transaction, Promise::Nothing);
+                }
+            }
+            let end = self.now.after(Duration::from_millis(500));
+            while self.now < end {
+                self.step();
+            }
+        }
+    }
+
+    fn is_mended(&self) -> bool {
+        let active = |node: &Node| {
+            node.spec.as_ref().is_some_and(|spec| spec.availability() == NodeAvailability::Active)
+        };
+        self.newest.nodes().all(|node| active(node))
+            && self.newest.services().all(|service| is_sound(service))
+    }
+
+    fn repairs(&mut self, leader: u64) -> Vec<Transaction> {
+        let Some(running) = &self.managers[&leader].running else { return Vec::new() };
+        let (state, mut ids) = (&running.state, IdGen::seeded(u128::from(self.random.number()) << 64));
+        let nodes = state.nodes().map(|node| node.id.clone()).collect::<Vec<_>>();
+        let nodes = nodes
+            .iter()
+            .map(|node| workload::set_availability(state, node, NodeAvailability::Active, &mut ids));
+        let mut decisions: Vec<_> = nodes.collect();
+        let broken = state.services().filter(|service| !is_sound(service));
+        decisions.extend(broken.map(|service| workload::mend(state, service, self.now, &mut ids)));
+        decisions
+            .into_iter()
+            .filter_map(|decision| decision.ok().map(|(transaction, _)| transaction))
+            .collect()
+    }
+
+    // ---- faults -------------------------------------------------------------------------------------
+
+    fn break_it(&mut self) {
+        match self.random.number() % 10 {
+            0 | 1 => self.crash_or_start_managers(),
+            2 => self.stop_or_start_agent(),
+            3 => {
+                let node = self.any_node();
+                let now = self.now;
+                if let Some(agent) = self.agents.get_mut(&node) {
+                    agent.reboot(now);
+                }
+            }
+            4 | 5 => self.part(),
+            6..=8 => {
+                let loss = 20 + self.random.number() % 50;
+                self.net.heal();
+                self.net.loss = loss;
+                self.managers
+                    .values_mut()
+                    .filter(|manager| manager.running.is_none())
+                    .for_each(Manager::start);
+            }
+            _ => self.replace_manager(),
+        }
+    }
+
+    fn any_node(&mut self) -> String {
+        let at = self.random.number() as usize % self.agents.len();
+        self.agents.keys().nth(at).cloned().expect("there are agents")
+    }
+
+    fn crash_or_start_managers(&mut self) {
+        for manager in self.managers.values_mut() {
+            match (self.random.number() % 3, &manager.running) {
+                (0, Some(_)) => manager.crash(&mut self.random),
+                (1 | 2, None) => manager.start(),
+                _ => {}
+            }
+        }
+    }
+
+    fn stop_or_start_agent(&mut self) {
+        let node = self.any_node();
+        if let Some(agent) = self.agents.get_mut(&node) {
+            if agent.is_up { agent.is_up = false } else { agent.restart() }
+        }
+    }
+
+    fn part(&mut self) {
+        let managers = self.managers.keys().map(|id| Address::Manager(*id));
+        let agents = self.agents.keys().map(|node| Address::Agent(node.clone()));
+        let all: Vec<Address> = managers.chain(agents).collect();
+        let sides = all.into_iter().map(|address| (address, (self.random.number() % 2) as u8)).collect();
+        self.net.part(sides);
+    }
+
+    /// A member is replaced for good: the new one has another raft id and an empty disk.
+    fn replace_manager(&mut self) {
+        let known = self
+            .members
+            .iter()
+            .all(|id| self.managers.get(id).is_some_and(|manager| manager.running.is_some()));
+        if !known || self.managers.len() as u64 > MANAGERS {
+            return;
+        }
+        let at = self.random.number() as usize % self.members.len();
+        let old = *self.members.iter().nth(at).expect("there are members");
+        let new = self.next_manager;
+        self.next_manager += 1;
+        self.members.remove(&old);
+        self.members.insert(new);
+        let mut manager = Manager::new(new, &mut self.random);
+        manager.start();
+        self.managers.insert(new, manager);
+        self.after(TICK, Event::ManagerTick(new));
+    }
+
+    // ---- what should be -----------------------------------------------------------------------------
+
+    /// Whether there is a leader and all members vote.
+    fn has_group(&self) -> bool {
+        let Some(leader) = self.leader() else { return false };
+        let Some(running) = &self.managers[&leader].running else { return false };
+        let voters: BTreeSet<u64> =
+            running.peer.members().iter().filter(|member| !member.learner).map(|member| member.id).collect();
+        voters == self.members
+    }
+
+    /// What is not as it should be in a cluster at rest.
+    fn trouble(&self) -> Option<String> {
+        let Some(leader) = self.leader() else { return Some("nobody leads".to_owned()) };
+        let state = &self.managers[&leader].running.as_ref()?.state;
+        if let Some(node) = state.nodes().find(|node| node_state(node) != NodeState::ReadyNode) {
+            return Some(format!("node {} is not ready", node.id));
+        }
+        if let Some(network) = state.networks().find(|network| network.pending_delete) {
+            return Some(format!("network {} is still there", network.id));
+        }
+        let service = state.services().find_map(|service| self.service_trouble(state, service));
+        service.or_else(|| self.container_trouble(state))
+    }
+
+    fn service_trouble(&self, state: &State, service: &Service) -> Option<String> {
+        if service.pending_delete {
+            return Some(format!("service {} is still there", service.id));
+        }
+        let phase = service.update_status.as_ref().map(|status| status.state());
+        let under_way = [update_status::State::Updating, update_status::State::RollbackStarted];
+        if phase.is_some_and(|phase| under_way.contains(&phase)) {
+            return Some(format!("service {} is still being updated", service.id));
+        }
+        let wanted = match service.spec.as_ref()?.mode_or_default() {
+            Mode::Replicated(replicas) => replicas,
+            Mode::Global => NODES as u64,
+        };
+        let live = state.tasks_of_service(&service.id).filter(|task| task.is_live());
+        let states: Vec<_> = live.map(|task| (task.slot, task.observed(), task.desired())).collect();
+        let running = states.iter().filter(|(_, observed, _)| *observed == TaskState::Running).count() as u64;
+        let as_asked = running == wanted && states.len() as u64 == wanted;
+        (!as_asked).then(|| format!("service {} should have {wanted} tasks and has {states:?}", service.id))
+    }
+
+    /// No container outlives its task, and every task that is said to run has one that does.
+    fn container_trouble(&self, state: &State) -> Option<String> {
+        for (node, agent) in &self.agents {
+            for (id, container) in agent.containers.iter().filter(|(_, container)| container.is_up()) {
+                let wanted = state.task(id).is_some_and(|task| task.is_live() && task.node_id == *node);
+                if !wanted {
+                    return Some(format!(
+                        "{} of task {id} is on {node} still",
+                        container.status.state().name()
+                    ));
+                }
+            }
+            for task in state.tasks_on_node(node).filter(|task| task.observed() == TaskState::Running) {
+                if !agent.containers.get(&task.id).is_some_and(|container| container.is_up()) {
+                    return Some(format!("task {} is said to run on {node} and does not", task.id));
+                }
+            }
+        }
+        None
+    }
+}
+
+fn is_sound(service: &Service) -> bool {
+    let task = service.spec.as_ref().and_then(|spec| spec.task.as_ref());
+    let image = task.and_then(|task| task.container.as_ref()).map(|container| container.image.as_str());
+    service.pending_delete || image == Some("web:9")
+}
+
+fn fingerprint(state: &State) -> u64 {
+    let bytes = state.snapshot().encode_to_vec();
+    bytes.iter().fold(7u64, |hash, byte| hash.wrapping_mul(31) ^ u64::from(*byte))
+}
+
+/// The cluster and its nodes, as the founding manager writes them.
+fn first_state() -> State {
+    let annotations = Some(Annotations { name: "default".to_owned(), ..Annotations::default() });
+    let spec = ClusterSpec { annotations, ..ClusterSpec::default() };
+    let cluster = Cluster { id: "cluster".to_owned(), spec: Some(spec), ..Cluster::default() };
+    let resources = Some(Resources { nano_cpus: 4_000_000_000, memory: 8 << 30, pids: 0 });
+    let nodes = (1..=NODES).map(|n| Node {
+        id: format!("node{n}"),
+        spec: Some(NodeSpec::default()),
+        description: Some(NodeDescription { resources, ..NodeDescription::default() }),
+        ..Node::default()
+    });
+    let objects = std::iter::once(cluster.into()).chain(nodes.map(Into::into));
+    let create =
+        |object| Change { action: change::Action::Create.into(), object: Some(object), ..Change::default() };
+    let author = Author::Bootstrap.name().to_owned();
+    let transaction = Transaction { id: 0, author, changes: objects.map(create).collect() };
+    let batch = Batch { transactions: vec![transaction], now: 1 };
+    let applied = apply(&State::default(), 1, &batch);
+    assert!(applied.results.iter().all(|(_, result)| result.is_ok()));
+    assert!(applied.state.get(ObjectKind::Cluster, "cluster").is_some());
+    applied.state
+}
