@@ -49,7 +49,7 @@ mod tests {
         let mut second = Box::pin(flights.take(&a, || has_waited = true));
         assert!(futures_util::poll!(&mut second).is_pending());
         drop(first);
-        second.await;
+        drop(second.await);
         assert!(has_waited);
     }
 }

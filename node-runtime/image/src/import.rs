@@ -72,7 +72,7 @@ impl From<BlobError> for ImportError {
 
 pub(crate) async fn import(
     inner: &Arc<Inner>,
-    tar: impl AsyncRead + Send + Unpin + 'static,
+    tar: impl AsyncRead + Send + Unpin,
     options: ImportOptions,
 ) -> Result<Image, ImportError> {
     let mut config = ImageConfig::default();

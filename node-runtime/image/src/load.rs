@@ -110,7 +110,7 @@ impl From<BlobError> for LoadError {
 
 pub(crate) async fn load(
     inner: &Arc<Inner>,
-    tar: impl AsyncRead + Send + Unpin + 'static,
+    tar: impl AsyncRead + Send + Unpin,
     progress: Progress,
 ) -> Result<Vec<Loaded>, LoadError> {
     let (sender, reader) = pipe();
@@ -164,7 +164,6 @@ impl Members {
                 _ => {}
             }
         }
-        drop(archive);
         io::copy(&mut tar, &mut io::sink()).map_err(LoadError::Archive)?;
         Ok(members)
     }

@@ -74,12 +74,12 @@ pub(crate) async fn save(
     written.map_err(SaveError::Read)
 }
 
+/// An image with the names under which it is saved.
+type Wanted = (Arc<StoredImage>, Vec<Reference>);
+
 /// Each image once, with the names that were asked for; an image asked for by its id has none, and a
 /// repository without a tag gives all its tags.
-fn wanted(
-    catalog: &Catalog,
-    references: &[String],
-) -> Result<Vec<(Arc<StoredImage>, Vec<Reference>)>, LookupError> {
+fn wanted(catalog: &Catalog, references: &[String]) -> Result<Vec<Wanted>, LookupError> {
     let mut wanted: BTreeMap<Digest, (Arc<StoredImage>, BTreeSet<Reference>)> = BTreeMap::new();
     for text in references {
         let parsed = Reference::parse(text).ok();
@@ -138,7 +138,7 @@ struct Writer<'a, W: io::Write> {
 }
 
 impl<W: io::Write> Writer<'_, W> {
-    fn archive(mut self, images: &[(Arc<StoredImage>, Vec<Reference>)]) -> io::Result<()> {
+    fn archive(mut self, images: &[Wanted]) -> io::Result<()> {
         self.file("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
         let mut archived = Vec::new();
         let mut index = Index { schema_version: 2, media_type: OCI_INDEX.to_owned(), manifests: Vec::new() };
@@ -226,6 +226,9 @@ fn header(size: u64) -> tar::Header {
     let mut header = tar::Header::new_ustar();
     header.set_size(size);
     header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
     header
 }
 

@@ -162,7 +162,7 @@ impl ImageStore {
     /// [`ImportError`].
     pub async fn import(
         &self,
-        tar: impl AsyncRead + Send + Unpin + 'static,
+        tar: impl AsyncRead + Send + Unpin,
         options: ImportOptions,
     ) -> Result<Image, ImportError> {
         import::import(&self.inner, tar, options).await
@@ -174,7 +174,7 @@ impl ImageStore {
     /// [`LoadError`].
     pub async fn load(
         &self,
-        tar: impl AsyncRead + Send + Unpin + 'static,
+        tar: impl AsyncRead + Send + Unpin,
         progress: Progress,
     ) -> Result<Vec<Loaded>, LoadError> {
         load::load(&self.inner, tar, progress).await

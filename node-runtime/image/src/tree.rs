@@ -109,11 +109,14 @@ impl Tree {
     fn replace_whiteout(&mut self, path: &Path) -> io::Result<OwnedFd> {
         let (parent, Some(name)) = split(path) else { return Err(Errno::NOTDIR.into()) };
         let dir = self.dir(parent)?;
-        if !stat(&*dir, name)?.is_some_and(|stat| is_whiteout(&stat)) {
-            return Err(Errno::NOTDIR.into());
+        match stat(&*dir, name)? {
+            Some(stat) if is_whiteout(&stat) => {
+                self.clear(&dir, name)?;
+                self.make(path, true)
+            }
+            Some(_) => Err(Errno::NOTDIR.into()),
+            None => self.make(path, false), // the whiteout was further up
         }
-        self.clear(&dir, name)?;
-        self.make(path, true)
     }
 }
 

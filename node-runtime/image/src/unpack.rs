@@ -152,13 +152,14 @@ impl Unpacker {
             EntryType::Symlink => {
                 let target = entry.link_name_bytes().unwrap_or_default().into_owned();
                 let meta = Meta::of(entry)?;
-                self.node(path, &meta, |dir, name| fs::symlinkat(target.as_slice(), dir, name)).map_err(named)
+                let make = |dir: &OwnedFd, name: &OsStr| fs::symlinkat(target.as_slice(), dir, name);
+                self.node(path, &meta, FileType::Symlink, make).map_err(named)
             }
             EntryType::Char | EntryType::Block | EntryType::Fifo => {
                 let meta = Meta::of(entry)?;
                 let (kind, device) = device_of(entry).map_err(UnpackError::Tar)?;
-                self.node(path, &meta, |dir, name| fs::mknodat(dir, name, kind, meta.mode, device))
-                    .map_err(named)
+                let make = |dir: &OwnedFd, name: &OsStr| fs::mknodat(dir, name, kind, meta.mode, device);
+                self.node(path, &meta, kind, make).map_err(named)
             }
             EntryType::Link => {
                 let target = entry.link_name_bytes().unwrap_or_default().into_owned();
@@ -239,12 +240,13 @@ impl Unpacker {
         &mut self,
         path: &Path,
         meta: &Meta,
+        kind: FileType,
         make: impl Fn(&OwnedFd, &OsStr) -> Result<(), Errno>,
     ) -> io::Result<()> {
         let (parent, Some(name)) = split(path) else { return Err(Errno::ISDIR.into()) };
         let dir = self.tree.dir(parent)?;
         self.make_anew(&dir, name, path, || make(&dir, name))?;
-        meta.apply_to_node(&dir, name)
+        meta.apply_to_node(&dir, name, kind)
     }
 
     fn make_anew(
@@ -345,14 +347,16 @@ fn device_of<R: Read>(entry: &Entry<'_, R>) -> io::Result<(FileType, fs::Dev)> {
 impl Meta {
     fn of<R: Read>(entry: &mut Entry<'_, R>) -> Result<Meta, UnpackError> {
         let header = entry.header();
-        let id = |id: u64| match u32::try_from(id) {
+        let fields = header.as_old();
+        let id = |field: &[u8], parsed| match u32::try_from(number(field, parsed)?) {
             Ok(id) if id != u32::MAX => Ok(id),
-            _ => Err(UnpackError::Tar(io::Error::other(format!("user or group {id} is too large")))),
+            _ => Err(UnpackError::Tar(io::Error::other("a user's or group's number is too large"))),
         };
+        let mode = number(&fields.mode, header.mode().map(u64::from))? & 0o7777;
         let mut meta = Meta {
-            mode: Mode::from_raw_mode(header.mode().map_err(UnpackError::Tar)? & 0o7777),
-            uid: Uid::from_raw(id(header.uid().map_err(UnpackError::Tar)?)?),
-            gid: Gid::from_raw(id(header.gid().map_err(UnpackError::Tar)?)?),
+            mode: Mode::from_raw_mode(mode as u32),
+            uid: Uid::from_raw(id(&fields.uid, header.uid())?),
+            gid: Gid::from_raw(id(&fields.gid, header.gid())?),
             time: Timespec { tv_sec: i64::try_from(header.mtime().unwrap_or(0)).unwrap_or(0), tv_nsec: 0 },
             xattrs: Vec::new(),
         };
@@ -387,10 +391,9 @@ impl Meta {
     }
 
     /// To something that cannot be opened for this: a link, a device, a pipe.
-    fn apply_to_node(&self, dir: &OwnedFd, name: &OsStr) -> io::Result<()> {
+    fn apply_to_node(&self, dir: &OwnedFd, name: &OsStr, kind: FileType) -> io::Result<()> {
         fs::chownat(dir, name, Some(self.uid), Some(self.gid), AtFlags::SYMLINK_NOFOLLOW)?;
-        let is_link = tree::stat(dir, name)?.is_some_and(|stat| tree::file_type(&stat) == FileType::Symlink);
-        if !is_link {
+        if kind != FileType::Symlink {
             fs::chmodat(dir, name, self.mode, AtFlags::empty())?;
         }
         for (key, value) in &self.xattrs {
@@ -421,6 +424,12 @@ impl Meta {
             xattrs,
         })
     }
+}
+
+/// A header's number; a field that was left blank is zero.
+fn number(field: &[u8], parsed: io::Result<u64>) -> Result<u64, UnpackError> {
+    let is_blank = || field.iter().all(|byte| matches!(byte, 0 | b' '));
+    parsed.or_else(|error| if is_blank() { Ok(0) } else { Err(UnpackError::Tar(error)) })
 }
 
 /// File systems without extended attributes still hold images.
@@ -518,3 +527,6 @@ fn settle_link(tree: &Tree, lower: &[PathBuf], path: &Path, target: &Path) -> io
     Meta::read(&below, &below_name, &stat)?.apply(&copy)?;
     Ok(true)
 }
+
+#[cfg(test)]
+mod tests;
