@@ -32,5 +32,5 @@ pub use failure::{Failure, FailureKind, describe};
 pub use init::Gate;
 pub use overlay::Rootfs;
 pub use program::readonly_program;
-pub use sys::{fork, send_signal};
+pub use sys::{exit_now, fork, send_signal};
 pub use terminal::{Stdio, resize};

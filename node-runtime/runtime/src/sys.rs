@@ -53,8 +53,8 @@ pub(crate) fn clone_process(
     }
 }
 
-/// Ends the process without running anything of its caller's at-exit handlers.
-fn exit_now(code: i32) -> ! {
+/// Ends a copy of a process, without running anything that is the original's to run at its exit.
+pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit(2) is always safe to call; a clone must not flush its parent's buffers.
     unsafe { libc::_exit(code) }
 }

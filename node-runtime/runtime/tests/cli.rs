@@ -15,7 +15,9 @@ use tempfile::TempDir;
 
 const BUSYBOX: &str = "/bin/busybox";
 
-const ALL: &[(&str, fn() -> Result<()>)] = &[
+type Case = fn() -> Result<()>;
+
+const ALL: &[(&str, Case)] = &[
     ("a_container_is_created_started_killed_and_deleted", a_container_is_created_started_killed_and_deleted),
     ("run_gives_the_commands_exit_code_and_output", run_gives_the_commands_exit_code_and_output),
     ("run_passes_signals_on", run_passes_signals_on),

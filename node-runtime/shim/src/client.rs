@@ -167,7 +167,7 @@ impl Classify for CallError {
 pub async fn launch(exe: &Path, launch: &Launch) -> Result<Shim, LaunchError> {
     let prepare = |source| LaunchError::Prepare { path: launch.state_dir.clone(), source };
     let spawn = |source| LaunchError::Spawn { exe: exe.to_owned(), source };
-    rswarm_base::fsx::write_json(&launch.state_dir.join(LAUNCH_FILE), launch).map_err(prepare)?;
+    write_launch(launch).map_err(prepare)?;
     let log = std::fs::OpenOptions::new()
         .create(true)
         .append(true)
@@ -193,6 +193,20 @@ pub async fn launch(exe: &Path, launch: &Launch) -> Result<Shim, LaunchError> {
         Ok(Launched::Failed(failure)) => Err(LaunchError::Runtime(failure)),
         Err(_) => Err(LaunchError::Silent { log: log_tail(&launch.state_dir) }),
     }
+}
+
+/// Not durable: after a power loss there is no shim to read it.
+fn write_launch(launch: &Launch) -> io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let json = serde_json::to_vec_pretty(launch)?;
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(launch.state_dir.join(LAUNCH_FILE))?;
+    io::Write::write_all(&mut file, &json)
 }
 
 /// The last words of a shim.

@@ -499,6 +499,26 @@ mod tests {
     }
 
     #[test]
+    fn version_2_denies_devices_by_a_program() {
+        let cgroup = cgroup("devices");
+        let Some(dir) = cgroup.unified.clone() else { return };
+        cgroup.create().expect("create");
+        let rules = serde_json::json!([{"allow": false}, {"allow": true, "type": "c", "major": 1, "minor": 11, "access": "w"}]);
+        let rules: Vec<_> = serde_json::from_value(rules).expect("rules");
+        cgroup.filter_devices(&rules).expect("attach");
+        let group = File::open(&dir).expect("open");
+        let child = crate::sys::clone_process(0, Some(group.as_fd()), || {
+            let read = |path: &str| File::open(path).map(drop).map_err(|error| error.raw_os_error());
+            let write = File::options().write(true).open("/dev/kmsg").is_ok();
+            i32::from(!(read("/dev/zero") == Ok(()) && read("/dev/kmsg") == Err(Some(libc::EPERM)) && write))
+        })
+        .expect("clone");
+        let status = nix::sys::wait::waitpid(Pid::from_raw(child.pid), None).expect("wait");
+        cgroup.remove().expect("remove");
+        assert!(matches!(status, nix::sys::wait::WaitStatus::Exited(_, 0)), "{status:?}");
+    }
+
+    #[test]
     fn a_memory_limit_can_be_raised_and_lowered() {
         let cgroup = cgroup("memory");
         cgroup.create().expect("create");

@@ -1,7 +1,9 @@
 //! The loop: what can happen, and what a container's end means.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
@@ -11,6 +13,7 @@ use oci_spec::runtime::Spec;
 use rswarm_base::{Timestamp, fsx};
 use rswarm_runtime::Created;
 use rustix::event::{PollFd, PollFlags};
+use rustix::pipe::PipeFlags;
 
 use super::connection::{Connection, Phase};
 use super::process::Process;
@@ -307,8 +310,22 @@ impl Shim {
         process.close_stdin();
         process.terminal = None;
         self.created.terminal = None;
-        note("container's root could not be unmounted", self.launch.rootfs.unmount(&self.root));
+        note("container's root could not be unmounted", self.unmount_root());
         oom_killed
+    }
+
+    /// The last to let go of an overlay has to wait until everything below it is on disk. That is a copy of
+    /// us, so that an exit need not wait for it.
+    fn unmount_root(&self) -> io::Result<()> {
+        let root = File::options().read(true).custom_flags(libc::O_PATH).open(&self.root)?;
+        let (until, unmounted) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        if rswarm_runtime::fork()? == 0 {
+            drop(unmounted);
+            let _ = rustix::io::read(&until, &mut [0]);
+            rswarm_runtime::exit_now(0);
+        }
+        drop(root);
+        self.launch.rootfs.unmount(&self.root)
     }
 
     /// An exec's process has ended; those that it left running keep no stream open.
