@@ -1,0 +1,367 @@
+//! The cluster: make one, join one, leave it, see and change what it is told.
+
+use clap::{Args, Subcommand};
+use rswarm_api::types::{InfoBody, SwarmInitBody, SwarmInspect, SwarmJoinBody, SwarmSpec, UnlockKeyBody};
+
+use super::{CommandError, Context};
+use crate::client::Call;
+use crate::units::parse_nanos;
+
+/// What comes after `swarm`.
+#[derive(Debug, Subcommand)]
+pub enum SwarmCommand {
+    /// Start a cluster with this node as its first manager
+    #[command(after_help = INIT_EXAMPLES)]
+    Init(InitArgs),
+    /// Join a cluster
+    #[command(after_help = JOIN_EXAMPLES)]
+    Join(JoinArgs),
+    /// Leave the cluster
+    Leave(LeaveArgs),
+    /// Print or replace the tokens that nodes join with
+    JoinToken(JoinTokenArgs),
+    /// Change how the cluster works
+    Update(UpdateArgs),
+    /// Print the root certificate, or replace the root
+    Ca(CaArgs),
+    /// Unlock a manager after a restart
+    Unlock,
+    /// Print or replace the key that unlocks managers
+    UnlockKey(UnlockKeyArgs),
+}
+
+pub const INIT_EXAMPLES: &str = "\
+Examples:
+  rswarm swarm init                               on a machine with one address
+  rswarm swarm init --advertise-addr 10.0.0.1     say which address others reach this node at";
+
+pub const JOIN_EXAMPLES: &str = "\
+Example:
+  rswarm swarm join --token SWMTKN-1-... 10.0.0.1:2377     as `rswarm swarm join-token worker` prints it";
+
+/// Settings that `init` and `update` share.
+#[derive(Debug, Clone, Args)]
+pub struct SpecArgs {
+    /// Encrypt managers' state with a key that is not on disk
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    autolock: Option<bool>,
+    /// How long node certificates are valid
+    #[arg(long, value_name = "DURATION", value_parser = parse_nanos)]
+    cert_expiry: Option<i64>,
+    /// How often nodes report
+    #[arg(long, value_name = "DURATION", value_parser = parse_nanos)]
+    dispatcher_heartbeat: Option<i64>,
+    /// Raft snapshots to keep besides the newest
+    #[arg(long, value_name = "COUNT")]
+    max_snapshots: Option<u64>,
+    /// Log entries between raft snapshots
+    #[arg(long, value_name = "COUNT")]
+    snapshot_interval: Option<u64>,
+    /// Ended tasks to keep per slot
+    #[arg(long, value_name = "COUNT", allow_hyphen_values = true)]
+    task_history_limit: Option<i64>,
+}
+
+/// `swarm init`
+#[derive(Debug, Clone, Args)]
+pub struct InitArgs {
+    /// Address that other nodes reach this one at, `ADDRESS|INTERFACE[:PORT]`
+    #[arg(long, value_name = "ADDRESS")]
+    advertise_addr: Option<String>,
+    /// Address to listen on
+    #[arg(long, default_value = "0.0.0.0:2377", value_name = "ADDRESS")]
+    listen_addr: String,
+    /// Address for traffic between containers
+    #[arg(long, value_name = "ADDRESS")]
+    data_path_addr: Option<String>,
+    /// UDP port for traffic between containers
+    #[arg(long, value_name = "PORT")]
+    data_path_port: Option<u32>,
+    /// Pool that networks get their subnets from
+    #[arg(long, value_name = "SUBNET", value_delimiter = ',')]
+    default_addr_pool: Vec<String>,
+    /// Prefix length of those subnets
+    #[arg(long, value_name = "BITS", default_value_t = 24)]
+    default_addr_pool_mask_length: u32,
+    /// What this node does: active, pause, drain
+    #[arg(long, default_value = "active", value_parser = ["active", "pause", "drain"])]
+    availability: String,
+    /// Go on with this node's state alone, after the other managers are lost
+    #[arg(long)]
+    force_new_cluster: bool,
+    #[command(flatten)]
+    spec: SpecArgs,
+}
+
+/// `swarm join`
+#[derive(Debug, Clone, Args)]
+pub struct JoinArgs {
+    /// Token that says into which role
+    #[arg(long)]
+    token: String,
+    /// Address that other nodes reach this one at, `ADDRESS|INTERFACE[:PORT]`
+    #[arg(long, value_name = "ADDRESS")]
+    advertise_addr: Option<String>,
+    /// Address to listen on
+    #[arg(long, default_value = "0.0.0.0:2377", value_name = "ADDRESS")]
+    listen_addr: String,
+    /// Address for traffic between containers
+    #[arg(long, value_name = "ADDRESS")]
+    data_path_addr: Option<String>,
+    /// What this node does: active, pause, drain
+    #[arg(long, default_value = "active", value_parser = ["active", "pause", "drain"])]
+    availability: String,
+    /// A manager, `HOST:PORT`
+    manager: String,
+}
+
+/// `swarm leave`
+#[derive(Debug, Clone, Args)]
+pub struct LeaveArgs {
+    /// Even from a manager, ignoring warnings
+    #[arg(short, long)]
+    force: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct JoinTokenArgs {
+    /// Print the token only
+    #[arg(short, long)]
+    quiet: bool,
+    /// Replace the token; the old one stops working
+    #[arg(long)]
+    rotate: bool,
+    /// Role of the nodes that join with it
+    #[arg(value_parser = ["worker", "manager"])]
+    role: String,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct UpdateArgs {
+    #[command(flatten)]
+    spec: SpecArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct CaArgs {
+    /// Replace the root
+    #[arg(long)]
+    rotate: bool,
+    /// How long node certificates are valid
+    #[arg(long, value_name = "DURATION", value_parser = parse_nanos, requires = "rotate")]
+    cert_expiry: Option<i64>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct UnlockKeyArgs {
+    /// Print the key only
+    #[arg(short, long)]
+    quiet: bool,
+    /// Replace the key
+    #[arg(long)]
+    rotate: bool,
+}
+
+impl SwarmCommand {
+    /// Does it.
+    pub async fn run(self, context: &Context) -> Result<u8, CommandError> {
+        match self {
+            SwarmCommand::Init(args) => init(context, args).await,
+            SwarmCommand::Join(args) => join(context, args).await,
+            SwarmCommand::Leave(args) => leave(context, args).await,
+            SwarmCommand::JoinToken(args) => join_token(context, args).await,
+            SwarmCommand::Update(args) => update(context, args).await,
+            SwarmCommand::Ca(args) => ca(context, args).await,
+            SwarmCommand::Unlock => unlock(context).await,
+            SwarmCommand::UnlockKey(args) => unlock_key(context, args).await,
+        }
+    }
+}
+
+impl SpecArgs {
+    /// Puts what was said into the spec, and leaves the rest.
+    fn apply(&self, spec: &mut SwarmSpec) {
+        let SpecArgs {
+            autolock,
+            cert_expiry,
+            dispatcher_heartbeat,
+            max_snapshots,
+            snapshot_interval,
+            task_history_limit,
+        } = self;
+        spec.encryption_config.auto_lock_managers =
+            autolock.unwrap_or(spec.encryption_config.auto_lock_managers);
+        spec.ca_config.node_cert_expiry = cert_expiry.unwrap_or(spec.ca_config.node_cert_expiry);
+        spec.dispatcher.heartbeat_period = dispatcher_heartbeat.unwrap_or(spec.dispatcher.heartbeat_period);
+        spec.raft.keep_old_snapshots = max_snapshots.or(spec.raft.keep_old_snapshots);
+        spec.raft.snapshot_interval = snapshot_interval.unwrap_or(spec.raft.snapshot_interval);
+        let limit = &mut spec.orchestration.task_history_retention_limit;
+        *limit = task_history_limit.or(*limit);
+    }
+}
+
+/// Starts a cluster and says how others join it.
+pub async fn init(context: &Context, args: InitArgs) -> Result<u8, CommandError> {
+    let mut body = SwarmInitBody {
+        listen_addr: args.listen_addr,
+        advertise_addr: args.advertise_addr.unwrap_or_default(),
+        data_path_addr: args.data_path_addr.unwrap_or_default(),
+        data_path_port: args.data_path_port.unwrap_or_default(),
+        force_new_cluster: args.force_new_cluster,
+        auto_lock_managers: args.spec.autolock.unwrap_or_default(),
+        availability: args.availability,
+        subnet_size: args.default_addr_pool_mask_length,
+        default_addr_pool: Some(args.default_addr_pool),
+        spec: SwarmSpec::default(),
+    };
+    args.spec.apply(&mut body.spec);
+    let node: String = context.client.json(Call::post("/swarm/init").body(&body)).await?;
+    context.terminal.line(format!("Swarm initialized: current node ({node}) is now a manager.\n"))?;
+    context.terminal.print(&join_instructions(context, "worker").await?)?;
+    context.terminal.line("To add a manager to this swarm, run 'rswarm swarm join-token manager' and follow the instructions.\n")?;
+    if body.auto_lock_managers {
+        context.terminal.print(&unlock_instructions(context).await?)?;
+    }
+    Ok(0)
+}
+
+/// Joins a cluster.
+pub async fn join(context: &Context, args: JoinArgs) -> Result<u8, CommandError> {
+    let body = SwarmJoinBody {
+        listen_addr: args.listen_addr,
+        advertise_addr: args.advertise_addr.unwrap_or_default(),
+        data_path_addr: args.data_path_addr.unwrap_or_default(),
+        remote_addrs: Some(vec![args.manager]),
+        join_token: args.token,
+        availability: args.availability,
+    };
+    context.client.done(Call::post("/swarm/join").body(&body)).await?;
+    let info: InfoBody = context.client.json(Call::get("/info")).await?;
+    let role = if info.swarm.control_available { "manager" } else { "worker" };
+    context.terminal.line(format!("This node joined a swarm as a {role}."))?;
+    Ok(0)
+}
+
+/// Leaves the cluster.
+pub async fn leave(context: &Context, args: LeaveArgs) -> Result<u8, CommandError> {
+    context.client.done(Call::post("/swarm/leave").flag("force", args.force)).await?;
+    context.terminal.line("Node left the swarm.")?;
+    Ok(0)
+}
+
+async fn join_token(context: &Context, args: JoinTokenArgs) -> Result<u8, CommandError> {
+    if args.rotate {
+        let swarm = inspect(context).await?;
+        let flag = if args.role == "manager" { "rotateManagerToken" } else { "rotateWorkerToken" };
+        send_update(context, &swarm, &swarm.cluster.spec, Some(flag)).await?;
+        if !args.quiet {
+            context.terminal.line(format!("Successfully rotated {} join token.\n", args.role))?;
+        }
+    }
+    if args.quiet {
+        let tokens = inspect(context).await?.join_tokens;
+        context.terminal.line(if args.role == "manager" { tokens.manager } else { tokens.worker })?;
+    } else {
+        context.terminal.print(&join_instructions(context, &args.role).await?)?;
+    }
+    Ok(0)
+}
+
+async fn join_instructions(context: &Context, role: &str) -> Result<String, CommandError> {
+    let tokens = inspect(context).await?.join_tokens;
+    let token = if role == "manager" { tokens.manager } else { tokens.worker };
+    let info: InfoBody = context.client.json(Call::get("/info")).await?;
+    let own = info.swarm.remote_managers.unwrap_or_default();
+    let own = own.into_iter().find(|manager| manager.node_id == info.swarm.node_id);
+    let address = own.map_or_else(|| format!("{}:2377", info.swarm.node_addr), |manager| manager.addr);
+    Ok(format!(
+        "To add a {role} to this swarm, run the following command:\n\n    rswarm swarm join --token {token} {address}\n\n"
+    ))
+}
+
+async fn update(context: &Context, args: UpdateArgs) -> Result<u8, CommandError> {
+    let swarm = inspect(context).await?;
+    let mut spec = swarm.cluster.spec.clone();
+    args.spec.apply(&mut spec);
+    if spec == swarm.cluster.spec && args.spec.autolock.is_none() {
+        let problem = "nothing to change: give at least one setting";
+        return Err(CommandError::Usage(problem.into()));
+    }
+    let newly_locked =
+        spec.encryption_config.auto_lock_managers && !swarm.cluster.spec.encryption_config.auto_lock_managers;
+    send_update(context, &swarm, &spec, None).await?;
+    context.terminal.line("Swarm updated.")?;
+    if newly_locked {
+        context.terminal.print(&unlock_instructions(context).await?)?;
+    }
+    Ok(0)
+}
+
+async fn ca(context: &Context, args: CaArgs) -> Result<u8, CommandError> {
+    let swarm = inspect(context).await?;
+    if args.rotate {
+        let mut spec = swarm.cluster.spec.clone();
+        spec.ca_config.force_rotate += 1;
+        spec.ca_config.node_cert_expiry = args.cert_expiry.unwrap_or(spec.ca_config.node_cert_expiry);
+        send_update(context, &swarm, &spec, None).await?;
+    }
+    let swarm = if args.rotate { inspect(context).await? } else { swarm };
+    context.terminal.line(swarm.cluster.tls_info.trust_root.trim_end())?;
+    Ok(0)
+}
+
+async fn unlock(context: &Context) -> Result<u8, CommandError> {
+    context.terminal.print("Please enter unlock key: ")?;
+    let mut key = String::new();
+    std::io::stdin().read_line(&mut key)?;
+    let body = UnlockKeyBody { unlock_key: key.trim().to_owned() };
+    context.client.done(Call::post("/swarm/unlock").body(&body)).await?;
+    Ok(0)
+}
+
+async fn unlock_key(context: &Context, args: UnlockKeyArgs) -> Result<u8, CommandError> {
+    if args.rotate {
+        let swarm = inspect(context).await?;
+        send_update(context, &swarm, &swarm.cluster.spec, Some("rotateManagerUnlockKey")).await?;
+        if !args.quiet {
+            context.terminal.line("Successfully rotated manager unlock key.\n")?;
+        }
+    }
+    if args.quiet {
+        let body: UnlockKeyBody = context.client.json(Call::get("/swarm/unlockkey")).await?;
+        context.terminal.line(body.unlock_key)?;
+    } else {
+        context.terminal.print(&unlock_instructions(context).await?)?;
+    }
+    Ok(0)
+}
+
+async fn unlock_instructions(context: &Context) -> Result<String, CommandError> {
+    let body: UnlockKeyBody = context.client.json(Call::get("/swarm/unlockkey")).await?;
+    if body.unlock_key.is_empty() {
+        return Err(CommandError::Reported("no unlock key is set".into()));
+    }
+    Ok(format!(
+        "To unlock a swarm manager after it restarts, run the `rswarm swarm unlock`\ncommand and provide the following key:\n\n    {}\n\n\
+         Remember to store this key in a password manager, since without it you\nwill not be able to restart the manager.\n",
+        body.unlock_key
+    ))
+}
+
+/// The cluster with its tokens.
+pub async fn inspect(context: &Context) -> Result<SwarmInspect, CommandError> {
+    Ok(context.client.json(Call::get("/swarm")).await?)
+}
+
+async fn send_update(
+    context: &Context,
+    swarm: &SwarmInspect,
+    spec: &SwarmSpec,
+    flag: Option<&str>,
+) -> Result<(), CommandError> {
+    let mut call = Call::post("/swarm/update").query("version", swarm.cluster.version.index);
+    if let Some(flag) = flag {
+        call = call.query(flag, true);
+    }
+    Ok(context.client.done(call.body(spec)).await?)
+}
