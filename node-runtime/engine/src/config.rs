@@ -44,6 +44,10 @@ pub struct EngineConfig {
     pub default_runtime: String,
     /// Name servers, search domains and options of containers that give none.
     pub dns: DnsDefaults,
+    /// The program that becomes the first process of containers with `init`; `None` refuses them.
+    pub init_path: Option<PathBuf>,
+    /// Whether containers that do not say get an init.
+    pub init: bool,
     /// How long `stop` waits for a container that does not say.
     pub stop_timeout: Duration,
 }
@@ -80,6 +84,8 @@ impl EngineConfig {
             runtimes: BTreeMap::new(),
             default_runtime: String::new(),
             dns: DnsDefaults::default(),
+            init_path: None,
+            init: false,
             stop_timeout: Duration::from_secs(10),
         }
     }
@@ -101,6 +107,8 @@ pub struct ContainerConfig {
     pub ports: Vec<PortConfig>,
     /// Exposed ports (`80/tcp`), beside the image's.
     pub exposed: Vec<String>,
+    /// Containers whose binds and volumes it gets too: `NAME[:ro|:rw]`.
+    pub volumes_from: Vec<String>,
     /// Publish every exposed port on a free one.
     pub publish_all: bool,
     /// Logging; an empty name takes the engine's default.
@@ -140,7 +148,7 @@ pub struct EndpointConfig {
     pub network: String,
     /// A fixed address. Given by the cluster on overlay networks.
     pub address: Option<IpAddr>,
-    /// A fixed IPv6 address beside it.
+    /// A fixed IPv6 address beside it: refused, endpoints are IPv4 only.
     pub address_v6: Option<IpAddr>,
     /// A fixed MAC address.
     pub mac: Option<[u8; 6]>,

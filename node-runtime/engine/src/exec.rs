@@ -1,6 +1,21 @@
-//! Further processes inside a running container.
+//! Further processes inside a running container: those that clients ask for, and health probes.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rswarm_base::Timestamp;
+use rswarm_shim::client::{AttachStream, CallError, ExecRequest, Shim};
+use tokio::io::AsyncReadExt;
+
+use crate::container::Container;
+use crate::error::ExecError;
+use crate::{merge, spec};
+
+/// How long an exec can be asked about after its end.
+const KEPT: Duration = Duration::from_secs(300);
+/// How much of a probe's output is kept.
+const OUTPUT_MAX: usize = 4096;
 
 /// A process to run beside the container's own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -44,4 +59,179 @@ pub struct Exec {
     pub exit_code: Option<i32>,
     /// When it was created.
     pub created: Timestamp,
+}
+
+/// All execs that can be asked about. Cloning gives another handle.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Execs {
+    table: Arc<Mutex<BTreeMap<String, Entry>>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    exec: Exec,
+    started: bool,
+    shim: Option<Shim>,
+    ended: Option<Timestamp>,
+}
+
+impl Execs {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn create(&self, container_id: &str, config: ExecConfig) -> Exec {
+        let exec = Exec {
+            id: rswarm_base::id::engine_id(),
+            container_id: container_id.to_owned(),
+            config,
+            running: false,
+            pid: 0,
+            exit_code: None,
+            created: Timestamp::now(),
+        };
+        let mut table = self.lock();
+        let now = exec.created;
+        table.retain(|_, entry| entry.ended.is_none_or(|ended| now.since(ended) < KEPT));
+        table.insert(exec.id.clone(), Entry { exec: exec.clone(), started: false, shim: None, ended: None });
+        exec
+    }
+
+    pub(crate) fn get(&self, id: &str) -> Result<Exec, ExecError> {
+        let not_found = || ExecError::NotFound(id.to_owned());
+        self.lock().get(id).map(|entry| entry.exec.clone()).ok_or_else(not_found)
+    }
+
+    /// The shim of an exec whose process lives.
+    pub(crate) fn shim(&self, id: &str) -> Result<Shim, ExecError> {
+        let table = self.lock();
+        let entry = table.get(id).ok_or_else(|| ExecError::NotFound(id.to_owned()))?;
+        let running = entry.shim.clone().filter(|_| entry.exec.running);
+        running.ok_or_else(|| ExecError::Conflict(format!("exec process {id} is not running")))
+    }
+
+    /// Takes the one start that an exec has.
+    pub(crate) fn begin(&self, id: &str) -> Result<Exec, ExecError> {
+        let mut table = self.lock();
+        let entry = table.get_mut(id).ok_or_else(|| ExecError::NotFound(id.to_owned()))?;
+        if std::mem::replace(&mut entry.started, true) {
+            let state = if entry.ended.is_some() { "exited" } else { "running" };
+            return Err(ExecError::Conflict(format!("exec {id} has already {state}")));
+        }
+        Ok(entry.exec.clone())
+    }
+
+    pub(crate) fn started(&self, id: &str, pid: i32, shim: Shim) {
+        if let Some(entry) = self.lock().get_mut(id) {
+            entry.exec.running = true;
+            entry.exec.pid = pid;
+            entry.shim = Some(shim);
+        }
+    }
+
+    pub(crate) fn ended(&self, id: &str, exit_code: i32) {
+        if let Some(entry) = self.lock().get_mut(id) {
+            entry.exec.running = false;
+            entry.exec.exit_code = Some(exit_code);
+            entry.shim = None;
+            entry.ended = Some(Timestamp::now());
+        }
+    }
+
+    /// Forgets the execs of a removed container.
+    pub(crate) fn forget(&self, container_id: &str) {
+        self.lock().retain(|_, entry| entry.exec.container_id != container_id);
+    }
+}
+
+/// What the shim is asked for.
+pub(crate) fn request(exec: &Exec, container: &Container, console_size: Option<(u16, u16)>) -> ExecRequest {
+    let config = &exec.config;
+    let base = merge::environment(&container.config.spec, &spec::host_name(container));
+    let mut env = merge::override_env(base, &config.env);
+    if config.tty && !env.iter().any(|entry| entry.starts_with("TERM=")) {
+        env.push("TERM=xterm".to_owned());
+    }
+    ExecRequest {
+        id: exec.id.clone(),
+        args: config.command.clone(),
+        env,
+        cwd: (!config.workdir.is_empty()).then(|| config.workdir.clone()),
+        user: (!config.user.is_empty()).then(|| config.user.clone()),
+        privileged: config.privileged,
+        tty: config.tty,
+        stdin: config.attach_stdin,
+        console_size: console_size.or(config.console_size),
+    }
+}
+
+/// A request of the engine's own: as the container's user, without input.
+pub(crate) fn internal_request(container: &Container, command: Vec<String>) -> ExecRequest {
+    ExecRequest {
+        id: rswarm_base::id::engine_id(),
+        args: command,
+        env: merge::environment(&container.config.spec, &spec::host_name(container)),
+        ..ExecRequest::default()
+    }
+}
+
+/// Runs a process to its end; its exit code and the beginning of its output.
+pub(crate) async fn run(shim: &Shim, request: ExecRequest) -> Result<(i32, String), CallError> {
+    let id = request.id.clone();
+    let (_, stream) = shim.exec(request).await?;
+    let output = read_output(stream).await;
+    let exit = shim.exec_wait(&id).await?;
+    Ok((exit.code, output))
+}
+
+/// Reads all frames, keeps the first bytes.
+async fn read_output(mut stream: AttachStream) -> String {
+    let mut output = Vec::new();
+    let mut header = [0; 8];
+    while stream.read_exact(&mut header).await.is_ok() {
+        let [.., a, b, c, d] = header;
+        let length = u64::from(u32::from_be_bytes([a, b, c, d]));
+        let mut payload = (&mut stream).take(length);
+        let room = OUTPUT_MAX.saturating_sub(output.len()) as u64;
+        let kept = (&mut payload).take(room).read_to_end(&mut output).await;
+        let skipped = tokio::io::copy(&mut payload, &mut tokio::io::sink()).await;
+        if kept.is_err() || skipped.is_err() {
+            break;
+        }
+    }
+    String::from_utf8_lossy(&output).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exec_starts_once_and_is_known_until_its_container_goes() {
+        let execs = Execs::default();
+        let config = ExecConfig { command: vec!["true".into()], ..ExecConfig::default() };
+        let exec = execs.create("c1", config);
+        assert!(execs.begin(&exec.id).is_ok());
+        assert!(matches!(execs.begin(&exec.id), Err(ExecError::Conflict(_))));
+        assert!(matches!(execs.shim(&exec.id), Err(ExecError::Conflict(_))));
+        execs.ended(&exec.id, 3);
+        let known = execs.get(&exec.id).expect("known");
+        assert_eq!((known.running, known.exit_code), (false, Some(3)));
+        execs.forget("c1");
+        assert_eq!(
+            execs.get(&exec.id).expect_err("gone").to_string(),
+            format!("No such exec instance: {}", exec.id)
+        );
+    }
+
+    #[test]
+    fn a_request_adds_to_the_containers_environment() {
+        let mut config = crate::config::ContainerConfig::default();
+        config.spec.env = vec!["A=container".into(), "B=container".into()];
+        let container = crate::spec::tests::container(config, Vec::new());
+        let config = ExecConfig { env: vec!["A=exec".into()], tty: true, ..ExecConfig::default() };
+        let request = request(&Execs::default().create("c1", config), &container, Some((80, 25)));
+        assert_eq!(request.env[2..], ["A=exec", "B=container", "TERM=xterm"]);
+        assert_eq!((request.console_size, request.user, request.cwd), (Some((80, 25)), None, None));
+    }
 }

@@ -5,14 +5,25 @@
 //! Start at [`Engine`], then [`ContainerConfig`] (what is asked for) and [`Container`] (what is).
 #![forbid(unsafe_code)]
 
+mod boot;
 pub mod config;
 pub mod container;
+mod create;
 pub mod engine;
 pub mod error;
 pub mod events;
 pub mod exec;
+mod files;
+mod host;
 pub mod logs;
+mod merge;
+mod merged;
+mod names;
 pub mod network;
+mod registry;
+mod shared;
+mod signal;
+mod spec;
 pub mod volume;
 
 pub use config::{ContainerConfig, EndpointConfig, EngineConfig, RestartName, RestartPolicy};

@@ -1,11 +1,17 @@
-//! Local networks: `bridge`, `host`, `none` and the bridges that users make.
+//! Local networks: `bridge`, `host`, `none` and the bridges that users make; and the cluster's overlays, as far
+//! as containers here are on them. This module knows the networks; `rswarm_network` makes them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rswarm_base::Timestamp;
 use rswarm_base::ipam::Subnet;
+use rswarm_base::{Chain, Timestamp, fsx};
+use rswarm_network::{BridgeSpec, DEFAULT_BRIDGE, Networks, Overlay};
 use serde::{Deserialize, Serialize};
+
+use crate::error::{Cause, FileError, NetworkError};
 
 /// A network to make.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -18,7 +24,7 @@ pub struct NetworkCreate {
     pub internal: bool,
     /// Subnets; empty takes one from the pools.
     pub ipam: Vec<NetworkPool>,
-    /// With IPv6.
+    /// With IPv6: refused, bridges are IPv4 only.
     pub enable_ipv6: bool,
     /// Only meaningful in a cluster; kept for `inspect`.
     pub attachable: bool,
@@ -68,6 +74,44 @@ pub struct Network {
     pub interface: String,
 }
 
+impl Network {
+    /// What `rswarm_network` calls it.
+    pub(crate) fn kernel_id(&self) -> &str {
+        if self.is_default_bridge() { DEFAULT_BRIDGE } else { &self.id }
+    }
+
+    /// The `bridge` network, where containers are not found by name.
+    pub(crate) fn is_default_bridge(&self) -> bool {
+        self.name == DEFAULT_BRIDGE && self.driver == "bridge"
+    }
+
+    /// Whether containers on it find each other by name.
+    pub(crate) fn has_names(&self) -> bool {
+        !self.is_default_bridge() && matches!(self.driver.as_str(), "bridge" | "overlay")
+    }
+
+    fn is_predefined(&self) -> bool {
+        PREDEFINED.iter().any(|(name, _)| *name == self.name)
+    }
+
+    fn new(name: &str, driver: &str) -> Network {
+        Network {
+            id: rswarm_base::id::engine_id(),
+            name: name.to_owned(),
+            driver: driver.to_owned(),
+            created: Timestamp::now(),
+            swarm: false,
+            internal: false,
+            enable_ipv6: false,
+            attachable: false,
+            ipam: Vec::new(),
+            options: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            interface: String::new(),
+        }
+    }
+}
+
 /// A container on a network, as `network inspect` shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkMember {
@@ -77,4 +121,312 @@ pub struct NetworkMember {
     pub name: String,
     /// Its place on the network.
     pub endpoint: crate::container::Endpoint,
+}
+
+/// Networks that are always there, and their drivers.
+const PREDEFINED: [(&str, &str); 3] = [("bridge", "bridge"), ("host", "host"), ("none", "null")];
+
+/// `networks.json`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Stored {
+    version: u32,
+    networks: Vec<Network>,
+}
+
+const VERSION: u32 = 1;
+
+/// All networks of an engine. Cloning gives another handle.
+#[derive(Debug, Clone)]
+pub(crate) struct LocalNetworks {
+    path: Arc<PathBuf>,
+    networks: Networks,
+    table: Arc<Mutex<Table>>,
+    /// Held while the file is written, so that the last write has the last state.
+    writing: Arc<Mutex<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    networks: BTreeMap<String, Arc<Network>>,
+    /// Names whose bridge is being made.
+    pending: BTreeSet<String>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl LocalNetworks {
+    /// Reads what is stored and has every bridge made or taken over. One that cannot be is left out with a
+    /// warning: its containers say so when they start.
+    pub(crate) async fn open(
+        path: PathBuf,
+        networks: Networks,
+        default_bridge: bool,
+    ) -> Result<LocalNetworks, FileError> {
+        let stored: Stored = fsx::read_json(&path).map_err(FileError::read(&path))?.unwrap_or_default();
+        let mut table = Table::default();
+        for network in stored.networks {
+            table.networks.insert(network.id.clone(), Arc::new(network));
+        }
+        for (name, driver) in PREDEFINED {
+            let known = table.networks.values().any(|network| network.name == name);
+            if !known && (default_bridge || name != DEFAULT_BRIDGE) {
+                let network = Network::new(name, driver);
+                table.networks.insert(network.id.clone(), Arc::new(network));
+            }
+        }
+        if !default_bridge {
+            table.networks.retain(|_, network| !network.is_default_bridge());
+        }
+        let local =
+            LocalNetworks { path: Arc::new(path), networks, table: Arc::default(), writing: Arc::default() };
+        for network in table.networks.values_mut() {
+            local.restore(network).await;
+        }
+        *lock(&local.table) = table;
+        local.persist().await?;
+        Ok(local)
+    }
+
+    async fn restore(&self, network: &mut Arc<Network>) {
+        if network.is_default_bridge() {
+            if let Some(info) = self.networks.bridge(DEFAULT_BRIDGE) {
+                take_info(Arc::make_mut(network), &info);
+            }
+            return;
+        }
+        if network.driver != "bridge" {
+            return;
+        }
+        let spec = match bridge_spec(network) {
+            Ok(spec) => spec,
+            Err(reason) => return tracing::warn!(network = network.name, reason, "network was not restored"),
+        };
+        match self.networks.create_bridge(spec).await {
+            Ok(info) => take_info(Arc::make_mut(network), &info),
+            Err(error) => {
+                tracing::warn!(network = network.name, error = %Chain(&error), "network was not restored");
+            }
+        }
+    }
+
+    async fn persist(&self) -> Result<(), FileError> {
+        let local = self.clone();
+        let write = move || {
+            let _writing = lock(&local.writing);
+            let networks =
+                lock(&local.table).networks.values().filter(|n| !n.swarm).map(|n| (**n).clone()).collect();
+            fsx::write_json(&local.path, &Stored { version: VERSION, networks })
+                .map_err(FileError::write(&local.path))
+        };
+        tokio::task::spawn_blocking(write).await.expect("writing a file never panics")
+    }
+
+    /// Makes a bridge network.
+    pub(crate) async fn create(&self, request: NetworkCreate) -> Result<Arc<Network>, NetworkError> {
+        check(&request)?;
+        {
+            let mut table = lock(&self.table);
+            let taken = table.networks.values().any(|network| network.name == request.name);
+            if taken || !table.pending.insert(request.name.clone()) {
+                return Err(NetworkError::Exists(request.name));
+            }
+        }
+        let name = request.name.clone();
+        let made = self.make(request).await;
+        {
+            let mut table = lock(&self.table);
+            table.pending.remove(&name);
+            if let Ok(network) = &made {
+                table.networks.insert(network.id.clone(), network.clone());
+            }
+        }
+        let network = made?;
+        if let Err(error) = self.persist().await {
+            lock(&self.table).networks.remove(&network.id);
+            if let Err(error) = self.networks.remove_bridge(&network.id).await {
+                tracing::warn!(network = name, error = %Chain(&error), "a bridge stays behind");
+            }
+            return Err(error.into());
+        }
+        Ok(network)
+    }
+
+    async fn make(&self, request: NetworkCreate) -> Result<Arc<Network>, NetworkError> {
+        let mut network = Network::new(&request.name, "bridge");
+        network.internal = request.internal;
+        network.attachable = request.attachable;
+        network.ipam = request.ipam;
+        network.options = request.options;
+        network.labels = request.labels;
+        let spec = bridge_spec(&network).map_err(NetworkError::Invalid)?;
+        let info = self.networks.create_bridge(spec).await.map_err(Cause::new)?;
+        take_info(&mut network, &info);
+        Ok(Arc::new(network))
+    }
+
+    /// Removes a network that nobody is on.
+    pub(crate) async fn remove(
+        &self,
+        reference: &str,
+        users: &[String],
+    ) -> Result<Arc<Network>, NetworkError> {
+        let network = self.find(reference)?;
+        if network.is_predefined() {
+            return Err(NetworkError::Predefined(network.name.clone(), "removed"));
+        }
+        if !users.is_empty() {
+            return Err(NetworkError::InUse { name: network.name.clone(), users: users.join(", ") });
+        }
+        if network.swarm {
+            return Err(NetworkError::Forbidden(format!("network {} belongs to the cluster", network.name)));
+        }
+        self.networks.remove_bridge(&network.id).await.map_err(Cause::new)?;
+        lock(&self.table).networks.remove(&network.id);
+        self.persist().await?;
+        Ok(network)
+    }
+
+    /// By full identifier, else by name, else by unique prefix of the identifier.
+    pub(crate) fn find(&self, reference: &str) -> Result<Arc<Network>, NetworkError> {
+        let table = lock(&self.table);
+        if let Some(network) = table.networks.get(reference) {
+            return Ok(network.clone());
+        }
+        if let Some(network) = table.networks.values().find(|network| network.name == reference) {
+            return Ok(network.clone());
+        }
+        let begins = |id: &String| !reference.is_empty() && id.starts_with(reference);
+        let mut matches = table.networks.iter().filter(|(id, _)| begins(id)).map(|(_, network)| network);
+        match (matches.next(), matches.next()) {
+            (Some(network), None) => Ok(network.clone()),
+            (Some(_), Some(_)) => Err(NetworkError::Ambiguous(reference.to_owned())),
+            (None, _) => Err(NetworkError::NotFound(reference.to_owned())),
+        }
+    }
+
+    /// All networks, by name.
+    pub(crate) fn list(&self) -> Vec<Arc<Network>> {
+        let mut networks: Vec<Arc<Network>> = lock(&self.table).networks.values().cloned().collect();
+        networks.sort_by(|a, b| a.name.cmp(&b.name).then_with(|| a.id.cmp(&b.id)));
+        networks
+    }
+
+    /// Takes note of a cluster network that is now here.
+    pub(crate) fn note_overlay(&self, overlay: &Overlay) {
+        let mut network = Network::new(&overlay.name, "overlay");
+        network.id.clone_from(&overlay.network_id);
+        network.swarm = true;
+        network.internal = overlay.internal;
+        network.ipam = overlay
+            .subnets
+            .iter()
+            .map(|(subnet, gateway)| NetworkPool {
+                subnet: Some(*subnet),
+                gateway: Some(*gateway),
+                ip_range: None,
+            })
+            .collect();
+        let mut table = lock(&self.table);
+        if let Some(known) = table.networks.get(&network.id) {
+            network.created = known.created;
+        }
+        table.networks.insert(network.id.clone(), Arc::new(network));
+    }
+
+    /// Forgets a cluster network.
+    pub(crate) fn forget_overlay(&self, network_id: &str) {
+        lock(&self.table).networks.retain(|id, network| !(network.swarm && id == network_id));
+    }
+}
+
+fn take_info(network: &mut Network, info: &rswarm_network::BridgeInfo) {
+    network.interface.clone_from(&info.interface);
+    let ip_range = network.ipam.first().and_then(|pool| pool.ip_range);
+    network.ipam = vec![NetworkPool { subnet: Some(info.subnet), gateway: Some(info.gateway), ip_range }];
+}
+
+fn check(request: &NetworkCreate) -> Result<(), NetworkError> {
+    let invalid = |reason: String| Err(NetworkError::Invalid(reason));
+    if PREDEFINED.iter().any(|(name, _)| *name == request.name) || request.name == "default" {
+        return Err(NetworkError::Forbidden(format!(
+            "operation is not permitted on predefined {} network",
+            request.name
+        )));
+    }
+    if !matches!(request.driver.as_str(), "" | "bridge") {
+        return Err(NetworkError::NotFound(format!("driver \"{}\"", request.driver)));
+    }
+    if request.name.is_empty() || request.name.chars().any(|c| c.is_whitespace() || c == '/') {
+        return invalid(format!("invalid network name: \"{}\"", request.name));
+    }
+    if request.enable_ipv6 {
+        return invalid("IPv6 is not supported on bridge networks".to_owned());
+    }
+    if request.ipam.len() > 1 {
+        return invalid("bridge networks have one subnet".to_owned());
+    }
+    Ok(())
+}
+
+/// Docker's driver options, understood; one that is not known is an error.
+fn bridge_spec(network: &Network) -> Result<BridgeSpec, String> {
+    let mut spec = BridgeSpec::new(&network.id, &network.name);
+    spec.internal = network.internal;
+    if let Some(pool) = network.ipam.first() {
+        (spec.subnet, spec.gateway, spec.ip_range) = (pool.subnet, pool.gateway, pool.ip_range);
+    }
+    for (key, value) in &network.options {
+        let wrong = || format!("invalid value for network option \"{key}\": \"{value}\"");
+        match key.as_str() {
+            "com.docker.network.bridge.name" => spec.interface = Some(value.clone()),
+            "com.docker.network.bridge.enable_icc" => spec.icc = value.parse().map_err(|_| wrong())?,
+            "com.docker.network.bridge.enable_ip_masquerade" => {
+                spec.masquerade = value.parse().map_err(|_| wrong())?;
+            }
+            "com.docker.network.bridge.host_binding_ipv4" => {
+                spec.host_binding = Some(value.parse().map_err(|_| wrong())?);
+            }
+            "com.docker.network.driver.mtu" => spec.mtu = Some(value.parse().map_err(|_| wrong())?),
+            _ => return Err(format!("unknown network option \"{key}\"")),
+        }
+    }
+    Ok(spec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(name: &str) -> NetworkCreate {
+        NetworkCreate { name: name.into(), ..NetworkCreate::default() }
+    }
+
+    #[test]
+    fn requests_that_cannot_be_served_are_refused() {
+        assert!(matches!(check(&named("host")), Err(NetworkError::Forbidden(_))));
+        assert!(matches!(check(&named("a b")), Err(NetworkError::Invalid(_))));
+        let driver = NetworkCreate { driver: "macvlan".into(), ..named("x") };
+        assert!(matches!(check(&driver), Err(NetworkError::NotFound(_))));
+        let v6 = NetworkCreate { enable_ipv6: true, ..named("x") };
+        assert!(matches!(check(&v6), Err(NetworkError::Invalid(_))));
+        assert!(check(&named("x")).is_ok());
+    }
+
+    #[test]
+    fn driver_options_are_understood_or_refused() {
+        let mut network = Network::new("x", "bridge");
+        let set = |network: &mut Network, key: &str, value: &str| {
+            network.options.insert(key.to_owned(), value.to_owned());
+        };
+        set(&mut network, "com.docker.network.bridge.enable_icc", "false");
+        set(&mut network, "com.docker.network.driver.mtu", "1400");
+        let spec = bridge_spec(&network).expect("spec");
+        assert_eq!((spec.icc, spec.masquerade, spec.mtu), (false, true, Some(1400)));
+        set(&mut network, "com.docker.network.driver.mtu", "big");
+        assert!(bridge_spec(&network).is_err());
+        network.options = [("colour".to_owned(), "red".to_owned())].into();
+        assert!(bridge_spec(&network).is_err());
+    }
 }

@@ -1,7 +1,17 @@
-//! One container: what others see of it.
+//! One container: what others see of it (`state`), what is durable (`record`), the task that owns it (`actor`), and
+//! how it comes up and goes down (`launch`, `wiring`).
 
+pub(crate) mod actor;
+pub(crate) mod health;
+mod inject;
+pub(crate) mod launch;
+pub(crate) mod logfile;
+pub(crate) mod record;
+pub(crate) mod restart;
 pub(crate) mod state;
+pub(crate) mod wiring;
 
+pub(crate) use actor::Request;
 pub use state::{
     Attributes, BoundPort, Container, Endpoint, Health, HealthStatus, MountKind, MountPoint, Probe, State,
     Status,

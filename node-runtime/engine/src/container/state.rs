@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::ContainerConfig;
 
 /// A container at one moment. `config` is merged with the image's: what runs, not only what was asked.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Container {
     /// 64 hexadecimal digits.
     pub id: String,
@@ -38,12 +38,16 @@ pub struct Container {
     /// Exposed ports, image's and own: `80/tcp`.
     pub exposed: Arc<Vec<String>>,
     /// Directory of the files below.
+    #[serde(skip)]
     pub dir: PathBuf,
     /// Its log; `None` when the driver keeps none.
     pub log_path: Option<PathBuf>,
     /// How often it has exited; lets a waiter tell exits apart.
     pub exits: u64,
+    /// The last exit's code; unlike the state's, kept while it runs again.
+    pub last_exit_code: i32,
     /// Set in the very last value only: the container is gone.
+    #[serde(skip)]
     pub removed: bool,
 }
 

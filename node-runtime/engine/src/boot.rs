@@ -1,0 +1,166 @@
+//! Finds everything again after a daemon restart: containers that live in their shims, exits that happened
+//! meanwhile, and what a crash left half made.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use futures_util::{StreamExt, stream};
+use rswarm_base::Chain;
+use rswarm_shim::client::{ConnectError, Shim};
+use rswarm_shim::{Exit, ShimState};
+
+use crate::container::actor::{self, Actor, Next};
+use crate::container::record::Record;
+use crate::container::{Container, Status, launch, restart, wiring};
+use crate::error::{Cause, OpenError};
+use crate::shared::Shared;
+
+/// Containers that are found again at one time: each costs a connection and a few netlink calls.
+const AT_ONCE: usize = 16;
+
+/// What became of a container while no daemon watched.
+enum Found {
+    /// It lives.
+    Alive(Shim),
+    /// It ran when the last daemon went, and has exited.
+    Exited(Exit),
+    /// It did not run.
+    Still,
+}
+
+/// Restores all containers and removes what belongs to none. On return all are visible.
+pub(crate) async fn restore(shared: &Arc<Shared>) -> Result<(), OpenError> {
+    let dir = shared.containers_dir();
+    let load = tokio::task::spawn_blocking(move || Record::load_all(&dir));
+    let records = load.await.expect("reading records never panics")?;
+    let known: BTreeSet<String> = records.iter().map(|record| record.container.id.clone()).collect();
+    remove_strays(shared, &known).await;
+    let mut restored =
+        stream::iter(records).map(|record| restore_one(shared, record)).buffer_unordered(AT_ONCE);
+    while let Some(result) = restored.next().await {
+        result?;
+    }
+    if let Err(error) = shared.networks.settle().await {
+        tracing::warn!(error = %Chain(&error), "published ports of the last daemon may stay behind");
+    }
+    Ok(())
+}
+
+async fn restore_one(shared: &Arc<Shared>, mut record: Record) -> Result<(), OpenError> {
+    let found = find(shared, &mut record).await?;
+    let container = &record.container;
+    for mount in container.mounts.iter().filter(|mount| !mount.name.is_empty()) {
+        shared.volumes.claim(&mount.name, &container.id);
+    }
+    match shared.registry.reserve(&container.name, &container.id) {
+        Ok(reservation) => drop(reservation.keep()),
+        Err(error) => {
+            // A rename that was cut short cannot lead here: the record has one name. A disk edited by hand can.
+            tracing::error!(container.id = container.id, %error, "a container comes back without its name");
+        }
+    }
+    let starts = matches!(found, Found::Still) && starts_at_boot(&record);
+    let (mut actor, handle) = Actor::new(shared.clone(), record);
+    shared.registry.insert(handle);
+    match found {
+        Found::Alive(shim) => actor.adopt(shim),
+        Found::Exited(exit) => {
+            if actor.settle(exit).await == Next::End {
+                return Ok(());
+            }
+        }
+        Found::Still if starts => actor.start_at_boot(),
+        Found::Still => actor.rest(),
+    }
+    if actor.is_leftover() && actor.remove_self().await == Next::End {
+        return Ok(());
+    }
+    shared.scope.spawn(actor.run());
+    Ok(())
+}
+
+async fn find(shared: &Shared, record: &mut Record) -> Result<Found, OpenError> {
+    let id = record.container.id.clone();
+    let ran = record.container.state.status.is_live();
+    let shim = match Shim::connect(&shared.state_dir(&id)).await {
+        Ok(shim) => shim,
+        Err(ConnectError::Gone { .. }) => return Ok(gone(shared, &record.container, ran).await),
+        Err(error @ (ConnectError::Version { .. } | ConnectError::Io { .. })) => {
+            return Err(Cause::new(error).into());
+        }
+    };
+    match shim.state().await {
+        Ok(ShimState::Running { pid, started_at, paused }) => {
+            let state = &mut record.container.state;
+            state.status = if paused { Status::Paused } else { Status::Running };
+            if state.started_at != started_at {
+                // The last daemon went between the start and its record of it.
+                state.exit_code = 0;
+                state.error.clear();
+                state.health = None;
+            }
+            (state.pid, state.started_at) = (pid, started_at);
+            if let Err(error) = wiring::adopt(shared, &record.container).await {
+                tracing::warn!(container.id = id, error = %Chain(&error), "networking was not taken over");
+            }
+            tracing::info!(container.id = id, pid, "adopted");
+            Ok(Found::Alive(shim))
+        }
+        Ok(ShimState::Created { .. }) => {
+            tracing::info!(container.id = id, "a start that was cut short is taken back");
+            launch::end(shared, &id, &shim).await;
+            Ok(Found::Still)
+        }
+        Ok(ShimState::Stopped(exit)) => {
+            launch::end(shared, &id, &shim).await;
+            Ok(Found::Exited(exit))
+        }
+        Err(_) => Ok(gone(shared, &record.container, ran).await),
+    }
+}
+
+/// No shim: if the container ran by its record, its exit is on disk or unknown.
+async fn gone(shared: &Shared, container: &Container, ran: bool) -> Found {
+    launch::clean(shared, &container.id).await;
+    if ran { Found::Exited(actor::stored_exit(container).await) } else { Found::Still }
+}
+
+fn starts_at_boot(record: &Record) -> bool {
+    let container = &record.container;
+    restart::at_boot(
+        container.config.restart,
+        container.state.status == Status::Restarting,
+        record.stopped_by_hand,
+        record.started_by_hand,
+        container.state.exit_code,
+        container.restart_count,
+    )
+}
+
+/// Layers and shims whose container has no record: its creation was cut short, or its removal.
+async fn remove_strays(shared: &Shared, known: &BTreeSet<String>) {
+    for key in shared.images.snapshot_keys() {
+        if !known.contains(&key)
+            && let Err(error) = shared.images.release(&key).await
+        {
+            tracing::warn!(key, error = %Chain(&error), "a writable layer that nobody owns stays behind");
+        }
+    }
+    let Ok(entries) = std::fs::read_dir(shared.config.exec_root.join("containers")) else { return };
+    for entry in entries.flatten() {
+        let id = entry.file_name().to_string_lossy().into_owned();
+        if known.contains(&id) {
+            continue;
+        }
+        tracing::info!(container.id = id, "a container without a record is ended");
+        match Shim::connect(&entry.path()).await {
+            Ok(shim) => {
+                // It may have ended by itself.
+                let _ = shim.kill(crate::signal::KILL, true).await;
+                let _ = shim.wait().await;
+                launch::end(shared, &id, &shim).await;
+            }
+            Err(_) => launch::clean(shared, &id).await,
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! Puts secrets and configs into a created container: files in a memory file system of its own, each mounted
+//! read-only at its place. Nothing of them is ever on a disk or in the machine's mount namespace.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+
+use crate::config::InjectedFile;
+use crate::merge::clean_path;
+use crate::merged;
+
+/// Where the memory file system is while it is filled. `/dev` is always a container's own memory.
+const STAGE: &str = "/dev/.rswarm-files";
+
+/// Makes the places where the files get mounted, in the container's writable layer: a read-only root file
+/// system can still get them. Blocking.
+pub(crate) fn make_places(upper: &Path, lower: &[PathBuf], files: &[InjectedFile]) -> io::Result<()> {
+    let layers: Vec<PathBuf> = [upper.to_owned()].into_iter().chain(lower.iter().cloned()).collect();
+    for file in files {
+        let target = clean_path(&file.target);
+        let (dir, name) = target.rsplit_once('/').unwrap_or(("", &target));
+        merged::ensure_directory(upper, lower, dir)?;
+        let Some(dir) = merged::directory(&layers, dir)? else { continue };
+        let is_there = dir.layers.iter().any(|layer| layer.join(name).symlink_metadata().is_ok());
+        // `ensure_directory` made the directory in the upper layer, or it is there without a part in it.
+        if !is_there && dir.layers[0].starts_with(upper) {
+            File::create(dir.layers[0].join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Mounts the files. `pid` is the container's first process, which does not run yet. Blocking.
+pub(crate) fn inject(pid: i32, files: &[InjectedFile]) -> io::Result<()> {
+    let namespace = File::open(format!("/proc/{pid}/ns/mnt"))?;
+    // A thread of its own: it enters the container's mount namespace and ends there.
+    std::thread::scope(|scope| {
+        let work = scope.spawn(move || {
+            unshare(CloneFlags::CLONE_FS)?;
+            setns(namespace, CloneFlags::CLONE_NEWNS)?;
+            fill(files)
+        });
+        work.join().unwrap_or_else(|_| Err(io::Error::other("the thread that mounts files panicked")))
+    })
+}
+
+fn fill(files: &[InjectedFile]) -> io::Result<()> {
+    let none: Option<&str> = None;
+    let guarded = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    fs::create_dir(STAGE)?;
+    mount(Some("tmpfs"), STAGE, Some("tmpfs"), guarded, Some("mode=0755"))?;
+    for (number, file) in files.iter().enumerate() {
+        let source = Path::new(STAGE).join(number.to_string());
+        write(&source, file)?;
+        let target = clean_path(&file.target);
+        make_place(Path::new(&target))?;
+        mount(Some(&source), target.as_str(), none, MsFlags::MS_BIND, none)?;
+        let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | guarded;
+        mount(none, target.as_str(), none, read_only, none)?;
+    }
+    umount2(STAGE, MntFlags::MNT_DETACH)?;
+    fs::remove_dir(STAGE)
+}
+
+fn write(path: &Path, file: &InjectedFile) -> io::Result<()> {
+    let mut open = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    open.write_all(&file.data)?;
+    fchown(&open, Some(file.uid), Some(file.gid))?;
+    open.set_permissions(fs::Permissions::from_mode(file.mode & 0o7777))
+}
+
+/// Below a mount of the container's, [`make_places`] could not help.
+fn make_place(target: &Path) -> io::Result<()> {
+    if target.symlink_metadata().is_ok() {
+        return Ok(());
+    }
+    if let Some(parent) = target.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    File::create(target).map(drop)
+}

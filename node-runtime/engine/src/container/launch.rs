@@ -1,0 +1,274 @@
+//! Brings a container up, from its layers to its running program, and takes down what is left of one.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rswarm_base::{Chain, fsx};
+use rswarm_image::Layers;
+use rswarm_proto::model::container::ContainerSpec;
+use rswarm_runtime::{Rootfs, cgroup::Cgroup};
+use rswarm_shim::client::{self, AttachStream, CallError, LaunchError, Shim, Started};
+use rswarm_shim::{Launch, RuntimeBinary};
+use tokio::sync::oneshot;
+
+use super::record::Record;
+use super::wiring::{self, Wired};
+use super::{Container, Endpoint, MountKind, inject, logfile};
+use crate::config::EngineConfig;
+use crate::error::{Cause, FileError, StartError};
+use crate::merge::clean_path;
+use crate::shared::Shared;
+use crate::spec::{self, Input, Namespace, Security, VolumeSource};
+use crate::{host, merged, signal};
+
+/// The built-in runtime's names; `runc` is what Docker's clients call the default.
+const BUILT_IN: [&str; 4] = ["", "rswarm", "runc", "io.containerd.runc.v2"];
+
+/// A container that was made and waits for its start.
+pub(crate) struct Created {
+    pub shim: Shim,
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// Layers, namespaces, networks, spec, shim: everything but letting the program run. What was made before a
+/// failure is taken down again.
+pub(crate) async fn create(shared: &Shared, record: &Record) -> Result<Created, StartError> {
+    let container = &record.container;
+    if container.config.files.len() != record.files {
+        return Err(StartError::Conflict(format!(
+            "container {} was given files that were held in memory and went with the last daemon: create it anew",
+            container.id
+        )));
+    }
+    let layers = shared.images.prepare(&container.id, &container.image_id).await.map_err(Cause::new)?;
+    let wired = wiring::wire(shared, container).await?;
+    let created = launch(shared, container, layers, &wired).await;
+    match created {
+        Ok(shim) => Ok(Created { shim, endpoints: wired.endpoints }),
+        Err(error) => {
+            wiring::unwire(shared, &container.id).await;
+            clean(shared, &container.id).await;
+            Err(error)
+        }
+    }
+}
+
+async fn launch(
+    shared: &Shared,
+    container: &Container,
+    layers: Layers,
+    wired: &Wired,
+) -> Result<Shim, StartError> {
+    let launch = prepare(shared, container, layers, wired).await?;
+    client::launch(&shared.config.exe, &launch)
+        .await
+        .map_err(|error| launch_failure(error, LaunchError::exit_code))
+}
+
+/// Lets a created container's program run. Clients that wait for its streams get them first, so that they miss
+/// nothing; its files are put in before.
+pub(crate) async fn start(
+    container: &Container,
+    created: &Created,
+    clients: Vec<oneshot::Sender<AttachStream>>,
+) -> Result<Started, StartError> {
+    for client in clients.into_iter().filter(|client| !client.is_closed()) {
+        let stream = created.shim.attach().await.map_err(Cause::new)?;
+        // One that has gone away meanwhile is no failure.
+        let _ = client.send(stream);
+    }
+    if !container.config.files.is_empty() {
+        put_files(container, created).await?;
+    }
+    created.shim.start().await.map_err(|error| launch_failure(error, CallError::exit_code))
+}
+
+async fn put_files(container: &Container, created: &Created) -> Result<(), StartError> {
+    let state = created.shim.state().await.map_err(Cause::new)?;
+    let rswarm_shim::ShimState::Created { pid } = state else {
+        return Err(StartError::Conflict(format!("container {} ended before its start", container.id)));
+    };
+    let config = container.config.clone();
+    let put = tokio::task::spawn_blocking(move || inject::inject(pid, &config.files));
+    let path = Path::new("secrets and configs");
+    Ok(put.await.expect("mounting files never panics").map_err(FileError::write(path))?)
+}
+
+/// The runtime's own words, complete, and the exit code that they mean.
+fn launch_failure<E>(error: E, exit_code: impl FnOnce(&E) -> i32) -> StartError
+where
+    E: rswarm_base::Classify + Send + Sync + 'static,
+{
+    let exit_code = exit_code(&error);
+    StartError::Launch { exit_code, source: Cause::new(error) }
+}
+
+/// Writes the bundle and says what the shim shall do.
+async fn prepare(
+    shared: &Shared,
+    container: &Container,
+    layers: Layers,
+    wired: &Wired,
+) -> Result<Launch, StartError> {
+    let config = &container.config;
+    let state_dir = shared.state_dir(&container.id);
+    let rootfs = state_dir.join("rootfs");
+    let spec = generate(shared, container, wired, &rootfs).await?;
+    let log = logfile::parse(&config.log, &log_path(container)).map_err(StartError::Invalid)?;
+    let launch = Launch {
+        id: container.id.clone(),
+        state_dir,
+        exit_file: exit_file(container),
+        bundle: container.dir.clone(),
+        rootfs: Rootfs::Overlay {
+            lower: layers.lower.clone(),
+            upper: layers.upper.clone(),
+            work: layers.work.clone(),
+        },
+        // Nobody named is root, who has a home and groups as well.
+        user: Some(if config.spec.user.is_empty() { "0".to_owned() } else { config.spec.user.clone() }),
+        groups: config.spec.groups.clone(),
+        log,
+        tty: config.spec.tty,
+        open_stdin: config.spec.open_stdin,
+        stdin_once: config.spec.stdin_once,
+        console_size: config.console_size,
+        detach_mounts: vec![netns_dir(&shared.config)],
+        runtime: runtime(&shared.config, &config.spec.runtime).map_err(StartError::Invalid)?,
+    };
+    let (files, workdir, dir) = (config.clone(), clean_path(&config.spec.workdir), container.dir.clone());
+    let write = move || {
+        fs::create_dir_all(&rootfs).map_err(FileError::write(&rootfs))?;
+        merged::ensure_directory(&layers.upper, &layers.lower, &workdir)
+            .map_err(FileError::write(Path::new(&workdir)))?;
+        inject::make_places(&layers.upper, &layers.lower, &files.files)
+            .map_err(FileError::write(&layers.upper))?;
+        let path = dir.join("config.json");
+        let json = serde_json::to_vec(&spec).map_err(|error| FileError::write(&path)(error.into()))?;
+        fs::write(&path, json).map_err(FileError::write(&path))
+    };
+    tokio::task::spawn_blocking(write).await.expect("writing a bundle never panics")?;
+    Ok(launch)
+}
+
+async fn generate(
+    shared: &Shared,
+    container: &Container,
+    wired: &Wired,
+    rootfs: &Path,
+) -> Result<oci_spec::runtime::Spec, StartError> {
+    let config = &container.config.spec;
+    let security = Security::parse(config).map_err(StartError::Invalid)?;
+    let devices = if config.privileged {
+        host::all_devices()
+    } else {
+        host::devices(&config.devices).map_err(StartError::Invalid)?
+    };
+    let cgroup = shared.cgroup(&container.id);
+    let input = Input {
+        container,
+        host: &shared.host,
+        rootfs,
+        etc: &wired.etc,
+        cgroup: &cgroup,
+        network: wired.namespace.clone(),
+        pid: joined(shared, &config.pid_mode, "pid")?,
+        ipc: joined(shared, &config.ipc_mode, "ipc")?,
+        volumes: &volumes(shared, container)?,
+        devices: &devices,
+        security: &security,
+        init: if wants_init(shared, config) { shared.config.init_path.as_deref() } else { None },
+        ulimits: &shared.config.ulimits,
+    };
+    spec::generate(&input).map_err(StartError::Invalid)
+}
+
+/// `host`, `container:X`, or one of its own.
+fn joined(shared: &Shared, mode: &str, what: &str) -> Result<Namespace, StartError> {
+    match mode.strip_prefix("container:") {
+        Some(name) => {
+            let other = shared.running(name, what)?;
+            Ok(Namespace::Path(format!("/proc/{}/ns/{what}", other.state.pid).into()))
+        }
+        None if mode == "host" => Ok(Namespace::Host),
+        None => Ok(Namespace::Own),
+    }
+}
+
+fn volumes(shared: &Shared, container: &Container) -> Result<BTreeMap<String, VolumeSource>, StartError> {
+    let volumes = container.mounts.iter().filter(|mount| mount.kind == MountKind::Volume);
+    volumes.map(|mount| Ok((mount.name.clone(), shared.volumes.get(&mount.name)?.source()))).collect()
+}
+
+/// Whether the container gets an init as its first process.
+fn wants_init(shared: &Shared, spec: &ContainerSpec) -> bool {
+    spec.init.unwrap_or(shared.config.init)
+}
+
+/// Whether the init that the container gets is there.
+///
+/// # Errors
+/// When none is configured, in one sentence.
+pub(crate) fn check_init(shared: &Shared, spec: &ContainerSpec) -> Result<(), String> {
+    if wants_init(shared, spec) && shared.config.init_path.is_none() {
+        return Err("no init program is configured: start the daemon with `--init-path`".to_owned());
+    }
+    Ok(())
+}
+
+/// The runtime of that name; `None` is the built-in one.
+///
+/// # Errors
+/// When there is none, in Docker's words.
+pub(crate) fn runtime(config: &EngineConfig, name: &str) -> Result<Option<RuntimeBinary>, String> {
+    let name = if name.is_empty() { &config.default_runtime } else { name };
+    match config.runtimes.get(name) {
+        Some(path) => Ok(Some(RuntimeBinary { path: path.clone(), args: Vec::new() })),
+        None if BUILT_IN.contains(&name) => Ok(None),
+        None => Err(format!("unknown or invalid runtime name: {name}")),
+    }
+}
+
+/// `<dir>/<id>-json.log`.
+pub(crate) fn log_path(container: &Container) -> PathBuf {
+    container.dir.join(format!("{}-json.log", container.id))
+}
+
+/// `<dir>/exit.json`.
+pub(crate) fn exit_file(container: &Container) -> PathBuf {
+    container.dir.join("exit.json")
+}
+
+/// Where overlay sandboxes are pinned.
+pub(crate) fn netns_dir(config: &EngineConfig) -> PathBuf {
+    config.exec_root.join("netns")
+}
+
+/// Ends a created container, or the shim of one that has exited.
+pub(crate) async fn end(shared: &Shared, id: &str, shim: &Shim) {
+    match shim.shutdown().await {
+        Ok(()) | Err(CallError::Gone) => {}
+        Err(error) => {
+            tracing::warn!(container.id = id, error = %Chain(&error), "shim did not end by itself");
+            // Its container goes first; a shim without one ends.
+            let _ = shim.kill(signal::KILL, true).await;
+            let _ = shim.wait().await;
+            let _ = shim.shutdown().await;
+        }
+    }
+    clean(shared, id).await;
+}
+
+/// Removes what a container that does not live may have left: its processes, its cgroup, its shim's files.
+pub(crate) async fn clean(shared: &Shared, id: &str) {
+    let (state_dir, cgroup) = (shared.state_dir(id), PathBuf::from(shared.cgroup(id)));
+    let work = move || {
+        let cgroup = Cgroup::at(&cgroup).map_err(|error| error.to_string())?;
+        cgroup.kill().and_then(|()| cgroup.remove()).map_err(|error| error.to_string())?;
+        fsx::remove_all(&state_dir).map_err(|error| error.to_string())
+    };
+    if let Err(error) = tokio::task::spawn_blocking(work).await.expect("cleaning never panics") {
+        tracing::warn!(container.id = id, error, "something of a container that ended stays behind");
+    }
+}

@@ -1,0 +1,513 @@
+//! A container's networking: its namespace, its endpoints, its published ports, its names and its three files.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rswarm_base::Chain;
+use rswarm_network::{
+    AttachRequest, Attached, BoundPort as KernelPort, DnsConfig, Mac, Netns, PortBinding, Protocol,
+};
+use rswarm_proto::model::container::PortConfig;
+
+use super::{BoundPort, Container, Endpoint};
+use crate::config::{ContainerConfig, EndpointConfig};
+use crate::error::{Cause, FileError, NetworkError, StartError};
+use crate::files::{self, ResolvConf};
+use crate::host;
+use crate::network::Network;
+use crate::shared::Shared;
+use crate::spec::{self, Namespace};
+
+/// The network mode, understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// The daemon's own namespace.
+    Host,
+    /// A namespace with nothing but loopback.
+    None,
+    /// Another container's namespace.
+    Container(String),
+    /// A namespace with an endpoint on each of these networks.
+    Networks,
+}
+
+impl Mode {
+    pub(crate) fn of(mode: &str) -> Mode {
+        match mode {
+            "host" => Mode::Host,
+            "none" => Mode::None,
+            _ => mode
+                .strip_prefix("container:")
+                .map_or(Mode::Networks, |name| Mode::Container(name.to_owned())),
+        }
+    }
+}
+
+/// The endpoints that a container will have. Names are resolved to networks here, once.
+pub(crate) fn endpoints(
+    shared: &Shared,
+    id: &str,
+    name: &str,
+    config: &ContainerConfig,
+) -> Result<Vec<Endpoint>, NetworkError> {
+    let mode = Mode::of(&config.network_mode);
+    let mut wanted = config.endpoints.clone();
+    // Clients name the mode's network again where they list endpoints.
+    wanted.retain(|endpoint| !matches!(endpoint.network.as_str(), "host" | "none" | ""));
+    if mode != Mode::Networks {
+        return if wanted.is_empty() {
+            Ok(Vec::new())
+        } else {
+            Err(NetworkError::Forbidden(format!(
+                "container cannot be connected to a network: its network mode is {}",
+                config.network_mode
+            )))
+        };
+    }
+    let default = matches!(config.network_mode.as_str(), "" | "default");
+    let primary = if default { "bridge" } else { &config.network_mode };
+    for endpoint in &mut wanted {
+        if endpoint.network == "default" {
+            "bridge".clone_into(&mut endpoint.network);
+        }
+    }
+    let mut endpoints = Vec::new();
+    match shared.local.find(primary) {
+        Ok(network) => {
+            let named = |endpoint: &EndpointConfig| {
+                endpoint.network == network.id || endpoint.network == network.name
+            };
+            if !wanted.iter().any(named) && (!default || wanted.is_empty()) {
+                wanted
+                    .insert(0, EndpointConfig { network: network.name.clone(), ..EndpointConfig::default() });
+            }
+        }
+        // A daemon without a default bridge: loopback only, as dockerd's with `--bridge none`.
+        Err(NetworkError::NotFound(_)) if default => {}
+        Err(error) => return Err(error),
+    }
+    for endpoint in wanted {
+        let network = shared.local.find(&endpoint.network)?;
+        endpoints.push(new_endpoint(&network, id, name, config, endpoint)?);
+    }
+    Ok(endpoints)
+}
+
+/// An endpoint that is not attached yet.
+pub(crate) fn new_endpoint(
+    network: &Network,
+    id: &str,
+    name: &str,
+    config: &ContainerConfig,
+    asked: EndpointConfig,
+) -> Result<Endpoint, NetworkError> {
+    if asked.address_v6.is_some() {
+        return Err(NetworkError::Invalid("IPv6 endpoints are not supported".to_owned()));
+    }
+    if network.is_default_bridge() && asked.address.is_some() {
+        return Err(NetworkError::Invalid(
+            "user specified IP address is supported on user defined networks only".to_owned(),
+        ));
+    }
+    if network.is_default_bridge() && !asked.aliases.is_empty() {
+        return Err(NetworkError::Invalid(
+            "network-scoped aliases are only supported for user-defined networks".to_owned(),
+        ));
+    }
+    Ok(Endpoint {
+        network_id: network.id.clone(),
+        network_name: network.name.clone(),
+        names: names(network, id, name, config, &asked),
+        config: asked,
+        ..Endpoint::default()
+    })
+}
+
+/// The names by which others on a network find a container.
+pub(crate) fn names(
+    network: &Network,
+    id: &str,
+    name: &str,
+    config: &ContainerConfig,
+    asked: &EndpointConfig,
+) -> Vec<String> {
+    if !network.has_names() {
+        return Vec::new();
+    }
+    let mut names = vec![name.to_owned()];
+    let more =
+        asked.aliases.iter().map(String::as_str).chain([rswarm_base::id::short(id), &config.spec.hostname]);
+    for more in more {
+        if !more.is_empty() && !names.iter().any(|known| known == more) {
+            names.push(more.to_owned());
+        }
+    }
+    names
+}
+
+/// What `launch` needs to know of a container's networking. The namespace lives as long as this value, or a
+/// process in it.
+#[derive(Debug)]
+pub(crate) struct Wired {
+    pub namespace: Namespace,
+    /// Where the three files are: another container's directory when its network is shared.
+    pub etc: PathBuf,
+    pub endpoints: Vec<Endpoint>,
+    _netns: Option<Netns>,
+}
+
+/// Makes a container's namespace and everything in it. On an error nothing of it is left.
+pub(crate) async fn wire(shared: &Shared, container: &Container) -> Result<Wired, StartError> {
+    let plain = |namespace, etc, netns| Wired { namespace, etc, endpoints: Vec::new(), _netns: netns };
+    match Mode::of(&container.config.network_mode) {
+        Mode::Host => {
+            write_files(shared, container, &[], None, false).await?;
+            Ok(plain(Namespace::Host, container.dir.clone(), None))
+        }
+        Mode::Container(name) => {
+            let other = shared.running(&name, "network")?;
+            let netns = shared.networks.open_netns(other.state.pid).map_err(Cause::new)?;
+            Ok(plain(Namespace::Path(netns.fd_path()), other.dir.clone(), Some(netns)))
+        }
+        Mode::None | Mode::Networks => {
+            let netns = shared.networks.create_netns().await.map_err(Cause::new)?;
+            let wired = attach_all(shared, container, &netns).await;
+            if wired.is_err() {
+                unwire(shared, &container.id).await;
+            }
+            let endpoints = wired?;
+            let namespace = Namespace::Path(netns.fd_path());
+            Ok(Wired { namespace, etc: container.dir.clone(), endpoints, _netns: Some(netns) })
+        }
+    }
+}
+
+/// Takes a container off all networks. What the kernel refuses is logged: the next start makes everything anew.
+pub(crate) async fn unwire(shared: &Shared, id: &str) {
+    if let Err(error) = shared.networks.detach(id).await {
+        tracing::warn!(container.id = id, error = %Chain(&error), "container could not be detached from its networks");
+    }
+}
+
+async fn attach_all(
+    shared: &Shared,
+    container: &Container,
+    netns: &Netns,
+) -> Result<Vec<Endpoint>, StartError> {
+    let mut found: Vec<(Endpoint, Arc<Network>)> = Vec::new();
+    for endpoint in container.endpoints.iter() {
+        // A network that was made anew under the same name serves as well.
+        let network = shared
+            .local
+            .find(&endpoint.network_id)
+            .or_else(|_| shared.local.find(&endpoint.network_name))
+            .map_err(|_| NetworkError::NotFound(endpoint.network_name.clone()))?;
+        found.push((endpoint.clone(), network));
+    }
+    let gateway = gateway_index(&found);
+    let mut attached = Vec::new();
+    for (number, (endpoint, network)) in found.iter().enumerate() {
+        let is_gateway = gateway == Some(number);
+        let publish = if is_gateway { bindings(container)? } else { Vec::new() };
+        attached.push(
+            attach(
+                shared,
+                container,
+                netns,
+                endpoint.clone(),
+                network,
+                Place { number, is_gateway, publish },
+            )
+            .await?,
+        );
+    }
+    let networks: Vec<&Network> = order(&found, gateway).into_iter().map(|n| &*found[n].1).collect();
+    let resolv = resolv_conf(shared, container)?;
+    let dns = dns(&networks, &resolv);
+    if let Some(dns) = &dns {
+        shared.networks.serve_dns(netns, &container.id, dns.clone()).await.map_err(Cause::new)?;
+    }
+    let gateway = gateway.and_then(|n| attached[n].gateway);
+    write_files(shared, container, &attached, gateway, dns.is_some()).await?;
+    Ok(attached)
+}
+
+/// What one attachment adds to its endpoint.
+struct Place {
+    number: usize,
+    is_gateway: bool,
+    publish: Vec<PortBinding>,
+}
+
+async fn attach(
+    shared: &Shared,
+    container: &Container,
+    netns: &Netns,
+    mut endpoint: Endpoint,
+    network: &Network,
+    place: Place,
+) -> Result<Endpoint, StartError> {
+    endpoint.network_id.clone_from(&network.id);
+    endpoint.names = names(network, &container.id, &container.name, &container.config, &endpoint.config);
+    let request = AttachRequest {
+        container_id: container.id.clone(),
+        network_id: network.kernel_id().to_owned(),
+        interface: format!("eth{}", place.number),
+        address: endpoint.config.address,
+        mac: endpoint.config.mac.map(Mac),
+        default_route: place.is_gateway,
+        publish: place.publish,
+        names: endpoint.names.clone(),
+    };
+    let attached = shared.networks.attach(netns, request).await.map_err(Cause::new)?;
+    endpoint.endpoint_id = rswarm_base::id::engine_id();
+    endpoint.interface = attached.interface;
+    endpoint.address = Some((attached.address, attached.prefix));
+    endpoint.gateway = attached.gateway;
+    endpoint.mac = Some(attached.mac.0);
+    endpoint.ports = attached.ports.into_iter().map(from_kernel_port).collect();
+    Ok(endpoint)
+}
+
+/// Puts a running container on one more network.
+pub(crate) async fn connect(
+    shared: &Shared,
+    container: &Container,
+    endpoint: Endpoint,
+    network: &Network,
+) -> Result<Endpoint, StartError> {
+    let netns = shared.networks.open_netns(container.state.pid).map_err(Cause::new)?;
+    let used = |number: usize| container.endpoints.iter().any(|e| e.interface == format!("eth{number}"));
+    let number = (0..).find(|number| !used(*number)).unwrap_or(0);
+    // The first network with a way out gives the default route.
+    let is_gateway =
+        !network.internal && container.endpoints.iter().all(|endpoint| endpoint.gateway.is_none());
+    let publish = if is_gateway { bindings(container)? } else { Vec::new() };
+    let attached =
+        attach(shared, container, &netns, endpoint, network, Place { number, is_gateway, publish }).await?;
+    let mut endpoints = container.endpoints.to_vec();
+    endpoints.push(attached.clone());
+    if let Err(error) = refresh(shared, container, &endpoints, &netns).await {
+        if let Err(error) = shared.networks.disconnect(&container.id, network.kernel_id()).await {
+            tracing::warn!(container.id = container.id, error = %Chain(&error), "an endpoint stays behind");
+        }
+        return Err(error);
+    }
+    Ok(attached)
+}
+
+/// Takes a running container off one network.
+pub(crate) async fn disconnect(
+    shared: &Shared,
+    container: &Container,
+    network: &Network,
+) -> Result<(), StartError> {
+    shared.networks.disconnect(&container.id, network.kernel_id()).await.map_err(Cause::new)?;
+    let mut endpoints = container.endpoints.to_vec();
+    endpoints.retain(|endpoint| endpoint.network_id != network.id);
+    let netns = shared.networks.open_netns(container.state.pid).map_err(Cause::new)?;
+    refresh(shared, container, &endpoints, &netns).await
+}
+
+/// DNS and files for a changed set of endpoints.
+async fn refresh(
+    shared: &Shared,
+    container: &Container,
+    endpoints: &[Endpoint],
+    netns: &Netns,
+) -> Result<(), StartError> {
+    let networks: Vec<Arc<Network>> =
+        endpoints.iter().filter_map(|endpoint| shared.local.find(&endpoint.network_id).ok()).collect();
+    let networks: Vec<&Network> = networks.iter().map(|network| &**network).collect();
+    let dns = dns(&networks, &resolv_conf(shared, container)?);
+    if let Some(dns) = &dns {
+        shared.networks.serve_dns(netns, &container.id, dns.clone()).await.map_err(Cause::new)?;
+    }
+    let gateway = endpoints.iter().find_map(|endpoint| endpoint.gateway);
+    write_files(shared, container, endpoints, gateway, dns.is_some()).await
+}
+
+/// Takes over a running container's networking after a daemon restart.
+pub(crate) async fn adopt(shared: &Shared, container: &Container) -> Result<(), StartError> {
+    if !matches!(Mode::of(&container.config.network_mode), Mode::None | Mode::Networks) {
+        return Ok(());
+    }
+    let netns = shared.networks.open_netns(container.state.pid).map_err(Cause::new)?;
+    let mut attached = Vec::new();
+    let mut networks = Vec::new();
+    for endpoint in container.endpoints.iter() {
+        let Ok(network) = shared.local.find(&endpoint.network_id) else {
+            // A cluster network: it is known again when the worker has applied it.
+            attached.extend(to_kernel(endpoint, &endpoint.network_id));
+            networks.push(endpoint.network_id.clone());
+            continue;
+        };
+        attached.extend(to_kernel(endpoint, network.kernel_id()));
+        if network.has_names() {
+            networks.push(network.id.clone());
+        }
+    }
+    let upstream = upstream(&resolv_conf(shared, container)?);
+    let dns = (!networks.is_empty()).then_some(DnsConfig { networks, upstream });
+    shared.networks.adopt(&container.id, &netns, &attached, dns).await.map_err(Cause::new)?;
+    Ok(())
+}
+
+fn to_kernel(endpoint: &Endpoint, network_id: &str) -> Option<Attached> {
+    let (address, prefix) = endpoint.address?;
+    let protocol = |text: &str| if text == "udp" { Protocol::Udp } else { Protocol::Tcp };
+    let ports = endpoint.ports.iter().map(|port| KernelPort {
+        host_ip: port.host_ip,
+        host_port: port.host_port,
+        container_port: port.container_port,
+        protocol: protocol(&port.protocol),
+    });
+    Some(Attached {
+        network_id: network_id.to_owned(),
+        interface: endpoint.interface.clone(),
+        address,
+        prefix,
+        gateway: endpoint.gateway,
+        mac: Mac(endpoint.mac?),
+        ports: ports.collect(),
+        names: endpoint.names.clone(),
+    })
+}
+
+fn from_kernel_port(port: KernelPort) -> BoundPort {
+    BoundPort {
+        protocol: port.protocol.to_string(),
+        container_port: port.container_port,
+        host_ip: port.host_ip,
+        host_port: port.host_port,
+    }
+}
+
+/// Which endpoint gives the default route: the greatest priority, then the first by name. Internal networks
+/// have no way out.
+fn gateway_index(endpoints: &[(Endpoint, Arc<Network>)]) -> Option<usize> {
+    let open = endpoints.iter().enumerate().filter(|(_, (_, network))| !network.internal);
+    let best = open.min_by_key(|(_, (endpoint, network))| {
+        (std::cmp::Reverse(endpoint.config.gateway_priority), network.name.clone())
+    });
+    best.map(|(number, _)| number)
+}
+
+/// The order in which DNS asks the networks: the one with the default route first.
+fn order(endpoints: &[(Endpoint, Arc<Network>)], gateway: Option<usize>) -> Vec<usize> {
+    gateway.into_iter().chain((0..endpoints.len()).filter(|number| Some(*number) != gateway)).collect()
+}
+
+fn dns(networks: &[&Network], resolv: &ResolvConf) -> Option<DnsConfig> {
+    let named: Vec<String> =
+        networks.iter().filter(|network| network.has_names()).map(|network| network.id.clone()).collect();
+    (!named.is_empty()).then(|| DnsConfig { networks: named, upstream: upstream(resolv) })
+}
+
+/// Asked from the daemon's namespace, so that the host's loopback servers are fine.
+fn upstream(resolv: &ResolvConf) -> Vec<IpAddr> {
+    resolv.servers.clone()
+}
+
+fn resolv_conf(shared: &Shared, container: &Container) -> Result<ResolvConf, StartError> {
+    ResolvConf::for_container(&container.config.spec, &shared.config.dns, &host::resolv_conf())
+        .map_err(StartError::Invalid)
+}
+
+/// Published ports, and with `publish_all` every exposed one on a free port.
+fn bindings(container: &Container) -> Result<Vec<PortBinding>, StartError> {
+    let config = &container.config;
+    let mut bindings: Vec<PortBinding> = config.ports.iter().map(binding).collect::<Result<_, _>>()?;
+    if config.publish_all {
+        for exposed in container.exposed.iter() {
+            let binding = exposed_binding(exposed)?;
+            let same = |known: &PortBinding| {
+                known.container_port == binding.container_port && known.protocol == binding.protocol
+            };
+            if !bindings.iter().any(same) {
+                bindings.push(binding);
+            }
+        }
+    }
+    Ok(bindings)
+}
+
+fn binding(port: &PortConfig) -> Result<PortBinding, StartError> {
+    let number =
+        |port: u32| u16::try_from(port).map_err(|_| StartError::Invalid(format!("invalid port: {port}")));
+    let host_ip = match port.host_ip.trim_matches(['[', ']']) {
+        "" => None,
+        text => Some(text.parse().map_err(|_| StartError::Invalid(format!("invalid IP address: {text}")))?),
+    };
+    Ok(PortBinding {
+        host_ip,
+        host_port: number(port.published)?,
+        host_port_end: 0,
+        container_port: number(port.target)?,
+        protocol: protocol(&port.protocol)?,
+    })
+}
+
+fn exposed_binding(exposed: &str) -> Result<PortBinding, StartError> {
+    let (port, name) = exposed.split_once('/').unwrap_or((exposed, "tcp"));
+    let container_port =
+        port.parse().map_err(|_| StartError::Invalid(format!("invalid exposed port: {exposed}")))?;
+    Ok(PortBinding {
+        host_ip: None,
+        host_port: 0,
+        host_port_end: 0,
+        container_port,
+        protocol: protocol(name)?,
+    })
+}
+
+fn protocol(name: &str) -> Result<Protocol, StartError> {
+    match name {
+        "" | "tcp" => Ok(Protocol::Tcp),
+        "udp" => Ok(Protocol::Udp),
+        other => Err(StartError::Invalid(format!("ports of protocol {other} cannot be published"))),
+    }
+}
+
+/// Checks ports before a container exists.
+///
+/// # Errors
+/// The first that cannot be published, in one sentence.
+pub(crate) fn check_ports(config: &ContainerConfig) -> Result<(), String> {
+    config.ports.iter().try_for_each(|port| binding(port).map(drop)).map_err(|error| error.to_string())
+}
+
+/// Writes `hosts`, `hostname` and `resolv.conf`.
+async fn write_files(
+    shared: &Shared,
+    container: &Container,
+    endpoints: &[Endpoint],
+    gateway: Option<IpAddr>,
+    has_dns: bool,
+) -> Result<(), StartError> {
+    let config = &container.config;
+    let on_host = Mode::of(&config.network_mode) == Mode::Host;
+    let name = spec::host_name(container);
+    let own: Vec<IpAddr> =
+        endpoints.iter().filter_map(|endpoint| endpoint.address.map(|(ip, _)| ip)).collect();
+    let gateway = gateway.or(on_host.then_some(IpAddr::V4(Ipv4Addr::LOCALHOST)));
+    let mut hosts = files::hosts(&config.spec, &name, &own, gateway);
+    if on_host {
+        hosts = host::hosts() + &files::extra_hosts(&config.spec, gateway);
+    }
+    let resolv = resolv_conf(shared, container)?;
+    let resolv = if has_dns { resolv.embedded() } else { resolv.direct(!on_host) };
+    let dir = container.dir.clone();
+    let write = move || {
+        for (file, text) in [("hosts", hosts), ("hostname", format!("{name}\n")), ("resolv.conf", resolv)] {
+            let path = dir.join(file);
+            files::write_in_place(&path, &text).map_err(FileError::write(&path))?;
+        }
+        Ok(())
+    };
+    Ok(tokio::task::spawn_blocking(write)
+        .await
+        .expect("writing files never panics")
+        .map_err(StartError::File)?)
+}

@@ -1,0 +1,85 @@
+//! What all actors of an engine work with. Nothing in it changes but through handles that have one owner each.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rswarm_base::Scope;
+use rswarm_image::ImageStore;
+use rswarm_network::Networks;
+
+use crate::config::EngineConfig;
+use crate::container::{Attributes, Container};
+use crate::error::StartError;
+use crate::events::Events;
+use crate::exec::Execs;
+use crate::network::LocalNetworks;
+use crate::registry::Registry;
+use crate::spec::Host;
+use crate::volume::Volumes;
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub config: EngineConfig,
+    pub host: Host,
+    pub images: ImageStore,
+    pub networks: Networks,
+    pub local: LocalNetworks,
+    pub volumes: Volumes,
+    pub registry: Registry,
+    pub execs: Execs,
+    pub events: Events,
+    /// The actors run in it; when it ends, containers go on.
+    pub scope: Scope,
+}
+
+impl Shared {
+    /// `<data-root>/containers`.
+    pub(crate) fn containers_dir(&self) -> PathBuf {
+        self.config.data_root.join("containers")
+    }
+
+    /// `<exec-root>/containers/<id>`: the shim's.
+    pub(crate) fn state_dir(&self, id: &str) -> PathBuf {
+        self.config.exec_root.join("containers").join(id)
+    }
+
+    /// `<cgroup-parent>/<id>`.
+    pub(crate) fn cgroup(&self, id: &str) -> String {
+        format!("{}/{id}", self.config.cgroup_parent.trim_end_matches('/'))
+    }
+
+    /// A container that another one shares a namespace with.
+    pub(crate) fn running(&self, reference: &str, what: &str) -> Result<Arc<Container>, StartError> {
+        let other = self.registry.find(reference)?.container();
+        if other.state.status.is_live() {
+            Ok(other)
+        } else {
+            Err(StartError::Conflict(format!(
+                "cannot join {what} namespace of a non running container: {}",
+                other.id
+            )))
+        }
+    }
+
+    /// Announces something about a container: its labels, image and name go along.
+    pub(crate) fn event(&self, container: &Container, action: &str, more: &[(&str, String)]) {
+        let mut attributes: Attributes = container.config.spec.labels.clone();
+        attributes.insert("image".to_owned(), container.config.spec.image.clone());
+        attributes.insert("name".to_owned(), container.name.clone());
+        attributes.extend(more.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
+        self.events.local("container", action, &container.id, attributes);
+    }
+
+    /// Announces that a container came onto or left its networks.
+    pub(crate) fn network_events(&self, container: &Container, action: &str) {
+        for endpoint in container.endpoints.iter().filter(|endpoint| !endpoint.endpoint_id.is_empty()) {
+            let driver = self.local.find(&endpoint.network_id).map(|network| network.driver.clone());
+            let attributes = [
+                ("container".to_owned(), container.id.clone()),
+                ("name".to_owned(), endpoint.network_name.clone()),
+                ("type".to_owned(), driver.unwrap_or_default()),
+            ];
+            self.events.local("network", action, &endpoint.network_id, attributes.into());
+        }
+    }
+}
