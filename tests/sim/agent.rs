@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use rswarm_base::{IdGen, Timestamp};
 use rswarm_proto::model::task::TaskState;
-use rswarm_proto::wire::{Assignments, ContainerStatus, NodeTaskReport, Task, TaskReport, TaskStatus};
+use rswarm_proto::wire::{
+    Assignments, ContainerStatus, NetworkEndpoint, NodeTaskReport, Task, TaskReport, TaskStatus,
+};
 use rswarm_worker::assignments::AssignmentSet;
 use rswarm_worker::step::{Step, next_step};
 
@@ -76,6 +78,11 @@ impl Agent {
             container.report(TaskState::Failed, clock);
         }
         self.restart();
+    }
+
+    /// The endpoints that it was told of, by network.
+    pub fn tables(&self) -> impl Iterator<Item = (&String, &BTreeMap<String, NetworkEndpoint>)> {
+        self.set.networks.iter().map(|(id, view)| (id, &view.endpoints))
     }
 
     fn clock(&self, now: Timestamp) -> Timestamp {

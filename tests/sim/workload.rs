@@ -17,6 +17,12 @@ use rswarm_proto::wire::{
 use crate::agent::{BROKEN, FLAKY};
 
 const SECOND: i64 = 1_000_000_000;
+/// Services at once, and replicas of each once all is mended: what the small subnets of the simulation can
+/// hold, virtual addresses and the tasks of running updates included.
+const SERVICES_MAX: usize = 4;
+const REPLICAS_MENDED: u64 = 3;
+/// Prefix length of every network: small, so that addresses are reused soon.
+pub const SUBNET_SIZE: u32 = 27;
 
 /// What a user was promised once the request was acknowledged.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,7 +74,7 @@ pub fn request(
     let pick = |random: &mut IdGen, count: usize| random.number() as usize % count.max(1);
     let service = services.get(pick(random, services.len()));
     match random.number() % 12 {
-        0..=2 if services.len() < 6 => {
+        0..=2 if services.len() < SERVICES_MAX => {
             let request = CreateServiceRequest { spec: Some(new_service(state, random)) };
             Some(exists(ObjectKind::Service, control::create_service(state, &request, ids)))
         }
@@ -118,7 +124,7 @@ fn new_service(state: &State, random: &mut IdGen) -> ServiceSpec {
     let order = if dice(2) == 0 { Order::StopFirst } else { Order::StartFirst };
     let action = [FailureAction::Pause, FailureAction::Continue, FailureAction::Rollback][dice(3) as usize];
     let update = UpdateConfig {
-        parallelism: dice(3),
+        parallelism: 1 + dice(2),
         delay: dice(2) as i64 * SECOND,
         failure_action: action.into(),
         monitor: SECOND,
@@ -129,7 +135,9 @@ fn new_service(state: &State, random: &mut IdGen) -> ServiceSpec {
         0 => service_spec::Mode::Global(Global {}),
         _ => service_spec::Mode::Replicated(Replicated { replicas: 1 + dice(5) }),
     };
-    let network = state.networks().filter(|network| !network.pending_delete).nth(dice(2) as usize);
+    let is_global = matches!(mode, service_spec::Mode::Global(_));
+    let networks = state.networks().filter(|network| !network.pending_delete && !is_global);
+    let network = networks.into_iter().nth(dice(2) as usize);
     let networks = network.map(|network| NetworkAttachmentConfig {
         target: network.id.clone(),
         ..NetworkAttachmentConfig::default()
@@ -210,5 +218,8 @@ pub fn mend(state: &State, service: &Service, now: Timestamp, ids: &mut IdGen) -
         let task = spec.task.get_or_insert_default();
         task.container.get_or_insert_default().image = "web:9".to_owned();
         task.force_update += 1;
+        if let Some(service_spec::Mode::Replicated(replicated)) = &mut spec.mode {
+            replicated.replicas = replicated.replicas.min(REPLICAS_MENDED);
+        }
     })
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use prost::Message as _;
 use rswarm_base::{IdGen, Timestamp};
+use rswarm_manager_core::assign::Tables;
 use rswarm_manager_core::peer::Input;
 use rswarm_manager_core::state::node_state;
 use rswarm_manager_core::{Author, State, apply};
@@ -174,12 +175,12 @@ impl World {
             Event::Deliver(packet) => self.deliver(packet),
             Event::User => {
                 self.use_it();
-                let pause = Duration::from_millis(200 + self.random.number() % 1500);
+                let pause = Duration::from_millis(100 + self.random.number() % 600);
                 self.after(pause, Event::User);
             }
             Event::Fault => {
                 self.break_it();
-                let pause = Duration::from_millis(500 + self.random.number() % 5000);
+                let pause = Duration::from_millis(500 + self.random.number() % 3000);
                 self.after(pause, Event::Fault);
             }
         }
@@ -493,7 +494,13 @@ impl World {
 
     /// No container outlives its task, and every task that is said to run has one that does.
     fn container_trouble(&self, state: &State) -> Option<String> {
+        let mut tables = Tables::new(state);
         for (node, agent) in &self.agents {
+            let assigned = tables.assignments(node);
+            let knows = agent.tables().map(|(id, endpoints)| (id, endpoints.clone()));
+            if !knows.eq(assigned.networks.iter().map(|(id, table)| (id, table.endpoints.clone()))) {
+                return Some(format!("{node} has other endpoints than it was assigned"));
+            }
             for (id, container) in agent.containers.iter().filter(|(_, container)| container.is_up()) {
                 let wanted = state.task(id).is_some_and(|task| task.is_live() && task.node_id == *node);
                 if !wanted {
@@ -528,7 +535,12 @@ fn fingerprint(state: &State) -> u64 {
 fn first_state() -> State {
     let annotations = Some(Annotations { name: "default".to_owned(), ..Annotations::default() });
     let spec = ClusterSpec { annotations, ..ClusterSpec::default() };
-    let cluster = Cluster { id: "cluster".to_owned(), spec: Some(spec), ..Cluster::default() };
+    let cluster = Cluster {
+        id: "cluster".to_owned(),
+        spec: Some(spec),
+        subnet_size: workload::SUBNET_SIZE,
+        ..Cluster::default()
+    };
     let resources = Some(Resources { nano_cpus: 4_000_000_000, memory: 8 << 30, pids: 0 });
     let nodes = (1..=NODES).map(|n| Node {
         id: format!("node{n}"),
