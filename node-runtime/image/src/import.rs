@@ -86,7 +86,7 @@ pub(crate) async fn import(
 }
 
 fn build(
-    inner: &Inner,
+    inner: &Arc<Inner>,
     tar: ChunkReader,
     config: ImageConfig,
     options: ImportOptions,

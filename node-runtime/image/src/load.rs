@@ -218,7 +218,7 @@ struct ArchivedImage {
 }
 
 struct Loader<'a> {
-    inner: &'a Inner,
+    inner: &'a Arc<Inner>,
     members: Members,
     progress: Progress,
 }
@@ -231,7 +231,7 @@ impl Loader<'_> {
         }
         if self.members.find("index.json").is_some() {
             let index: Index = self.members.json("index.json")?;
-            return index.manifests.iter().map(|entry| self.entry(entry)).collect();
+            return self.wanted(&index).into_iter().map(|entry| self.entry(entry)).collect();
         }
         Err(LoadError::NoImages)
     }
@@ -242,7 +242,43 @@ impl Loader<'_> {
             names.push(parse_name(name)?);
         }
         let config = self.members.text(&archived.config)?;
-        self.image(&config, &archived.config, &archived.layers, None, &names)
+        let own = self.own_manifest(&Digest::of(&config), &archived.layers);
+        self.image(&config, &archived.config, &archived.layers, own, &names)
+    }
+
+    /// The manifest that an archive of both kinds has for an image: with it the image keeps its digest.
+    fn own_manifest(&self, config: &Digest, layers: &[String]) -> Option<(Descriptor, Vec<u8>)> {
+        let index: Index = self.members.json("index.json").ok()?;
+        let layers: Option<Vec<&Digest>> =
+            layers.iter().map(|name| self.members.find(name).map(|file| &file.digest)).collect();
+        let layers = layers?;
+        index.manifests.iter().find_map(|entry| {
+            let name = blob_name(&entry.digest);
+            let bytes = self.members.text(&name).ok()?;
+            self.check_digest(&name, &entry.digest).ok()?;
+            let (Document::Manifest(manifest), media_type) =
+                manifest::parse(&bytes, &entry.media_type).ok()?
+            else {
+                return None;
+            };
+            let is_it = manifest.config.digest == *config
+                && manifest.layers.iter().map(|layer| &layer.digest).eq(layers.iter().copied());
+            is_it.then(|| (Descriptor::new(&media_type, entry.digest.clone(), bytes.len() as u64), bytes))
+        })
+    }
+
+    /// The entries of a layout that this machine can run, or all when it can run none. Attestations are
+    /// never images.
+    fn wanted<'i>(&self, index: &'i Index) -> Vec<&'i Descriptor> {
+        let wanted = &self.inner.config.platform;
+        let is_image =
+            |entry: &&Descriptor| entry.platform.as_ref().is_none_or(|offered| offered.os != "unknown");
+        let runs = |entry: &&&Descriptor| {
+            entry.platform.as_ref().is_none_or(|offered| wanted.rank(offered).is_some())
+        };
+        let images: Vec<&Descriptor> = index.manifests.iter().filter(is_image).collect();
+        let runnable: Vec<&Descriptor> = images.iter().filter(runs).copied().collect();
+        if runnable.is_empty() { images } else { runnable }
     }
 
     /// One entry of an OCI layout's index; a nested index gives its image for this machine.

@@ -22,7 +22,7 @@ use crate::platform::Platform;
 use crate::progress::{LayerState, Progress, ProgressEvent};
 use crate::reference::{Reference, ReferenceError};
 use crate::registry::{RawManifest, RegistryError, Repository};
-use crate::store::{DOCUMENT_BYTES_MAX, Inner, blocking};
+use crate::store::{DOCUMENT_BYTES_MAX, Inner, Pins, blocking};
 use crate::stream::{ChunkSender, pipe};
 
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
@@ -314,8 +314,8 @@ impl Pull<'_> {
         let blobs = resolved.manifest.layers.iter().map(|layer| layer.digest.clone());
         let pinned =
             chain.iter().cloned().chain(blobs).chain([id.clone(), resolved.descriptor.digest.clone()]);
-        let _pins = self.inner.pin(pinned.collect());
-        self.layers(&Arc::new(repository), &resolved.manifest, &document, &chain).await?;
+        let pins = Arc::new(self.inner.pin(pinned.collect()));
+        self.layers(&repository, &resolved.manifest, &document, &chain, &pins).await?;
         let names = match self.reference.digest() {
             Some(_) => vec![key(self.reference)],
             None => vec![self.reference.clone(), self.reference.with_digest(resolved.top.clone())],
@@ -323,6 +323,7 @@ impl Pull<'_> {
         let before = self.inner.catalog().names.get(&key(self.reference)).cloned();
         let (inner, descriptor, image_id) = (Arc::clone(self.inner), resolved.descriptor.clone(), id.clone());
         let image = blocking(move || {
+            let _pins = pins;
             let store = |error: Box<dyn std::error::Error + Send + Sync>| PullError::Store(error);
             inner.content.write(&config).map_err(|error| store(error.into()))?;
             inner.content.write(&resolved.bytes).map_err(|error| store(error.into()))?;
@@ -408,10 +409,11 @@ impl Pull<'_> {
 
     async fn layers(
         &self,
-        repository: &Arc<Repository>,
+        repository: &Repository,
         manifest: &Manifest,
         document: &ImageDocument,
         chain: &[Digest],
+        pins: &Arc<Pins>,
     ) -> Result<(), PullError> {
         let (first, mut below) = oneshot::channel();
         let _ = first.send(());
@@ -426,6 +428,7 @@ impl Pull<'_> {
                 chain_id: &chain[at],
                 parent: at.checked_sub(1).map(|below| &chain[below]),
                 id: blob.digest.short(),
+                pins,
             };
             if self.inner.layers.get(&chain[at]).is_none() {
                 layer.tell(LayerState::PullingFsLayer);
@@ -445,6 +448,7 @@ struct LayerPull<'a> {
     chain_id: &'a Digest,
     parent: Option<&'a Digest>,
     id: &'a str,
+    pins: &'a Arc<Pins>,
 }
 
 impl LayerPull<'_> {
@@ -464,10 +468,12 @@ impl LayerPull<'_> {
                 return Err(self.refused(LayerError::DiffId { expected, found }));
             }
             below.await.map_err(|_| PullError::Abandoned)?;
-            let (inner, parent) = (Arc::clone(inner), self.parent.cloned());
-            let committed =
-                blocking(move || inner.layers.commit(&inner.content, staged, parent.as_ref())).await;
-            committed.map_err(|error| self.refused(error))?;
+            let (inner, parent, pins) = (Arc::clone(inner), self.parent.cloned(), Arc::clone(self.pins));
+            let committed = blocking(move || {
+                let _pins = pins;
+                inner.layers.commit(&inner.content, staged, parent.as_ref())
+            });
+            committed.await.map_err(|error| self.refused(error))?;
         }
         self.tell(LayerState::PullComplete);
         let _ = placed.send(());

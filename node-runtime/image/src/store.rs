@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -325,7 +326,7 @@ impl ImageStore {
         Ok(swept.into_iter().map(|layer| layer.1).sum())
     }
 
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> T + Send + 'static) -> T {
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Arc<Inner>) -> T + Send + 'static) -> T {
         let inner = Arc::clone(&self.inner);
         blocking(move || work(&inner)).await
     }
@@ -367,13 +368,15 @@ struct NamesFile {
     names: std::collections::BTreeMap<String, Digest>,
 }
 
-/// Keeps layers and blobs from being swept until dropped.
-pub(crate) struct Pins<'a> {
-    inner: &'a Inner,
+/// Keeps layers and blobs from being swept until dropped. Goes along with the work on them: a thread may
+/// outlive the call that started it.
+#[derive(Debug)]
+pub(crate) struct Pins {
+    inner: Arc<Inner>,
     pinned: Vec<Digest>,
 }
 
-impl Drop for Pins<'_> {
+impl Drop for Pins {
     fn drop(&mut self) {
         let mut books = self.inner.books();
         for digest in &self.pinned {
@@ -392,6 +395,8 @@ impl Inner {
         let registries = Registries::new(&config)?;
         let named = |source| OpenError::Io { root: config.root.clone(), source };
         fs::create_dir_all(config.root.join("images")).map_err(named)?;
+        // Layers hold setuid programs of other people's making: nobody but root gets near them.
+        fs::set_permissions(&config.root, fs::Permissions::from_mode(0o700)).map_err(named)?;
         let inner = Inner {
             content: Content::open(&config.root).map_err(named)?,
             layers: LayerStore::open(&config.root).map_err(named)?,
@@ -562,13 +567,13 @@ impl Inner {
     }
 
     /// Keeps layers (by chain id) and blobs until the guard is dropped, whether they exist yet or not.
-    pub(crate) fn pin(&self, pinned: Vec<Digest>) -> Pins<'_> {
+    pub(crate) fn pin(self: &Arc<Self>, pinned: Vec<Digest>) -> Pins {
         let mut books = self.books();
         for digest in &pinned {
             *books.pins.entry(digest.clone()).or_default() += 1;
         }
         drop(books);
-        Pins { inner: self, pinned }
+        Pins { inner: Arc::clone(self), pinned }
     }
 
     /// Removes what nobody needs; gives the layers with their sizes.

@@ -6,7 +6,10 @@ use std::io::{Cursor, Read as _};
 use rswarm_base::{Chain, Classify as _, Kind};
 use rswarm_image::{Digest, Image, Progress};
 
-use crate::samples::{OCI_MANIFEST, Sample, TestStore, files, gzip, store, tar_of, two_layers};
+use crate::samples::{OCI_MANIFEST, Sample, TestStore, assert_swept, files, gzip, store, tar_of, two_layers};
+
+/// Names and contents of an archive's files.
+type Members = Vec<(String, Vec<u8>)>;
 
 fn blob_name(digest: &Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
@@ -23,7 +26,7 @@ fn tar_of_bytes(members: &[(String, Vec<u8>)]) -> Vec<u8> {
     builder.into_inner().expect("tar")
 }
 
-fn layout(sample: &Sample, name: &str) -> Vec<(String, Vec<u8>)> {
+fn layout(sample: &Sample, name: &str) -> Members {
     let index = serde_json::json!({"schemaVersion": 2, "manifests": [{
         "mediaType": OCI_MANIFEST, "digest": sample.manifest_digest(), "size": sample.manifest.len(),
         "annotations": {"io.containerd.image.name": format!("docker.io/library/{name}")},
@@ -96,6 +99,8 @@ async fn what_is_saved_loads_elsewhere_as_the_same_image() {
         (&sample.id(), &["web:1".to_owned()][..])
     );
 
+    assert_eq!(loaded[0].image.manifest.digest, sample.manifest_digest(), "also as a docker-archive");
+
     let mut members = BTreeMap::new();
     for entry in tar::Archive::new(&tar[..]).entries().expect("tar") {
         let mut entry = entry.expect("entry");
@@ -120,15 +125,43 @@ async fn what_is_saved_loads_elsewhere_as_the_same_image() {
 }
 
 #[tokio::test]
+async fn of_a_layout_for_many_platforms_the_own_one_is_loaded() {
+    let test =
+        crate::samples::store_with(|config| config.platform = "linux/amd64".parse().expect("platform"));
+    let amd64 = Sample::new(&[tar_of(&[("for", "amd64")])], "amd64");
+    let arm64 = Sample::new(&[tar_of(&[("for", "arm64")])], "arm64");
+    let entry = |sample: &Sample, os: &str, architecture: &str| {
+        serde_json::json!({
+            "mediaType": OCI_MANIFEST, "digest": sample.manifest_digest(), "size": sample.manifest.len(),
+            "platform": {"os": os, "architecture": architecture},
+        })
+    };
+    let index = serde_json::json!({"schemaVersion": 2, "manifests": [
+        entry(&arm64, "linux", "arm64"), entry(&amd64, "linux", "amd64"), entry(&arm64, "unknown", "unknown"),
+    ]});
+    let mut members = layout(&amd64, "x");
+    members.extend(layout(&arm64, "x").into_iter().skip(1));
+    members[0].1 = serde_json::to_vec(&index).expect("json");
+    let (progress, mut events) = Progress::channel();
+    let loaded = test.store.load(Cursor::new(tar_of_bytes(&members)), progress).await.expect("loads");
+    assert_eq!(loaded.iter().map(|loaded| &loaded.image.id).collect::<Vec<_>>(), [&amd64.id()]);
+    let mut last = String::new();
+    while let Some(event) = events.recv().await {
+        last = event.status();
+    }
+    assert_eq!(last, format!("Loaded image ID: {}", amd64.id()));
+}
+
+#[tokio::test]
 async fn archives_that_lie_are_refused_and_leave_nothing() {
     let sample = two_layers();
-    let with = |change: &dyn Fn(&mut Vec<(String, Vec<u8>)>)| {
+    let with = |change: &dyn Fn(&mut Members)| {
         let mut members = layout(&sample, "web:1");
         change(&mut members);
         tar_of_bytes(&members)
     };
     let swap = |name: String, to: Vec<u8>| {
-        move |members: &mut Vec<(String, Vec<u8>)>| {
+        move |members: &mut Members| {
             members.iter_mut().find(|member| member.0 == name).expect("member").1 = to.clone();
         }
     };
@@ -153,8 +186,7 @@ async fn archives_that_lie_are_refused_and_leave_nothing() {
         assert!(Chain(&error).to_string().contains(message), "{name}: {}", Chain(&error));
         assert_eq!(error.kind(), Kind::InvalidArgument, "{name}");
         assert!(test.store.list().is_empty());
-        test.store.sweep().await.expect("sweeps");
-        assert_eq!(files(&test), before, "{name}");
+        assert_swept(&test, &before).await;
     }
 }
 

@@ -17,7 +17,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::samples::{
-    LAYER_GZIP, OCI_MANIFEST, Sample, TestStore, files, gzip, store, store_with, tar_of, two_layers,
+    LAYER_GZIP, OCI_MANIFEST, Sample, TestStore, assert_swept, files, gzip, store, store_with, tar_of,
+    two_layers,
 };
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -285,8 +286,7 @@ async fn a_flipped_byte_is_refused_by_its_digest_and_leaves_nothing() {
         assert!(message(&error).contains(digest.as_str()), "byte {at}: {}", message(&error));
         assert!(matches!(error, PullError::Layer { .. }), "byte {at}: {}", message(&error));
         assert!(test.store.list().is_empty());
-        test.store.sweep().await.expect("sweeps");
-        assert_eq!(files(&test), before, "byte {at}");
+        assert_swept(&test, &before).await;
         std::fs::write(registry.blob_path(&digest), &sample.layers[1].0).expect("flip back");
     }
 }
@@ -453,11 +453,10 @@ async fn a_stream_without_end_is_broken_off_at_its_promised_size() {
     })
     .await;
     let test = store();
+    let before = files(&test);
     let error = pull(&test, &fake.name("web")).await.expect_err("refused");
     assert!(message(&error).contains("more than the promised"), "{}", message(&error));
-    let taken: u64 =
-        files(&test).iter().map(|path| std::fs::metadata(path).map_or(0, |meta| meta.len())).sum();
-    assert!(taken < 1 << 20, "{taken}");
+    assert_swept(&test, &before).await;
 }
 
 /// What a client asked the fake.

@@ -1,6 +1,7 @@
 //! Hand-made images and a store in a directory of its own.
 
 use std::io::Write as _;
+use std::time::{Duration, Instant};
 
 use rswarm_image::{Descriptor, Digest, ImageStore, Manifest, StoreConfig};
 use tempfile::TempDir;
@@ -121,4 +122,19 @@ pub(crate) fn files(store: &TestStore) -> Vec<String> {
     let mut found = Vec::new();
     walk(&store.dir.path().join("image"), &mut found);
     found
+}
+
+/// Waits until what a failed operation had begun is swept away. Threads may still be finishing a layer
+/// that nobody wants any more.
+pub(crate) async fn assert_swept(test: &TestStore, before: &[String]) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        test.store.sweep().await.expect("sweeps");
+        let left = files(test);
+        if left == before {
+            return;
+        }
+        assert!(Instant::now() < deadline, "left behind: {left:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }

@@ -1,6 +1,7 @@
 //! Import, names, removal, writable layers, crashes.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use rswarm_base::{Chain, Classify as _, Kind};
@@ -37,6 +38,8 @@ async fn an_imported_image_is_there_with_its_changes_and_survives_a_restart() {
     let raw = test.store.raw_config("web").await.expect("raw");
     assert_eq!(rswarm_image::Digest::of(&raw), image.id);
 
+    let root = fs::metadata(test.dir.path().join("image")).expect("root");
+    assert_eq!(root.permissions().mode() & 0o7777, 0o700, "setuid programs are out of reach");
     let again = ImageStore::open(config(&test.dir)).expect("opens again");
     let found = again.get("web").expect("still there");
     assert_eq!((found.id, found.layers, found.created), (image.id, image.layers, image.created));
