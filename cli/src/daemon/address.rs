@@ -65,10 +65,15 @@ impl Addresses {
 fn advertised(text: &str, port: u16) -> Result<SocketAddr, ClusterError> {
     let parsed = parse(text, "advertise")?;
     if parsed.ip().is_unspecified() {
-        return Err(invalid("advertise address must be a non-zero IP address or network interface (with optional port number)"));
+        return Err(invalid(
+            "advertise address must be a non-zero IP address or network interface (with optional port number)",
+        ));
     }
     // A port is taken from the listener when the text has none.
-    let has_port = text.parse::<SocketAddr>().is_ok() || text.rsplit_once(':').is_some_and(|(_, p)| p.parse::<u16>().is_ok() && text.parse::<IpAddr>().is_err());
+    let has_port = text.parse::<SocketAddr>().is_ok()
+        || text
+            .rsplit_once(':')
+            .is_some_and(|(_, p)| p.parse::<u16>().is_ok() && text.parse::<IpAddr>().is_err());
     Ok(if has_port { parsed } else { SocketAddr::new(parsed.ip(), port) })
 }
 
@@ -81,9 +86,10 @@ fn parse(text: &str, what: &str) -> Result<SocketAddr, ClusterError> {
         return Ok(SocketAddr::new(ip, DEFAULT_PORT));
     }
     let (interface, port) = match text.rsplit_once(':') {
-        Some((interface, port)) => {
-            (interface, port.parse().map_err(|_| invalid(&format!("invalid {what} address `{text}`: bad port")))?)
-        }
+        Some((interface, port)) => (
+            interface,
+            port.parse().map_err(|_| invalid(&format!("invalid {what} address `{text}`: bad port")))?,
+        ),
         None => (text, DEFAULT_PORT),
     };
     let ips: Vec<IpAddr> =
@@ -93,7 +99,10 @@ fn parse(text: &str, what: &str) -> Result<SocketAddr, ClusterError> {
         [] => Err(invalid(&format!(
             "invalid {what} address `{text}`: it is neither an IP address nor an interface with one"
         ))),
-        many => Err(invalid(&format!("interface {interface} has more than one address ({}): give one of them", join(many)))),
+        many => Err(invalid(&format!(
+            "interface {interface} has more than one address ({}): give one of them",
+            join(many)
+        ))),
     }
 }
 

@@ -132,9 +132,7 @@ pub enum SettingsError {
     #[error("configuration file could not be read")]
     File(#[source] std::io::Error),
     /// An option both in the file and on the command line, as dockerd refuses it.
-    #[error(
-        "the following directives are specified both as a flag and in the configuration file: {0}"
-    )]
+    #[error("the following directives are specified both as a flag and in the configuration file: {0}")]
     Twice(String),
     /// A label without `=`.
     #[error("bad attribute format: {0}: want KEY=VALUE")]

@@ -15,8 +15,8 @@ use rswarm_engine::{Container, ContainerConfig, EndpointConfig, Engine, RemoveOp
 use rswarm_image::{Progress, Reference, RegistryAuth};
 use rswarm_network::{Mac, Overlay, OverlayEndpoint};
 use rswarm_proto::wire::{
-    ContainerStatus, EngineDescription, LogLine, NetworkAttachment, NetworkEndpoint, NodeDescription, Platform,
-    Resources, Task, TaskLogsRequest, log_line, port_config,
+    ContainerStatus, EngineDescription, LogLine, NetworkAttachment, NetworkEndpoint, NodeDescription,
+    Platform, Resources, Task, TaskLogsRequest, log_line, port_config,
 };
 use rswarm_worker::assignments::NetworkView;
 use rswarm_worker::executor::LogStream;
@@ -111,7 +111,10 @@ impl EngineExecutor {
             vni: view.network.vni,
             subnets,
             mtu: mtu(&spec.options)?,
-            data_path_port: u16::try_from(view.data_path_port).ok().filter(|port| *port != 0).unwrap_or(DATA_PATH_PORT),
+            data_path_port: u16::try_from(view.data_path_port)
+                .ok()
+                .filter(|port| *port != 0)
+                .unwrap_or(DATA_PATH_PORT),
             local_addr: self.data_path,
             internal: spec.internal,
             endpoints: endpoints.collect::<Result<_, _>>()?,
@@ -184,7 +187,11 @@ impl Executor for EngineExecutor {
             return Err(ExecError(format!("starting container failed: {}", Chain(&error))));
         }
         let container = self.container_of(&task.id).ok_or_else(|| gone(task))?;
-        Ok(ContainerStatus { container_id: container.id.clone(), pid: container.state.pid.into(), exit_code: 0 })
+        Ok(ContainerStatus {
+            container_id: container.id.clone(),
+            pid: container.state.pid.into(),
+            exit_code: 0,
+        })
     }
 
     async fn wait(&self, task: &Task) -> Result<TaskExit, ExecError> {
@@ -199,7 +206,9 @@ impl Executor for EngineExecutor {
         let Some(container) = self.container_of(&task.id) else { return Ok(()) };
         let grace = task.spec.as_ref().map(rswarm_proto::wire::TaskSpec::stop_grace);
         match self.engine.stop(&container.id, grace, None).await {
-            Err(error) if error.kind() != Kind::NotModified && error.kind() != Kind::NotFound => Err(failure(&error)),
+            Err(error) if error.kind() != Kind::NotModified && error.kind() != Kind::NotFound => {
+                Err(failure(&error))
+            }
             _ => Ok(()),
         }
     }

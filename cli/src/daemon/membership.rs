@@ -111,9 +111,9 @@ impl Classify for EnterError {
 
     fn hint(&self) -> Option<String> {
         match self {
-            EnterError::Listen(address, _) => {
-                Some(format!("is another daemon listening? choose an address with --listen-addr other than {address}"))
-            }
+            EnterError::Listen(address, _) => Some(format!(
+                "is another daemon listening? choose an address with --listen-addr other than {address}"
+            )),
             EnterError::Manager(error) => error.hint(),
             EnterError::Files(_) | EnterError::Identity(_) | EnterError::Agent(_) => None,
         }

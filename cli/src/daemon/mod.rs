@@ -68,7 +68,8 @@ pub async fn run(args: DaemonArgs) -> Result<(), DaemonError> {
         std::fs::create_dir_all(dir).map_err(|error| DaemonError::File(dir.clone(), error))?;
     }
     let (data_root, exec_root) = (real(&settings.data_root)?, real(&settings.exec_root)?);
-    let _lock = fsx::DirLock::acquire(&data_root).map_err(|error| DaemonError::File(data_root.clone(), error))?;
+    let _lock =
+        fsx::DirLock::acquire(&data_root).map_err(|error| DaemonError::File(data_root.clone(), error))?;
     let pidfile = settings.pidfile.as_deref().map(Pidfile::write).transpose()?;
 
     let root = Scope::root("daemon");
@@ -98,7 +99,11 @@ pub async fn run(args: DaemonArgs) -> Result<(), DaemonError> {
     Ok(())
 }
 
-fn engine_config(settings: &Settings, data_root: &Path, exec_root: PathBuf) -> Result<EngineConfig, DaemonError> {
+fn engine_config(
+    settings: &Settings,
+    data_root: &Path,
+    exec_root: PathBuf,
+) -> Result<EngineConfig, DaemonError> {
     let exe = std::env::current_exe().map_err(|error| DaemonError::File("/proc/self/exe".into(), error))?;
     let defaults = EngineConfig::new(data_root.to_owned(), exec_root, daemon_id(data_root)?, exe);
     Ok(EngineConfig {
@@ -150,15 +155,34 @@ async fn serve(host: &str, engine: &Engine, node: Arc<Node>, scope: &Scope) -> R
 async fn listen(host: &str) -> Result<rswarm_api::Listener, DaemonError> {
     let failed = |error| DaemonError::Listen(host.to_owned(), error);
     if let Some(path) = host.strip_prefix("unix://") {
-        return rswarm_api::Listener::unix(Path::new(path)).map_err(failed);
+        return unix(Path::new(path)).map(rswarm_api::Listener::Unix).map_err(failed);
     }
     let Some(address) = host.strip_prefix("tcp://") else { return Err(DaemonError::Host(host.to_owned())) };
     let address: SocketAddr = address.parse().map_err(|_| DaemonError::Host(host.to_owned()))?;
     let listener = tokio::net::TcpListener::bind(address).await.map_err(failed)?;
     if !address.ip().is_loopback() {
-        tracing::warn!(host, "the API is open to everyone who can reach this address: they are root on this host");
+        tracing::warn!(
+            host,
+            "the API is open to everyone who can reach this address: they are root on this host"
+        );
     }
     Ok(rswarm_api::Listener::Tcp(listener))
+}
+
+/// A socket for root (and the group it belongs to) only. A stale one is replaced: the data root's lock says
+/// that no other daemon of ours serves it.
+fn unix(path: &Path) -> std::io::Result<tokio::net::UnixListener> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => return Err(std::io::ErrorKind::AddrInUse.into()),
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+        Err(_) => {}
+    }
+    let listener = tokio::net::UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o660))?;
+    Ok(listener)
 }
 
 /// A file with the daemon's process id, gone when the daemon ends.
@@ -200,12 +224,16 @@ fn real(path: &Path) -> Result<PathBuf, DaemonError> {
 fn filter(level: LogLevel) -> &'static str {
     // Libraries speak up only when something is wrong.
     match level {
-        LogLevel::Debug => "warn,rswarm=debug,rswarm_base=debug,rswarm_proto=debug,rswarm_manager=debug,\
+        LogLevel::Debug => {
+            "warn,rswarm=debug,rswarm_base=debug,rswarm_proto=debug,rswarm_manager=debug,\
             rswarm_manager_core=debug,rswarm_worker=debug,rswarm_engine=debug,rswarm_api=debug,\
-            rswarm_image=debug,rswarm_network=debug,rswarm_shim=debug,rswarm_runtime=debug",
-        LogLevel::Info => "warn,rswarm=info,rswarm_base=info,rswarm_proto=info,rswarm_manager=info,\
+            rswarm_image=debug,rswarm_network=debug,rswarm_shim=debug,rswarm_runtime=debug"
+        }
+        LogLevel::Info => {
+            "warn,rswarm=info,rswarm_base=info,rswarm_proto=info,rswarm_manager=info,\
             rswarm_manager_core=info,rswarm_worker=info,rswarm_engine=info,rswarm_api=info,\
-            rswarm_image=info,rswarm_network=info,rswarm_shim=info,rswarm_runtime=info",
+            rswarm_image=info,rswarm_network=info,rswarm_shim=info,rswarm_runtime=info"
+        }
         LogLevel::Warn => "warn",
         LogLevel::Error => "error",
     }

@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rswarm_api::{ClusterError, ClusterInfo, ClusterNode, InitRequest, JoinRequest, LocalState, RemoteManager};
-use rswarm_base::{Chain, Classify, Kind, Scope, Timestamp};
+use rswarm_api::{
+    ClusterError, ClusterInfo, ClusterNode, InitRequest, JoinRequest, LocalState, RemoteManager,
+};
+use rswarm_base::{Chain, Kind, Scope, Timestamp};
 use rswarm_engine::Engine;
 use rswarm_manager::{Boot, NewCluster, found};
 use rswarm_proto::tls::{self, EnrollError, Enrollment, Identity};
@@ -261,10 +263,17 @@ impl NodeActor {
             return Err(ClusterError::already_in_cluster());
         }
         let token = JoinToken::parse(&request.token).map_err(ClusterError::from_error)?;
-        let managers: Vec<String> =
-            request.remote_addrs.iter().filter(|addr| !addr.is_empty()).map(|addr| with_default_port(addr)).collect();
+        let managers: Vec<String> = request
+            .remote_addrs
+            .iter()
+            .filter(|addr| !addr.is_empty())
+            .map(|addr| with_default_port(addr))
+            .collect();
         let Some(first) = managers.first() else {
-            return Err(ClusterError::new(Kind::InvalidArgument, "at least 1 RemoteAddr is required to join"));
+            return Err(ClusterError::new(
+                Kind::InvalidArgument,
+                "at least 1 RemoteAddr is required to join",
+            ));
         };
         let addresses = Addresses::decide(
             &request.listen_addr,
@@ -316,7 +325,10 @@ impl NodeActor {
         let Some(membership) = &self.membership else { return Err(ClusterError::not_part_of_cluster()) };
         if membership.manager.is_some() {
             if !force {
-                return Err(ClusterError::new(Kind::Unavailable, leave_refusal(&managers_of(membership).await)));
+                return Err(ClusterError::new(
+                    Kind::Unavailable,
+                    leave_refusal(&managers_of(membership).await),
+                ));
             }
             leave_members(membership).await;
         }
@@ -338,7 +350,8 @@ impl NodeActor {
 
     fn publish(&self) {
         let info = self.membership.as_ref().map(info_of).unwrap_or_default();
-        let access = self.membership.as_ref().filter(|membership| membership.manager.is_some()).map(access_of);
+        let access =
+            self.membership.as_ref().filter(|membership| membership.manager.is_some()).map(access_of);
         self.access.send_replace(access);
         self.info.send_replace(info);
     }
@@ -446,7 +459,8 @@ fn leave_refusal(managers: &[NodeObject]) -> String {
 async fn leave_members(membership: &Membership) {
     let call = async {
         let access = access_of(membership);
-        let channel = tls::connect(&access.addr, &access.identity).await.map_err(|error| error.to_string())?;
+        let channel =
+            tls::connect(&access.addr, &access.identity).await.map_err(|error| error.to_string())?;
         let request = LeaveManagerRequest { node_id: membership.identity.subject().node_id, force: true };
         ControlClient::new(channel).leave_manager(request).await.map_err(|status| status.message().to_owned())
     };
