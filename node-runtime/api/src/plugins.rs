@@ -12,10 +12,7 @@ use crate::router::App;
 use crate::types;
 
 pub(crate) fn routes() -> Router<App> {
-    Router::new()
-        .route("/plugins", get(list))
-        .route("/plugins/{name}/json", get(inspect))
-        .route("/plugins/{*rest}", any(unsupported))
+    Router::new().route("/plugins", get(list)).route("/plugins/{*rest}", any(named))
 }
 
 async fn list(query: Query) -> Result<Json<Vec<types::Empty>>, ApiError> {
@@ -23,10 +20,10 @@ async fn list(query: Query) -> Result<Json<Vec<types::Empty>>, ApiError> {
     Ok(Json(Vec::new()))
 }
 
-async fn inspect(Path(name): Path<String>) -> ApiError {
-    ApiError::new(Kind::NotFound, format!("plugin \"{name}\" not found"))
-}
-
-async fn unsupported() -> ApiError {
-    ApiError::unsupported("installing plugins")
+/// Names hold slashes: what is asked of one is its last part.
+async fn named(Path(rest): Path<String>) -> ApiError {
+    match rest.strip_suffix("/json") {
+        Some(name) => ApiError::new(Kind::NotFound, format!("plugin \"{name}\" not found")),
+        None => ApiError::unsupported("installing plugins"),
+    }
 }

@@ -306,8 +306,8 @@ async fn connect(manager: FakeManager, scope: &Scope) -> ControlClient<Channel> 
         let client = client.take().ok_or_else(|| std::io::Error::other("connected once"));
         async move { client }
     });
-    let channel = tonic::transport::Endpoint::from_static("http://manager").connect_with_connector(connector);
-    ControlClient::new(channel.await.expect("channel"))
+    let endpoint = tonic::transport::Endpoint::from_static("http://manager");
+    ControlClient::new(endpoint.connect_with_connector(connector).await.expect("channel"))
 }
 
 // ---- what every request goes through --------------------------------------------------------------------
@@ -323,8 +323,8 @@ async fn every_answer_says_what_we_are_errors_too() {
             assert!(head.contains(header), "{path}: {header}: {answer}");
         }
     }
-    let ping =
-        host.raw("HEAD /_ping HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n").await.to_ascii_lowercase();
+    let ping = host.raw("HEAD /_ping HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n").await;
+    let ping = ping.to_ascii_lowercase();
     assert!(
         ping.starts_with("http/1.1 200") && ping.contains("swarm: inactive") && ping.ends_with("\r\n\r\n")
     );
@@ -381,7 +381,7 @@ async fn a_connection_is_kept_for_the_next_request_even_when_a_body_was_not_read
 #[tokio::test]
 async fn a_taken_connection_carries_raw_bytes_with_and_without_an_upgrade() {
     use axum::routing::post;
-    async fn echo(hijacker: crate::connection::Hijacker, _body: axum::body::Bytes) -> Response {
+    async fn echo(hijacker: connection::Hijacker, _body: bytes::Bytes) -> Response {
         hijacker
             .take(|mut raw| async move {
                 crate::attach::accept(&mut raw, crate::stream::MULTIPLEXED).await.expect("head");

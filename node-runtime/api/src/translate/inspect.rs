@@ -340,6 +340,7 @@ pub(crate) mod tests {
             dir: "/var/lib/rswarm/containers/x".into(),
             log_path: None,
             exits: 0,
+            last_exit_code: 0,
             removed: false,
         }
     }

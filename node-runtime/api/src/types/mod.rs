@@ -63,7 +63,9 @@ docker! {
 
     /// The body of every error.
     pub struct ErrorBody {
+        #[serde(rename = "message")]
         pub message: String,
+        #[serde(rename = "hint", skip_serializing_if = "crate::types::omit")]
         pub hint: Option<String>,
     }
 }
