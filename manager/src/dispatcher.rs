@@ -30,6 +30,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::Leader;
 use crate::forward::{not_leader, propose_status};
 use crate::guard::{Guard, is_removed};
 use crate::intake::{IntakeHandle, Report, Writer};
@@ -56,6 +57,8 @@ const BARRIER_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) struct DispatcherService {
     /// The state.
     pub store: StoreHandle,
+    /// Who leads.
+    pub leader: watch::Receiver<Option<Leader>>,
     /// Who may call.
     pub guard: Guard,
     /// Where reports go.
@@ -102,6 +105,7 @@ impl Dispatcher for DispatcherService {
             node_id: peer.node_id.clone(),
             id: cluster_id(),
             store: self.store.clone(),
+            leader: self.leader.clone(),
             intake: self.intake.clone(),
             out,
             sent: AssignmentSet::default(),
@@ -143,6 +147,7 @@ struct Session {
     node_id: String,
     id: String,
     store: StoreHandle,
+    leader: watch::Receiver<Option<Leader>>,
     intake: IntakeHandle,
     out: mpsc::Sender<Result<ManagerMessage, Status>>,
     /// What the agent was assigned, and the number of the message that said so.
@@ -222,7 +227,7 @@ impl Session {
         replaced: CancellationToken,
         ended: CancellationToken,
     ) -> End {
-        let (mut state, mut status) = (self.store.state.clone(), self.store.status.clone());
+        let (mut state, mut leader) = (self.store.state.clone(), self.leader.clone());
         state.mark_changed();
         let (mut update_at, mut leaderless_at) = (None, None);
         let mut silent_at = self.silent_at(&state);
@@ -250,13 +255,9 @@ impl Session {
                     let current = state.borrow_and_update().clone();
                     self.update(&current).await
                 }
-                changed = status.changed() => {
-                    let has_leader = status.borrow_and_update().role.leader.is_some();
-                    leaderless_at = match leaderless_at {
-                        _ if has_leader => None,
-                        None => Some(Instant::now() + LEADERLESS_MAX),
-                        since => since,
-                    };
+                changed = leader.changed() => {
+                    let has_leader = leader.borrow_and_update().is_some();
+                    leaderless_at = (!has_leader).then(|| Instant::now() + LEADERLESS_MAX);
                     changed.map_err(|_| End::Goodbye(goodbye::Reason::Move, "this manager is one no more"))
                 }
                 () = until(leaderless_at) => return End::Goodbye(goodbye::Reason::Move, NO_LEADER),

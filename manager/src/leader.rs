@@ -18,6 +18,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tonic::Status as Refusal;
 
+use crate::blocking::blocking;
 use crate::forward::{not_leader, propose_status};
 use crate::heartbeats::Heartbeats;
 use crate::store::{ProposeError, Status, StoreHandle};
@@ -143,14 +144,13 @@ impl Leadership {
     async fn reconcile(&mut self, view: &Arc<State>, since: Timestamp) -> Option<Timestamp> {
         self.heartbeats.retain(|node_id| view.node(node_id).is_some());
         let (view, heartbeats, mut ids) = (view.clone(), self.heartbeats.all(), self.ids.clone());
-        let job = tokio::task::spawn_blocking(move || {
+        let job = move || {
             let mut env =
                 Env { now: SystemClock.now(), ids: &mut ids, heartbeats: &heartbeats, leader_since: since };
             let decided = pass(&view, &mut env);
             (decided, ids)
-        });
-        let (Pass { transactions, wake_at }, ids) =
-            job.await.expect("a pass neither panics nor is cancelled");
+        };
+        let (Pass { transactions, wake_at }, ids) = blocking(job).await;
         self.ids = ids;
         let proposals = transactions.into_iter().map(|transaction| self.store.propose(transaction));
         for result in futures_util::future::join_all(proposals).await {
@@ -172,7 +172,7 @@ impl Leadership {
         let done = match step {
             Step::Change(change) => self.store.change_member(change).await,
             Step::Write(node) => self.write_node(*node).await,
-            Step::StepDown => {
+            Step::HandOver => {
                 tracing::info!("this manager is to be a worker; leadership goes to another");
                 self.store.step_down().await;
                 return true;
@@ -304,7 +304,7 @@ async fn sleep_until(at: Option<Timestamp>) {
 enum Step {
     Change(MemberChange),
     /// Leadership goes to another, which then removes this member.
-    StepDown,
+    HandOver,
     Write(Box<Node>),
 }
 
@@ -324,7 +324,7 @@ fn next_step(state: &State, group: &Status) -> Option<Step> {
                 if status.raft_id == group.raft_id {
                     let others = group.members.iter().filter(|member| member.id != group.raft_id);
                     if others.filter(|member| !member.learner).any(|member| member.active) {
-                        return Some(Step::StepDown);
+                        return Some(Step::HandOver);
                     }
                 } else if removable(status.raft_id) {
                     return Some(Step::Change(MemberChange::Remove(status.raft_id)));
@@ -353,4 +353,104 @@ fn not_a_member(node: &Node, desired: NodeRole) -> Step {
     node.manager_status = None;
     node.set_role(desired);
     Step::Write(Box::new(node))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rswarm_manager_core::apply;
+    use rswarm_manager_core::peer::{Member, Role};
+    use rswarm_proto::wire::{Batch, NodeSpec};
+
+    /// Nodes as (id, desired role, role, raft id).
+    fn state(nodes: &[(&str, NodeRole, NodeRole, Option<u64>)]) -> State {
+        let node = |(id, desired, role, raft_id): &(&str, NodeRole, NodeRole, Option<u64>)| Node {
+            id: (*id).to_owned(),
+            spec: Some(NodeSpec { desired_role: (*desired).into(), ..NodeSpec::default() }),
+            role: (*role).into(),
+            manager_status: raft_id.map(|raft_id| ManagerStatus { raft_id, ..ManagerStatus::default() }),
+            ..Node::default()
+        };
+        let change = |node: Node| Change {
+            action: change::Action::Create.into(),
+            object: Some(node.into()),
+            ..Change::default()
+        };
+        let changes = nodes.iter().map(|listed| change(node(listed))).collect();
+        let transaction = Transaction { id: 1, author: Author::Bootstrap.name().to_owned(), changes };
+        let applied = apply(&State::default(), 1, &Batch { transactions: vec![transaction], now: 1 });
+        assert_eq!(applied.results, [(1, Ok(()))]);
+        applied.state
+    }
+
+    /// The group as member 1 sees it, leading: members as (id, learner, active).
+    fn group(members: &[(u64, bool, bool)]) -> Status {
+        let member = |(id, learner, active): &(u64, bool, bool)| Member {
+            id: *id,
+            learner: *learner,
+            matched: 9,
+            active: *active,
+        };
+        let role = Role { term: 2, leader: Some(1), is_leader: true, removed: false };
+        let members = members.iter().map(member).collect();
+        Status { role, members, raft_id: 1, ..Status::default() }
+    }
+
+    use NodeRole::{Manager, Worker};
+
+    #[test]
+    fn a_group_that_is_as_it_shall_be_needs_no_step() {
+        let state = state(&[("a", Manager, Manager, Some(1)), ("b", Worker, Worker, None)]);
+        assert_eq!(next_step(&state, &group(&[(1, false, true)])), None);
+    }
+
+    #[test]
+    fn a_demoted_manager_leaves_the_group_before_it_loses_its_role() {
+        let nodes = [
+            ("a", Manager, Manager, Some(1)),
+            ("b", Worker, Manager, Some(2)),
+            ("c", Manager, Manager, Some(3)),
+        ];
+        let state = state(&nodes);
+        let members = [(1, false, true), (2, false, true), (3, false, true)];
+        assert_eq!(next_step(&state, &group(&members)), Some(Step::Change(MemberChange::Remove(2))));
+        let without = [(1, false, true), (3, false, true)];
+        let Some(Step::Write(node)) = next_step(&state, &group(&without)) else { panic!("no write") };
+        assert_eq!((node.id.as_str(), node.role(), &node.manager_status), ("b", Worker, &None));
+    }
+
+    #[test]
+    fn a_demotion_waits_while_it_would_cost_the_quorum() {
+        let nodes = [
+            ("a", Manager, Manager, Some(1)),
+            ("b", Worker, Manager, Some(2)),
+            ("c", Manager, Manager, Some(3)),
+        ];
+        let members = [(1, false, true), (2, false, true), (3, false, false)];
+        assert_eq!(next_step(&state(&nodes), &group(&members)), None);
+    }
+
+    #[test]
+    fn a_leader_that_is_to_be_a_worker_hands_over_when_it_can() {
+        let state = state(&[("a", Worker, Manager, Some(1)), ("b", Manager, Manager, Some(2))]);
+        let step = |active| next_step(&state, &group(&[(1, false, true), (2, false, active)]));
+        assert_eq!(step(true), Some(Step::HandOver));
+        assert_eq!(step(false), None);
+    }
+
+    #[test]
+    fn a_member_that_no_node_claims_is_removed() {
+        let state = state(&[("a", Manager, Manager, Some(1))]);
+        let members = [(1, false, true), (9, true, false)];
+        assert_eq!(next_step(&state, &group(&members)), Some(Step::Change(MemberChange::Remove(9))));
+    }
+
+    #[test]
+    fn a_promoted_worker_gets_the_role_that_lets_it_join() {
+        let state = state(&[("a", Manager, Manager, Some(1)), ("b", Manager, Worker, None)]);
+        let Some(Step::Write(node)) = next_step(&state, &group(&[(1, false, true)])) else {
+            panic!("no write")
+        };
+        assert_eq!((node.id.as_str(), node.role()), ("b", Manager));
+    }
 }

@@ -75,6 +75,17 @@ impl Manager {
         self.store.status().is_leading()
     }
 
+    /// The nodes that vote in the raft group, as far as this manager knows.
+    #[must_use]
+    pub fn voters(&self) -> Vec<String> {
+        let (state, status) = (self.store.state(), self.store.status());
+        let votes = |id: u64| status.members.iter().any(|member| member.id == id && !member.learner);
+        let managers = state
+            .nodes()
+            .filter(|node| node.manager_status.as_ref().is_some_and(|manager| votes(manager.raft_id)));
+        managers.map(|node| node.id.clone()).collect()
+    }
+
     /// Resolves when the manager ends by itself, with the reason; never when it is stopped.
     pub async fn ended(&self) -> Ended {
         let mut ended = self.ended.clone();

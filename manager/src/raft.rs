@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::Leader;
+use crate::blocking::{blocking, gone};
 use crate::store::{ProposeError, Status, StoreHandle};
 use crate::transport::{Place, Transport};
 use crate::wal::{Seed, SnapshotFiles, Wal, WalError};
@@ -31,6 +32,8 @@ const ROUND_MAX: usize = 1024;
 const ENTRY_BYTES_MAX: usize = 1 << 20;
 /// The largest transaction: what one append message and the log's readers can take.
 const TRANSACTION_BYTES_MAX: usize = 16 << 20;
+/// More ticks than any sensible election timeout has.
+const LONE_TICKS_MAX: usize = 10_000;
 /// Raft snapshots happen every so many entries when the cluster's spec gives no number.
 const SNAPSHOT_INTERVAL: u64 = 10_000;
 
@@ -218,6 +221,7 @@ impl Raft {
     /// Runs until it is cancelled (then `None`) or cannot or need not go on.
     pub(crate) async fn run(mut self, cancel: tokio_util::sync::CancellationToken) -> Option<Ended> {
         self.readdress();
+        self.skip_first_election();
         let mut ticks = interval(self.tick);
         // After a stall, time goes on from where it is: a burst of ticks would only start elections.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -227,7 +231,10 @@ impl Raft {
                 () = cancel.cancelled() => return None,
                 _ = ticks.tick() => self.on_tick(),
                 Some(done) = self.work.join_next() => {
-                    let done = done.expect("raft snapshot work neither panics nor is cancelled");
+                    let done = match done {
+                        Ok(done) => done,
+                        Err(error) => gone(error).await,
+                    };
                     if let Err(failure) = self.on_work(done) {
                         return Some(failed(&failure));
                     }
@@ -247,6 +254,17 @@ impl Raft {
                 tracing::info!("this node is no longer a member of the raft group");
                 return Some(Ended::Removed);
             }
+        }
+    }
+
+    /// A lone voter has nobody to wait for: its time runs at once to where it leads.
+    fn skip_first_election(&mut self) {
+        let is_alone = self.peer.conf_state().get_voters() == [self.peer.id()];
+        for _ in 0..LONE_TICKS_MAX {
+            if !is_alone || self.peer.role().is_leader {
+                return;
+            }
+            self.handle(Input::Tick);
         }
     }
 
@@ -359,16 +377,19 @@ impl Raft {
             return Ok(());
         }
         let mut wal = self.wal.take().expect("only this function takes it, and it puts it back");
-        let job = tokio::task::spawn_blocking(move || {
+        let job = move || {
             let written = wal.persist(&persist);
-            (wal, persist, written)
-        });
-        let (wal, persist, written) = job.await.expect("a disk write neither panics nor is cancelled");
+            let received = persist
+                .snapshot
+                .map(|snapshot| (snapshot.get_metadata().get_index(), decode_state(snapshot.get_data())));
+            (wal, written, received)
+        };
+        let (wal, written, received) = blocking(job).await;
         self.wal = Some(wal);
         written?;
-        if let Some(snapshot) = &persist.snapshot {
-            self.state = Arc::new(decode_state(snapshot.get_data())?);
-            self.applied = snapshot.get_metadata().get_index();
+        if let Some((index, state)) = received {
+            self.state = Arc::new(state?);
+            self.applied = index;
             self.snapshot_index = self.applied;
             tracing::info!(index = self.applied, "the state was received as a raft snapshot");
             self.published_state.send_replace(self.state.clone());
@@ -436,6 +457,8 @@ impl Raft {
             }
             Body::Members { change, members } => {
                 tracing::info!(?change, voters = ?members.voters, learners = ?members.learners, "membership");
+                // Whoever hears that it took effect must see it.
+                self.publish_status();
                 if let Some((_, reply)) = self.changing.take_if(|(wanted, _)| *wanted == change) {
                     let _ = reply.send(Ok(()));
                 }

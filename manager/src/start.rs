@@ -16,10 +16,10 @@ use rswarm_proto::wire::{
     Batch, Change, ManagerStatus, Object, RaftJoinRequest, RaftJoinResponse, Transaction, change,
 };
 use tokio::sync::watch;
-use tokio::task::spawn_blocking;
 use tonic::Status;
 use tonic::service::Routes;
 
+use crate::blocking::blocking;
 use crate::ca::CaService;
 use crate::config::{Boot, Founding, ManagerConfig};
 use crate::control::{ControlService, Desk};
@@ -201,15 +201,9 @@ async fn open(config: &ManagerConfig, boot: Boot) -> Result<Opened, StartError> 
             let member = Member { raft_id: joined.raft_id, seeds: seeds.collect() };
             create(dir, key, member, Persist::default()).await
         }
-        Boot::Join { .. } | Boot::Restart => blocking(move || Wal::open(&dir, &key)).await,
-        Boot::ForceNewCluster => blocking(move || force_single(Wal::open(&dir, &key)?)).await,
+        Boot::Join { .. } | Boot::Restart => Ok(blocking(move || Wal::open(&dir, &key)).await?),
+        Boot::ForceNewCluster => Ok(blocking(move || force_single(Wal::open(&dir, &key)?)).await?),
     }
-}
-
-async fn blocking(
-    work: impl FnOnce() -> Result<Opened, WalError> + Send + 'static,
-) -> Result<Opened, StartError> {
-    Ok(spawn_blocking(work).await.expect("reading the log neither panics nor is cancelled")?)
 }
 
 async fn create(
@@ -218,12 +212,12 @@ async fn create(
     member: Member,
     first: Persist,
 ) -> Result<Opened, StartError> {
-    blocking(move || {
+    let job = move || {
         Wal::create(&dir, &key, &member, &first)?;
         // Read back, so that what is started is what a restart would find.
         Wal::open(&dir, &key)
-    })
-    .await
+    };
+    Ok(blocking(job).await?)
 }
 
 fn force_single(mut opened: Opened) -> Result<Opened, WalError> {
@@ -311,9 +305,9 @@ fn assemble(
     let guard = Guard::new(store.state.clone());
     let forward = Forward::new(store.clone(), identity.clone());
     let heartbeats = Heartbeats::default();
-    let (leadership, leader) = Leadership::new(store.clone(), heartbeats.clone());
+    let (leadership, leadership_handle) = Leadership::new(store.clone(), heartbeats.clone());
     scope.spawn(leadership.run(scope.token()));
-    let writer = Writer { store: store.clone(), heartbeats, leader: leader.clone() };
+    let writer = Writer { store: store.clone(), heartbeats, leader: leadership_handle.clone() };
     let (intakes, intake) = Intake::new(&forward, &writer);
     for task in intakes {
         scope.spawn(task.run(scope.token()));
@@ -323,12 +317,14 @@ fn assemble(
         guard: guard.clone(),
         forward: forward.clone(),
         store: store.clone(),
-        leader,
+        leader: leadership_handle,
         cluster_id,
     };
     let ca = CaService { guard: guard.clone(), forward: forward.clone(), store: store.clone() };
+    let leader = watch_leader(&store, &scope);
     let dispatcher = DispatcherService {
         store: store.clone(),
+        leader: leader.clone(),
         guard: guard.clone(),
         intake,
         scope: scope.child("sessions"),
@@ -343,7 +339,6 @@ fn assemble(
         .add_service(relay.server())
         .add_service(control.server())
         .add_service(logs.server());
-    let leader = watch_leader(&store, &scope);
     Manager { store, routes, leader, ended, scope }
 }
 

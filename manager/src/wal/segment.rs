@@ -24,6 +24,8 @@ pub(super) struct Segments {
     current: Segment,
     file: File,
     length: u64,
+    /// From which length on a segment is closed.
+    pub(super) limit: u64,
 }
 
 /// One segment.
@@ -38,7 +40,8 @@ impl Segments {
     pub(super) fn create(dir: &Path, sealer: &Sealer) -> Result<Segments, WalError> {
         let (file, length) = begin(dir, sealer, 1, &HardState::default())?;
         let current = Segment { sequence: 1, last: 0 };
-        Ok(Segments { dir: dir.to_owned(), closed: VecDeque::new(), current, file, length })
+        let (dir, closed, limit) = (dir.to_owned(), VecDeque::new(), SEGMENT_BYTES);
+        Ok(Segments { dir, closed, current, file, length, limit })
     }
 
     /// Reads all segments in order; each record goes to `take` with its segment's sequence number.
@@ -76,7 +79,7 @@ impl Segments {
             Err(damage) => return Err(WalError::Damaged(damage.in_file(&path))),
         }
         let length = file.metadata().map_err(failed)?.len();
-        Ok(Segments { dir: dir.to_owned(), closed, current, file, length })
+        Ok(Segments { dir: dir.to_owned(), closed, current, file, length, limit: SEGMENT_BYTES })
     }
 
     /// For the next records; begins a new segment when the current one is full.
@@ -85,7 +88,7 @@ impl Segments {
         sealer: &'a Sealer,
         hard_state: &HardState,
     ) -> Result<Writer<'a>, WalError> {
-        if self.length >= SEGMENT_BYTES {
+        if self.length >= self.limit {
             // Everything in the old segment must be durable before a new one makes it a closed one.
             let full = path(&self.dir, self.current.sequence);
             self.file.sync_data().map_err(|source| WalError::Write { path: full, source })?;

@@ -45,6 +45,18 @@ fn seen(opened: &Opened) -> Vec<(u64, u64)> {
     opened.restored.entries.iter().map(|entry| (entry.get_index(), entry.get_term())).collect()
 }
 
+/// A log whose entries 2 to 40 fill two segments and begin a third.
+fn three_segments(dir: &Path) -> Wal {
+    let mut wal = create(dir);
+    wal.segments.limit = 16 << 10;
+    for index in 2..=40 {
+        let mut persist = entries(index..=index, 1);
+        persist.entries = vec![entry(index, 1, 1 << 10)];
+        wal.persist(&persist).expect("written");
+    }
+    wal
+}
+
 fn temporary() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().expect("tempdir");
     let raft = dir.path().join("raft");
@@ -155,12 +167,7 @@ fn a_log_shorter_than_what_was_committed_is_refused() {
 #[test]
 fn segments_roll_over_and_go_once_a_snapshot_covers_them() {
     let (_guard, dir) = temporary();
-    let mut wal = create(&dir);
-    for index in 2..=40 {
-        let mut persist = entries(index..=index, 1);
-        persist.entries = vec![entry(index, 1, 1 << 20)];
-        wal.persist(&persist).expect("written");
-    }
+    let mut wal = three_segments(&dir);
     let logs = || numbered(&dir, "log-").expect("list").len();
     assert_eq!(logs(), 3);
     let opened = reopen(&dir);
@@ -184,13 +191,7 @@ fn segments_roll_over_and_go_once_a_snapshot_covers_them() {
 #[test]
 fn a_missing_file_is_never_taken_for_an_empty_log() {
     let (_guard, dir) = temporary();
-    let mut wal = create(&dir);
-    for index in 2..=40 {
-        let mut persist = entries(index..=index, 1);
-        persist.entries = vec![entry(index, 1, 1 << 20)];
-        wal.persist(&persist).expect("written");
-    }
-    drop(wal);
+    drop(three_segments(&dir));
     let away = dir.with_extension("away");
     for name in
         ["log-0000000000000001", "log-0000000000000002", "snapshot-0000000000000001", "member", "keys"]

@@ -26,3 +26,6 @@ use rustls::crypto::CryptoProvider;
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
+
+#[cfg(test)]
+mod tests;
