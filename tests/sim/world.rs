@@ -332,7 +332,7 @@ impl World {
         let mut rounds = 0;
         while !self.is_mended() {
             rounds += 1;
-            assert!(rounds < 200, "the cluster takes no writes");
+            assert!(rounds < 200, "the cluster takes no writes: {}", self.describe());
             if let Some(leader) = self.leader() {
                 for transaction in self.repairs(leader) {
                     self.ask(leader, transaction, Promise::Nothing);
@@ -343,6 +343,23 @@ impl World {
                 self.step();
             }
         }
+    }
+
+    /// Every manager's place in the group, for the report of a failure.
+    fn describe(&self) -> String {
+        let managers = self.managers.values().filter_map(|manager| {
+            let running = manager.running.as_ref()?;
+            let (peer, members) = (&running.peer, running.peer.members());
+            Some(format!(
+                "\n{}: {:?} applied {} committed {} last {} members {members:?}",
+                manager.id,
+                peer.role(),
+                running.applied,
+                peer.commit_index(),
+                peer.last_index(),
+            ))
+        });
+        format!("wanted {:?}{}", self.members, managers.collect::<String>())
     }
 
     fn is_mended(&self) -> bool {

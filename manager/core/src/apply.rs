@@ -71,6 +71,17 @@ pub enum Rejected {
         /// The name.
         name: String,
     },
+    /// The service would be on a network that does not exist, or is being deleted.
+    #[error("network {0} not found")]
+    NetworkGone(String),
+    /// The network to be deleted has a service on it.
+    #[error("network {network} is in use by service {service}")]
+    NetworkInUse {
+        /// The network's id.
+        network: String,
+        /// The service's id.
+        service: String,
+    },
     /// The author may not write this.
     #[error("`{author}` may not write {field}")]
     Forbidden {
@@ -90,9 +101,9 @@ pub enum Rejected {
 impl Classify for Rejected {
     fn kind(&self) -> Kind {
         match self {
-            Rejected::Version { .. } => Kind::FailedPrecondition,
+            Rejected::Version { .. } | Rejected::NetworkInUse { .. } => Kind::FailedPrecondition,
             Rejected::Exists { .. } | Rejected::NameTaken { .. } => Kind::Conflict,
-            Rejected::Missing { .. } => Kind::NotFound,
+            Rejected::Missing { .. } | Rejected::NetworkGone(_) => Kind::NotFound,
             Rejected::Forbidden { .. } | Rejected::MovedBack(_) | Rejected::Malformed => Kind::Internal,
         }
     }
@@ -103,6 +114,8 @@ impl Classify for Rejected {
             Rejected::Exists { .. }
             | Rejected::Missing { .. }
             | Rejected::NameTaken { .. }
+            | Rejected::NetworkGone(_)
+            | Rejected::NetworkInUse { .. }
             | Rejected::Forbidden { .. }
             | Rejected::MovedBack(_)
             | Rejected::Malformed => None,
@@ -167,6 +180,7 @@ impl Draft {
         if let Some(field) = author.forbidden(before.as_ref(), after.as_ref()) {
             return Err(Rejected::Forbidden { author: author.name().to_owned(), field });
         }
+        self.check_networks(before.as_ref(), after.as_ref())?;
         match (&before, &after) {
             (_, Some(after)) => self.state.put(after.clone()),
             (Some(before), None) => {
@@ -275,6 +289,28 @@ impl Draft {
         }
     }
 
+    /// A service and the removal of its network may be asked for at once: one of them is too late.
+    fn check_networks(&self, before: Option<&AnyObject>, after: Option<&AnyObject>) -> Result<(), Rejected> {
+        match (before, after) {
+            (before, Some(AnyObject::Service(service))) if !service.pending_delete => {
+                let same = matches!(before, Some(AnyObject::Service(before)) if before.spec == service.spec);
+                let gone = if same { None } else { self.state.missing_network(service.spec.as_ref()) };
+                gone.map_or(Ok(()), |network| Err(Rejected::NetworkGone(network.to_owned())))
+            }
+            (_, Some(AnyObject::Network(network))) if network.pending_delete => {
+                let mut users = self.state.services_on_network(&network.id);
+                match users.find(|service| !service.pending_delete) {
+                    Some(service) => {
+                        let (network, service) = (network.id.clone(), service.id.clone());
+                        Err(Rejected::NetworkInUse { network, service })
+                    }
+                    None => Ok(()),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn set_spec_version(&self, before: &Service, after: &mut Service) {
         let same_spec = before.spec == after.spec;
         after.spec_version = if same_spec { before.spec_version } else { self.index };
@@ -300,4 +336,193 @@ fn object(change: &Change) -> Result<AnyObject, Rejected> {
 
 fn moves_back(before: &Task, after: &Task) -> bool {
     after.observed() < before.observed() || after.desired() < before.desired()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reconcile::Plan;
+    use crate::world::{World, attach, spec};
+    use rswarm_proto::model::task::TaskState;
+    use rswarm_proto::wire::{Network, Node, NodeAvailability};
+
+    fn transaction(id: u64, author: Author, plan: Plan) -> Transaction {
+        Transaction { id, author: author.name().to_owned(), changes: plan.changes }
+    }
+
+    fn create(service: &str, name: &str) -> Plan {
+        let mut plan = Plan::default();
+        plan.create(Service { id: service.to_owned(), spec: Some(spec(name, 1)), ..Service::default() });
+        plan
+    }
+
+    fn apply_all(state: &State, transactions: Vec<Transaction>) -> Applied {
+        apply(state, state.index() + 1, &Batch { transactions, now: 5 })
+    }
+
+    /// What came of one transaction.
+    fn outcome(state: &State, author: Author, plan: Plan) -> Result<(), Rejected> {
+        apply_all(state, vec![transaction(1, author, plan)]).results.remove(0).1
+    }
+
+    #[test]
+    fn objects_are_stamped() {
+        let world = World::new(1);
+        let applied = apply_all(&world.state, vec![transaction(9, Author::Control, create("s", "web"))]);
+        assert_eq!(applied.results, [(9, Ok(()))]);
+        let service = applied.state.service("s").expect("service");
+        let meta = service.meta();
+        assert_eq!((meta.version, meta.created_at, meta.updated_at), (applied.state.index(), 5, 5));
+        assert_eq!(service.spec_version, applied.state.index());
+        assert_eq!(applied.events.len(), 1);
+        assert_eq!(applied.events[0].before, None);
+    }
+
+    #[test]
+    fn a_stale_version_rejects_the_transaction_whole() {
+        let mut world = World::new(2);
+        world.change_node("n1", Author::Control, |node| {
+            node.spec.get_or_insert_default().set_availability(NodeAvailability::Pause);
+        });
+        let mut plan = create("s", "web");
+        let mut stale = Node::clone(world.state.node("n1").expect("node"));
+        stale.meta_mut().version -= 1;
+        plan.update(stale);
+        let applied = apply_all(&world.state, vec![transaction(1, Author::Control, plan)]);
+        assert!(matches!(applied.results[0].1, Err(Rejected::Version { kind: ObjectKind::Node, .. })));
+        assert_eq!(
+            applied.results[0].1.as_ref().map_err(ToString::to_string),
+            Err("update out of sequence".into())
+        );
+        assert!(applied.state.service("s").is_none());
+        assert_eq!((applied.events.len(), applied.state.index()), (0, world.state.index() + 1));
+    }
+
+    #[test]
+    fn transactions_of_one_batch_see_each_other() {
+        let world = World::new(1);
+        let batch = vec![
+            transaction(1, Author::Control, create("a", "web")),
+            transaction(2, Author::Control, create("b", "web")),
+            transaction(3, Author::Control, create("c", "api")),
+        ];
+        let applied = apply_all(&world.state, batch);
+        let taken = Rejected::NameTaken { kind: ObjectKind::Service, name: "web".to_owned() };
+        assert_eq!(taken.to_string(), "name conflicts with an existing object: service web already exists");
+        assert_eq!(applied.results, [(1, Ok(())), (2, Err(taken)), (3, Ok(()))]);
+    }
+
+    #[test]
+    fn nobody_writes_what_is_not_theirs() {
+        let mut world = World::new(1);
+        let id = world.create(spec("web", 1));
+        world.reconcile();
+        let task = world.tasks(&id)[0].clone();
+        let desire = |state: TaskState| {
+            let mut plan = Plan::default();
+            plan.update(Task { desired_state: state.into(), ..Task::clone(&task) });
+            plan
+        };
+        assert_eq!(outcome(&world.state, Author::Enforce, desire(TaskState::Shutdown)), Ok(()));
+        for author in
+            [Author::Dispatcher, Author::Allocate, Author::Schedule, Author::Control, Author::Liveness]
+        {
+            let refused = outcome(&world.state, author, desire(TaskState::Shutdown));
+            let author = author.name().to_owned();
+            assert_eq!(refused, Err(Rejected::Forbidden { author, field: "task.desired_state" }));
+        }
+        let mut plan = Plan::default();
+        plan.delete(ObjectKind::Task, &task.id);
+        assert!(matches!(outcome(&world.state, Author::Restart, plan), Err(Rejected::Forbidden { .. })));
+        let mut anonymous = transaction(1, Author::Control, create("s", "api"));
+        anonymous.author = "someone".to_owned();
+        assert!(matches!(
+            apply_all(&world.state, vec![anonymous]).results[0].1,
+            Err(Rejected::Forbidden { .. })
+        ));
+    }
+
+    #[test]
+    fn a_task_never_moves_back() {
+        let mut world = World::new(1);
+        let id = world.create(spec("web", 1));
+        world.run(std::time::Duration::from_secs(2));
+        let task = world.live(&id)[0].clone();
+        let mut back = Task::clone(&task);
+        back.status.get_or_insert_default().set_state(TaskState::Starting);
+        let mut plan = Plan::default();
+        plan.update(back);
+        let refused = outcome(&world.state, Author::Dispatcher, plan);
+        assert_eq!(refused, Err(Rejected::MovedBack(task.id.clone())));
+        let mut plan = Plan::default();
+        plan.update(Task { desired_state: TaskState::Ready.into(), ..Task::clone(&task) });
+        assert_eq!(outcome(&world.state, Author::Restart, plan), Err(Rejected::MovedBack(task.id.clone())));
+    }
+
+    #[test]
+    fn the_spec_version_follows_the_spec_alone() {
+        let mut world = World::new(1);
+        let id = world.create(spec("web", 1));
+        let first = world.service(&id).spec_version;
+        world.reconcile();
+        assert_eq!(world.service(&id).spec_version, first, "its endpoint was allocated");
+        world.change(&id, |spec| crate::world::set_image(spec, "web:2"));
+        let service = world.service(&id);
+        assert_eq!((service.spec_version, service.previous_spec_version), (world.state.index(), first));
+    }
+
+    #[test]
+    fn a_service_and_the_removal_of_its_network_do_not_pass_each_other() {
+        let mut world = World::new(1);
+        let network = world.network("net");
+        let removal = |world: &World| {
+            let mut plan = Plan::default();
+            let stored = world.state.network(&network).expect("network");
+            plan.update(Network { pending_delete: true, ..Network::clone(stored) });
+            plan
+        };
+        let mut on_it = spec("web", 1);
+        attach(&mut on_it, &network);
+        let mut creation = Plan::default();
+        creation.create(Service { id: "s".to_owned(), spec: Some(on_it), ..Service::default() });
+        let both = |first: Plan, second: Plan| {
+            let batch = vec![transaction(1, Author::Control, first), transaction(2, Author::Control, second)];
+            apply_all(&world.state, batch).results.remove(1).1
+        };
+        assert_eq!(both(removal(&world), creation.clone()), Err(Rejected::NetworkGone(network.clone())));
+        let in_use = Rejected::NetworkInUse { network: network.clone(), service: "s".to_owned() };
+        assert_eq!(both(creation, removal(&world)), Err(in_use));
+    }
+
+    #[test]
+    fn what_is_not_there_cannot_be_changed() {
+        let world = World::new(1);
+        let missing = |kind, id: &str| Err(Rejected::Missing { kind, id: id.to_owned() });
+        let mut plan = Plan::default();
+        plan.delete(ObjectKind::Task, "t");
+        assert_eq!(outcome(&world.state, Author::Reap, plan), missing(ObjectKind::Task, "t"));
+        let mut plan = Plan::default();
+        plan.update(Node { id: "n7".to_owned(), ..Node::default() });
+        assert_eq!(outcome(&world.state, Author::Control, plan), missing(ObjectKind::Node, "n7"));
+        let mut plan = Plan::default();
+        plan.create(crate::world::node("n1"));
+        assert!(matches!(outcome(&world.state, Author::Ca, plan), Err(Rejected::Exists { .. })));
+        let empty = Plan { changes: vec![Change::default()], wake_at: None };
+        assert_eq!(outcome(&world.state, Author::Control, empty), Err(Rejected::Malformed));
+    }
+
+    #[test]
+    fn the_history_of_a_slot_is_in_order_whatever_clocks_say() {
+        let mut world = World::new(1);
+        let id = world.create(spec("web", 1));
+        world.run(std::time::Duration::from_secs(2));
+        let old = world.live(&id)[0].clone();
+        // The next leader's clock is an hour behind.
+        world.now = rswarm_base::Timestamp(world.now.0 - 3_600_000_000_000);
+        world.beat();
+        world.report(&old.id, TaskState::Failed);
+        world.reconcile();
+        let new = world.live(&id)[0].clone();
+        assert!(new.meta().created_at > old.meta().created_at);
+    }
 }

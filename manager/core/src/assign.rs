@@ -175,3 +175,131 @@ impl Table {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::world::{World, attach, spec};
+
+    fn networked(replicas: u64) -> (World, String, String) {
+        let mut world = World::new(2);
+        let network = world.network("net");
+        let mut web = spec("web", replicas);
+        attach(&mut web, "net");
+        let id = world.create(web);
+        world.run(Duration::from_secs(2));
+        (world, id, network)
+    }
+
+    /// Applies changes as an agent does, and demands that they lead to `to`.
+    fn replay(from: &AssignmentSet, to: &AssignmentSet) -> usize {
+        let changes = from.diff(to);
+        let mut set = from.clone();
+        for change in &changes {
+            match change.change.clone().expect("a change") {
+                Kind::Task(task) => drop(set.tasks.insert(task.id.clone(), Arc::new(task))),
+                Kind::RemoveTask(id) => assert!(set.tasks.remove(&id).is_some()),
+                Kind::RemoveNetwork(id) => assert!(set.networks.remove(&id).is_some()),
+                Kind::Network(table) => {
+                    let network = Arc::new(table.network.expect("a network"));
+                    let mut endpoints = match set.networks.get(&network.id) {
+                        Some(known) if !table.snapshot => known.endpoints.clone(),
+                        known => {
+                            assert!(table.snapshot && known.is_none());
+                            BTreeMap::new()
+                        }
+                    };
+                    table.removed.iter().for_each(|id| assert!(endpoints.remove(id).is_some()));
+                    endpoints.extend(
+                        table.endpoints.into_iter().map(|endpoint| (endpoint.task_id.clone(), endpoint)),
+                    );
+                    set.networks.insert(network.id.clone(), Arc::new(Table { network, endpoints }));
+                }
+            }
+        }
+        set.version = to.version;
+        assert_eq!(set, *to);
+        changes.len()
+    }
+
+    #[test]
+    fn a_node_knows_its_tasks_and_everyone_on_their_networks() {
+        let (world, _, network) = networked(3);
+        let set = assignments(&world.state, "n1");
+        assert!(set.tasks.values().all(|task| task.node_id == "n1"));
+        let table = &set.networks[&network];
+        assert_eq!(table.endpoints.len(), 3);
+        let first = table.endpoints.values().find(|endpoint| endpoint.slot == 1).expect("slot 1");
+        assert_eq!((first.service_name.as_str(), first.task_name.as_str()), ("web", "web.1"));
+        assert_eq!(first.node_addr, "192.0.2.1");
+        assert!(table.endpoints.values().all(|endpoint| endpoint.ready));
+    }
+
+    #[test]
+    fn a_node_without_a_task_on_a_network_is_not_told_of_it() {
+        let (world, _, _) = networked(1);
+        assert_eq!(
+            assignments(&world.state, "n2"),
+            AssignmentSet { version: world.state.index(), ..Default::default() }
+        );
+    }
+
+    #[test]
+    fn an_endpoint_is_ready_while_it_runs_and_is_wanted() {
+        let (mut world, id, network) = networked(2);
+        let ready = |world: &World| {
+            let set = assignments(&world.state, "n1");
+            let endpoints =
+                set.networks.get(&network).map(|table| table.endpoints.clone()).unwrap_or_default();
+            endpoints.into_values().filter(|endpoint| endpoint.ready).count()
+        };
+        assert_eq!(ready(&world), 2);
+        world.change(&id, |spec| crate::world::set_image(spec, "web:2"));
+        world.reconcile();
+        assert_eq!(ready(&world), 1, "the one that is told to stop leaves at once");
+        world.run(Duration::from_secs(20));
+        assert_eq!(ready(&world), 2);
+    }
+
+    #[test]
+    fn differences_lead_from_one_set_to_the_next() {
+        let (mut world, id, _) = networked(3);
+        let mut known = assignments(&world.state, "n1");
+        replay(&AssignmentSet::default(), &known);
+        assert_eq!(replay(&known, &known), 0);
+        let last = world.live(&id)[2].id.clone();
+        world.report(&last, TaskState::Failed);
+        let mut sent = 0;
+        for _ in 0..60 {
+            world.step();
+            let next = assignments(&world.state, "n1");
+            sent += replay(&known, &next);
+            known = next;
+        }
+        assert!(sent > 0);
+        world.remove_service(&id);
+        world.run(Duration::from_secs(2));
+        let end = assignments(&world.state, "n1");
+        assert!(replay(&known, &end) > 0 && end.tasks.is_empty() && end.networks.is_empty());
+    }
+
+    #[test]
+    fn an_ended_task_stays_until_it_is_reaped_but_needs_no_network() {
+        let (mut world, id, _) = networked(1);
+        let task = world.live(&id)[0].clone();
+        world.change(&id, |spec| {
+            let replicated = rswarm_proto::wire::Replicated { replicas: 1 };
+            spec.mode = Some(rswarm_proto::wire::service_spec::Mode::Replicated(replicated));
+            let restart = spec.task.get_or_insert_default().restart.get_or_insert_default();
+            restart.set_condition(rswarm_proto::wire::restart_policy::Condition::None);
+        });
+        world.run(Duration::from_secs(15));
+        world.live(&id).iter().for_each(|live| assert_ne!(live.id, task.id));
+        let set = assignments(&world.state, &task.node_id);
+        assert!(set.tasks.contains_key(&task.id));
+        let live_here = world.live(&id).iter().any(|live| live.node_id == task.node_id);
+        assert_eq!(!set.networks.is_empty(), live_here);
+    }
+}

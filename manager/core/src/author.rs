@@ -337,3 +337,23 @@ fn network(before: &Network, after: &Network) -> Vec<Write> {
         (before.ipam != after.ipam || before.vni != after.vni, Write::NetworkAllocation),
     ])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_author_has_a_name_of_its_own() {
+        for (author, name) in NAMES {
+            assert_eq!((author.name(), Author::parse(name)), (name, Some(author)));
+        }
+        assert_eq!(Author::parse(""), None);
+    }
+
+    #[test]
+    fn a_pass_may_do_what_its_parts_may_and_no_more() {
+        assert!(Author::Pass.may(Write::TaskCreate) && Author::Pass.may(Write::NodeState));
+        assert!(!Author::Pass.may(Write::NodeSpec) && !Author::Pass.may(Write::TaskReported));
+        assert!(!Author::Pass.may(Write::Never));
+    }
+}

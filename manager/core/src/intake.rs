@@ -96,3 +96,86 @@ pub fn hellos(state: &State, hellos: &[NodeHello]) -> Vec<Change> {
     }
     plan.changes
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::Author;
+    use crate::world::{World, spec};
+    use rswarm_proto::wire::{NodeDescription, NodeStatus, TaskReport};
+
+    fn report(node: &str, task: &str, state: TaskState, timestamp: i64) -> NodeTaskReport {
+        let status = TaskStatus { state: state.into(), timestamp, ..TaskStatus::default() };
+        let report = TaskReport { task_id: task.to_owned(), status: Some(status) };
+        NodeTaskReport { node_id: node.to_owned(), report: Some(report) }
+    }
+
+    /// A world with one running task, its id and its node.
+    fn running() -> (World, String, String) {
+        let mut world = World::new(1);
+        let id = world.create(spec("web", 1));
+        world.run(Duration::from_secs(2));
+        let task = world.live(&id)[0].clone();
+        (world, task.id.clone(), task.node_id.clone())
+    }
+
+    #[test]
+    fn only_the_tasks_own_node_is_heard_and_only_of_what_comes_next() {
+        let (world, task, node) = running();
+        let changes = |report: NodeTaskReport| statuses(&world.state, &[report], world.now).len();
+        assert_eq!(changes(report(&node, &task, TaskState::Failed, 0)), 1);
+        assert_eq!(changes(report("n9", &task, TaskState::Failed, 0)), 0, "another node");
+        assert_eq!(changes(report(&node, "gone", TaskState::Failed, 0)), 0, "an unknown task");
+        assert_eq!(changes(report(&node, &task, TaskState::Starting, 0)), 0, "back");
+        assert_eq!(changes(report(&node, &task, TaskState::Running, 0)), 0, "nothing new");
+        assert_eq!(changes(report(&node, &task, TaskState::Orphaned, 0)), 0, "not an agent's to say");
+        assert_eq!(changes(NodeTaskReport { node_id: node.clone(), report: None }), 0);
+    }
+
+    #[test]
+    fn many_reports_about_a_task_are_one_change() {
+        let (mut world, task, node) = running();
+        let reports = [
+            report(&node, &task, TaskState::Running, 0),
+            report(&node, &task, TaskState::Failed, world.now.0 - 7),
+            report(&node, &task, TaskState::Running, 0),
+        ];
+        let changes = statuses(&world.state, &reports, world.now);
+        assert_eq!(changes.len(), 1);
+        world.write(Author::Dispatcher, changes);
+        let stored = world.state.task(&task).expect("task");
+        assert_eq!(stored.observed(), TaskState::Failed);
+        assert_eq!(stored.status.as_ref().map(|status| status.timestamp), Some(world.now.0 - 7));
+        assert!(stored.ran_at > 0 && stored.ran_at < world.now.0);
+    }
+
+    #[test]
+    fn a_clock_that_is_ahead_is_held_back() {
+        let (mut world, task, node) = running();
+        let ahead = report(&node, &task, TaskState::Failed, world.now.0 + 3_600_000_000_000);
+        let changes = statuses(&world.state, &[ahead], world.now);
+        world.write(Author::Dispatcher, changes);
+        let status = world.state.task(&task).and_then(|task| task.status.clone()).expect("status");
+        assert_eq!(status.timestamp, world.now.0);
+    }
+
+    #[test]
+    fn a_hello_stores_what_it_says_and_leaves_the_rest() {
+        let mut world = World::new(2);
+        let hello = NodeHello {
+            node_id: "n1".to_owned(),
+            description: Some(NodeDescription { hostname: "new".to_owned(), ..NodeDescription::default() }),
+            status: Some(NodeStatus { listen_addr: "192.0.2.9:2377".to_owned(), ..NodeStatus::default() }),
+        };
+        let changes = hellos(&world.state, &[hello.clone()]);
+        world.write(Author::Dispatcher, changes);
+        let node = world.state.node("n1").expect("node").clone();
+        let status = node.status.clone().expect("status");
+        assert_eq!((status.addr.as_str(), status.listen_addr.as_str()), ("192.0.2.1", "192.0.2.9:2377"));
+        assert_eq!(hellos(&world.state, &[hello]), [], "nothing new");
+        let stranger = NodeHello { node_id: "n9".to_owned(), ..NodeHello::default() };
+        assert_eq!(hellos(&world.state, &[stranger]), []);
+    }
+}

@@ -10,9 +10,10 @@ use rswarm_base::ipam::Subnet;
 use rswarm_proto::model::object::Stored;
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::{
-    Cluster, Network, Node, NodeState, Object, ObjectKind, Service, StateSnapshot, Task, object,
+    Cluster, Network, Node, NodeState, Object, ObjectKind, Service, ServiceSpec, StateSnapshot, Task, object,
 };
 
+use crate::allocate::NODE_NETWORKS;
 use crate::schedule::Load;
 
 /// Heartbeat period of agents when the cluster's spec gives none.
@@ -283,6 +284,18 @@ impl State {
             .filter_map(|(_, id)| self.services.get(id))
     }
 
+    /// A network that the spec names and that a service cannot be on; nodes' own networks always can.
+    #[must_use]
+    pub fn missing_network<'s>(&self, spec: Option<&'s ServiceSpec>) -> Option<&'s str> {
+        let task = spec.and_then(|spec| spec.task.as_ref());
+        let mut targets =
+            task.into_iter().flat_map(|task| &task.networks).map(|network| network.target.as_str());
+        targets.find(|target| {
+            let usable = self.network(target).is_some_and(|network| !network.pending_delete);
+            !usable && !NODE_NETWORKS.contains(target)
+        })
+    }
+
     /// Tasks still on their way to a node: observed below *assigned*.
     pub fn unsettled_tasks(&self) -> impl Iterator<Item = &Arc<Task>> {
         self.unsettled.values()
@@ -543,4 +556,84 @@ pub fn display_name(node: &Node) -> &str {
 fn networks_of(service: &Service) -> impl Iterator<Item = &str> {
     let task = service.spec.as_ref().and_then(|spec| spec.task.as_ref());
     task.into_iter().flat_map(|task| task.networks.iter().map(|network| network.target.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::{World, attach, spec};
+
+    fn busy_world() -> World {
+        let mut world = World::new(3);
+        world.network("net");
+        let mut web = spec("web", 3);
+        attach(&mut web, "net");
+        let id = world.create(web);
+        world.create(spec("api", 2));
+        world.run(Duration::from_secs(2));
+        world.report(&world.live(&id)[0].id.clone(), TaskState::Failed);
+        let gone = world.create(spec("gone", 1));
+        world.run(Duration::from_millis(300));
+        world.remove_service(&gone);
+        world.reconcile();
+        world
+    }
+
+    #[test]
+    fn a_restored_state_is_the_same_indices_and_all() {
+        let state = busy_world().state;
+        let restored = State::restore(state.snapshot()).expect("restored");
+        assert_eq!(format!("{restored:?}"), format!("{state:?}"));
+        assert_eq!(restored.snapshot(), state.snapshot());
+    }
+
+    #[test]
+    fn a_damaged_snapshot_is_refused() {
+        let mut snapshot = busy_world().state.snapshot();
+        snapshot.objects.push(snapshot.objects[0].clone());
+        assert!(matches!(State::restore(snapshot.clone()), Err(RestoreError::Duplicate(..))));
+        snapshot.objects[0] = Object::default();
+        assert_eq!(State::restore(snapshot).map(drop), Err(RestoreError::Empty(0)));
+    }
+
+    #[test]
+    fn indices_answer_what_a_scan_would() {
+        let state = busy_world().state;
+        for node in state.nodes() {
+            let scan: Vec<_> = state.tasks().filter(|task| task.node_id == node.id).collect();
+            assert_eq!(state.tasks_on_node(&node.id).collect::<Vec<_>>(), scan);
+        }
+        for network in state.networks() {
+            let on =
+                |task: &&Arc<Task>| task.networks.iter().any(|attached| attached.network_id == network.id);
+            let scan: Vec<_> = state.tasks().filter(on).collect();
+            assert_eq!(state.tasks_on_network(&network.id).collect::<Vec<_>>(), scan);
+            assert_eq!(state.services_on_network(&network.id).count(), 1);
+        }
+        for service in state.services() {
+            let mut scan: Vec<_> = state.tasks().filter(|task| task.service_id == service.id).collect();
+            scan.sort_by_key(|task| (task.slot, &task.id));
+            assert_eq!(state.tasks_of_service(&service.id).collect::<Vec<_>>(), scan);
+        }
+        let removed: Vec<_> = state.tasks().filter(|task| task.desired() == TaskState::Remove).collect();
+        assert!(!removed.is_empty());
+        assert_eq!(state.tasks_to_remove().collect::<Vec<_>>(), removed);
+        assert_eq!(state.service_named("gone"), None);
+        assert_eq!(state.nodes_named("host-n2").map(|node| node.id.as_str()).collect::<Vec<_>>(), ["n2"]);
+    }
+
+    #[test]
+    fn prefixes_tell_one_from_many() {
+        let state = World::new(11).state;
+        assert_eq!(state.ids_with_prefix(ObjectKind::Node, "n11"), ["n11"]);
+        assert_eq!(state.ids_with_prefix(ObjectKind::Node, "n1").len(), 2);
+        assert!(state.ids_with_prefix(ObjectKind::Node, "x").is_empty());
+    }
+
+    #[test]
+    fn addresses_are_read_with_and_without_a_prefix() {
+        assert_eq!(address_of("10.0.0.2/24"), "10.0.0.2".parse().ok());
+        assert_eq!(address_of("fd00::2"), "fd00::2".parse().ok());
+        assert_eq!(address_of("ten"), None);
+    }
 }

@@ -223,7 +223,9 @@ impl<'a> Rollout<'a> {
     /// The service once its update is paused, or rolled back.
     fn stop(&self, failed: &Task) -> Service {
         let mut service = Service::clone(self.service);
-        let back = self.config.failure_action() == FailureAction::Rollback && !self.is_rollback;
+        // There is no way back to a network that has gone since.
+        let possible = self.view.missing_network(service.previous_spec.as_ref()).is_none();
+        let back = self.config.failure_action() == FailureAction::Rollback && !self.is_rollback && possible;
         if let Some(previous) = service.previous_spec.take_if(|_| back) {
             service.spec = Some(previous);
             service.update_status = Some(UpdateStatus {

@@ -412,3 +412,198 @@ pub fn cluster(spec: &ClusterSpec) -> Result<(), Vec<Problem>> {
     );
     findings.result()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::{World, node, spec};
+
+    fn problems(change: impl FnOnce(&mut ServiceSpec)) -> Vec<String> {
+        let mut spec = spec("web", 1);
+        change(&mut spec);
+        let found = service(&spec, &World::new(1).state).err().unwrap_or_default();
+        found.iter().map(ToString::to_string).collect()
+    }
+
+    fn container(spec: &mut ServiceSpec) -> &mut ContainerSpec {
+        spec.task.get_or_insert_default().container.get_or_insert_default()
+    }
+
+    fn named(name: &str) -> Vec<String> {
+        problems(|spec| spec.annotations.get_or_insert_default().name = name.to_owned())
+    }
+
+    #[test]
+    fn a_sound_spec_has_no_problems() {
+        assert_eq!(problems(|_| {}), Vec::<String>::new());
+        for name in ["a", "web-1", "web_2", "Web"] {
+            assert_eq!(named(name), Vec::<String>::new(), "{name}");
+        }
+    }
+
+    #[test]
+    fn all_problems_are_told_at_once() {
+        let found = problems(|spec| {
+            spec.annotations.get_or_insert_default().name = "a.b".to_owned();
+            container(spec).image.clear();
+            spec.update = Some(UpdateConfig { delay: -1, max_failure_ratio: 2.0, ..UpdateConfig::default() });
+        });
+        assert_eq!(
+            found,
+            [
+                "name must be valid as a DNS name component",
+                "ContainerSpec: image reference must be provided",
+                "TaskSpec: update-delay cannot be negative",
+                "TaskSpec: update-maxfailureratio cannot be less than 0 or bigger than 1",
+            ]
+        );
+    }
+
+    #[test]
+    fn names_are_parts_of_dns_names() {
+        assert_eq!(named(""), ["meta: name must be provided"]);
+        assert_eq!(named(&"a".repeat(64)), ["name must be 63 characters or fewer"]);
+        for name in ["-a", "a-", "a b", "a.b", "ü"] {
+            assert_eq!(named(name), ["name must be valid as a DNS name component"], "{name}");
+        }
+    }
+
+    #[test]
+    fn images_are_references() {
+        let image = |image: &str| problems(|spec| container(spec).image = image.to_owned());
+        let digest = format!("reg.example:5000/a/b@sha256:{}", "0".repeat(64));
+        for good in ["web", "web:1", "library/web:v1.2", "reg.example:5000/a/b:t", "localhost/a", &digest] {
+            assert_eq!(image(good), Vec::<String>::new(), "{good}");
+        }
+        for bad in ["UPPER", "a b", "web:", "web:t t", "/web", "web//x", "web@sha256:1"] {
+            assert_eq!(image(bad), [format!("ContainerSpec: \"{bad}\" is not a valid repository/tag")]);
+        }
+    }
+
+    #[test]
+    fn mounts_have_targets_of_their_own() {
+        let mount = |kind: mount::Type, source: &str, target: &str| Mount {
+            r#type: kind.into(),
+            source: source.to_owned(),
+            target: target.to_owned(),
+            ..Mount::default()
+        };
+        let with = |mounts: Vec<Mount>| problems(|spec| container(spec).mounts = mounts);
+        assert_eq!(with(vec![mount(mount::Type::Volume, "data", "/data")]), Vec::<String>::new());
+        assert_eq!(
+            with(vec![mount(mount::Type::Volume, "a", "/x"), mount(mount::Type::Tmpfs, "", "/x")]),
+            ["ContainerSpec: duplicate mount point: /x"]
+        );
+        assert_eq!(
+            with(vec![mount(mount::Type::Bind, "rel", "/x")]),
+            ["ContainerSpec: invalid mount path: 'rel' mount path must be absolute"]
+        );
+        assert_eq!(
+            with(vec![mount(mount::Type::Tmpfs, "", "/")]),
+            ["ContainerSpec: invalid mount config: destination can't be '/'"]
+        );
+    }
+
+    #[test]
+    fn amounts_have_least_values() {
+        let reserve = |reserved: Resources, limits: Resources| {
+            problems(|spec| {
+                let requirements =
+                    ResourceRequirements { limits: Some(limits), reservations: Some(reserved) };
+                spec.task.get_or_insert_default().resources = Some(requirements);
+            })
+        };
+        let amount = |nano_cpus, memory| Resources { nano_cpus, memory, pids: 0 };
+        assert_eq!(reserve(amount(NANO_CPUS_MIN, MEMORY_MIN), amount(0, 0)), Vec::<String>::new());
+        assert_eq!(
+            reserve(amount(1000, 1000), amount(0, 0)),
+            [
+                "invalid cpu value 0.000001: Must be at least 0.001",
+                "invalid memory value 1000: Must be at least 4MiB"
+            ]
+        );
+        assert_eq!(
+            reserve(amount(0, 2 * MEMORY_MIN), amount(0, MEMORY_MIN)),
+            ["Resources: reserved memory cannot be more than the limit"]
+        );
+    }
+
+    #[test]
+    fn ports_are_published_once() {
+        let port = |published: u32, mode: port_config::Mode| PortConfig {
+            protocol: "tcp".to_owned(),
+            target: 80,
+            published,
+            mode: mode.into(),
+            ..PortConfig::default()
+        };
+        let with = |ports: Vec<PortConfig>, mode: endpoint_spec::Mode| {
+            problems(|spec| spec.endpoint = Some(EndpointSpec { mode: mode.into(), ports }))
+        };
+        use endpoint_spec::Mode::{Dnsrr, Vip};
+        use port_config::Mode::{Host, Ingress};
+        assert_eq!(with(vec![port(8080, Host), port(8081, Host)], Dnsrr), Vec::<String>::new());
+        assert_eq!(
+            with(vec![port(8080, Host), port(8080, Host)], Vip),
+            ["EndpointSpec: duplicate published ports provided"]
+        );
+        assert_eq!(
+            with(vec![port(8080, Ingress)], Dnsrr),
+            ["EndpointSpec: port published with ingress mode can't be used with dnsrr mode"]
+        );
+        assert_eq!(
+            with(vec![port(70_000, Host)], Vip),
+            ["EndpointSpec: invalid published port 70000: must be at most 65535"]
+        );
+    }
+
+    #[test]
+    fn replicas_have_a_limit() {
+        let replicas = |replicas: u64| {
+            problems(|spec| {
+                let replicated = rswarm_proto::wire::Replicated { replicas };
+                spec.mode = Some(rswarm_proto::wire::service_spec::Mode::Replicated(replicated));
+            })
+        };
+        assert_eq!(replicas(REPLICAS_MAX), Vec::<String>::new());
+        assert_eq!(replicas(u64::MAX).len(), 1);
+    }
+
+    #[test]
+    fn subnets_fit_and_do_not_overlap() {
+        let mut world = World::new(1);
+        world.network("first");
+        world.reconcile();
+        let check = |config: IpamConfig| {
+            let annotations = Some(Annotations { name: "net".to_owned(), ..Annotations::default() });
+            let spec = NetworkSpec { annotations, ipam: vec![config], ..NetworkSpec::default() };
+            let found = network(&spec, &world.state).err().unwrap_or_default();
+            found.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let subnet = |subnet: &str| IpamConfig { subnet: subnet.to_owned(), ..IpamConfig::default() };
+        assert_eq!(check(subnet("10.7.0.0/24")), Vec::<String>::new());
+        assert_eq!(
+            check(subnet("10.0.0.128/25")),
+            ["Pool overlaps with other one on this address space: 10.0.0.128/25 is part of network first"]
+        );
+        assert_eq!(check(subnet("10.7.0.0/30")), ["subnet 10.7.0.0/30 is too small: /29 is the smallest"]);
+        let gateway = IpamConfig { gateway: "10.8.0.1".to_owned(), ..subnet("10.7.0.0/24") };
+        assert_eq!(check(gateway), ["no matching subnet for gateway 10.8.0.1"]);
+    }
+
+    #[test]
+    fn clusters_and_nodes_are_checked_too() {
+        assert_eq!(super::node(&node("n1").spec.unwrap_or_default()), Ok(()));
+        let named = Some(Annotations { name: "default".to_owned(), ..Annotations::default() });
+        let spec = ClusterSpec { annotations: named, ..ClusterSpec::default() };
+        assert_eq!(cluster(&spec), Ok(()));
+        let bad = ClusterSpec {
+            annotations: None,
+            election_tick: 2,
+            heartbeat_tick: 2,
+            heartbeat_period: 1,
+            ..spec
+        };
+        assert_eq!(cluster(&bad).err().map(|problems| problems.len()), Some(3));
+    }
+}
