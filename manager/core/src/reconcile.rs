@@ -233,3 +233,280 @@ fn with_version(object: &AnyObject, version: u64) -> Object {
         AnyObject::Network(object) => set(object, version),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::world::{BROKEN, World, attach, set_image, spec};
+    use rswarm_proto::model::service::Mode;
+    use rswarm_proto::model::task::TaskState;
+    use rswarm_proto::wire::update_config::{FailureAction, Order};
+    use rswarm_proto::wire::update_status::State as Phase;
+    use rswarm_proto::wire::{
+        Global, NodeAvailability, Replicated, Service, ServiceSpec, UpdateConfig, service_spec,
+    };
+
+    const NODES: usize = 4;
+
+    /// What can happen to a cluster.
+    #[derive(Debug, Clone)]
+    enum Happening {
+        Create { replicas: u64, parallelism: u64, order: Order, action: FailureAction, global: bool },
+        Scale { which: usize, replicas: u64 },
+        Image { which: usize, version: u8 },
+        Remove { which: usize },
+        Drain { node: usize },
+        Activate { node: usize },
+        Cut { node: usize },
+        Return { node: usize },
+        Fail { which: usize },
+        Wait { steps: u8 },
+    }
+
+    fn happening() -> impl Strategy<Value = Happening> {
+        let order = prop_oneof![Just(Order::StopFirst), Just(Order::StartFirst)];
+        let action = prop_oneof![
+            Just(FailureAction::Pause),
+            Just(FailureAction::Continue),
+            Just(FailureAction::Rollback)
+        ];
+        let node = || 0..NODES;
+        let which = || 0..8usize;
+        prop_oneof![
+            2 => (0..6u64, 0..3u64, order, action, prop::bool::weighted(0.2)).prop_map(
+                |(replicas, parallelism, order, action, global)| {
+                    Happening::Create { replicas, parallelism, order, action, global }
+                }
+            ),
+            2 => (which(), 0..7u64).prop_map(|(which, replicas)| Happening::Scale { which, replicas }),
+            2 => (which(), 0..4u8).prop_map(|(which, version)| Happening::Image { which, version }),
+            1 => which().prop_map(|which| Happening::Remove { which }),
+            1 => node().prop_map(|node| Happening::Drain { node }),
+            1 => node().prop_map(|node| Happening::Activate { node }),
+            1 => node().prop_map(|node| Happening::Cut { node }),
+            1 => node().prop_map(|node| Happening::Return { node }),
+            2 => which().prop_map(|which| Happening::Fail { which }),
+            4 => (1..70u8).prop_map(|steps| Happening::Wait { steps }),
+        ]
+    }
+
+    fn node_id(node: usize) -> String {
+        format!("n{}", node + 1)
+    }
+
+    /// The service that a number stands for, among those that are not being removed.
+    fn nth(world: &World, which: usize) -> Option<String> {
+        let services: Vec<_> = world.state.services().filter(|service| !service.pending_delete).collect();
+        services.get(which % services.len().max(1)).map(|service| service.id.clone())
+    }
+
+    fn set_availability(world: &mut World, node: usize, availability: NodeAvailability) {
+        world.change_node(&node_id(node), Author::Control, |node| {
+            node.spec.get_or_insert_default().set_availability(availability);
+        });
+    }
+
+    fn new_spec(name: String, happening: &Happening) -> Option<ServiceSpec> {
+        let Happening::Create { replicas, parallelism, order, action, global } = happening else {
+            return None;
+        };
+        let mut spec = spec(&name, *replicas);
+        spec.update = Some(UpdateConfig {
+            parallelism: *parallelism,
+            monitor: 1_000_000_000,
+            order: (*order).into(),
+            failure_action: (*action).into(),
+            ..UpdateConfig::default()
+        });
+        if *global {
+            spec.mode = Some(service_spec::Mode::Global(Global {}));
+        }
+        attach(&mut spec, "net");
+        Some(spec)
+    }
+
+    fn happen(world: &mut World, happening: &Happening) {
+        match happening {
+            Happening::Create { .. } => {
+                let name = format!("web{}", world.ids.number());
+                if let Some(spec) = new_spec(name, happening).filter(|_| world.state.services().count() < 5) {
+                    world.create(spec);
+                }
+            }
+            Happening::Scale { which, replicas } => {
+                let Some(id) = nth(world, *which) else { return };
+                if !crate::slot::is_global(&world.service(&id)) {
+                    let replicated = Replicated { replicas: *replicas };
+                    world.change(&id, |spec| spec.mode = Some(service_spec::Mode::Replicated(replicated)));
+                }
+            }
+            Happening::Image { which, version } => {
+                let Some(id) = nth(world, *which) else { return };
+                let image = if *version == 0 { BROKEN.to_owned() } else { format!("web:{version}") };
+                world.change(&id, |spec| set_image(spec, &image));
+            }
+            Happening::Remove { which } => {
+                if let Some(id) = nth(world, *which) {
+                    world.remove_service(&id);
+                }
+            }
+            Happening::Drain { node } => set_availability(world, *node, NodeAvailability::Drain),
+            Happening::Activate { node } => set_availability(world, *node, NodeAvailability::Active),
+            Happening::Cut { node } => drop(world.cut.insert(node_id(*node))),
+            Happening::Return { node } => drop(world.cut.remove(&node_id(*node))),
+            Happening::Fail { which } => {
+                let running = |task: &&std::sync::Arc<rswarm_proto::wire::Task>| {
+                    task.observed() == TaskState::Running && !world.cut.contains(&task.node_id)
+                };
+                let running: Vec<_> =
+                    world.state.tasks().filter(running).map(|task| task.id.clone()).collect();
+                if let Some(id) = running.get(*which) {
+                    world.report(&id.clone(), TaskState::Failed);
+                }
+            }
+            Happening::Wait { steps } => (0..*steps).for_each(|_| {
+                world.step();
+                within_bounds(world);
+            }),
+        }
+    }
+
+    /// How many tasks a service may have at once: its replicas, and with start-first those that take over.
+    fn bound(service: &Service) -> Option<u64> {
+        let spec = service.spec.as_ref()?;
+        let Mode::Replicated(replicas) = spec.mode_or_default() else { return None };
+        let update = spec.update.unwrap_or_default();
+        let beside = match (update.order(), update.parallelism) {
+            (Order::StopFirst, _) => 0,
+            (Order::StartFirst, 0) => replicas,
+            (Order::StartFirst, parallelism) => parallelism,
+        };
+        Some(replicas + beside)
+    }
+
+    fn within_bounds(world: &World) {
+        for service in world.state.services().filter(|service| !service.pending_delete) {
+            let Some(bound) = bound(service) else { continue };
+            let live = world.live(&service.id).len() as u64;
+            assert!(live <= bound, "service {} has {live} live tasks, {bound} at most", service.id);
+        }
+    }
+
+    fn converged(world: &World) {
+        for service in world.state.services() {
+            assert!(!service.pending_delete, "a removed service is gone");
+            let wanted = match service.spec.as_ref().map(ServiceSpec::mode_or_default) {
+                Some(Mode::Replicated(replicas)) => replicas as usize,
+                _ => NODES,
+            };
+            let states: Vec<_> =
+                world.live(&service.id).iter().map(|task| (task.slot, task.observed())).collect();
+            assert_eq!((world.running(&service.id), states.len()), (wanted, wanted), "{states:?}");
+            let phase = service.update_status.as_ref().map_or(Phase::Unknown, |status| status.state());
+            assert!(!matches!(phase, Phase::Updating | Phase::RollbackStarted), "{phase:?}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+
+        /// Whatever happens, bounds hold on the way, and once nothing more happens, all is as asked.
+        #[test]
+        fn any_history_ends_well(history in prop::collection::vec(happening(), 1..40)) {
+            let mut world = World::new(NODES);
+            world.network("net");
+            world.reconcile();
+            history.iter().for_each(|happening| happen(&mut world, happening));
+            world.cut.clear();
+            (0..NODES).for_each(|node| set_availability(&mut world, node, NodeAvailability::Active));
+            let services: Vec<String> = (0..8).filter_map(|which| nth(&world, which)).collect();
+            services.iter().for_each(|id| world.change(id, |spec| set_image(spec, "web:9")));
+            world.run(Duration::from_secs(90));
+            within_bounds(&world);
+            converged(&world);
+        }
+
+        /// A reconciler that is asked again about its own result has nothing to add, at the latest after one
+        /// more look.
+        #[test]
+        fn every_reconciler_comes_to_rest(history in prop::collection::vec(happening(), 1..25)) {
+            let mut world = World::new(NODES);
+            world.network("net");
+            history.iter().for_each(|happening| happen(&mut world, happening));
+            world.now = world.now.after(Duration::from_secs(3));
+            for reconciler in all() {
+                let mut state = world.state.clone();
+                let mut left = usize::MAX;
+                for _ in 0..3 {
+                    let plan = reconciler.reconcile(&state, &mut world.env());
+                    left = plan.changes.len();
+                    let author = reconciler.author().name().to_owned();
+                    let transaction = Transaction { id: 1, author, changes: plan.changes };
+                    let batch = Batch { transactions: vec![transaction], now: world.now.0 };
+                    let applied = apply(&state, state.index() + 1, &batch);
+                    prop_assert_eq!(&applied.results[0].1, &Ok(()));
+                    state = applied.state;
+                }
+                prop_assert_eq!(left, 0, "{:?} does not come to rest", reconciler.author());
+            }
+        }
+
+        /// One view and one env give one plan.
+        #[test]
+        fn a_pass_is_a_function(history in prop::collection::vec(happening(), 1..15)) {
+            let mut world = World::new(NODES);
+            world.network("net");
+            history.iter().for_each(|happening| happen(&mut world, happening));
+            let (state, ids) = (world.state.clone(), world.ids.clone());
+            let first = pass(&state, &mut world.env());
+            world.ids = ids;
+            prop_assert_eq!(first, pass(&state, &mut world.env()));
+        }
+    }
+
+    #[test]
+    fn one_pass_brings_a_new_service_to_its_nodes() {
+        let mut world = World::new(3);
+        world.network("net");
+        let mut web = spec("web", 3);
+        attach(&mut web, "net");
+        let id = world.create(web);
+        let state = world.state.clone();
+        let result = pass(&state, &mut world.env());
+        world.commit(result.transactions);
+        assert_eq!(world.spread(&id).len(), 3);
+        assert!(world.live(&id).iter().all(|task| task.observed() == TaskState::Assigned));
+    }
+
+    #[test]
+    fn a_slot_stays_in_one_transaction_and_a_conflict_costs_no_other() {
+        let mut world = World::new(3);
+        let id = world.create(spec("web", 500));
+        world.reconcile();
+        set_availability(&mut world, 0, NodeAvailability::Drain);
+        let state = world.state.clone();
+        let result = pass(&state, &mut world.env());
+        assert!(result.transactions.len() > 1);
+        let slots = result.transactions.iter().map(|transaction| {
+            assert!(transaction.changes.len() <= CHANGES_PER_TRANSACTION);
+            let objects = transaction.changes.iter().filter_map(|change| change.object.clone());
+            let tasks = objects.filter_map(|object| rswarm_proto::wire::Task::try_from(object).ok());
+            tasks.map(|task| task.slot).collect::<BTreeSet<_>>()
+        });
+        let slots: Vec<_> = slots.collect();
+        assert!(slots.windows(2).all(|pair| pair[0].is_disjoint(&pair[1])));
+        // A task reports in between: only its transaction is rejected, and the next pass makes up for it.
+        let moved = world.tasks(&id).into_iter().find(|task| task.node_id == "n1").expect("a task");
+        world.report(&moved.id, TaskState::Accepted);
+        let batch = Batch { transactions: result.transactions, now: world.now.0 };
+        let applied = apply(&world.state, world.state.index() + 1, &batch);
+        assert_eq!(applied.results.iter().filter(|(_, result)| result.is_err()).count(), 1);
+        world.state = applied.state;
+        world.run(Duration::from_secs(2));
+        assert_eq!(world.running(&id), 500);
+    }
+}
