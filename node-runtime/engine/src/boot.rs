@@ -9,6 +9,7 @@ use rswarm_base::Chain;
 use rswarm_shim::client::{ConnectError, Shim};
 use rswarm_shim::{Exit, ShimState};
 
+use crate::blocking::blocking;
 use crate::container::actor::{self, Actor, Next};
 use crate::container::record::Record;
 use crate::container::{Container, Status, launch, restart, wiring};
@@ -31,8 +32,8 @@ enum Found {
 /// Restores all containers and removes what belongs to none. On return all are visible.
 pub(crate) async fn restore(shared: &Arc<Shared>) -> Result<(), OpenError> {
     let dir = shared.containers_dir();
-    let load = tokio::task::spawn_blocking(move || Record::load_all(&dir));
-    let records = load.await.expect("reading records never panics")?;
+    let load = blocking(move || Record::load_all(&dir));
+    let records = load.await?;
     let known: BTreeSet<String> = records.iter().map(|record| record.container.id.clone()).collect();
     remove_strays(shared, &known).await;
     let mut restored =

@@ -11,6 +11,7 @@ use rswarm_base::{Chain, IdGen, Timestamp};
 use rswarm_image::Layers;
 use rswarm_proto::model::container::{Mount, mount};
 
+use crate::blocking::blocking;
 use crate::config::{ContainerConfig, RestartName};
 use crate::container::actor::Actor;
 use crate::container::record::Record;
@@ -250,8 +251,8 @@ async fn make_parts(shared: &Arc<Shared>, container: &mut Container) -> Result<R
     let mounts = inherited(shared, container)?;
     // Blocking work owns what it works on; a claim on a volume is known to `undo` by the container's id.
     let (own, asked) = (shared.clone(), container.clone());
-    let resolved = tokio::task::spawn_blocking(move || resolve_mounts(&own, &asked, mounts));
-    let (mounts, result) = resolved.await.expect("resolving mounts never panics");
+    let resolved = blocking(move || resolve_mounts(&own, &asked, mounts));
+    let (mounts, result) = resolved.await;
     container.mounts = Arc::new(mounts);
     result?;
     let layers = shared.images.prepare(&container.id, &container.image_id).await.map_err(Cause::new)?;
@@ -265,7 +266,7 @@ async fn make_parts(shared: &Arc<Shared>, container: &mut Container) -> Result<R
         Record::make_dir(&stored.container.dir)?;
         stored.store()
     };
-    tokio::task::spawn_blocking(store).await.expect("storing a container never panics")?;
+    blocking(store).await?;
     Ok(record)
 }
 
@@ -286,7 +287,7 @@ async fn undo(shared: &Arc<Shared>, container: Container) {
             tracing::warn!(container.id = container.id, error = %Chain(&error), "a directory stays behind");
         }
     };
-    tokio::task::spawn_blocking(erase).await.expect("erasing never panics");
+    blocking(erase).await;
 }
 
 /// The mounts of the containers named in `volumes_from`, except where the container has its own.

@@ -10,6 +10,7 @@ use rswarm_proto::model::container::ResourceLimits;
 use rswarm_shim::client::Shim;
 use tokio::sync::oneshot;
 
+use crate::blocking::blocking;
 use crate::config::{ContainerConfig, EndpointConfig, EngineConfig, RestartPolicy};
 use crate::container::{Container, Request, Status, launch};
 use crate::error::{
@@ -130,8 +131,7 @@ impl Engine {
         let path = config.data_root.join("networks.json");
         let local = LocalNetworks::open(path, networks.clone(), config.default_bridge).await?;
         let volumes = config.data_root.join("volumes");
-        let volumes =
-            tokio::task::spawn_blocking(|| Volumes::open(volumes)).await.expect("reading never panics")?;
+        let volumes = blocking(|| Volumes::open(volumes)).await?;
         let shared = Arc::new(Shared {
             host: host::facts(),
             images,
@@ -573,8 +573,8 @@ impl Engine {
     /// When the name or an option is not allowed.
     pub async fn create_volume(&self, request: VolumeCreate) -> Result<Arc<Volume>, VolumeError> {
         let volumes = self.shared.volumes.clone();
-        let make = tokio::task::spawn_blocking(move || volumes.ensure(request, None));
-        let (volume, made) = make.await.expect("making a volume never panics")?;
+        let make = blocking(move || volumes.ensure(request, None));
+        let (volume, made) = make.await?;
         if made {
             self.volume_event(&volume, "create");
         }
@@ -601,8 +601,8 @@ impl Engine {
     /// When there is none, or it is in use.
     pub async fn remove_volume(&self, name: &str, force: bool) -> Result<(), VolumeError> {
         let (volumes, owned) = (self.shared.volumes.clone(), name.to_owned());
-        let remove = tokio::task::spawn_blocking(move || volumes.remove(&owned));
-        match remove.await.expect("removing a volume never panics") {
+        let remove = blocking(move || volumes.remove(&owned));
+        match remove.await {
             Ok(volume) => {
                 self.volume_event(&volume, "destroy");
                 Ok(())
@@ -625,7 +625,11 @@ impl Engine {
             // The caller may have gone away.
             let _ = reply.send(work.await);
         });
-        answer.await.expect("a detached piece of work always answers")
+        match answer.await {
+            Ok(value) => value,
+            // The process is being shut down, and the caller with it.
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// The running containers on a network.
@@ -712,8 +716,7 @@ async fn open_images(config: &EngineConfig) -> Result<ImageStore, OpenError> {
     let mut store = StoreConfig::new(config.data_root.join("image"));
     store.mirrors.clone_from(&config.registry_mirrors);
     store.insecure_registries.clone_from(&config.insecure_registries);
-    let open =
-        tokio::task::spawn_blocking(|| ImageStore::open(store)).await.expect("opening a store never panics");
+    let open = blocking(|| ImageStore::open(store)).await;
     Ok(open.map_err(Cause::new)?)
 }
 

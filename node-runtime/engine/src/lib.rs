@@ -5,6 +5,7 @@
 //! Start at [`Engine`], then [`ContainerConfig`] (what is asked for) and [`Container`] (what is).
 #![forbid(unsafe_code)]
 
+mod blocking;
 mod boot;
 pub mod config;
 pub mod container;

@@ -11,6 +11,7 @@ use rswarm_base::{Chain, Timestamp, fsx};
 use rswarm_network::{BridgeSpec, DEFAULT_BRIDGE, Networks, Overlay};
 use serde::{Deserialize, Serialize};
 
+use crate::blocking::blocking;
 use crate::error::{Cause, FileError, NetworkError};
 
 /// A network to make.
@@ -220,7 +221,7 @@ impl LocalNetworks {
             fsx::write_json(&local.path, &Stored { version: VERSION, networks })
                 .map_err(FileError::write(&local.path))
         };
-        tokio::task::spawn_blocking(write).await.expect("writing a file never panics")
+        blocking(write).await
     }
 
     /// Makes a bridge network.

@@ -16,6 +16,7 @@ use super::record::Record;
 use super::restart::Backoff;
 use super::wiring;
 use super::{Container, Endpoint, Health, Probe, State, Status, launch};
+use crate::blocking::blocking;
 use crate::config::EndpointConfig;
 use crate::engine::{Attachment, ContainerUpdate, RemoveOptions};
 use crate::error::{
@@ -223,7 +224,7 @@ impl Actor {
     /// Makes the present state durable, then visible.
     async fn save(&self) -> Result<(), FileError> {
         let record = self.record.clone();
-        tokio::task::spawn_blocking(move || record.store()).await.expect("writing a record never panics")?;
+        blocking(move || record.store()).await?;
         self.publish();
         Ok(())
     }
@@ -385,10 +386,7 @@ impl Actor {
         let resources = crate::spec::oci_resources(limits);
         let path = self.shared.cgroup(&self.container().id);
         let apply = move || rswarm_runtime::cgroup::Cgroup::at(path.as_ref())?.apply(&resources);
-        Ok(tokio::task::spawn_blocking(apply)
-            .await
-            .expect("writing limits never panics")
-            .map_err(Cause::new)?)
+        Ok(blocking(apply).await.map_err(Cause::new)?)
     }
 
     async fn attach(&mut self) -> Result<Attachment, ControlError> {
@@ -893,9 +891,9 @@ impl Actor {
             Ok(()) => {
                 tracing::info!(container.id = self.container().id, "removed");
                 self.shared.registry.remove(&self.container().id, &self.container().name);
+                self.event("destroy", &[]);
                 self.record.container.removed = true;
                 self.publish();
-                self.event("destroy", &[]);
                 Next::End
             }
             Err(error) => {
@@ -918,8 +916,7 @@ impl Actor {
         wiring::unwire(&self.shared, &id).await;
         let dir = self.container().dir.clone();
         // The record goes first: from here on there is no way back, and a daemon that dies now cleans up.
-        let erased =
-            tokio::task::spawn_blocking(move || Record::erase(&dir)).await.expect("removing never panics");
+        let erased = blocking(move || Record::erase(&dir)).await;
         erased.map_err(|error| failed(Cause::new(error)))?;
         launch::clean(&self.shared, &id).await;
         self.shared.images.release(&id).await.map_err(|error| failed(Cause::new(error)))?;
@@ -939,15 +936,15 @@ impl Actor {
                 }
             }
         };
-        tokio::task::spawn_blocking(release).await.expect("removing volumes never panics");
+        blocking(release).await;
     }
 }
 
 /// The exit that a shim left when it went, or that of a container whose end nobody saw.
 pub(crate) async fn stored_exit(container: &Container) -> Exit {
     let path = launch::exit_file(container);
-    let read = tokio::task::spawn_blocking(move || rswarm_base::fsx::read_json::<Exit>(&path));
-    match read.await.expect("reading a file never panics") {
+    let read = blocking(move || rswarm_base::fsx::read_json::<Exit>(&path));
+    match read.await {
         Ok(Some(exit)) => exit,
         Ok(None) | Err(_) => Exit { code: UNKNOWN_EXIT, at: Timestamp::now(), oom_killed: false },
     }

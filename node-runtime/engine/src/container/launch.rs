@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use super::record::Record;
 use super::wiring::{self, Wired};
 use super::{Container, Endpoint, MountKind, inject, logfile};
+use crate::blocking::blocking;
 use crate::config::EngineConfig;
 use crate::error::{Cause, FileError, StartError};
 use crate::merge::clean_path;
@@ -90,9 +91,9 @@ async fn put_files(container: &Container, created: &Created) -> Result<(), Start
         return Err(StartError::Conflict(format!("container {} ended before its start", container.id)));
     };
     let config = container.config.clone();
-    let put = tokio::task::spawn_blocking(move || inject::inject(pid, &config.files));
+    let put = blocking(move || inject::inject(pid, &config.files));
     let path = Path::new("secrets and configs");
-    Ok(put.await.expect("mounting files never panics").map_err(FileError::write(path))?)
+    Ok(put.await.map_err(FileError::write(path))?)
 }
 
 /// The runtime's own words, complete, and the exit code that they mean.
@@ -148,7 +149,7 @@ async fn prepare(
         let json = serde_json::to_vec(&spec).map_err(|error| FileError::write(&path)(error.into()))?;
         fs::write(&path, json).map_err(FileError::write(&path))
     };
-    tokio::task::spawn_blocking(write).await.expect("writing a bundle never panics")?;
+    blocking(write).await?;
     Ok(launch)
 }
 
@@ -268,7 +269,7 @@ pub(crate) async fn clean(shared: &Shared, id: &str) {
         cgroup.kill().and_then(|()| cgroup.remove()).map_err(|error| error.to_string())?;
         fsx::remove_all(&state_dir).map_err(|error| error.to_string())
     };
-    if let Err(error) = tokio::task::spawn_blocking(work).await.expect("cleaning never panics") {
+    if let Err(error) = blocking(work).await {
         tracing::warn!(container.id = id, error, "something of a container that ended stays behind");
     }
 }

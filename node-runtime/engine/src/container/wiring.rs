@@ -11,6 +11,7 @@ use rswarm_network::{
 use rswarm_proto::model::container::PortConfig;
 
 use super::{BoundPort, Container, Endpoint};
+use crate::blocking::blocking;
 use crate::config::{ContainerConfig, EndpointConfig};
 use crate::error::{Cause, FileError, NetworkError, StartError};
 use crate::files::{self, ResolvConf};
@@ -506,8 +507,5 @@ async fn write_files(
         }
         Ok(())
     };
-    Ok(tokio::task::spawn_blocking(write)
-        .await
-        .expect("writing files never panics")
-        .map_err(StartError::File)?)
+    Ok(blocking(write).await.map_err(StartError::File)?)
 }

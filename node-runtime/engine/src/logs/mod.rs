@@ -14,6 +14,7 @@ use futures_util::{Stream, StreamExt, stream};
 use rswarm_base::Timestamp;
 use tokio::sync::watch;
 
+use crate::blocking::blocking;
 use crate::container::Container;
 use crate::error::{FileError, LogsError};
 use file::Files;
@@ -128,10 +129,6 @@ async fn next_batch(
         follower.sleep().await;
     }
     Some((entries, Some((reader, follower))))
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work).await.expect("reading a log never panics")
 }
 
 /// Knows when the run that is followed has ended.
