@@ -381,20 +381,17 @@ impl ImagesArgs {
             Call::get("/images/json").flag("all", self.all).flag("digests", self.digests).filters(&filters);
         let images: Vec<ImageSummary> = context.client.json(call).await?;
         let now = Timestamp::now();
-        let by_digest =
-            self.digests || self.list.format.as_deref().is_some_and(|format| format.contains(".Digest"));
-        let rows: Vec<Row> =
-            images.iter().flat_map(|image| lines(image, by_digest, self.no_trunc, now)).collect();
+        let rows: Vec<Row> = images.iter().flat_map(|image| lines(image, self.no_trunc, now)).collect();
         let listing = if self.digests { &LISTING_WITH_DIGESTS } else { &LISTING };
         context.list(listing, &self.list, &rows)
     }
 }
 
 /// One row per name; an image without a name has one of `<none>`s.
-fn lines(image: &ImageSummary, by_digest: bool, whole: bool, now: Timestamp) -> Vec<Row> {
+fn lines(image: &ImageSummary, whole: bool, now: Timestamp) -> Vec<Row> {
     let created = Timestamp(image.created.saturating_mul(1_000_000_000));
     let line = |repository: &str, tag: &str, digest: &str| {
-        let size = human_size(u64::try_from(image.size).unwrap_or(0));
+        let bytes = u64::try_from(image.size).unwrap_or(0);
         let shared = |bytes: i64| u64::try_from(bytes).map_or_else(|_| "N/A".into(), human_size);
         let fields = row([
             ("Repository", repository.into()),
@@ -403,10 +400,10 @@ fn lines(image: &ImageSummary, by_digest: bool, whole: bool, now: Timestamp) -> 
             ("ID", short_id(&image.id, whole)),
             ("CreatedSince", if created.0 <= 0 { "N/A".into() } else { ago(created, now) }),
             ("CreatedAt", local_time(created)),
-            ("Size", size.clone()),
+            ("Size", human_size(bytes)),
             ("Containers", if image.containers < 0 { "N/A".into() } else { image.containers.to_string() }),
             ("SharedSize", shared(image.shared_size)),
-            ("VirtualSize", size),
+            ("VirtualSize", progress_size(bytes)),
             ("UniqueSize", "N/A".into()),
         ]);
         with_labels(fields, json!(image.labels))
@@ -423,10 +420,8 @@ fn lines(image: &ImageSummary, by_digest: bool, whole: bool, now: Timestamp) -> 
     }
     if rows.is_empty() {
         match image.repo_digests.first().and_then(|digest| digest.split_once('@')) {
-            Some((repository, digest)) if by_digest || repository != NONE => {
-                rows.push(line(repository, NONE, digest))
-            }
-            _ => rows.push(line(NONE, NONE, NONE)),
+            Some((repository, digest)) => rows.push(line(repository, NONE, digest)),
+            None => rows.push(line(NONE, NONE, NONE)),
         }
     }
     rows
@@ -584,14 +579,14 @@ mod tests {
             size: 7_797_760,
             ..ImageSummary::default()
         };
-        let rows = lines(&image, false, false, Timestamp(4_600 * 1_000_000_000));
+        let rows = lines(&image, false, Timestamp(4_600 * 1_000_000_000));
         assert_eq!(
             LISTING.render(None, false, &rows).expect("renders"),
             "REPOSITORY   TAG       IMAGE ID       CREATED             SIZE\n\
              web          1         0123456789ab   About an hour ago   7.8MB\n\
              r:5000/web   2         0123456789ab   About an hour ago   7.8MB\n"
         );
-        let rows = lines(&ImageSummary { repo_tags: vec![], ..image }, false, false, Timestamp::ZERO);
+        let rows = lines(&ImageSummary { repo_tags: vec![], ..image }, false, Timestamp::ZERO);
         assert_eq!(
             LISTING.render(Some("{{.Repository}}:{{.Tag}}"), false, &rows).expect("renders"),
             "<none>:<none>\n"

@@ -5,8 +5,10 @@ use rswarm_api::types::{
     Ipam, IpamConfig, NetworkConnectBody, NetworkCreateBody, NetworkCreated, NetworkDisconnectBody,
     NetworkInspect,
 };
+use rswarm_base::clock::Timestamp;
 use serde_json::json;
 
+use super::container::list::local_time;
 use super::{CommandError, Context, InspectArgs, ListArgs, short_id, words};
 use crate::client::Call;
 use crate::render::table::{Listing, Row, row};
@@ -205,7 +207,7 @@ async fn list(context: &Context, args: LsArgs) -> Result<u8, CommandError> {
             ("IPv6", network.enable_ipv6.to_string()),
             ("Internal", network.internal.to_string()),
             ("Labels", words::printed_labels(&labels)),
-            ("CreatedAt", network.created.clone()),
+            ("CreatedAt", Timestamp::parse(&network.created).map(local_time).unwrap_or_default()),
         ]);
         with_labels(fields, json!(labels))
     };

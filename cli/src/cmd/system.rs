@@ -61,6 +61,9 @@ pub struct AnyInspectArgs {
     names: Vec<String>,
 }
 
+/// In place of a value: lines below belong to this one.
+const SECTION: &str = "\0";
+
 type InspectPath = fn(&str) -> String;
 
 /// The kinds of objects in the order in which a name is looked up.
@@ -106,6 +109,7 @@ async fn find(context: &Context, args: &AnyInspectArgs, name: &str) -> Result<St
     let wanted = KINDS.iter().filter(|(kind, _)| args.kind.as_deref().is_none_or(|wanted| wanted == *kind));
     for (kind, path) in wanted {
         let call = Call::get(path(name)).flag("size", args.size && *kind == "container");
+        let call = call.flag("insertDefaults", *kind == "service");
         match context.client.text(call).await {
             Ok(json) => return Ok(json),
             Err(error) if args.kind.is_some() || !is_elsewhere(&error) => return Err(error.into()),
@@ -129,7 +133,7 @@ pub async fn version(context: &Context, args: FormatArgs) -> Result<u8, CommandE
     let client = serde_json::json!({
         "Version": env!("CARGO_PKG_VERSION"),
         "Os": std::env::consts::OS,
-        "Arch": std::env::consts::ARCH,
+        "Arch": go_arch(std::env::consts::ARCH),
     });
     if let Some(format) = &args.format {
         let server: serde_json::Value = serde_json::from_str(&server?).unwrap_or_default();
@@ -142,11 +146,20 @@ pub async fn version(context: &Context, args: FormatArgs) -> Result<u8, CommandE
         "Client:\n Version:           {}\n OS/Arch:           {}/{}\n",
         env!("CARGO_PKG_VERSION"),
         std::env::consts::OS,
-        std::env::consts::ARCH
+        go_arch(std::env::consts::ARCH)
     ))?;
     let server: VersionBody = serde_json::from_str(&server?).unwrap_or_default();
     context.terminal.print(&server_version(&server))?;
     Ok(0)
+}
+
+/// The architecture in Go's words, which Docker uses.
+fn go_arch(arch: &str) -> &str {
+    match arch {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
 }
 
 fn server_version(server: &VersionBody) -> String {
@@ -190,9 +203,12 @@ pub async fn info(context: &Context, args: FormatArgs) -> Result<u8, CommandErro
 fn described(info: &InfoBody) -> String {
     let mut text = format!("Client:\n Version:    {}\n\nServer:\n", env!("CARGO_PKG_VERSION"));
     let mut line = |name: &str, value: &str| {
-        if !value.is_empty() {
-            let _ = writeln!(text, " {name}: {value}");
-        }
+        let told = match value {
+            "" => Ok(()),
+            SECTION => writeln!(text, " {name}:"),
+            value => writeln!(text, " {name}: {value}"),
+        };
+        told.expect("a string takes any text");
     };
     line("Containers", &info.containers.to_string());
     line(" Running", &info.containers_running.to_string());
@@ -240,15 +256,15 @@ fn swarm_lines(swarm: &SwarmInfo, line: &mut impl FnMut(&str, &str)) {
         line(" SubnetSize", &cluster.subnet_size.to_string());
         line(" Data Path Port", &cluster.data_path_port.to_string());
         let history = cluster.spec.orchestration.task_history_retention_limit.unwrap_or(5);
-        line(" Orchestration", " ");
+        line(" Orchestration", SECTION);
         line("  Task History Retention Limit", &history.to_string());
         let heartbeat = u64::try_from(cluster.spec.dispatcher.heartbeat_period).unwrap_or(0);
-        line(" Dispatcher", " ");
+        line(" Dispatcher", SECTION);
         line("  Heartbeat Period", &go_duration(std::time::Duration::from_nanos(heartbeat)));
         line(" Root Rotation In Progress", &cluster.root_rotation_in_progress.to_string());
     }
     line(" Node Address", &swarm.node_addr);
-    line(" Manager Addresses", if swarm.remote_managers.is_some() { " " } else { "" });
+    line(" Manager Addresses", if swarm.remote_managers.is_some() { SECTION } else { "" });
     for manager in swarm.remote_managers.iter().flatten() {
         line(&format!("  {}", manager.node_id), &manager.addr);
     }

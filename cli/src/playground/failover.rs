@@ -15,7 +15,9 @@ use crate::client::{Call, Filters};
 /// How long the other managers may take to accept a change.
 const TAKEOVER: Duration = Duration::from_secs(15);
 const RUNNING: Duration = Duration::from_secs(30);
-const BACK: Duration = Duration::from_secs(30);
+const BACK: Duration = Duration::from_secs(60);
+/// What a step may take on top of what it waits for.
+const SLACK: Duration = Duration::from_secs(30);
 
 /// Kills the leader's daemon, changes the service meanwhile, brings the daemon back; no container may notice.
 pub async fn survive(plan: &Plan, daemons: &mut Daemons, steps: &Steps) -> Result<(), PlaygroundError> {
@@ -26,10 +28,11 @@ pub async fn survive(plan: &Plan, daemons: &mut Daemons, steps: &Steps) -> Resul
     let Some(other) = plan.managers().find(|host| host.name != leader.name) else {
         return restart_alone(plan, daemons, steps, leader, &before).await;
     };
-    steps.step("failover", TAKEOVER + Duration::from_secs(5), take_over(leader, other, killed)).await?;
-    steps.step("scale", RUNNING + Duration::from_secs(5), scaled(other)).await?;
+    steps.step("failover", TAKEOVER + SLACK, take_over(leader, other, killed)).await?;
     undisturbed(&before, "after the leader's daemon was killed")?;
-    steps.step("return", BACK * 2, come_back(plan, daemons, leader, other)).await?;
+    // Now, before the others take the host for lost and replace its tasks.
+    steps.step("return", BACK + SLACK, come_back(plan, daemons, leader, other)).await?;
+    steps.step("scale", RUNNING + SLACK, scaled(other)).await?;
     undisturbed(&before, "after the leader's daemon came back")?;
     let after = probe::instances(&plan.hosts.iter().collect::<Vec<_>>()).await?;
     same_containers(&before, &after)?;
@@ -46,7 +49,7 @@ async fn restart_alone(
     before: &[Instance],
 ) -> Result<(), PlaygroundError> {
     undisturbed(before, "after the only manager's daemon was killed")?;
-    steps.step("return", BACK * 2, come_back(plan, daemons, leader, leader)).await?;
+    steps.step("return", BACK + SLACK, come_back(plan, daemons, leader, leader)).await?;
     let after = probe::instances(&plan.hosts.iter().collect::<Vec<_>>()).await?;
     same_containers(before, &after)?;
     undisturbed(before, "after the only manager's daemon came back")?;

@@ -19,7 +19,7 @@ mod up;
 
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -195,6 +195,9 @@ impl Classify for PlaygroundError {
     fn hint(&self) -> Option<String> {
         match self {
             PlaygroundError::NotRoot(_) => Some("run the command as root".into()),
+            PlaygroundError::Running(dir) if dir == Path::new(plan::DEFAULT_DIR) => {
+                Some("end it with `rswarm playground down`".into())
+            }
             PlaygroundError::Running(dir) => {
                 Some(format!("end it with `rswarm playground down --dir {}`", dir.display()))
             }

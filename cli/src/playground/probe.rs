@@ -125,7 +125,7 @@ pub async fn by_name(instances: &[Instance]) -> Result<usize, PlaygroundError> {
 }
 
 /// The instances that do not run as they did.
-pub fn disturbed<'a>(before: &'a [Instance]) -> Vec<&'a Instance> {
+pub fn disturbed(before: &[Instance]) -> Vec<&Instance> {
     before.iter().filter(|instance| !instance.process.is_alive()).collect()
 }
 

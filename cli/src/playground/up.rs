@@ -35,9 +35,9 @@ pub async fn up(args: UpArgs, terminal: Terminal) -> Result<(), PlaygroundError>
     let plan = Plan::new(&dir, args.managers, args.workers);
     let steps = Steps::new(terminal);
     steps.say(&format!(
-        "A cluster of {} managers and {} workers on this machine, in {}",
-        args.managers,
-        args.workers,
+        "A cluster of {} and {} on this machine, in {}",
+        counted(plan.managers().count(), "manager"),
+        counted(usize::from(args.workers), "worker"),
         dir.display()
     ))?;
     let mut signals = Ending::listen()?;
@@ -47,11 +47,10 @@ pub async fn up(args: UpArgs, terminal: Terminal) -> Result<(), PlaygroundError>
         result = live(&plan, &mut daemons, &steps, args.check) => result,
         () = signals.next() => if args.check { Err(PlaygroundError::Interrupted) } else { Ok(()) },
     };
-    if let Err(error) = &result {
-        terminal.complain(crate::render::error::describe(error).trim_end());
+    if result.is_err() {
         terminal.complain(daemons.last_words(&plan));
     }
-    steps.say("Removing everything ...")?;
+    steps.say(if result.is_ok() { "Removing everything ..." } else { "Failed. Removing everything ..." })?;
     let removed = teardown::remove(&daemons.record, terminal).await;
     match (result, removed) {
         (Ok(()), removed) => removed,
@@ -85,7 +84,8 @@ async fn live(plan: &Plan, daemons: &mut Daemons, steps: &Steps, check: bool) ->
         failover::survive(plan, daemons, steps).await?;
         return steps.say("Check passed.");
     }
-    steps.say(&guide(plan))?;
+    let first = daemons.running.get(&plan.first().name).map(|daemon| daemon.process);
+    steps.say(&guide(plan, first))?;
     daemons.watch(plan, steps).await
 }
 
@@ -96,7 +96,7 @@ async fn build(plan: &Plan, daemons: &mut Daemons, steps: &Steps) -> Result<(), 
         daemons.record.save()?;
         underlay::connect(plan, &scope).await?;
         let last = plan.hosts.last().map_or(plan.first().address, |host| host.address);
-        Ok(((), format!("{} hosts, {} to {last}", plan.hosts.len(), plan.first().address)))
+        Ok(((), format!("{}, {} to {last}", counted(plan.hosts.len(), "host"), plan.first().address)))
     };
     steps.step("network", SHORT, network).await?;
     scope.shutdown(Duration::from_secs(1)).await;
@@ -104,7 +104,14 @@ async fn build(plan: &Plan, daemons: &mut Daemons, steps: &Steps) -> Result<(), 
     let form = async {
         cluster::form(plan).await?;
         cluster::all_ready(plan, plan.first(), SHORT * 2).await?;
-        Ok(((), format!("{} managers, {} nodes ready", plan.managers().count(), plan.hosts.len())))
+        Ok((
+            (),
+            format!(
+                "{} with {} ready",
+                counted(plan.hosts.len(), "node"),
+                counted(plan.managers().count(), "manager")
+            ),
+        ))
     };
     steps.step("cluster", LONG, form).await?;
     let image = async {
@@ -128,7 +135,7 @@ async fn start_all(plan: &Plan, daemons: &mut Daemons) -> Result<((), String), P
     for host in &plan.hosts {
         daemons.ready(host).await?;
     }
-    Ok(((), format!("{} daemons answer", plan.hosts.len())))
+    Ok(((), format!("{} up", counted(plan.hosts.len(), "daemon"))))
 }
 
 async fn prove(plan: &Plan) -> Result<((), String), PlaygroundError> {
@@ -217,6 +224,10 @@ impl Daemons {
     }
 }
 
+fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
 fn complains(line: &str) -> bool {
     ["ERROR", "WARN", "panicked", "error:"].iter().any(|word| line.contains(word))
 }
@@ -243,32 +254,39 @@ impl Ending {
     }
 }
 
-fn guide(plan: &Plan) -> String {
+fn guide(plan: &Plan, first_daemon: Option<Process>) -> String {
     let first = plan.first();
-    let socket = first.socket.display();
+    let kill = first_daemon.map_or_else(String::new, |process| {
+        format!(
+            "  kill -9 {:<29} end a manager's daemon: its containers run on, others take over\n",
+            process.pid
+        )
+    });
+    let place = if plan.dir == std::path::Path::new(super::plan::DEFAULT_DIR) {
+        String::new()
+    } else {
+        format!(" --dir {}", plan.dir.display())
+    };
     format!(
         "
 The cluster is up. In another terminal:
 
-  export DOCKER_HOST=unix://{socket}     rswarm and docker both read it
+  export DOCKER_HOST=unix://{socket}      rswarm and docker both read it
 
-  rswarm node ls                        the hosts
-  rswarm service ps {SERVICE}                 where the tasks run
-  rswarm service scale {SERVICE}=10           more of them
-  rswarm service logs {SERVICE}               what they say
-  rswarm service update --env-add A=1 {SERVICE}     a rolling update
+  rswarm node ls                       the hosts
+  rswarm service ps {SERVICE}                where the tasks run
+  rswarm service logs {SERVICE}              what they say
+  rswarm service scale {SERVICE}=10          more of them
+  rswarm service update --force {SERVICE}    a rolling update
+  rswarm node update --availability drain n2     move a host's tasks elsewhere
+{kill}
+  nsenter --net={netns} ip address     look from inside a host
+  tail -f {log}     what a daemon says
+  rswarm playground status{place}      the hosts and their daemons
 
-  nsenter --net={netns} curl -s http://{address}:...     look from inside a host
-  kill -9 {pid}     kill a manager's daemon: its containers run on, the others take over
-
-  rswarm playground status              the hosts and their daemons
-  tail -f {log}
-
-Press Ctrl-C to end it and remove everything.
-",
+Press Ctrl-C to end it and remove everything.",
+        socket = first.socket.display(),
         netns = first.netns.display(),
-        address = first.address,
-        pid = format_args!("$(pgrep -f {})", first.data_root.display()),
         log = first.log.display(),
     )
 }

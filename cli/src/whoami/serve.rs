@@ -38,6 +38,7 @@ fn answer(mut stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
     let mut reader = BufReader::new((&stream).take(REQUEST_BYTES_MAX));
     while reader.read_line(&mut head)? > 2 {}
     let (status, body) = respond(&head, peer);
+    let _ = writeln!(io::stdout(), "{peer} {} -> {status}", head.lines().next().unwrap_or_default());
     write!(
         stream,
         "HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",

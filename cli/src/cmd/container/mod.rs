@@ -140,7 +140,7 @@ pub struct AttachArgs {
     #[arg(long, value_name = "KEYS")]
     detach_keys: Option<String>,
     /// Pass signals on
-    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     sig_proxy: bool,
     /// Name or ID
     #[arg(value_name = "CONTAINER")]
@@ -236,7 +236,7 @@ impl ContainerAction {
         match self {
             ContainerAction::Run(args) => return run::run(context, *args).await,
             ContainerAction::Create(args) => return run::create(context, *args).await,
-            ContainerAction::Exec(args) => exec(context, args).await,
+            ContainerAction::Exec(args) => return exec(context, args).await,
             ContainerAction::Start(args) => return start(context, args).await,
             ContainerAction::Stop(args) => stop(context, args, "stop").await,
             ContainerAction::Restart(args) => stop(context, args, "restart").await,
@@ -353,7 +353,7 @@ async fn attach(context: &Context, args: AttachArgs) -> Result<u8, CommandError>
     }
 }
 
-async fn exec(context: &Context, args: ExecArgs) -> Result<u8, CommandError> {
+async fn exec(context: &Context, args: ExecArgs) -> Result<u8, super::Failure> {
     let mut command = args.name_and_command;
     let name = command.remove(0);
     let env = words::variables(words::with_files(&args.env_file, &args.env)?, words::environment);
@@ -375,10 +375,10 @@ async fn exec(context: &Context, args: ExecArgs) -> Result<u8, CommandError> {
     let start = ExecStartBody { detach: args.detach, tty: args.tty, console_size: body.console_size };
     let start = Call::post(format!("/exec/{id}/start")).body(&start);
     if args.detach {
-        context.client.done(start).await?;
+        context.client.done(start).await.map_err(|error| run::not_started(error, 1))?;
         return Ok(0);
     }
-    let stream = context.client.hijack(start).await?;
+    let stream = context.client.hijack(start).await.map_err(|error| run::not_started(error, 1))?;
     let target = session::Target::Exec(id.clone());
     let options = session::Options { tty: args.tty, stdin: args.interactive, target, signals: false };
     session::follow(context, stream, options).await?;

@@ -482,9 +482,7 @@ fn network(text: &str) -> Result<(String, EndpointSettings), String> {
             "ip6" => endpoint.ipam_config.get_or_insert_with(addresses).ipv6_address = value,
             "mac-address" => endpoint.mac_address = value,
             "link-local-ip" => endpoint.ipam_config.get_or_insert_with(addresses).link_local_ips.push(value),
-            "driver-opt" => {
-                endpoint.driver_opts.get_or_insert_default().extend([split_or(&value, '=')])
-            }
+            "driver-opt" => endpoint.driver_opts.get_or_insert_default().extend([split_or(&value, '=')]),
             "gw-priority" => {
                 endpoint.gw_priority = value
                     .parse()

@@ -32,7 +32,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "KEYS")]
     detach_keys: Option<String>,
     /// Pass signals on
-    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     sig_proxy: bool,
     #[command(flatten)]
     options: ContainerOptions,
@@ -122,21 +122,24 @@ pub async fn exit_code(reply: Response<Incoming>) -> Result<u8, CommandError> {
 
 async fn start(context: &Context, id: &str) -> Result<(), Failure> {
     let started = context.client.done(Call::post(format!("/containers/{id}/start"))).await;
-    started.map_err(|error| {
-        let code = start_failure_code(&error.to_string());
-        Failure { error: error.into(), code }
-    })
+    started.map_err(|error| not_started(error, REFUSED))
+}
+
+/// A command that did not start has a shell's exit code, anything else `otherwise`.
+pub fn not_started(error: ClientError, otherwise: u8) -> Failure {
+    let code = start_failure_code(&error.to_string()).unwrap_or(otherwise);
+    Failure { error: error.into(), code }
 }
 
 /// What a shell would have said, told from the daemon's words.
-fn start_failure_code(message: &str) -> u8 {
+fn start_failure_code(message: &str) -> Option<u8> {
     let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
     if says(&["executable file not found", "no such file or directory", "system cannot find"]) {
-        NOT_FOUND
+        Some(NOT_FOUND)
     } else if says(&["permission denied", "is a directory"]) {
-        NOT_EXECUTABLE
+        Some(NOT_EXECUTABLE)
     } else {
-        REFUSED
+        None
     }
 }
 
@@ -147,10 +150,10 @@ mod tests {
     #[test]
     fn a_failed_start_has_the_shell_s_exit_codes() {
         for (message, code) in [
-            ("exec: \"nope\": executable file not found in $PATH", 127),
-            ("exec: \"/nope\": stat /nope: no such file or directory", 127),
-            ("exec: \"/etc\": is a directory: permission denied", 126),
-            ("driver failed programming external connectivity", 125),
+            ("exec: \"nope\": executable file not found in $PATH", Some(127)),
+            ("exec: \"/nope\": stat /nope: no such file or directory", Some(127)),
+            ("exec: \"/etc\": is a directory: permission denied", Some(126)),
+            ("driver failed programming external connectivity", None),
         ] {
             assert_eq!(start_failure_code(message), code, "{message}");
         }

@@ -25,6 +25,9 @@ const LISTING: Listing = Listing {
     quiet: "ID",
 };
 
+/// In place of a value: lines below belong to this one.
+const SECTION: &str = "\0";
+
 /// Lists services.
 pub async fn list(context: &Context, args: ListArgs) -> Result<u8, CommandError> {
     let call = Call::get("/services").flag("status", true).filters(&args.filters()?);
@@ -110,9 +113,12 @@ pub fn pretty(service: &Service) -> String {
     let spec = &service.spec;
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
-        if !value.is_empty() {
-            let _ = writeln!(text, "{name}:{}{value}", "\t".repeat(if name.len() < 7 { 2 } else { 1 }));
-        }
+        let told = match value.as_str() {
+            "" => Ok(()),
+            SECTION => writeln!(text, "{name}:"),
+            value => writeln!(text, "{name}:{}{value}", "\t".repeat(if name.len() < 7 { 2 } else { 1 })),
+        };
+        told.expect("a string takes any text");
     };
     line("ID", service.id.clone());
     line("Name", spec.name.clone());
@@ -121,7 +127,7 @@ pub fn pretty(service: &Service) -> String {
         line(" Replicas", count.to_string());
     }
     if let Some(status) = &service.update_status {
-        line("UpdateStatus", String::from(" "));
+        line("UpdateStatus", SECTION.to_owned());
         line(" State", status.state.clone());
         line(" Started", status.started_at.clone().unwrap_or_default());
         line(" Completed", status.completed_at.clone().unwrap_or_default());
@@ -131,12 +137,12 @@ pub fn pretty(service: &Service) -> String {
     line("Placement", placement.constraints.join(", "));
     for (name, config) in [("UpdateConfig", &spec.update_config), ("RollbackConfig", &spec.rollback_config)] {
         if let Some(config) = config {
-            line(name, String::from(" "));
+            line(name, SECTION.to_owned());
             update_lines(config, &mut line);
         }
     }
     if let Some(container) = &spec.task_template.container_spec {
-        line("ContainerSpec", String::from(" "));
+        line("ContainerSpec", SECTION.to_owned());
         line(" Image", container.image.clone());
         line(" Args", container.args.join(" "));
         line(" Env", container.env.join(" "));
@@ -145,7 +151,7 @@ pub fn pretty(service: &Service) -> String {
     }
     let resources = spec.task_template.resources.clone().unwrap_or_default();
     if let Some(limits) = resources.limits {
-        line("Limits", String::from(" "));
+        line("Limits", SECTION.to_owned());
         line(
             " CPU",
             if limits.nano_cpus > 0 { (limits.nano_cpus as f64 / 1e9).to_string() } else { String::new() },

@@ -240,7 +240,8 @@ pub async fn inspect(context: &Context, name: &str) -> Result<Service, CommandEr
 
 async fn inspect_command(context: &Context, args: ServiceInspectArgs) -> Result<u8, CommandError> {
     if !args.pretty {
-        return context.inspect(&args.inspect, |name| Call::get(inspect_path(name))).await;
+        let call = |name: &str| Call::get(inspect_path(name)).query("insertDefaults", true);
+        return context.inspect(&args.inspect, call).await;
     }
     for name in &args.inspect.names {
         context.terminal.print(&list::pretty(&inspect(context, name).await?))?;

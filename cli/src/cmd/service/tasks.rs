@@ -102,7 +102,7 @@ impl TaskListArgs {
             err => format!("\"{}\"", ellipsis(&err.replace('\n', " "), ERROR_MAX)),
         };
         row([
-            ("ID", short_id(&task.id, self.no_trunc)),
+            ("ID", short_id(&task.id, self.no_trunc || self.quiet)),
             ("Name", name),
             ("Image", if self.no_trunc { image } else { without_digest(&image).to_owned() }),
             ("Node", resolved.nodes.get(&task.node_id).unwrap_or(&task.node_id).clone()),
