@@ -169,7 +169,7 @@ mod tests {
             description: Some(NodeDescription { hostname: "new".to_owned(), ..NodeDescription::default() }),
             status: Some(NodeStatus { listen_addr: "192.0.2.9:2377".to_owned(), ..NodeStatus::default() }),
         };
-        let changes = hellos(&world.state, &[hello.clone()]);
+        let changes = hellos(&world.state, std::slice::from_ref(&hello));
         world.write(Author::Dispatcher, changes);
         let node = world.state.node("n1").expect("node").clone();
         let status = node.status.clone().expect("status");
