@@ -64,11 +64,17 @@ pub struct DnsDefaults {
 }
 
 impl EngineConfig {
+    /// The parent cgroup that is the daemon's own, to be removed with its last container.
+    #[must_use]
+    pub fn own_cgroup(daemon_id: &str) -> String {
+        format!("/rswarm-{daemon_id}")
+    }
+
     /// Docker's defaults for everything but the places and the identity.
     #[must_use]
     pub fn new(data_root: PathBuf, exec_root: PathBuf, daemon_id: String, exe: PathBuf) -> EngineConfig {
         EngineConfig {
-            cgroup_parent: format!("/rswarm-{daemon_id}"),
+            cgroup_parent: EngineConfig::own_cgroup(&daemon_id),
             data_root,
             exec_root,
             daemon_id,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rswarm_base::Scope;
+use rswarm_base::{Chain, Scope};
 use rswarm_image::{ImageStore, ImageUser, Removed, StoreConfig};
 use rswarm_network::{Networks, Overlay, OverlayError};
 use rswarm_proto::model::container::ResourceLimits;
@@ -18,7 +18,7 @@ use crate::error::{
     RemoveError, StartError, VolumeError,
 };
 use crate::events::{Event, Events, Subscription};
-use crate::exec::{self, Exec, ExecConfig, Execs};
+use crate::exec::{self, Exec, ExecConfig, ExecStream, Execs};
 use crate::logs::{self, LogOptions, LogStream};
 use crate::network::{LocalNetworks, Network, NetworkCreate, NetworkMember};
 use crate::registry::{Handle, Registry};
@@ -148,9 +148,24 @@ impl Engine {
         Ok(Engine { shared })
     }
 
-    /// Lets go of all containers, which go on in their shims.
+    /// Lets go of all containers, which go on in their shims. When none lives and no cluster network is
+    /// held, the kernel objects go too: an engine that does nothing leaves nothing.
     pub async fn close(&self) {
         self.shared.scope.shutdown(CLOSE_DEADLINE).await;
+        let lives = self.list().iter().any(|container| container.state.status.is_live());
+        let holds_overlay = self.shared.networks.overlays().await.is_ok_and(|overlays| !overlays.is_empty());
+        if lives || holds_overlay {
+            return;
+        }
+        if let Err(error) = self.shared.networks.close_all().await {
+            tracing::warn!(error = %Chain(&error), "network objects are left");
+        }
+        let parent = self.shared.config.cgroup_parent.clone();
+        if parent == EngineConfig::own_cgroup(&self.shared.config.daemon_id)
+            && let Err(error) = blocking(move || launch::remove_cgroup(&parent)).await
+        {
+            tracing::warn!(error, "the parent cgroup is left");
+        }
     }
 
     /// The images.
@@ -405,7 +420,7 @@ impl Engine {
         &self,
         id: &str,
         console_size: Option<(u16, u16)>,
-    ) -> Result<AttachStream, ExecError> {
+    ) -> Result<ExecStream, ExecError> {
         let container_id = self.shared.execs.get(id)?.container_id;
         let handle = self.find(&container_id)?;
         let shim = handle.ask(Request::Shim).await??;
@@ -421,8 +436,8 @@ impl Engine {
         };
         self.shared.execs.started(id, started.pid, shim.clone());
         self.exec_event(&container, "exec_start", &exec, &[]);
-        self.watch_exec(shim, container, exec);
-        Ok(stream)
+        let ended = self.watch_exec(shim, container, exec);
+        Ok(ExecStream::new(stream, ended))
     }
 
     /// An exec by its identifier.
@@ -666,8 +681,9 @@ impl Engine {
         self.shared.event(container, &action, &more);
     }
 
-    /// Keeps an exec's exit code, for as long as it can be asked about.
-    fn watch_exec(&self, shim: Shim, container: Arc<Container>, exec: Exec) {
+    /// Keeps an exec's exit code, for as long as it can be asked about; what is returned resolves then.
+    fn watch_exec(&self, shim: Shim, container: Arc<Container>, exec: Exec) -> oneshot::Receiver<()> {
+        let (known, ended) = oneshot::channel();
         let (engine, cancelled) = (self.clone(), self.shared.scope.token());
         self.shared.scope.spawn(async move {
             let exit = tokio::select! {
@@ -677,8 +693,11 @@ impl Engine {
             // Without its shim the process is dead: the container went, with SIGKILL.
             let code = exit.map_or(128 + signal::KILL, |exit| exit.code);
             engine.shared.execs.ended(&exec.id, code);
+            // The client may have gone away.
+            let _ = known.send(());
             engine.exec_event(&container, "exec_die", &exec, &[("exitCode", code.to_string())]);
         });
+        ended
     }
 }
 

@@ -1,12 +1,16 @@
 //! Further processes inside a running container: those that clients ask for, and health probes.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rswarm_base::Timestamp;
 use rswarm_shim::client::{AttachStream, CallError, ExecRequest, Shim};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::sync::oneshot;
 
 use crate::container::Container;
 use crate::error::ExecError;
@@ -59,6 +63,57 @@ pub struct Exec {
     pub exit_code: Option<i32>,
     /// When it was created.
     pub created: Timestamp,
+}
+
+/// An exec's streams. They end after its exit code is known, so that whoever reads to the end can ask for it.
+#[derive(Debug)]
+pub struct ExecStream {
+    streams: AttachStream,
+    /// Resolves, whether by a message or by being dropped, when the exit code is kept.
+    exit: Option<oneshot::Receiver<()>>,
+    at_end: bool,
+}
+
+impl ExecStream {
+    pub(crate) fn new(streams: AttachStream, exit: oneshot::Receiver<()>) -> ExecStream {
+        ExecStream { streams, exit: Some(exit), at_end: false }
+    }
+}
+
+impl AsyncRead for ExecStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.at_end {
+            let before = buf.filled().len();
+            ready!(Pin::new(&mut self.streams).poll_read(cx, buf))?;
+            if buf.filled().len() > before || buf.remaining() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            self.at_end = true;
+        }
+        if let Some(exit) = &mut self.exit {
+            let _ = ready!(Pin::new(exit).poll(cx));
+            self.exit = None;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for ExecStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.streams).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.streams).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.streams).poll_shutdown(cx)
+    }
 }
 
 /// All execs that can be asked about. Cloning gives another handle.
@@ -228,7 +283,7 @@ mod tests {
     fn a_request_adds_to_the_containers_environment() {
         let mut config = crate::config::ContainerConfig::default();
         config.spec.env = vec!["A=container".into(), "B=container".into()];
-        let container = crate::spec::tests::container(config, Vec::new());
+        let container = spec::tests::container(config, Vec::new());
         let config = ExecConfig { env: vec!["A=exec".into()], tty: true, ..ExecConfig::default() };
         let request = request(&Execs::default().create("c1", config), &container, Some((80, 25)));
         assert_eq!(request.env[2..], ["A=exec", "B=container", "TERM=xterm"]);

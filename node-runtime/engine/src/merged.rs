@@ -285,11 +285,11 @@ mod tests {
         lchown(lower.join("home/web"), Some(7), Some(7)).expect("owner");
         std::os::unix::fs::symlink("home/web", lower.join("link")).expect("link");
         let upper = layer(dir.path(), "upper", &[("x", "")]);
-        ensure_directory(&upper, &[lower.clone()], "/link/a/b").expect("made");
+        ensure_directory(&upper, std::slice::from_ref(&lower), "/link/a/b").expect("made");
         let meta = fs::metadata(upper.join("home/web")).expect("parent");
         assert_eq!((meta.uid(), meta.mode() & 0o777), (7, 0o700));
         assert_eq!(fs::metadata(upper.join("home/web/a/b")).expect("made").mode() & 0o777, 0o755);
-        ensure_directory(&upper, &[lower.clone()], "/home").expect("there already");
+        ensure_directory(&upper, std::slice::from_ref(&lower), "/home").expect("there already");
         assert!(ensure_directory(&upper, &[lower], "/file/x").is_err());
     }
 

@@ -263,13 +263,18 @@ pub(crate) async fn end(shared: &Shared, id: &str, shim: &Shim) {
 
 /// Removes what a container that does not live may have left: its processes, its cgroup, its shim's files.
 pub(crate) async fn clean(shared: &Shared, id: &str) {
-    let (state_dir, cgroup) = (shared.state_dir(id), PathBuf::from(shared.cgroup(id)));
+    let (state_dir, cgroup) = (shared.state_dir(id), shared.cgroup(id));
     let work = move || {
-        let cgroup = Cgroup::at(&cgroup).map_err(|error| error.to_string())?;
-        cgroup.kill().and_then(|()| cgroup.remove()).map_err(|error| error.to_string())?;
+        remove_cgroup(&cgroup)?;
         fsx::remove_all(&state_dir).map_err(|error| error.to_string())
     };
     if let Err(error) = blocking(work).await {
         tracing::warn!(container.id = id, error, "something of a container that ended stays behind");
     }
+}
+
+/// Kills what is in a cgroup and removes it from every hierarchy. Blocks.
+pub(crate) fn remove_cgroup(path: &str) -> Result<(), String> {
+    let cgroup = Cgroup::at(Path::new(path)).map_err(|error| error.to_string())?;
+    cgroup.kill().and_then(|()| cgroup.remove()).map_err(|error| error.to_string())
 }

@@ -507,5 +507,5 @@ async fn write_files(
         }
         Ok(())
     };
-    Ok(blocking(write).await.map_err(StartError::File)?)
+    blocking(write).await.map_err(StartError::File)
 }

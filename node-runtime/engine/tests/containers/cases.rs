@@ -529,12 +529,6 @@ fn exec() -> Result<()> {
         ensure!(engine.exec_inspect(&id)?.exit_code.is_none());
         let text = read_frames(engine.exec_start(&id, None).await?).await?;
         ensure!(text == "1 2\nweb\n/tmp\n", "{text:?}");
-        for _ in 0..200 {
-            if engine.exec_inspect(&id)?.exit_code.is_some() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
         let done = engine.exec_inspect(&id)?;
         ensure!(done.exit_code == Some(12) && !done.running && done.pid > 0, "{done:?}");
         ensure!(engine.exec_start(&id, None).await.expect_err("once").kind() == Kind::Conflict);

@@ -19,11 +19,11 @@ use rswarm_base::Scope;
 use rswarm_engine::container::{Container, Status};
 use rswarm_engine::engine::WaitCondition;
 use rswarm_engine::logs::{LogOptions, LogSource};
-use rswarm_engine::{AttachStream, ContainerConfig, Engine, EngineConfig, RemoveOptions};
+use rswarm_engine::{ContainerConfig, Engine, EngineConfig, RemoveOptions};
 use rswarm_image::{ImportOptions, Reference};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::runtime::Runtime;
 
 /// Nothing here takes that long.
@@ -319,7 +319,7 @@ pub async fn wait_for(engine: &Engine, reference: &str, status: Status) -> Resul
 }
 
 /// What a stream's frames carry, standard output and error as they come.
-pub async fn read_frames(mut stream: AttachStream) -> Result<String> {
+pub async fn read_frames(mut stream: impl AsyncRead + Unpin) -> Result<String> {
     let mut text = Vec::new();
     let mut header = [0; 8];
     while stream.read_exact(&mut header).await.is_ok() {

@@ -54,7 +54,7 @@ async fn ask(port: u16) -> Result<String> {
 
 fn bound_port(container: &Container) -> Result<u16> {
     let ports = container.endpoints.iter().flat_map(|endpoint| &endpoint.ports);
-    Ok(ports.map(|port| port.host_port).next().context("no port is bound")?)
+    ports.map(|port| port.host_port).next().context("no port is bound")
 }
 
 fn default_bridge() -> Result<()> {

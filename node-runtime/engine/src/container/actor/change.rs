@@ -1,0 +1,228 @@
+//! What can be done to a container between its start and its end, and to a stopped one.
+
+use std::sync::Arc;
+
+use rswarm_proto::model::container::ResourceLimits;
+use rswarm_shim::client::Shim;
+
+use super::Actor;
+use crate::blocking::blocking;
+use crate::config::{EndpointConfig, RestartName};
+use crate::container::{Status, wiring};
+use crate::engine::{Attachment, ContainerUpdate};
+use crate::error::{Cause, ControlError, ExecError, NetworkError};
+use crate::registry::Reservation;
+
+impl Actor {
+    pub(super) fn live_shim(&self) -> Result<&Shim, ControlError> {
+        let not_running = || ControlError::NotRunning(self.container().id.clone());
+        self.run.as_ref().map(|run| &run.shim).ok_or_else(not_running)
+    }
+
+    pub(super) async fn pause(&mut self) -> Result<(), ControlError> {
+        if self.container().state.status == Status::Paused {
+            return Err(ControlError::Conflict(format!(
+                "container {} is already paused",
+                self.container().id
+            )));
+        }
+        self.refuse_restarting()?;
+        self.live_shim()?.pause().await.map_err(Cause::new)?;
+        self.state().status = Status::Paused;
+        self.save_fact().await;
+        self.event("pause", &[]);
+        Ok(())
+    }
+
+    pub(super) async fn unpause(&mut self) -> Result<(), ControlError> {
+        if self.container().state.status != Status::Paused {
+            return Err(ControlError::Conflict(format!("container {} is not paused", self.container().id)));
+        }
+        self.live_shim()?.resume().await.map_err(Cause::new)?;
+        self.state().status = Status::Running;
+        self.save_fact().await;
+        self.event("unpause", &[]);
+        Ok(())
+    }
+
+    pub(super) fn refuse_restarting(&self) -> Result<(), ControlError> {
+        if self.container().state.status == Status::Restarting {
+            return Err(ControlError::Conflict(format!(
+                "container {} is restarting, wait until the container is running",
+                self.container().id
+            )));
+        }
+        Ok(())
+    }
+
+    pub(super) async fn rename(&mut self, name: Reservation) -> Result<(), ControlError> {
+        self.refuse_removing()?;
+        let new = name.name.clone();
+        let old = std::mem::replace(&mut self.record.container.name, new.clone());
+        if let Err(error) = self.save().await {
+            self.record.container.name = old;
+            return Err(error.into());
+        }
+        name.keep();
+        self.shared.registry.release(&old);
+        let mut endpoints = self.container().endpoints.to_vec();
+        for endpoint in &mut endpoints {
+            let Ok(network) = self.shared.local.find(&endpoint.network_id) else { continue };
+            let container = self.container();
+            endpoint.names =
+                wiring::names(&network, &container.id, &new, &container.config, &endpoint.config);
+            if self.run.is_some() {
+                let names = endpoint.names.clone();
+                self.shared.networks.set_names(&container.id, network.kernel_id(), names).await;
+            }
+        }
+        self.record.container.endpoints = Arc::new(endpoints);
+        self.save_fact().await;
+        self.event("rename", &[("oldName", format!("/{old}"))]);
+        Ok(())
+    }
+
+    pub(super) fn refuse_removing(&self) -> Result<(), ControlError> {
+        let container = self.container();
+        if matches!(container.state.status, Status::Removing | Status::Dead) {
+            return Err(ControlError::Conflict(format!(
+                "container {} is marked for removal and cannot be changed",
+                container.id
+            )));
+        }
+        Ok(())
+    }
+
+    pub(super) async fn update(&mut self, update: ContainerUpdate) -> Result<Vec<String>, ControlError> {
+        self.refuse_removing()?;
+        let mut config = (*self.container().config).clone();
+        config.resources =
+            crate::spec::merge_resources(&config.resources, &update.resources, &self.shared.host)
+                .map_err(ControlError::Invalid)?;
+        if let Some(restart) = update.restart {
+            if config.auto_remove && restart.name != RestartName::No {
+                return Err(ControlError::Conflict(
+                    "Restart policy cannot be updated because AutoRemove is enabled for the container"
+                        .to_owned(),
+                ));
+            }
+            config.restart = restart;
+        }
+        if self.run.is_some() {
+            self.apply_limits(&config.resources).await?;
+        }
+        self.record.container.config = Arc::new(config);
+        self.save().await?;
+        self.event("update", &[]);
+        Ok(Vec::new())
+    }
+
+    pub(super) async fn apply_limits(&self, limits: &ResourceLimits) -> Result<(), ControlError> {
+        let resources = crate::spec::oci_resources(limits);
+        let path = self.shared.cgroup(&self.container().id);
+        let apply = move || rswarm_runtime::cgroup::Cgroup::at(path.as_ref())?.apply(&resources);
+        Ok(blocking(apply).await.map_err(Cause::new)?)
+    }
+
+    pub(super) async fn attach(&mut self) -> Result<Attachment, ControlError> {
+        self.refuse_restarting()?;
+        if self.container().state.status == Status::Paused {
+            return Err(ControlError::Conflict(format!(
+                "container {} is paused, unpause the container before attach",
+                self.container().id
+            )));
+        }
+        self.refuse_removing()?;
+        let (client, attachment) = Attachment::new(self.container().config.spec.tty);
+        if let Some(run) = &self.run {
+            let stream = run.shim.attach().await.map_err(Cause::new)?;
+            // The caller may have gone away.
+            let _ = client.send(stream);
+        } else {
+            self.clients.retain(|client| !client.is_closed());
+            self.clients.push(client);
+        }
+        self.event("attach", &[]);
+        Ok(attachment)
+    }
+
+    pub(super) async fn resize(&mut self, width: u16, height: u16) -> Result<(), ControlError> {
+        self.live_shim()?.resize(width, height).await.map_err(Cause::new)?;
+        self.event("resize", &[("height", height.to_string()), ("width", width.to_string())]);
+        Ok(())
+    }
+
+    pub(super) fn shim_for_exec(&self) -> Result<Shim, ExecError> {
+        let container = self.container();
+        let conflict = |why: &str| Err(ExecError::Conflict(format!("container {} is {why}", container.id)));
+        match (&self.run, container.state.status) {
+            (_, Status::Paused) => conflict("paused, unpause the container before exec"),
+            (_, Status::Restarting) => conflict("restarting, wait until the container is running"),
+            (Some(run), _) => Ok(run.shim.clone()),
+            (None, _) => conflict("not running"),
+        }
+    }
+
+    pub(super) async fn connect(&mut self, asked: EndpointConfig) -> Result<(), NetworkError> {
+        let container = self.container();
+        let network = self.shared.local.find(&asked.network)?;
+        if wiring::Mode::of(&container.config.network_mode) != wiring::Mode::Networks
+            || network.driver == "host"
+        {
+            return Err(NetworkError::Forbidden(format!(
+                "container {} cannot be connected to network {}: its network mode is {}",
+                container.id, network.name, container.config.network_mode
+            )));
+        }
+        if container.endpoints.iter().any(|endpoint| endpoint.network_id == network.id) {
+            return Err(NetworkError::Forbidden(format!(
+                "endpoint with name {} already exists in network {}",
+                container.name, network.name
+            )));
+        }
+        let mut endpoint =
+            wiring::new_endpoint(&network, &container.id, &container.name, &container.config, asked)?;
+        if self.run.is_some() {
+            endpoint = wiring::connect(&self.shared, container, endpoint, &network)
+                .await
+                .map_err(|error| NetworkError::Below(Cause::new(error)))?;
+        }
+        let mut endpoints = container.endpoints.to_vec();
+        endpoints.push(endpoint);
+        self.record.container.endpoints = Arc::new(endpoints);
+        self.save().await?;
+        self.network_event(&network.id, &network.name, &network.driver, "connect");
+        Ok(())
+    }
+
+    pub(super) async fn disconnect(&mut self, reference: &str) -> Result<(), NetworkError> {
+        let container = self.container();
+        let network = self.shared.local.find(reference)?;
+        if container.endpoints.iter().all(|endpoint| endpoint.network_id != network.id) {
+            return Err(NetworkError::NotConnected {
+                container: container.id.clone(),
+                network: network.name.clone(),
+            });
+        }
+        if self.run.is_some() {
+            wiring::disconnect(&self.shared, container, &network)
+                .await
+                .map_err(|error| NetworkError::Below(Cause::new(error)))?;
+        }
+        let mut endpoints = container.endpoints.to_vec();
+        endpoints.retain(|endpoint| endpoint.network_id != network.id);
+        self.record.container.endpoints = Arc::new(endpoints);
+        self.save().await?;
+        self.network_event(&network.id, &network.name, &network.driver, "disconnect");
+        Ok(())
+    }
+
+    pub(super) fn network_event(&self, id: &str, name: &str, driver: &str, action: &str) {
+        let attributes = [
+            ("container".to_owned(), self.container().id.clone()),
+            ("name".to_owned(), name.to_owned()),
+            ("type".to_owned(), driver.to_owned()),
+        ];
+        self.shared.events.local("network", action, id, attributes.into());
+    }
+}

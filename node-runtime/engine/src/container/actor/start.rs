@@ -1,0 +1,138 @@
+//! The way up: from a request or a policy to a running program and its health check.
+
+use std::sync::Arc;
+
+use rswarm_base::Chain;
+use rswarm_shim::client::Shim;
+use tokio::sync::oneshot;
+
+use super::{Actor, Run};
+use crate::container::health::{self, Check};
+use crate::container::restart::Backoff;
+use crate::container::{Health, Probe, Status, launch, wiring};
+use crate::error::StartError;
+
+impl Actor {
+    pub(super) async fn start_by_hand(&mut self) -> Result<(), StartError> {
+        let id = self.container().id.clone();
+        match self.container().state.status {
+            Status::Running | Status::Restarting => return Err(StartError::AlreadyRunning(id)),
+            Status::Paused => {
+                return Err(StartError::Conflict(
+                    "cannot start a paused container, try unpause instead".to_owned(),
+                ));
+            }
+            Status::Removing | Status::Dead => {
+                return Err(StartError::Conflict(
+                    "container is marked for removal and cannot be started".to_owned(),
+                ));
+            }
+            Status::Created | Status::Exited => {}
+        }
+        self.backoff = Backoff::default();
+        self.record.container.restart_count = 0;
+        self.record.stopped_by_hand = false;
+        self.record.started_by_hand = true;
+        self.start().await
+    }
+
+    /// Brings the container up. After a failure everything is as before, but for the exit code and the reason.
+    pub(super) async fn start(&mut self) -> Result<(), StartError> {
+        let started = self.bring_up().await;
+        if let Err(error) = &started {
+            let text = Chain(error).to_string();
+            tracing::warn!(
+                container.id = self.container().id,
+                error = text,
+                "container could not be started"
+            );
+            let never_ran = self.container().state.started_at.is_zero();
+            let exit_code = error.exit_code();
+            let state = self.state();
+            state.status = if never_ran { Status::Created } else { Status::Exited };
+            state.exit_code = exit_code;
+            state.error = text;
+            state.pid = 0;
+            self.forget_addresses();
+            // Whoever waits for its streams need not: there will be none.
+            self.clients.clear();
+            self.save_fact().await;
+        }
+        started
+    }
+
+    pub(super) async fn bring_up(&mut self) -> Result<(), StartError> {
+        let created = launch::create(&self.shared, &self.record).await?;
+        self.record.container.endpoints = Arc::new(created.endpoints.clone());
+        // Durable before the program runs: a daemon that dies now finds the endpoints of what it adopts.
+        let stored = self.save().await.map_err(StartError::from);
+        let clients = std::mem::take(&mut self.clients);
+        let started = match stored {
+            Ok(()) => launch::start(self.container(), &created, clients).await,
+            Err(error) => Err(error),
+        };
+        let started = match started {
+            Ok(started) => started,
+            Err(error) => {
+                launch::end(&self.shared, &self.container().id, &created.shim).await;
+                wiring::unwire(&self.shared, &self.container().id).await;
+                return Err(error);
+            }
+        };
+        let health = self.check().map(|_| Health::default());
+        let state = self.state();
+        state.status = Status::Running;
+        state.pid = started.pid;
+        state.exit_code = 0;
+        state.error.clear();
+        state.oom_killed = false;
+        state.started_at = started.started_at;
+        state.health = health;
+        self.save_fact().await;
+        tracing::info!(container.id = self.container().id, pid = started.pid, "running");
+        self.shared.network_events(self.container(), "connect");
+        self.event("start", &[]);
+        self.watch_run(created.shim);
+        Ok(())
+    }
+
+    /// Waits for the shim's exit from now on, and probes the container's health.
+    pub(super) fn watch_run(&mut self, shim: Shim) {
+        let cancel = self.shared.scope.token().child_token();
+        let health = self.check();
+        if let Some(check) = health.clone() {
+            let (state, own) = (self.published.subscribe(), self.own.clone());
+            self.shared.scope.spawn(health::probe_loop(check, shim.clone(), state, own, cancel.clone()));
+        }
+        let (send, exit) = oneshot::channel();
+        let (waiting, cancelled) = (shim.clone(), self.shared.scope.token());
+        self.shared.scope.spawn(async move {
+            tokio::select! {
+                () = cancelled.cancelled() => {}
+                // An actor that is gone has let go of its container.
+                exit = waiting.wait() => drop(send.send(exit)),
+            }
+        });
+        self.run = Some(Run { shim, exit, health, cancel });
+    }
+
+    pub(super) fn check(&self) -> Option<Check> {
+        let container = self.container();
+        container.config.spec.healthcheck.as_ref()?;
+        let shell = self.shared.images.get(&container.image_id).map(|image| image.config.shell);
+        Check::of(&container.config.spec, &shell.unwrap_or_default())
+    }
+
+    pub(super) async fn on_probe(&mut self, probe: Probe) {
+        let Some(check) = self.run.as_ref().and_then(|run| run.health.clone()) else { return };
+        let started_at = self.container().state.started_at;
+        let before = self.container().state.health.clone().unwrap_or_default();
+        let after = check.judge(&before, probe, started_at);
+        let verdict = after.status;
+        self.state().health = Some(after);
+        self.publish();
+        if verdict != before.status {
+            self.event(&format!("health_status: {}", verdict.as_str()), &[]);
+        }
+    }
+}
