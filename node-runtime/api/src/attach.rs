@@ -52,12 +52,19 @@ pub(crate) enum End {
     Detached,
 }
 
-/// Copies until the output ends, the client goes away or detaches.
-pub(crate) async fn pump<P: Socket>(raw: Raw, program: P, wiring: &Wiring) -> End {
+/// Copies until the output ends, the client goes away or detaches. `settled` is awaited between the output's
+/// last byte and the end that the client sees: clients ask for the exit code right after it.
+pub(crate) async fn pump<P: Socket>(
+    raw: Raw,
+    program: P,
+    wiring: &Wiring,
+    settled: impl Future<Output = ()>,
+) -> End {
     let (mut from_client, mut to_client) = tokio::io::split(raw.socket);
     let (mut from_program, mut to_program) = tokio::io::split(program);
     let output = async {
         let _ = copy_output(&mut from_program, &mut to_client, wiring).await;
+        settled.await;
         End::Closed
     };
     let input = copy_input(raw.early, &mut from_client, &mut to_program, wiring);
@@ -294,7 +301,7 @@ mod tests {
         let (program, engine) = tokio::io::duplex(1024);
         let raw = Raw { early: Bytes::from_static(b"early "), socket: Box::new(server), upgrade: true };
         rswarm_base::Scope::root("test").spawn(async move {
-            pump(raw, engine, &wiring).await;
+            pump(raw, engine, &wiring, async {}).await;
         });
         (client, program)
     }

@@ -494,7 +494,7 @@ async fn attach(
             let _ = raw.socket.shutdown().await;
             return;
         };
-        if attach::pump(raw, streams, &wiring).await == End::Detached {
+        if attach::pump(raw, streams, &wiring, async {}).await == End::Detached {
             announce_detach(&app, &container);
         }
     };

@@ -1,5 +1,7 @@
 //! Exec: further processes in a running container.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::Router;
 use axum::extract::{Path, State};
@@ -18,6 +20,11 @@ use crate::stream::content_type;
 use crate::translate::create::console_size;
 use crate::types;
 use crate::version::ApiVersion;
+
+/// How long an exec may outlive its output before the client is told of the end without an exit code.
+const EXIT_PATIENCE: Duration = Duration::from_secs(1);
+/// How often it is looked at meanwhile; the exit code is known a moment after the output's end.
+const EXIT_POLL: Duration = Duration::from_millis(2);
 
 pub(crate) fn routes() -> Router<App> {
     Router::new()
@@ -83,10 +90,20 @@ async fn start(
     let content_type = content_type(version, config.tty);
     let then = move |mut raw: Raw| async move {
         if attach::accept(&mut raw, content_type).await.is_ok() {
-            attach::pump(raw, streams, &wiring).await;
+            attach::pump(raw, streams, &wiring, exit_known(&app, &id)).await;
         }
     };
     Ok(hijacker.take(then).await)
+}
+
+/// Resolves when the exit code of an exec whose output ended can be asked for. One that closed its output and
+/// goes on is not waited for long.
+async fn exit_known(app: &App, id: &str) {
+    let deadline = tokio::time::Instant::now() + EXIT_PATIENCE;
+    while app.engine.exec_inspect(id).is_ok_and(|exec| exec.running) && tokio::time::Instant::now() < deadline
+    {
+        tokio::time::sleep(EXIT_POLL).await;
+    }
 }
 
 async fn inspect(

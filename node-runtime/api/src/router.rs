@@ -93,36 +93,38 @@ impl Gate {
     }
 
     pub async fn call(&self, request: Request<Body>) -> Response {
-        let mut response = match self.admit(request) {
-            Ok(request) => self.routes.clone().oneshot(request).await.unwrap_or_else(|never| match never {}),
-            Err(answer) => answer,
+        let mut response = if request.method() == Method::OPTIONS {
+            StatusCode::OK.into_response()
+        } else {
+            match admit(request) {
+                Ok(request) => {
+                    self.routes.clone().oneshot(request).await.unwrap_or_else(|never| match never {})
+                }
+                Err(error) => error.into_response(),
+            }
         };
         common_headers(response.headers_mut());
         response
     }
+}
 
-    fn admit(&self, mut request: Request<Body>) -> Result<Request<Body>, Response> {
-        if request.method() == Method::OPTIONS {
-            return Err(StatusCode::OK.into_response());
-        }
-        let (asked, path) = version::split(request.uri().path());
-        if path == "/_ping" {
-            // How clients find out what we speak; never refused.
-            *request.uri_mut() = Uri::from_static("/_ping");
-            return Ok(request);
-        }
-        let version = version::check(asked).map_err(IntoResponse::into_response)?;
-        let path_and_query = match request.uri().query() {
-            Some(query) => format!("{path}?{query}"),
-            None => path.to_owned(),
-        };
-        let uri = path_and_query
-            .parse()
-            .map_err(|error| ApiError::invalid(format!("invalid path: {error}")).into_response())?;
-        *request.uri_mut() = uri;
-        request.extensions_mut().insert(version);
-        Ok(request)
+/// The request as the routes know it: without a version in its path.
+fn admit(mut request: Request<Body>) -> Result<Request<Body>, ApiError> {
+    let (asked, path) = version::split(request.uri().path());
+    if path == "/_ping" {
+        // How clients find out what we speak; never refused.
+        *request.uri_mut() = Uri::from_static("/_ping");
+        return Ok(request);
     }
+    let version = version::check(asked)?;
+    let path_and_query = match request.uri().query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    };
+    *request.uri_mut() =
+        path_and_query.parse().map_err(|error| ApiError::invalid(format!("invalid path: {error}")))?;
+    request.extensions_mut().insert(version);
+    Ok(request)
 }
 
 /// The headers of every reply, also of hijacked connections.
