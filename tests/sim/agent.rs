@@ -140,7 +140,7 @@ impl Agent {
         for (id, container) in &mut self.containers {
             let wanted = self.set.tasks.contains_key(id) || !has_set;
             let desired = if wanted { container.task.desired() } else { TaskState::Remove };
-            if calm || random.number() % 3 > 0 {
+            if calm || !random.number().is_multiple_of(3) {
                 container.go(desired, clock, now, calm, random);
             }
             if !wanted && container.status.state().is_terminal() {
@@ -180,7 +180,7 @@ impl Container {
             Step::Start if self.status.state() == TaskState::Ready => self.report(TaskState::Starting, clock),
             Step::Start if self.image() == BROKEN => self.report(TaskState::Failed, clock),
             Step::Start => self.report(TaskState::Running, clock),
-            Step::Watch if !calm && self.image() == FLAKY && random.number() % 50 == 0 => {
+            Step::Watch if !calm && self.image() == FLAKY && random.number().is_multiple_of(50) => {
                 self.report(TaskState::Failed, clock);
             }
             Step::Stop if !self.is_up() => self.report(TaskState::Shutdown, clock),

@@ -57,7 +57,7 @@ impl Disk {
 
     fn crash(&mut self, random: &mut IdGen) {
         match self.unsynced.take() {
-            Some(hard_state) if random.number() % 2 == 0 => self.hard_state = hard_state,
+            Some(hard_state) if random.number().is_multiple_of(2) => self.hard_state = hard_state,
             _ => {}
         }
     }

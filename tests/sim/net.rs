@@ -50,7 +50,7 @@ impl Net {
     pub fn transit(&self, packet: &Packet, random: &mut IdGen) -> Option<Duration> {
         let lost = random.number() % 1000 < self.loss;
         // Most are quick, some dawdle and are overtaken.
-        let slow = random.number() % 20 == 0;
+        let slow = random.number().is_multiple_of(20);
         let latency = Duration::from_micros(500 + random.number() % if slow { 80_000 } else { 3_000 });
         (!lost && self.connected(&packet.from, &packet.to)).then_some(latency)
     }

@@ -244,7 +244,7 @@ impl World {
         let Some(agent) = self.agents.get_mut(node) else { return };
         if agent.is_up {
             agent.step(self.now, self.calm, &mut self.random);
-            if self.random.number() % 3 == 0 {
+            if self.random.number().is_multiple_of(3) {
                 let payload = agent.report(&managers, self.now, &mut self.random);
                 let to = Address::Manager(agent.manager);
                 self.send(Packet { from: Address::Agent(node.to_owned()), to, payload });
