@@ -6,6 +6,7 @@ mod args;
 mod client;
 mod cmd;
 mod completion;
+mod credentials;
 mod daemon;
 mod netns;
 mod playground;

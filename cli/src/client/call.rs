@@ -89,6 +89,15 @@ impl Call {
         self
     }
 
+    /// Lets the daemon use a registry as this person: a header from `credentials`.
+    #[must_use]
+    pub fn registry_auth(self, auth: Option<String>) -> Call {
+        match auth {
+            Some(auth) => self.header(HeaderName::from_static("x-registry-auth"), auth),
+            None => self,
+        }
+    }
+
     /// Sends a value as JSON.
     #[must_use]
     pub fn body(self, value: &impl Serialize) -> Call {

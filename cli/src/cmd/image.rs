@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWriteExt};
 use super::container::list::local_time;
 use super::{CommandError, Context, InspectArgs, ListArgs, ago, short_id};
 use crate::client::{Call, ClientError, JsonLines};
+use crate::credentials;
 use crate::render::convergence::bar;
 use crate::render::table::{Listing, Row, row};
 use crate::render::template::with_labels;
@@ -264,6 +265,7 @@ async fn pull_command(context: &Context, args: PullArgs) -> Result<u8, CommandEr
         }
         let call = Call::post("/images/create").query("fromImage", &args.image);
         let call = call.maybe("platform", args.platform.as_ref());
+        let call = call.registry_auth(credentials::header_for(&args.image)?);
         show_progress(context, call, args.quiet, Channel::Stdout).await?;
     } else {
         if split_reference(&args.image).1.is_none() && !args.quiet {
@@ -287,7 +289,8 @@ pub async fn pull(
     let call = Call::post("/images/create")
         .query("fromImage", repository)
         .query("tag", tag.unwrap_or("latest"))
-        .maybe("platform", target.platform);
+        .maybe("platform", target.platform)
+        .registry_auth(credentials::header_for(target.image)?);
     show_progress(context, call, quiet, channel).await
 }
 

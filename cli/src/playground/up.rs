@@ -1,6 +1,7 @@
 //! `playground up`: from nothing to a proven cluster, and back to nothing.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
@@ -20,6 +21,8 @@ use crate::terminal::Terminal;
 const WATCH: Duration = Duration::from_millis(500);
 const SHORT: Duration = Duration::from_secs(30);
 const LONG: Duration = Duration::from_secs(120);
+/// The demo image is as large as this binary, and unpacked once per host.
+const IMPORT: Duration = Duration::from_secs(300);
 
 /// The daemons of a playground, with what is written down of them.
 pub struct Daemons {
@@ -63,7 +66,7 @@ pub async fn up(args: UpArgs, terminal: Terminal) -> Result<(), PlaygroundError>
 }
 
 /// An earlier playground that was killed is cleaned up first; one that lives is left alone.
-async fn clear_stale(dir: &std::path::Path, terminal: Terminal) -> Result<(), PlaygroundError> {
+async fn clear_stale(dir: &Path, terminal: Terminal) -> Result<(), PlaygroundError> {
     match Record::load(dir)? {
         None => std::fs::create_dir_all(dir)
             .map_err(|source| PlaygroundError::File { path: dir.to_owned(), source }),
@@ -118,7 +121,7 @@ async fn build(plan: &Plan, daemons: &mut Daemons, steps: &Steps) -> Result<(), 
         try_join_all(plan.hosts.iter().map(cluster::import_image)).await?;
         Ok(((), "the demo image is on every host".to_owned()))
     };
-    steps.step("image", LONG, image).await?;
+    steps.step("image", IMPORT, image).await?;
     let service = async {
         let id = cluster::deploy(plan.first()).await?;
         cluster::converged(plan.first(), &id, LONG).await?;
@@ -256,37 +259,34 @@ impl Ending {
 
 fn guide(plan: &Plan, first_daemon: Option<Process>) -> String {
     let first = plan.first();
-    let kill = first_daemon.map_or_else(String::new, |process| {
-        format!(
-            "  kill -9 {:<29} end a manager's daemon: its containers run on, others take over\n",
-            process.pid
-        )
-    });
-    let place = if plan.dir == std::path::Path::new(super::plan::DEFAULT_DIR) {
-        String::new()
-    } else {
-        format!(" --dir {}", plan.dir.display())
+    let dir = match plan.dir.as_path() {
+        dir if dir == Path::new(super::plan::DEFAULT_DIR) => String::new(),
+        dir => format!(" --dir {}", dir.display()),
     };
+    let mut lines = vec![
+        ("rswarm node ls".to_owned(), "the hosts"),
+        (format!("rswarm service ps {SERVICE}"), "where the tasks run"),
+        (format!("rswarm service logs {SERVICE}"), "what they say"),
+        (format!("rswarm service scale {SERVICE}=10"), "more of them"),
+        (format!("rswarm service update --force {SERVICE}"), "replace them one by one"),
+    ];
+    if let Some(last) = plan.hosts.last().filter(|last| last.name != first.name) {
+        let drain = format!("rswarm node update --availability drain {}", last.name);
+        lines.push((drain, "move a host's tasks elsewhere"));
+    }
+    if let Some(process) = first_daemon {
+        lines
+            .push((format!("kill -9 {}", process.pid), "end a daemon: its containers run on, it comes back"));
+    }
+    lines.push((format!("nsenter --net={} ip address", first.netns.display()), "look from inside a host"));
+    lines.push((format!("tail -f {}", first.log.display()), "what a daemon says"));
+    lines.push((format!("rswarm playground status{dir}"), "the hosts and their daemons"));
+    let width = lines.iter().map(|(command, _)| command.len()).max().unwrap_or(0);
+    let lines: String =
+        lines.iter().map(|(command, what)| format!("  {command:<width$}   {what}\n")).collect();
+    let socket = first.socket.display();
     format!(
-        "
-The cluster is up. In another terminal:
-
-  export DOCKER_HOST=unix://{socket}      rswarm and docker both read it
-
-  rswarm node ls                       the hosts
-  rswarm service ps {SERVICE}                where the tasks run
-  rswarm service logs {SERVICE}              what they say
-  rswarm service scale {SERVICE}=10          more of them
-  rswarm service update --force {SERVICE}    a rolling update
-  rswarm node update --availability drain n2     move a host's tasks elsewhere
-{kill}
-  nsenter --net={netns} ip address     look from inside a host
-  tail -f {log}     what a daemon says
-  rswarm playground status{place}      the hosts and their daemons
-
-Press Ctrl-C to end it and remove everything.",
-        socket = first.socket.display(),
-        netns = first.netns.display(),
-        log = first.log.display(),
+        "\nThe cluster is up. In another terminal (`docker` works as well as `rswarm`):\n\n  \
+         export DOCKER_HOST=unix://{socket}\n\n{lines}\nPress Ctrl-C to end it and remove everything."
     )
 }

@@ -1,5 +1,6 @@
 //! `run`, `ps`, `logs` and the other things that are done to containers.
 
+mod detach;
 pub mod list;
 pub mod logs;
 mod options;
@@ -14,6 +15,7 @@ pub use list::PsArgs;
 pub use options::published;
 pub use run::{CreateArgs, RunArgs};
 
+use self::detach::DetachKeys;
 use super::{CommandError, Context, InspectArgs, words};
 use crate::client::{Call, Filters};
 
@@ -137,8 +139,8 @@ pub struct AttachArgs {
     #[arg(long)]
     no_stdin: bool,
     /// Keys that detach from a terminal
-    #[arg(long, value_name = "KEYS")]
-    detach_keys: Option<String>,
+    #[arg(long, value_name = "KEYS", value_parser = DetachKeys::parse)]
+    detach_keys: Option<DetachKeys>,
     /// Pass signals on
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     sig_proxy: bool,
@@ -209,8 +211,8 @@ pub struct ExecArgs {
     #[arg(long)]
     privileged: bool,
     /// Keys that detach from a terminal
-    #[arg(long, value_name = "KEYS")]
-    detach_keys: Option<String>,
+    #[arg(long, value_name = "KEYS", value_parser = DetachKeys::parse)]
+    detach_keys: Option<DetachKeys>,
     /// Name or ID, then a command and its arguments; flags end at the name
     #[arg(required = true, num_args = 2.., trailing_var_arg = true, value_name = "CONTAINER COMMAND")]
     name_and_command: Vec<String>,
@@ -345,9 +347,9 @@ async fn attach(context: &Context, args: AttachArgs) -> Result<u8, CommandError>
         session::attach_call(&found.id, stdin, true, true).maybe("detachKeys", args.detach_keys.as_ref());
     let stream = context.client.hijack(call).await?;
     let target = session::Target::Container(found.id.clone());
-    let followed =
-        session::follow(context, stream, session::Options { tty, stdin, target, signals: args.sig_proxy });
-    match followed.await? {
+    let options =
+        session::Options { tty, stdin, target, signals: args.sig_proxy, detach_keys: args.detach_keys };
+    match session::follow(context, stream, options).await? {
         session::End::Detached => Ok(0),
         session::End::Closed => run::exit_code(exit).await,
     }
@@ -365,7 +367,7 @@ async fn exec(context: &Context, args: ExecArgs) -> Result<u8, super::Failure> {
         attach_stdin: args.interactive && !args.detach,
         attach_stdout: !args.detach,
         attach_stderr: !args.detach,
-        detach_keys: args.detach_keys.unwrap_or_default(),
+        detach_keys: args.detach_keys.as_ref().map(ToString::to_string).unwrap_or_default(),
         env,
         working_dir: args.workdir.unwrap_or_default(),
         cmd: command.into(),
@@ -380,8 +382,11 @@ async fn exec(context: &Context, args: ExecArgs) -> Result<u8, super::Failure> {
     }
     let stream = context.client.hijack(start).await.map_err(|error| run::not_started(error, 1))?;
     let target = session::Target::Exec(id.clone());
-    let options = session::Options { tty: args.tty, stdin: args.interactive, target, signals: false };
-    session::follow(context, stream, options).await?;
+    let (tty, stdin, detach_keys) = (args.tty, args.interactive, args.detach_keys);
+    let options = session::Options { tty, stdin, target, signals: false, detach_keys };
+    if session::follow(context, stream, options).await? == session::End::Detached {
+        return Ok(0);
+    }
     let ended: ExecInspect = context.client.json(Call::get(format!("/exec/{id}/json"))).await?;
     Ok(u8::try_from(ended.exit_code.unwrap_or(0) & 0xff).unwrap_or(1))
 }
@@ -452,7 +457,12 @@ async fn create(
     if options.pull == "always" {
         pull(context, options).await?;
     }
-    let body = options.body(attached)?;
+    let mut body = options.body(attached)?;
+    if let (true, Some((width, height)), Some(host)) =
+        (options.tty, context.terminal.size(), &mut body.host_config)
+    {
+        host.console_size = [height.into(), width.into()];
+    }
     let call = || {
         Call::post("/containers/create")
             .maybe("name", options.name.as_ref())

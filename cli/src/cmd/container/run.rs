@@ -6,6 +6,7 @@ use hyper::Response;
 use hyper::body::Incoming;
 use rswarm_api::types::{ContainerInspect, WaitBody};
 
+use super::detach::DetachKeys;
 use super::options::ContainerOptions;
 use super::session::{self, End};
 use crate::client::{Call, ClientError};
@@ -29,8 +30,8 @@ pub struct RunArgs {
     #[arg(short, long)]
     detach: bool,
     /// Keys that detach from a terminal
-    #[arg(long, value_name = "KEYS")]
-    detach_keys: Option<String>,
+    #[arg(long, value_name = "KEYS", value_parser = DetachKeys::parse)]
+    detach_keys: Option<DetachKeys>,
     /// Pass signals on
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     sig_proxy: bool,
@@ -74,7 +75,8 @@ pub async fn run(context: &Context, args: RunArgs) -> Result<u8, Failure> {
     let exit = wait_for_exit(context, &id, condition).await.map_err(refused)?;
     start(context, &id).await?;
     let target = session::Target::Container(id);
-    let follow = session::Options { tty: options.tty, stdin, target, signals: args.sig_proxy };
+    let (tty, detach_keys) = (options.tty, args.detach_keys);
+    let follow = session::Options { tty, stdin, target, signals: args.sig_proxy, detach_keys };
     match session::follow(context, stream, follow).await.map_err(refused)? {
         End::Detached => Ok(0),
         End::Closed => exit_code(exit).await.map_err(refused),
@@ -90,7 +92,8 @@ pub async fn start_attached(context: &Context, name: &str, interactive: bool) ->
     let exit = wait_for_exit(context, &found.id, condition).await?;
     context.client.done(Call::post(format!("/containers/{}/start", found.id))).await?;
     let target = session::Target::Container(found.id);
-    let options = session::Options { tty: found.config.tty, stdin, target, signals: true };
+    let tty = found.config.tty;
+    let options = session::Options { tty, stdin, target, signals: true, detach_keys: None };
     match session::follow(context, stream, options).await? {
         End::Detached => Ok(0),
         End::Closed => Ok(exit_code(exit).await?),

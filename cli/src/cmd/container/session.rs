@@ -1,17 +1,22 @@
 //! A live connection to a container's streams: bytes both ways, signals and window sizes on the side.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::io::{self, Write};
 use std::pin::pin;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::detach::DetachKeys;
 use crate::client::{Call, Demux, Hijacked, Output};
 use crate::cmd::{CommandError, Context};
 use crate::terminal::RawMode;
 
 const BUFFER_BYTES: usize = 32 << 10;
+/// How long the daemon may take to let go of someone who leaves.
+const LEAVING: Duration = Duration::from_secs(1);
 /// Signals that are passed on to the container when there is no terminal to do it.
 const PROXIED: [(SignalKind, &str); 6] = [
     (SignalKind::interrupt(), "INT"),
@@ -41,6 +46,8 @@ pub struct Options {
     pub target: Target,
     /// Pass signals on.
     pub signals: bool,
+    /// The keys that leave a terminal.
+    pub detach_keys: Option<DetachKeys>,
 }
 
 /// How following ended.
@@ -62,42 +69,58 @@ pub fn attach_call(id: &str, stdin: bool, stdout: bool, stderr: bool) -> Call {
 pub async fn follow(context: &Context, stream: Hijacked, options: Options) -> Result<End, CommandError> {
     let raw = if options.tty && options.stdin { RawMode::enter()? } else { None };
     let (mut from, mut to) = tokio::io::split(stream);
+    let keys = options.tty.then(|| options.detach_keys.clone().unwrap_or_default());
+    let left = Cell::new(false);
     let mut output = pin!(copy_output(&mut from, options.tty));
     let mut input = pin!(async {
-        if options.stdin {
-            copy_input(&mut to).await;
+        if options.stdin && copy_input(&mut to, keys).await == Input::Left {
+            // The daemon saw the keys too, and ends the output.
+            left.set(true);
+            return tokio::time::sleep(LEAVING).await;
         }
         // The output decides when it is over.
         std::future::pending::<()>().await
     });
     let mut side = pin!(sideband(context, &options));
     let ended = tokio::select! {
-        result = &mut output => result,
-        () = &mut input => unreachable!("input never ends the session"),
+        result = &mut output => result.map(|()| if left.get() { End::Detached } else { End::Closed }),
+        () = &mut input => Ok(End::Detached),
         result = &mut side => result.map(|()| End::Detached),
     };
     drop(raw);
     ended
 }
 
+/// Why nothing more is read from standard input.
+#[derive(Debug, PartialEq, Eq)]
+enum Input {
+    /// It is over, or nobody takes it any more.
+    Over,
+    /// The person typed the keys to leave.
+    Left,
+}
+
 /// Standard input, then a half-close, which ends the container's.
-async fn copy_input(to: &mut (impl AsyncWriteExt + Unpin)) {
+async fn copy_input(to: &mut (impl AsyncWriteExt + Unpin), mut keys: Option<DetachKeys>) -> Input {
     let mut stdin = tokio::io::stdin();
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
-        match stdin.read(&mut buffer).await {
+        let bytes = match stdin.read(&mut buffer).await {
             Ok(0) | Err(_) => break,
-            Ok(length) => {
-                if to.write_all(&buffer[..length]).await.is_err() || to.flush().await.is_err() {
-                    return;
-                }
-            }
+            Ok(length) => &buffer[..length],
+        };
+        if to.write_all(bytes).await.is_err() || to.flush().await.is_err() {
+            return Input::Over;
+        }
+        if keys.as_mut().is_some_and(|keys| keys.see(bytes)) {
+            return Input::Left;
         }
     }
     let _ = to.shutdown().await;
+    Input::Over
 }
 
-async fn copy_output(from: &mut (impl AsyncReadExt + Unpin), tty: bool) -> Result<End, CommandError> {
+async fn copy_output(from: &mut (impl AsyncReadExt + Unpin), tty: bool) -> Result<(), CommandError> {
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut demux = Demux::default();
     loop {
@@ -108,7 +131,7 @@ async fn copy_output(from: &mut (impl AsyncReadExt + Unpin), tty: bool) -> Resul
             Err(error) => return Err(error.into()),
         };
         match (length, tty) {
-            (0, _) => return Ok(End::Closed),
+            (0, _) => return Ok(()),
             (_, true) => write_all(&mut io::stdout().lock(), &buffer[..length])?,
             (_, false) => {
                 demux.push(&buffer[..length]);

@@ -31,7 +31,7 @@ pub struct CreateArgs {
     #[arg(long, value_name = "COUNT")]
     max_concurrent: Option<u64>,
     #[command(flatten)]
-    settings: Settings,
+    pub settings: Settings,
     /// Publish a port, `PUBLISHED:TARGET` or `published=80,target=80,mode=host`
     #[arg(short, long, value_name = "PORT")]
     publish: Vec<String>,

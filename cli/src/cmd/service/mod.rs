@@ -10,11 +10,12 @@ mod update;
 use std::collections::BTreeMap;
 
 use clap::{Args, Subcommand};
-use rswarm_api::types::{Service, ServiceCreated, ServiceUpdated, Task};
+use rswarm_api::types::{Service, ServiceCreated, ServiceSpec, ServiceUpdated, Task};
 
 use super::container::logs::{LogOptions, print};
 use super::{CommandError, Context, InspectArgs, ListArgs, node};
 use crate::client::{Call, Filters};
+use crate::credentials;
 
 /// What comes after `service`.
 #[derive(Debug, Subcommand)]
@@ -148,8 +149,10 @@ pub fn inspect_path(name: &str) -> String {
 
 async fn create_command(context: &Context, args: create::CreateArgs) -> Result<u8, CommandError> {
     let wait = args.wait;
+    let with_auth = args.settings.with_registry_auth;
     let spec = args.spec()?;
-    let created: ServiceCreated = context.client.json(Call::post("/services/create").body(&spec)).await?;
+    let call = authorised(Call::post("/services/create").body(&spec), with_auth, &spec)?;
+    let created: ServiceCreated = context.client.json(call).await?;
     warn(context, created.warnings);
     context.terminal.line(&created.id)?;
     progress::follow(context, &created.id, wait).await
@@ -159,14 +162,24 @@ async fn update_command(context: &Context, args: update::UpdateArgs) -> Result<u
     let service = inspect(context, &args.service).await?;
     let call =
         Call::post(format!("{}/update", inspect_path(&service.id))).query("version", service.version.index);
-    let (wait, name) = (args.wait, args.service.clone());
-    let call = match args.rollback {
-        true => call.query("rollback", "previous").body(&service.spec),
-        false => call.body(&args.spec(service.spec)?),
+    let (wait, name, with_auth) = (args.wait, args.service.clone(), args.settings.with_registry_auth);
+    let call = if args.rollback {
+        call.query("rollback", "previous").body(&service.spec)
+    } else {
+        let spec = args.spec(service.spec)?;
+        authorised(call.body(&spec), with_auth, &spec)?
     };
     send_update(context, call).await?;
     context.terminal.line(name)?;
     progress::follow(context, &service.id, wait).await
+}
+
+/// Sends this person's credentials along, for the nodes to pull with.
+fn authorised(call: Call, wanted: bool, spec: &ServiceSpec) -> Result<Call, CommandError> {
+    match &spec.task_template.container_spec {
+        Some(container) if wanted => Ok(call.registry_auth(credentials::header_for(&container.image)?)),
+        Some(_) | None => Ok(call),
+    }
 }
 
 async fn rollback(context: &Context, args: RollbackArgs) -> Result<u8, CommandError> {

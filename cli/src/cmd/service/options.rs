@@ -95,12 +95,9 @@ pub struct Settings {
     log_opt: Vec<String>,
     #[command(flatten)]
     health: words::HealthArgs,
-    /// Do not ask the registry for the image's digest
-    #[arg(long)]
-    no_resolve_image: bool,
     /// Send registry credentials to the nodes
     #[arg(long)]
-    with_registry_auth: bool,
+    pub with_registry_auth: bool,
 }
 
 macro_rules! rolling {

@@ -31,7 +31,7 @@ pub struct UpdateArgs {
     #[arg(long)]
     pub rollback: bool,
     #[command(flatten)]
-    settings: Settings,
+    pub settings: Settings,
     #[command(flatten)]
     changes: Changes,
     #[command(flatten)]
