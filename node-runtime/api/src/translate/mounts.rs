@@ -199,10 +199,14 @@ pub(crate) fn check_targets(mounts: &[wire::Mount]) -> Result<(), ApiError> {
 
 /// Docker's rule for the names of volumes.
 fn check_volume_name(name: &str) -> Result<(), ApiError> {
+    if name.len() == 1 {
+        return Err(ApiError::invalid(format!(
+            "create {name}: volume name is too short, names should be at least two alphanumeric characters"
+        )));
+    }
     let mut chars = name.chars();
     let valid = chars.next().is_some_and(|c| c.is_ascii_alphanumeric())
-        && chars.all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
-        && name.len() > 1;
+        && chars.all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
     if valid {
         return Ok(());
     }
