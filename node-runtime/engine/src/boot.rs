@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use rswarm_base::Chain;
@@ -12,12 +13,15 @@ use rswarm_shim::{Exit, ShimState};
 use crate::blocking::blocking;
 use crate::container::actor::{self, Actor, Next};
 use crate::container::record::Record;
-use crate::container::{Container, Status, launch, restart, wiring};
+use crate::container::{Container, Request, Status, launch, restart, wiring};
 use crate::error::{Cause, OpenError};
+use crate::registry::Handle;
 use crate::shared::Shared;
 
 /// Containers that are found again at one time: each costs a connection and a few netlink calls.
 const AT_ONCE: usize = 16;
+/// How long a container waits at boot for the one whose namespace it shares.
+const TARGET_DEADLINE: Duration = Duration::from_secs(30);
 
 /// What became of a container while no daemon watched.
 enum Found {
@@ -38,8 +42,12 @@ pub(crate) async fn restore(shared: &Arc<Shared>) -> Result<(), OpenError> {
     remove_strays(shared, &known).await;
     let mut restored =
         stream::iter(records).map(|record| restore_one(shared, record)).buffer_unordered(AT_ONCE);
+    let mut later = Vec::new();
     while let Some(result) = restored.next().await {
-        result?;
+        later.extend(result?);
+    }
+    for (handle, target) in later {
+        shared.scope.spawn(start_after(shared.clone(), handle, target));
     }
     if let Err(error) = shared.networks.settle().await {
         tracing::warn!(error = %Chain(&error), "published ports of the last daemon may stay behind");
@@ -47,7 +55,34 @@ pub(crate) async fn restore(shared: &Arc<Shared>) -> Result<(), OpenError> {
     Ok(())
 }
 
-async fn restore_one(shared: &Arc<Shared>, mut record: Record) -> Result<(), OpenError> {
+/// Starts a container that shares another one's namespace, once that one runs.
+async fn start_after(shared: Arc<Shared>, handle: Handle, target: String) {
+    let runs = async {
+        let mut state = shared.registry.find(&target).ok()?.state;
+        state.wait_for(|container| container.state.status.is_live()).await.ok().map(drop)
+    };
+    // Started even so: the failure then says why.
+    let _ = tokio::time::timeout(TARGET_DEADLINE, runs).await;
+    match handle.ask(Request::Start).await {
+        Ok(Ok(())) => {}
+        // The actor has said it.
+        Ok(Err(_)) => {}
+        Err(error) => tracing::debug!(container.id = &*handle.id, %error, "was removed before its start"),
+    }
+}
+
+/// The container whose namespace this one shares.
+fn target(container: &Container) -> Option<String> {
+    let spec = &container.config.spec;
+    let modes = [&container.config.network_mode, &spec.pid_mode, &spec.ipc_mode];
+    modes.into_iter().find_map(|mode| mode.strip_prefix("container:")).map(str::to_owned)
+}
+
+/// Gives back the container, and the one that it has to wait for, when it is to be started later.
+async fn restore_one(
+    shared: &Arc<Shared>,
+    mut record: Record,
+) -> Result<Option<(Handle, String)>, OpenError> {
     let found = find(shared, &mut record).await?;
     let container = &record.container;
     for mount in container.mounts.iter().filter(|mount| !mount.name.is_empty()) {
@@ -61,23 +96,24 @@ async fn restore_one(shared: &Arc<Shared>, mut record: Record) -> Result<(), Ope
         }
     }
     let starts = matches!(found, Found::Still) && starts_at_boot(&record);
+    let waits_for = target(container).filter(|_| starts);
     let (mut actor, handle) = Actor::new(shared.clone(), record);
-    shared.registry.insert(handle);
+    shared.registry.insert(handle.clone());
     match found {
         Found::Alive(shim) => actor.adopt(shim),
         Found::Exited(exit) => {
             if actor.settle(exit).await == Next::End {
-                return Ok(());
+                return Ok(None);
             }
         }
-        Found::Still if starts => actor.start_at_boot(),
+        Found::Still if starts && waits_for.is_none() => actor.start_at_boot(),
         Found::Still => actor.rest(),
     }
     if actor.is_leftover() && actor.remove_self().await == Next::End {
-        return Ok(());
+        return Ok(None);
     }
     shared.scope.spawn(actor.run());
-    Ok(())
+    Ok(waits_for.map(|target| (handle, target)))
 }
 
 async fn find(shared: &Shared, record: &mut Record) -> Result<Found, OpenError> {

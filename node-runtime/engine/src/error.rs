@@ -264,10 +264,7 @@ impl StartError {
     /// The exit code that the container shows after this failure.
     #[must_use]
     pub fn exit_code(&self) -> i32 {
-        match self {
-            StartError::Launch { exit_code, .. } => *exit_code,
-            _ => 128,
-        }
+        if let StartError::Launch { exit_code, .. } = self { *exit_code } else { 128 }
     }
 }
 
@@ -513,8 +510,16 @@ impl Classify for NetworkError {
     fn hint(&self) -> Option<String> {
         match self {
             NetworkError::Below(error) => error.hint(),
+            NetworkError::File(error) => error.hint(),
             NetworkError::InUse { .. } => Some("remove or disconnect those containers first".to_owned()),
-            _ => None,
+            NetworkError::NotFound(_)
+            | NetworkError::Ambiguous(_)
+            | NetworkError::Exists(_)
+            | NetworkError::Predefined(..)
+            | NetworkError::NotConnected { .. }
+            | NetworkError::Forbidden(_)
+            | NetworkError::Invalid(_)
+            | NetworkError::Lookup(_) => None,
         }
     }
 }
@@ -537,6 +542,9 @@ pub enum VolumeError {
     /// An option that the local driver does not have.
     #[error("invalid option: \"{0}\"")]
     InvalidOption(String),
+    /// Options that only make sense with another one.
+    #[error("missing required option: \"{0}\"")]
+    MissingOption(&'static str),
     /// Containers use it.
     #[error("remove {name}: volume is in use - [{users}]")]
     InUse {
@@ -554,7 +562,9 @@ impl Classify for VolumeError {
     fn kind(&self) -> Kind {
         match self {
             VolumeError::NotFound(_) | VolumeError::NoDriver(_) => Kind::NotFound,
-            VolumeError::InvalidName(_) | VolumeError::InvalidOption(_) => Kind::InvalidArgument,
+            VolumeError::InvalidName(_) | VolumeError::InvalidOption(_) | VolumeError::MissingOption(_) => {
+                Kind::InvalidArgument
+            }
             VolumeError::InUse { .. } => Kind::Conflict,
             VolumeError::File(error) => error.kind(),
         }

@@ -51,11 +51,11 @@ impl Volume {
         self.labels.contains_key(ANONYMOUS)
     }
 
-    /// Where its content comes from: with a `type` or `device` option, from a file system that is mounted
-    /// inside each container.
+    /// Where its content comes from: with options, from a file system that is mounted inside each container (a
+    /// `tmpfs` is therefore each container's own).
     pub(crate) fn source(&self) -> VolumeSource {
         let option = |name: &str| self.options.get(name).cloned().unwrap_or_default();
-        if !self.options.contains_key("type") && !self.options.contains_key("device") {
+        if self.options.is_empty() {
             return VolumeSource::Directory(self.mountpoint.display().to_string());
         }
         let options: Vec<String> =
@@ -149,6 +149,12 @@ impl Volumes {
             options.keys().find(|option| !["type", "device", "o"].contains(&option.as_str()))
         {
             return Err(VolumeError::InvalidOption(unknown.clone()));
+        }
+        if !options.is_empty()
+            && let Some(missing) =
+                ["device", "type"].into_iter().find(|option| !options.contains_key(*option))
+        {
+            return Err(VolumeError::MissingOption(missing));
         }
         let mountpoint = self.root.join(&name).join(CONTENT);
         Ok(Volume {
@@ -259,6 +265,8 @@ mod tests {
         assert!(matches!(volumes.ensure(driver, None), Err(VolumeError::NoDriver(_))));
         let option = VolumeCreate { options: [("colour".into(), "red".into())].into(), ..named("x1") };
         assert!(matches!(volumes.ensure(option, None), Err(VolumeError::InvalidOption(_))));
+        let half = VolumeCreate { options: [("device".into(), "/srv".into())].into(), ..named("x1") };
+        assert!(matches!(volumes.ensure(half, None), Err(VolumeError::MissingOption("type"))));
         let (anonymous, _) = volumes.ensure(VolumeCreate::default(), None).expect("made");
         assert!(anonymous.is_anonymous() && anonymous.name.len() == 64);
     }

@@ -430,6 +430,19 @@ fn volumes() -> Result<()> {
                 .contains("no such volume")
         );
         engine.remove_volume("none", true).await?;
+        let dir = tempfile::tempdir()?;
+        fs::write(dir.path().join("file"), "on the host\n")?;
+        let options = [("type", "none"), ("o", "bind"), ("device", &*dir.path().to_string_lossy())];
+        let bound = rswarm_engine::volume::VolumeCreate {
+            name: "bound".into(),
+            options: options.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+            ..Default::default()
+        };
+        engine.create_volume(bound).await?;
+        let mut config = sh("cat /b/file");
+        config.spec.mounts = vec![volume("bound", "/b")];
+        let (_, text) = run_to_end(&engine, "bound", config).await?;
+        ensure!(text == "on the host\n", "{text}");
         Ok(())
     })
 }

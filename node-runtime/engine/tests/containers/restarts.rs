@@ -135,7 +135,10 @@ async fn all_policies(engine: Engine) -> Result<Value> {
     }
     let mut config = sh("sleep 100");
     config.restart = RestartPolicy { name: RestartName::Always, max: 0 };
-    engine.create(Some("unstarted"), config).await?;
+    engine.create(Some("unstarted"), config.clone()).await?;
+    config.network_mode = "container:unless".into();
+    start(&engine, "joined", config).await?;
+    engine.stop("joined", Some(Duration::ZERO), None).await?;
     Ok(json!([parent(engine.inspect("unless")?.state.pid)?, parent(engine.inspect("never")?.state.pid)?]))
 }
 
@@ -150,6 +153,9 @@ fn policies() -> Result<()> {
     host.test(async |engine| {
         wait_for(&engine, "always", Status::Running).await?;
         wait_for(&engine, "unless", Status::Running).await?;
+        wait_for(&engine, "joined", Status::Running)
+            .await
+            .context("after the one whose network it shares")?;
         for (name, status) in
             [("stopped", Status::Exited), ("never", Status::Exited), ("unstarted", Status::Created)]
         {
