@@ -4,8 +4,10 @@
 //! them with a deadline and names the ones that missed it.
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -39,9 +41,13 @@ impl Scope {
     {
         let name = self.name;
         let guarded = async move {
-            let guard = AbortOnPanic(name);
-            task.await;
-            std::mem::forget(guard);
+            if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+                tracing::error!(
+                    scope = name,
+                    "a task panicked; the daemon stops so that it can restart whole"
+                );
+                std::process::abort();
+            }
         };
         self.tasks.spawn(guarded);
     }
@@ -74,18 +80,6 @@ impl Scope {
         self.tasks.close();
         if tokio::time::timeout(deadline, self.tasks.wait()).await.is_err() {
             tracing::warn!(scope = self.name, left = self.tasks.len(), "tasks missed the shutdown deadline");
-        }
-    }
-}
-
-/// Aborts the process if dropped by a panic; a cancelled task (runtime shutdown) drops it quietly.
-struct AbortOnPanic(&'static str);
-
-impl Drop for AbortOnPanic {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            tracing::error!(scope = self.0, "a task panicked; the daemon stops so that it can restart whole");
-            std::process::abort();
         }
     }
 }

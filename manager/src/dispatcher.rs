@@ -330,10 +330,10 @@ impl Session {
         kind: assignments::Kind,
         changes: Vec<rswarm_proto::wire::AssignmentChange>,
     ) -> Result<(), End> {
-        let name = |sequence: u64| format!("{}.{sequence}", self.id);
-        let from = name(self.sequence);
-        self.sequence += 1;
-        let to = name(self.sequence);
+        // Sequences are raft indices, so that an agent can tell a manager that lags behind the last one.
+        let from = self.sequence.to_string();
+        self.sequence = self.sent.version;
+        let to = self.sequence.to_string();
         self.send(ToAgent::Assignments(Assignments { kind: kind.into(), from, to, changes })).await
     }
 

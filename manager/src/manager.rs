@@ -89,9 +89,11 @@ impl Manager {
     /// Resolves when the manager ends by itself, with the reason; never when it is stopped.
     pub async fn ended(&self) -> Ended {
         let mut ended = self.ended.clone();
-        match ended.wait_for(Option::is_some).await {
-            Ok(ended) => ended.clone().expect("just waited for it"),
-            Err(_) => std::future::pending().await,
+        // The guard must be gone before the wait that never ends.
+        let found = ended.wait_for(Option::is_some).await.ok().and_then(|ended| ended.clone());
+        match found {
+            Some(ended) => ended,
+            None => std::future::pending().await,
         }
     }
 

@@ -364,8 +364,16 @@ impl Agent {
         }
     }
 
-    /// Containers with our label that no assignment names are stopped: there are no ghosts.
+    /// Containers and networks of the cluster that no assignment names are removed: there are no ghosts.
     async fn remove_ghosts(&mut self) {
+        for id in self.executor.held_networks().await {
+            if !self.set.networks.contains_key(&id)
+                && !self.networks.contains_key(&id)
+                && let Err(error) = self.executor.remove_network(&id).await
+            {
+                tracing::warn!(network.id = id, %error, "a network that is no longer assigned stays");
+            }
+        }
         let held: BTreeSet<String> = self.executor.held().await.into_iter().collect();
         for id in held {
             if !self.set.tasks.contains_key(&id) && !self.tasks.contains_key(&id) {

@@ -5,7 +5,7 @@ use std::pin::Pin;
 
 use async_trait::async_trait;
 use futures_util::Stream;
-use rswarm_proto::wire::{ContainerStatus, LogLine, NodeDescription, Task, TaskLogsRequest};
+use rswarm_proto::wire::{ContainerStatus, LogLine, NodeDescription, PortConfig, Task, TaskLogsRequest};
 
 use crate::assignments::NetworkView;
 
@@ -21,6 +21,15 @@ pub struct TaskExit {
     pub code: i64,
     /// Whether the kernel killed something in it for want of memory.
     pub oom_killed: bool,
+}
+
+/// A task's container that runs.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Started {
+    /// The container and its first process.
+    pub container: ContainerStatus,
+    /// Ports published on this node, as bound.
+    pub ports: Vec<PortConfig>,
 }
 
 /// The lines of a task's log, oldest first.
@@ -42,7 +51,7 @@ pub trait Executor: Send + Sync + 'static {
     async fn prepare(&self, task: &Task) -> Result<(), ExecError>;
 
     /// Starts the container; one that runs already is left alone.
-    async fn start(&self, task: &Task) -> Result<ContainerStatus, ExecError>;
+    async fn start(&self, task: &Task) -> Result<Started, ExecError>;
 
     /// Resolves when the container has ended, at once if it has.
     async fn wait(&self, task: &Task) -> Result<TaskExit, ExecError>;
@@ -55,6 +64,9 @@ pub trait Executor: Send + Sync + 'static {
 
     /// The tasks whose containers this node holds, by their label, running or not.
     async fn held(&self) -> Vec<String>;
+
+    /// The cluster networks that the kernel of this node holds something of.
+    async fn held_networks(&self) -> Vec<String>;
 
     /// Reads a task's log.
     async fn logs(&self, request: &TaskLogsRequest) -> Result<LogStream, ExecError>;

@@ -26,4 +26,4 @@ pub mod step;
 mod task;
 
 pub use agent::{Agent, AgentConfig, AgentHandle, Membership};
-pub use executor::{ExecError, Executor, TaskExit};
+pub use executor::{ExecError, Executor, Started, TaskExit};

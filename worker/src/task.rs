@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::executor::{ExecError, Executor};
+use crate::executor::{ExecError, Executor, Started};
 use crate::step::{Step, next_step};
 
 /// How long a task waits for its networks before it is rejected (moby's executor: 30 s).
@@ -126,9 +126,11 @@ impl TaskActor {
             return self.reached(TaskState::Starting, "starting");
         }
         match self.executor.start(&self.task).await {
-            Ok(container) => {
-                TaskStatus { container: Some(container), ..self.reached(TaskState::Running, "started") }
-            }
+            Ok(Started { container, ports }) => TaskStatus {
+                container: Some(container),
+                ports,
+                ..self.reached(TaskState::Running, "started")
+            },
             Err(error) => self.failed(TaskState::Failed, error),
         }
     }

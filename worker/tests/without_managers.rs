@@ -7,13 +7,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rswarm_base::{Scope, Timestamp};
 use rswarm_proto::tls::{Authority, Credentials, Identity, Subject, new_key, signing_request};
-use rswarm_proto::wire::{
-    ContainerStatus, NodeDescription, NodeRole, Task, TaskLogsRequest, TaskState, TaskStatus,
-};
+use rswarm_proto::wire::{NodeDescription, NodeRole, Task, TaskLogsRequest, TaskState, TaskStatus};
 use rswarm_worker::assignments::NetworkView;
 use rswarm_worker::disk::{Disk, StoredTask};
 use rswarm_worker::executor::LogStream;
-use rswarm_worker::{Agent, AgentConfig, ExecError, Executor, TaskExit};
+use rswarm_worker::{Agent, AgentConfig, ExecError, Executor, Started, TaskExit};
 use tokio::sync::watch;
 
 /// Containers that only exist in memory, and a list of what was asked of them.
@@ -52,12 +50,12 @@ impl Executor for Fake {
         self.note("prepare", &task.id);
         Ok(())
     }
-    async fn start(&self, task: &Task) -> Result<ContainerStatus, ExecError> {
+    async fn start(&self, task: &Task) -> Result<Started, ExecError> {
         self.note("start", &task.id);
         self.running.send_modify(|running| {
             running.insert(task.id.clone());
         });
-        Ok(ContainerStatus::default())
+        Ok(Started::default())
     }
     async fn wait(&self, task: &Task) -> Result<TaskExit, ExecError> {
         let mut running = self.running.subscribe();
@@ -77,6 +75,9 @@ impl Executor for Fake {
     }
     async fn held(&self) -> Vec<String> {
         self.running.borrow().iter().cloned().collect()
+    }
+    async fn held_networks(&self) -> Vec<String> {
+        Vec::new()
     }
     async fn logs(&self, _: &TaskLogsRequest) -> Result<LogStream, ExecError> {
         Err(ExecError("no logs".into()))

@@ -16,11 +16,11 @@ use rswarm_image::{Progress, Reference, RegistryAuth};
 use rswarm_network::{Mac, Overlay, OverlayEndpoint};
 use rswarm_proto::wire::{
     ContainerStatus, EngineDescription, LogLine, NetworkAttachment, NetworkEndpoint, NodeDescription,
-    Platform, Resources, Task, TaskLogsRequest, log_line, port_config,
+    Platform, PortConfig, Resources, Task, TaskLogsRequest, log_line, port_config,
 };
 use rswarm_worker::assignments::NetworkView;
 use rswarm_worker::executor::LogStream;
-use rswarm_worker::{ExecError, Executor, TaskExit};
+use rswarm_worker::{ExecError, Executor, Started, TaskExit};
 
 /// VXLAN's port when the cluster names none.
 const DATA_PATH_PORT: u16 = 4789;
@@ -178,7 +178,7 @@ impl Executor for EngineExecutor {
         Ok(())
     }
 
-    async fn start(&self, task: &Task) -> Result<ContainerStatus, ExecError> {
+    async fn start(&self, task: &Task) -> Result<Started, ExecError> {
         let container = self.container_of(&task.id).ok_or_else(|| gone(task))?;
         if !container.state.status.is_live()
             && let Err(error) = self.engine.start(&container.id).await
@@ -187,11 +187,12 @@ impl Executor for EngineExecutor {
             return Err(ExecError(format!("starting container failed: {}", Chain(&error))));
         }
         let container = self.container_of(&task.id).ok_or_else(|| gone(task))?;
-        Ok(ContainerStatus {
+        let status = ContainerStatus {
             container_id: container.id.clone(),
             pid: container.state.pid.into(),
             exit_code: 0,
-        })
+        };
+        Ok(Started { container: status, ports: bound_ports(&container) })
     }
 
     async fn wait(&self, task: &Task) -> Result<TaskExit, ExecError> {
@@ -226,6 +227,16 @@ impl Executor for EngineExecutor {
         self.engine.list().iter().filter_map(|container| task_of(container).map(str::to_owned)).collect()
     }
 
+    async fn held_networks(&self) -> Vec<String> {
+        match self.engine.networks().overlays().await {
+            Ok(overlays) => overlays,
+            Err(error) => {
+                tracing::warn!(error = %Chain(&error), "the networks of this node cannot be listed");
+                Vec::new()
+            }
+        }
+    }
+
     async fn logs(&self, request: &TaskLogsRequest) -> Result<LogStream, ExecError> {
         let container = self
             .container_of(&request.task_id)
@@ -252,6 +263,24 @@ impl Executor for EngineExecutor {
 
 fn task_of(container: &Container) -> Option<&str> {
     container.config.task.as_ref().map(|task| task.task_id.as_str())
+}
+
+/// Ports of a running container on this host, each once.
+fn bound_ports(container: &Container) -> Vec<PortConfig> {
+    let mut found = Vec::new();
+    for port in container.endpoints.iter().flat_map(|endpoint| &endpoint.ports) {
+        let bound = PortConfig {
+            protocol: port.protocol.clone(),
+            target: port.container_port.into(),
+            published: port.host_port.into(),
+            mode: port_config::Mode::Host.into(),
+            ..PortConfig::default()
+        };
+        if !found.contains(&bound) {
+            found.push(bound);
+        }
+    }
+    found
 }
 
 fn endpoint(attachment: &NetworkAttachment) -> EndpointConfig {

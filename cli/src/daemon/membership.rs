@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use rswarm_base::id::IdGen;
 use rswarm_base::{Chain, Classify, Kind, Scope, Timestamp, fsx};
-use rswarm_manager::{Boot, Manager, ManagerConfig, TICK};
+use rswarm_manager::{Boot, Ended, Manager, ManagerConfig, TICK};
 use rswarm_proto::tls::{self, Identity};
 use rswarm_proto::wire::NodeRole;
 use rswarm_worker::disk::Disk;
@@ -135,6 +136,8 @@ pub struct Membership {
     paths: Paths,
     scope: Scope,
     renew_fraction: f64,
+    /// Why the manager gave up, if it did: this node serves no state that it cannot vouch for.
+    pub failure: Option<String>,
 }
 
 impl Membership {
@@ -173,14 +176,14 @@ impl Membership {
     }
 
     /// Resolves when the node should look at itself again: its role, its trust roots or its certificate.
-    pub async fn due(&self) {
-        let mut membership = self.agent.membership.clone();
+    pub async fn due(&mut self) {
         if self.is_stale() {
             return tokio::time::sleep(RETRY).await;
         }
         let until = self.identity.renew_at(self.renew_fraction).since(Timestamp::now());
         tokio::select! {
-            _ = membership.changed() => {}
+            _ = self.agent.membership.changed() => {}
+            _ = ended(self.manager.as_ref()) => {}
             () = tokio::time::sleep(until.max(RETRY)) => {}
         }
     }
@@ -190,7 +193,8 @@ impl Membership {
         let membership = self.agent.membership.borrow();
         let node = membership.update.as_ref().and_then(|update| update.node.as_ref());
         let role_differs = node.is_some_and(|node| node.role() != self.role());
-        let manager_differs = (self.role() == NodeRole::Manager) != self.manager.is_some();
+        let manager_differs =
+            self.failure.is_none() && (self.role() == NodeRole::Manager) != self.manager.is_some();
         role_differs || manager_differs || self.identity.renew_at(self.renew_fraction) <= Timestamp::now()
     }
 
@@ -202,6 +206,12 @@ impl Membership {
     }
 
     async fn try_follow(&mut self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        if let Some(Some(Ended::Failed(reason))) = ended(self.manager.as_ref()).now_or_never() {
+            tracing::error!(reason, "the manager of this node cannot go on");
+            self.routes.send_replace(routes(None, &self.executor));
+            self.failure = Some(reason);
+            self.manager = None;
+        }
         let (update, manager) = {
             let membership = self.agent.membership.borrow();
             (membership.update.clone(), membership.manager.clone())
@@ -330,7 +340,16 @@ impl Parts {
             paths: self.paths,
             scope: self.scope,
             renew_fraction: renew_fraction(),
+            failure: None,
         })
+    }
+}
+
+/// How the manager ended by itself; never, when there is none.
+async fn ended(manager: Option<&Manager>) -> Option<Ended> {
+    match manager {
+        Some(manager) => Some(manager.ended().await),
+        None => std::future::pending().await,
     }
 }
 

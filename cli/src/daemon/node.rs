@@ -61,7 +61,8 @@ pub struct Node {
     requests: mpsc::Sender<Request>,
     info: watch::Receiver<ClusterInfo>,
     access: watch::Receiver<Option<Access>>,
-    channel: arc_swap::ArcSwapOption<Channel>,
+    /// The channel to this node's own manager, with the identity that it was opened with.
+    channel: arc_swap::ArcSwapOption<(Arc<Identity>, Channel)>,
 }
 
 impl Node {
@@ -101,11 +102,17 @@ impl Node {
             self.channel.store(None);
             return Err(ClusterError::no_control(self.info.borrow().state));
         };
-        if let Some(channel) = self.channel.load_full() {
-            return Ok(channel.as_ref().clone());
+        // A node that left and entered another cluster has another identity: the old channel is of no use.
+        if let Some((_, channel)) = self
+            .channel
+            .load_full()
+            .as_deref()
+            .filter(|(identity, _)| Arc::ptr_eq(identity, &access.identity))
+        {
+            return Ok(channel.clone());
         }
         let channel = tls::connect(&access.addr, &access.identity).await.map_err(ClusterError::from_error)?;
-        self.channel.store(Some(Arc::new(channel.clone())));
+        self.channel.store(Some(Arc::new((access.identity, channel.clone()))));
         Ok(channel)
     }
 }
@@ -155,7 +162,7 @@ impl NodeActor {
                 biased;
                 () = scope.cancelled() => break,
                 Some(request) = inbox.recv() => self.on_request(request).await,
-                () = due(self.membership.as_ref()) => self.follow().await,
+                () = due(self.membership.as_mut()) => self.follow().await,
             }
         }
         if let Some(membership) = self.membership.take() {
@@ -357,7 +364,7 @@ impl NodeActor {
     }
 }
 
-async fn due(membership: Option<&Membership>) {
+async fn due(membership: Option<&mut Membership>) {
     match membership {
         Some(membership) => membership.due().await,
         None => std::future::pending().await,
@@ -372,7 +379,7 @@ fn info_of(membership: &Membership) -> ClusterInfo {
     let subject = membership.identity.subject();
     let agent = membership.agent.membership.borrow();
     let is_manager = membership.manager.is_some();
-    let state = match (&agent.removed, &agent.update) {
+    let state = match (agent.removed.as_ref().or(membership.failure.as_ref()), &agent.update) {
         (Some(_), _) => LocalState::Error,
         (None, None) if !is_manager => LocalState::Pending,
         (None, _) => LocalState::Active,
@@ -383,7 +390,7 @@ fn info_of(membership: &Membership) -> ClusterInfo {
         node_addr: membership.addresses.advertise.ip().to_string(),
         state,
         control_available: is_manager,
-        error: agent.removed.clone().unwrap_or_else(|| agent.error.clone()),
+        error: membership.failure.clone().or(agent.removed.clone()).unwrap_or_else(|| agent.error.clone()),
         cluster_id: subject.cluster_id,
         managers: managers
             .map(|manager| RemoteManager { node_id: manager.node_id.clone(), addr: manager.addr.clone() })

@@ -100,9 +100,16 @@ impl Selection {
     fn is_up_to_date(&self, found: &wire::Task) -> bool {
         let Ok(Some(wanted)) = self.filters.flag("_up-to-date") else { return true };
         let service = self.services.iter().find(|service| service.id == found.service_id);
-        let is = service.is_some_and(|service| service.spec_version == found.spec_version);
-        is == wanted
+        service.is_some_and(|service| describes(service, found)) == wanted
     }
+}
+
+/// Whether a task is as its service says now. A new version of the service leaves a task as it was when what
+/// changed is not part of it (the number of replicas), or only says where new tasks may go.
+fn describes(service: &wire::Service, found: &wire::Task) -> bool {
+    let without_placement = |spec: wire::TaskSpec| wire::TaskSpec { placement: None, ..spec };
+    let has = found.spec.clone().map(without_placement);
+    service.spec_version == found.spec_version || has == Some(without_placement(service.task_spec()))
 }
 
 /// Docker knows three: what should run, what should not, and what only got as far as a node.
