@@ -11,8 +11,8 @@ impl IdGen {
     /// A generator whose whole output follows from `seed`.
     #[must_use]
     pub fn seeded(seed: u128) -> IdGen {
-        let state = [(seed >> 64) as u64 | 1, seed as u64 ^ 0x9e37_79b9_7f4a_7c15];
-        IdGen { state }
+        let (high, low) = ((seed >> 64) as u64, seed as u64);
+        IdGen { state: [scatter(high), scatter(low ^ high.rotate_left(32)) | 1] }
     }
 
     /// A generator seeded by the system's random source.
@@ -45,6 +45,14 @@ impl IdGen {
     pub fn number(&mut self) -> u64 {
         self.next()
     }
+}
+
+/// splitmix64's finaliser: a bijection, so that seeds which differ in one bit give different states.
+fn scatter(seed: u64) -> u64 {
+    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 /// Bytes from the system's random source, fit for keys.
@@ -86,7 +94,9 @@ mod tests {
         for _ in 0..100 {
             assert_eq!(a.cluster_id(), b.cluster_id());
         }
-        assert_ne!(a.cluster_id(), IdGen::seeded(8).cluster_id());
+        for (one, other) in [(7, 8), (2, 3), (1 << 64, (1 << 64) | 1), (2 << 64, 3 << 64)] {
+            assert_ne!(IdGen::seeded(one).cluster_id(), IdGen::seeded(other).cluster_id(), "{one} {other}");
+        }
     }
 
     #[test]

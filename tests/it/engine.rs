@@ -64,13 +64,13 @@ fn networks_none_host_and_bridge() -> Result<()> {
     ensure!(shared.contains(&host.address.to_string()), "network host shows {shared:?}");
     let other = lab.hosts[1].address.to_string();
     host.docker(&["run", "--rm", "busybox", "ping", "-c", "1", "-W", "3", &other])?;
-    host.docker(&[
-        "run", "-d", "--name", "web", "-p", "8080:80", "busybox", "nc", "-lk", "-p", "80", "-e", "echo",
-        "hello",
-    ])?;
-    let reply =
-        run(lab.hosts[1].command("busybox").args(["nc", "-w", "3", &host.address.to_string(), "8080"]))?;
-    ensure!(reply.trim() == "hello", "the published port answered {reply:?}");
+    host.import_demo()?;
+    host.docker(&["run", "-d", "--name", "web", "-p", "8080:80", "demo"])?;
+    let url = format!("http://{}:8080/", host.address);
+    eventually(Duration::from_secs(10), "the published port answers", || {
+        let page = run(lab.hosts[1].command("curl").args(["-sS", "--max-time", "2", &url]))?;
+        Ok(page.to_lowercase().contains("hostname"))
+    })?;
     let taken = host.refusal(&["run", "-d", "-p", "8080:80", "busybox", "sleep", "9"])?;
     ensure!(taken.contains("port is already allocated"), "{taken:?}");
     lab.finish()

@@ -92,7 +92,7 @@ fn a_flipped_byte_in_the_log_is_reported_with_file_and_offset() -> Result<()> {
     lab.form_cluster(1)?;
     lab.hosts[0].docker(&["network", "create", "--driver", "overlay", "app"])?;
     lab.hosts[0].stop()?;
-    let log = largest_file(&lab.hosts[0].dir.join("data/swarm/raft"))?;
+    let log = last_segment(&lab.hosts[0].dir.join("data/swarm/raft"))?;
     let file = std::fs::File::options().read(true).write(true).open(&log)?;
     let middle = file.metadata()?.len() / 2;
     let mut byte = [0];
@@ -109,18 +109,12 @@ fn a_flipped_byte_in_the_log_is_reported_with_file_and_offset() -> Result<()> {
     Ok(())
 }
 
-fn largest_file(dir: &std::path::Path) -> Result<PathBuf> {
-    let mut files = Vec::new();
-    let mut folders = vec![dir.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder)? {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                folders.push(entry.path());
-            } else {
-                files.push((entry.metadata()?.len(), entry.path()));
-            }
-        }
-    }
-    files.into_iter().max().map(|(_, path)| path).context("the raft directory has a file")
+/// The newest segment of the raft log.
+fn last_segment(dir: &std::path::Path) -> Result<PathBuf> {
+    let names = std::fs::read_dir(dir)?.map(|entry| entry.map(|entry| entry.path()));
+    let files: Vec<PathBuf> = names.collect::<Result<_, _>>()?;
+    let is_log = |path: &PathBuf| {
+        path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("log-"))
+    };
+    files.into_iter().filter(is_log).max().context("the raft directory has a log")
 }

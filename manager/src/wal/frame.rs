@@ -95,7 +95,7 @@ impl Damage {
 
 /// A file whose content is not what was written to it.
 #[derive(Debug, thiserror::Error)]
-#[error("`{}` is damaged at byte {offset}: {what}", path.display())]
+#[error("`{}` is damaged at offset {offset}: {what}", path.display())]
 pub struct DamagedFile {
     /// Which file.
     pub path: PathBuf,

@@ -117,7 +117,7 @@ fn a_flipped_byte_in_any_file_stops_the_node_and_is_named() {
             let message = fails(&dir);
             assert!(message.contains(&path.display().to_string()), "{at}: {message}");
             let offset: usize = message
-                .split("damaged at byte ")
+                .split("damaged at offset ")
                 .nth(1)
                 .and_then(|rest| rest.split(':').next())
                 .and_then(|offset| offset.parse().ok())

@@ -124,7 +124,7 @@ async fn a_damaged_log_stops_the_manager_with_file_and_offset() {
     let error = host.start(Boot::Restart).await.expect_err("refused");
     let text = error.to_string();
     assert!(matches!(error, StartError::Wal(_)), "{text}");
-    assert!(text.contains("log-0000000000000001") && text.contains("damaged at byte"), "{text}");
+    assert!(text.contains("log-0000000000000001") && text.contains("damaged at offset"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
