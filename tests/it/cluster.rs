@@ -104,3 +104,25 @@ fn managers_are_promoted_and_demoted() -> Result<()> {
     })?;
     lab.finish()
 }
+
+#[test]
+fn a_task_runs_once_it_is_healthy_and_is_replaced_when_it_is_not() -> Result<()> {
+    let lab = rswarm_tests::harness::Lab::start(1)?;
+    let host = &lab.hosts[0];
+    lab.form_cluster(1)?;
+    host.import_busybox()?;
+    let create = |name: &str, check: &str| {
+        let args = ["service", "create", "--detach", "--name", name, "--restart-condition", "none"];
+        let health = ["--health-cmd", check, "--health-interval", "200ms", "--health-retries", "2"];
+        host.docker(&[&args[..], &health[..], &["busybox:latest", "sleep", "1000"]].concat())
+    };
+    create("well", "true")?;
+    create("ill", "false")?;
+    converged(host, "well", 1, Duration::from_secs(20))?;
+    rswarm_tests::harness::eventually(Duration::from_secs(30), "the ill task failed", || {
+        let tasks =
+            host.docker(&["service", "ps", "ill", "--format", "{{.CurrentState}} {{.Error}}", "--no-trunc"])?;
+        Ok(tasks.contains("Failed") && tasks.contains("task: unhealthy container"))
+    })?;
+    lab.finish()
+}

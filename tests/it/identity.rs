@@ -109,6 +109,19 @@ fn a_flipped_byte_in_the_log_is_reported_with_file_and_offset() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_node_that_left_can_found_and_join_again() -> Result<()> {
+    let lab = Lab::start(2)?;
+    lab.form_cluster(1)?;
+    for host in lab.hosts.iter().rev() {
+        host.docker(&["swarm", "leave", "--force"])?;
+        is_outside(host)?;
+    }
+    lab.form_cluster(2)?;
+    ensure!(lab.hosts[1].docker(&["node", "ls", "-q"])?.lines().count() == 2);
+    lab.finish()
+}
+
 /// The newest segment of the raft log.
 fn last_segment(dir: &std::path::Path) -> Result<PathBuf> {
     let names = std::fs::read_dir(dir)?.map(|entry| entry.map(|entry| entry.path()));

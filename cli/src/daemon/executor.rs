@@ -10,6 +10,7 @@ use rswarm_base::error::{Chain, Classify};
 use rswarm_base::ipam::Subnet;
 use rswarm_base::{Kind, Timestamp};
 use rswarm_engine::config::TaskRef;
+use rswarm_engine::container::HealthStatus;
 use rswarm_engine::logs::{LogOptions, LogSource};
 use rswarm_engine::{Container, ContainerConfig, EndpointConfig, Engine, RemoveOptions, WaitCondition};
 use rswarm_image::{Progress, Reference, RegistryAuth};
@@ -21,6 +22,7 @@ use rswarm_proto::wire::{
 use rswarm_worker::assignments::NetworkView;
 use rswarm_worker::executor::LogStream;
 use rswarm_worker::{ExecError, Executor, Started, TaskExit};
+use tokio::sync::broadcast::error::RecvError;
 
 /// VXLAN's port when the cluster names none.
 const DATA_PATH_PORT: u16 = 4789;
@@ -65,6 +67,35 @@ impl EngineExecutor {
                 tracing::warn!(image = reference, error = %Chain(&error), "image could not be pulled");
                 Err(ExecError(format!("No such image: {}: {}", parsed.familiar(), Chain(&error))))
             }
+        }
+    }
+
+    /// Waits until the verdict of the container's health check is a wanted one. Without a check, and once it
+    /// does not run any more, a container counts as healthy: its end is told by `wait`.
+    async fn health(&self, task: &Task, wanted: impl Fn(HealthStatus) -> bool) -> HealthStatus {
+        let mut events = self.engine.events().live;
+        loop {
+            let container = self.container_of(&task.id).filter(|container| container.state.status.is_live());
+            let health =
+                container.and_then(|container| container.state.health.as_ref().map(|health| health.status));
+            match health {
+                Some(health) if wanted(health) => return health,
+                None if wanted(HealthStatus::Healthy) => return HealthStatus::Healthy,
+                Some(_) => {}
+                None => return std::future::pending().await,
+            }
+            // One that lags looks again all the same.
+            if let Err(RecvError::Closed) = events.recv().await {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// As moby's executor: the container is stopped, the task failed.
+    async fn stop_unhealthy(&self, task: &Task) -> ExecError {
+        match self.stop(task).await {
+            Ok(()) => ExecError("task: unhealthy container".into()),
+            Err(error) => error,
         }
     }
 
@@ -178,6 +209,7 @@ impl Executor for EngineExecutor {
         Ok(())
     }
 
+    /// A task with a health check runs once its container is healthy.
     async fn start(&self, task: &Task) -> Result<Started, ExecError> {
         let container = self.container_of(&task.id).ok_or_else(|| gone(task))?;
         if !container.state.status.is_live()
@@ -185,6 +217,9 @@ impl Executor for EngineExecutor {
             && error.kind() != Kind::NotModified
         {
             return Err(ExecError(format!("starting container failed: {}", Chain(&error))));
+        }
+        if self.health(task, |health| health != HealthStatus::Starting).await == HealthStatus::Unhealthy {
+            return Err(self.stop_unhealthy(task).await);
         }
         let container = self.container_of(&task.id).ok_or_else(|| gone(task))?;
         let status = ContainerStatus {
@@ -198,7 +233,14 @@ impl Executor for EngineExecutor {
     async fn wait(&self, task: &Task) -> Result<TaskExit, ExecError> {
         let container = self.container_of(&task.id).ok_or_else(|| gone(task))?;
         let ended = self.engine.wait(&container.id, WaitCondition::NotRunning).await;
-        let ended = ended.map_err(|error| failure(&error))?.await;
+        let ended = ended.map_err(|error| failure(&error))?;
+        let ended = tokio::select! {
+            biased;
+            ended = ended => ended,
+            _ = self.health(task, |health| health == HealthStatus::Unhealthy) => {
+                return Err(self.stop_unhealthy(task).await);
+            }
+        };
         let oom_killed = self.container_of(&task.id).is_some_and(|container| container.state.oom_killed);
         Ok(TaskExit { code: ended.exit_code.into(), oom_killed })
     }
