@@ -1,3 +1,5 @@
+//! The log on a disk that loses power, is cut short or rots.
+
 use super::*;
 use rswarm_base::Chain;
 use rswarm_manager_core::peer::bootstrap;

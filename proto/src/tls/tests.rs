@@ -1,3 +1,5 @@
+//! Certificates and channels between real ends.
+
 use super::*;
 use crate::token::{JoinToken, RootDigest};
 use crate::wire::ca_client::CaClient;
