@@ -215,14 +215,15 @@ fn a_container_can_be_paused() -> Result<()> {
 
 fn start_says_why_a_command_cannot_run() -> Result<()> {
     let mut bundle = Bundle::sh("")?;
-    fs::copy("/etc/hostname", bundle.path("bundle/rootfs/bin/broken"))?;
+    fs::write(bundle.path("bundle/rootfs/bin/broken"), "no program\n")?;
     fs::set_permissions(
         bundle.path("bundle/rootfs/bin/broken"),
         std::os::unix::fs::PermissionsExt::from_mode(0o755),
     )?;
     bundle.spec["process"]["args"] = json!(["broken"]);
     bundle.succeeds(&["create", &bundle.id])?;
-    ensure!(bundle.fails(&["start", &bundle.id])? == "error: exec /bin/broken: exec format error");
+    let error = bundle.fails(&["start", &bundle.id])?;
+    ensure!(error == "error: exec /bin/broken: exec format error", "{error}");
     bundle.status_becomes("stopped")?;
     bundle.succeeds(&["delete", &bundle.id])?;
     bundle.nothing_is_left()

@@ -172,12 +172,13 @@ fn start(entry: &Entry) -> Result<i32, Failure> {
             entry.record.id
         )));
     }
+    // Before the word is given: after it, init may be gone at any moment.
+    let init = init_of(entry)?;
     let fifo = File::options()
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
         .open(entry.dir.join(FIFO))
         .context("open the start FIFO")?;
-    let init = init_of(entry)?;
     let said = hear(&fifo, &init)?;
     fs::remove_file(entry.dir.join(FIFO)).context("remove the start FIFO")?;
     match serde_json::from_slice::<Failure>(&said) {
@@ -186,21 +187,22 @@ fn start(entry: &Entry) -> Result<i32, Failure> {
     }
 }
 
-/// Reads until the writer closes or init ends.
+/// Reads until the writer closes or init ends. What was said is read after the end was seen: one poll may
+/// look at the FIFO before the last words and at init after its death.
 fn hear(fifo: &File, init: &OwnedFd) -> Result<Vec<u8>, Failure> {
     let mut said = Vec::new();
-    let mut buffer = [0; 4096];
     loop {
         let mut fds = [PollFd::new(fifo, PollFlags::IN), PollFd::new(init, PollFlags::IN)];
         match rustix::event::poll(&mut fds, None) {
             Err(rustix::io::Errno::INTR) => continue,
             polled => polled.context("wait for init")?,
         };
-        let (fifo_flags, ended) = (fds[0].revents(), !fds[1].revents().is_empty());
-        if fifo_flags.contains(PollFlags::IN) {
-            let length = rustix::io::read(fifo, &mut buffer).context("read the start FIFO")?;
-            said.extend_from_slice(&buffer[..length]);
-        } else if ended || fifo_flags.contains(PollFlags::HUP) {
+        let silent = fds[0].revents().contains(PollFlags::HUP) || !fds[1].revents().is_empty();
+        match io::Read::read_to_end(&mut &*fifo, &mut said) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            read => drop(read.context("read the start FIFO")?),
+        }
+        if silent {
             return Ok(said);
         }
     }
