@@ -6,6 +6,7 @@
 mod devices;
 mod layout;
 mod plan;
+mod stats;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -21,6 +22,7 @@ use oci_spec::runtime::LinuxResources;
 
 pub use self::layout::{Hierarchy, Layout};
 use self::plan::Write;
+pub use self::stats::{CpuStats, HugetlbStats, IoStats, MemoryStats, PidStats, Pressure, Stall, Stats};
 use crate::failure::{Context, Failure};
 
 /// How long the last processes of a killed cgroup may take to leave it.

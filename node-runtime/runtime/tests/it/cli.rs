@@ -1,23 +1,15 @@
-//! The command line as callers of OCI runtimes use it. Needs root and a static busybox.
-//!
-//! The program is its own runtime: it runs itself as `… runtime COMMAND`, which must find no thread, so there
-//! is no test harness.
+//! The commands as callers of OCI runtimes use them.
 
 use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::PathBuf;
-use std::process::{Command, ExitCode, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-const BUSYBOX: &str = "/bin/busybox";
+use crate::Case;
+use crate::support::Bundle;
 
-type Case = fn() -> Result<()>;
-
-const ALL: &[(&str, Case)] = &[
+pub const CASES: &[Case] = &[
     ("a_container_is_created_started_killed_and_deleted", a_container_is_created_started_killed_and_deleted),
     ("run_gives_the_commands_exit_code_and_output", run_gives_the_commands_exit_code_and_output),
     ("run_passes_signals_on", run_passes_signals_on),
@@ -27,130 +19,6 @@ const ALL: &[(&str, Case)] = &[
     ("mistakes_are_named", mistakes_are_named),
     ("spec_and_features_are_printed", spec_and_features_are_printed),
 ];
-
-fn main() -> ExitCode {
-    let args: Vec<_> = std::env::args_os().skip(1).collect();
-    if args.first().is_some_and(|arg| arg == "runtime") {
-        let code = rswarm_runtime::cli::main(args[1..].to_vec());
-        return ExitCode::from(u8::try_from(code).unwrap_or(255));
-    }
-    if args.iter().any(|arg| arg == "--list") {
-        return ExitCode::SUCCESS;
-    }
-    if !nix::unistd::geteuid().is_root() || !fs::exists(BUSYBOX).is_ok_and(|there| there) {
-        eprintln!("skipped: needs root and {BUSYBOX} (busybox-static)");
-        let ci = std::env::var("CI").is_ok_and(|value| value == "true");
-        return if ci { ExitCode::FAILURE } else { ExitCode::SUCCESS };
-    }
-    let wanted: Vec<&str> =
-        args.iter().filter_map(|arg| arg.to_str()).filter(|arg| !arg.starts_with('-')).collect();
-    let mut failed = 0;
-    for (name, test) in ALL {
-        if !wanted.is_empty() && !wanted.iter().any(|part| name.contains(part)) {
-            continue;
-        }
-        let result = test();
-        println!("test {name} ... {}", if result.is_ok() { "ok" } else { "FAILED" });
-        if let Err(error) = result {
-            println!("    {error:#}");
-            failed += 1;
-        }
-    }
-    println!("{failed} failed");
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-/// A bundle, and a root for the runtime to remember containers in.
-struct Bundle {
-    dir: TempDir,
-    id: String,
-    spec: Value,
-}
-
-impl Bundle {
-    fn sh(script: &str) -> Result<Bundle> {
-        let dir = tempfile::tempdir()?;
-        let root = dir.path().join("bundle/rootfs");
-        for name in ["bin", "proc", "dev", "etc"] {
-            fs::create_dir_all(root.join(name))?;
-        }
-        fs::copy(BUSYBOX, root.join("bin/busybox"))?;
-        for name in ["sh", "sleep", "cat", "echo", "hostname"] {
-            symlink("busybox", root.join("bin").join(name))?;
-        }
-        let id = format!("clitest-{}", &rswarm_base::id::engine_id()[..16]);
-        let mut spec = serde_json::to_value(oci_spec::runtime::Spec::default())?;
-        spec["process"]["args"] = json!(["sh", "-c", script]);
-        spec["root"]["readonly"] = false.into();
-        spec["hostname"] = "cli".into();
-        spec["linux"]["cgroupsPath"] = format!("/rswarm-{id}").into();
-        Ok(Bundle { dir, id, spec })
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn command(&self, args: &[&str]) -> Result<Command> {
-        fs::write(self.path("bundle/config.json"), serde_json::to_vec(&self.spec)?)?;
-        let mut command = Command::new(std::env::current_exe()?);
-        command.args(["runtime", "--root"]).arg(self.path("root")).args(args);
-        command.current_dir(self.path("bundle")).stdin(Stdio::null());
-        Ok(command)
-    }
-
-    /// Runs a command; output goes through files, since a detached container keeps them open.
-    fn call(&self, args: &[&str]) -> Result<Output> {
-        let (out, err) = (self.path("out"), self.path("err"));
-        let status =
-            self.command(args)?.stdout(fs::File::create(&out)?).stderr(fs::File::create(&err)?).status()?;
-        Ok(Output { status, stdout: fs::read(out)?, stderr: fs::read(err)? })
-    }
-
-    fn succeeds(&self, args: &[&str]) -> Result<String> {
-        let output = self.call(args)?;
-        ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(String::from_utf8(output.stdout)?)
-    }
-
-    fn fails(&self, args: &[&str]) -> Result<String> {
-        let output = self.call(args)?;
-        ensure!(output.status.code() == Some(1), "{args:?} gave {:?}", output.status);
-        Ok(String::from_utf8(output.stderr)?.trim().to_owned())
-    }
-
-    fn state(&self) -> Result<Value> {
-        Ok(serde_json::from_str(&self.succeeds(&["state", &self.id])?)?)
-    }
-
-    fn status_becomes(&self, wanted: &str) -> Result<()> {
-        for _ in 0..1000 {
-            if self.state()?["status"] == wanted {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        anyhow::bail!("the status never became {wanted}")
-    }
-
-    fn nothing_is_left(&self) -> Result<()> {
-        ensure!(!self.path("root").join(&self.id).exists(), "it is remembered");
-        for entry in fs::read_dir("/sys/fs/cgroup")?.flatten() {
-            let dir = entry.path().join(format!("rswarm-{}", self.id));
-            ensure!(!dir.exists(), "{} is left", dir.display());
-        }
-        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-        ensure!(!mounts.contains(&self.dir.path().display().to_string()), "a mount is left");
-        Ok(())
-    }
-}
-
-impl Drop for Bundle {
-    /// A failed test leaves nothing either.
-    fn drop(&mut self) {
-        let _ = self.call(&["delete", "--force", &self.id.clone()]);
-    }
-}
 
 fn a_container_is_created_started_killed_and_deleted() -> Result<()> {
     let bundle = Bundle::sh("hostname > /said; sleep 1000")?;
