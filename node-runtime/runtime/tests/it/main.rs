@@ -5,6 +5,8 @@
 //! is no test harness. A module lists its tests in `CASES`.
 
 mod cli;
+mod escape;
+mod mounts;
 mod support;
 
 use std::fs;
@@ -15,7 +17,8 @@ use anyhow::Result;
 /// A test's name and the test.
 pub type Case = (&'static str, fn() -> Result<()>);
 
-const MODULES: &[(&str, &[Case])] = &[("cli", cli::CASES)];
+const MODULES: &[(&str, &[Case])] =
+    &[("cli", cli::CASES), ("mounts", mounts::CASES), ("escape", escape::CASES)];
 
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
