@@ -109,7 +109,12 @@ fn compare(args: &[OsString]) -> Result<()> {
     let ours = median(&whole[0]);
     for (lane, whole) in lanes.iter().zip(&whole) {
         let all = median(whole);
-        println!("  {:8} {:8.2}  {:5.2}", lane.name, milliseconds(all), all.as_secs_f64() / ours.as_secs_f64());
+        println!(
+            "  {:8} {:8.2}  {:5.2}",
+            lane.name,
+            milliseconds(all),
+            all.as_secs_f64() / ours.as_secs_f64()
+        );
     }
     Ok(())
 }
@@ -146,7 +151,8 @@ impl Options {
 
 fn print_table(lanes: &[Lane], rounds: &[Vec<Round>]) {
     println!("  {:8} {:>8} {:>8} {:>8} {:>8}", "", "create", "start", "delete", "total");
-    let part = |rounds: &[Round], part: fn(&Round) -> Duration| median(&rounds.iter().map(part).collect::<Vec<_>>());
+    let part =
+        |rounds: &[Round], part: fn(&Round) -> Duration| median(&rounds.iter().map(part).collect::<Vec<_>>());
     let ours = part(&rounds[0], Round::total);
     for (lane, rounds) in lanes.iter().zip(rounds) {
         let total = part(rounds, Round::total);
@@ -240,11 +246,13 @@ fn run_lane(args: &[OsString]) -> Result<()> {
     prctl::set_child_subreaper(true)?;
     prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
     let dir = Path::new(dir);
-    let lane = Runtime { program, root: dir.join(format!("{}-root", name.display())), bundle: dir.join("bundle") };
+    let lane =
+        Runtime { program, root: dir.join(format!("{}-root", name.display())), bundle: dir.join("bundle") };
     let mut next = 0;
     for order in std::io::stdin().lines() {
         let count: usize = order?.parse()?;
-        let ids: Vec<String> = (next..next + count).map(|n| format!("bench-{}-{n}", std::process::id())).collect();
+        let ids: Vec<String> =
+            (next..next + count).map(|n| format!("bench-{}-{n}", std::process::id())).collect();
         next += count;
         for round in lane.run(&ids)? {
             println!("{} {} {}", round.create.as_nanos(), round.start.as_nanos(), round.delete.as_nanos());
@@ -283,7 +291,10 @@ impl Runtime<'_> {
     fn run_one(&self, id: &str) -> Result<Round> {
         let pid_file = self.bundle.join(format!("{id}.pid"));
         let started = Instant::now();
-        self.call(&["create", "--bundle"], &[self.bundle.as_os_str(), "--pid-file".as_ref(), pid_file.as_os_str(), id.as_ref()])?;
+        self.call(
+            &["create", "--bundle"],
+            &[self.bundle.as_os_str(), "--pid-file".as_ref(), pid_file.as_os_str(), id.as_ref()],
+        )?;
         let create = started.elapsed();
         let pid: i32 = fs::read_to_string(&pid_file)?.trim().parse()?;
         let started = Instant::now();
