@@ -14,6 +14,7 @@ use crate::cgroup::{Cgroup, container_path};
 use crate::channel::{Channel, Said};
 use crate::failure::{Context, Failure};
 use crate::init::{Gate, Init, close_inherited};
+use crate::rootfs::Plan;
 use crate::seccomp::Filter;
 use crate::spec;
 use crate::sys;
@@ -79,15 +80,13 @@ impl Created {
 /// What could not be done, in runc's words where clients look for them.
 pub fn create(request: Create<'_>) -> Result<Created, Failure> {
     spec::check(request.spec)?;
-    if request.no_pivot {
-        return Err(Failure::invalid("not supported by this runtime: --no-pivot"));
-    }
     let linux = spec::linux(request.spec)?;
     let cgroup = Cgroup::at(&container_path(linux.cgroups_path().as_deref(), request.id, false)?)?;
     let filter = linux.seccomp().as_ref().map(Filter::compile).transpose()?;
     let namespaces = Namespaces::of(linux)?;
+    let plan = Plan::of(request.spec, request.bundle)?;
     cgroup.create(linux.resources().as_ref())?;
-    let made = clone_init(request, &cgroup, filter, namespaces);
+    let made = clone_init(request, &cgroup, filter, namespaces, plan);
     made.inspect_err(|_| {
         let _ = cgroup.kill();
         let _ = cgroup.remove();
@@ -99,12 +98,12 @@ fn clone_init(
     cgroup: &Cgroup,
     filter: Option<Filter>,
     namespaces: Namespaces,
+    tree: Plan<'_>,
 ) -> Result<Created, Failure> {
     let (ours, theirs) = Channel::pair()?;
     let init = Init {
-        root_path: spec::root_path(request.spec, request.bundle)?,
         spec: request.spec,
-        bundle: request.bundle,
+        tree,
         user: request.user,
         groups: request.groups,
         cgroup,
@@ -115,6 +114,7 @@ fn clone_init(
         gate: request.gate,
         preserve_fds: request.preserve_fds,
         new_keyring: request.new_keyring,
+        no_pivot: request.no_pivot,
         die_with_parent: request.die_with_parent,
         channel: theirs,
     };

@@ -6,7 +6,7 @@
 use std::convert::Infallible;
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::sched::CloneFlags;
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
@@ -17,7 +17,7 @@ use crate::channel::Channel;
 use crate::command;
 use crate::confine;
 use crate::failure::{Context, Failure};
-use crate::rootfs;
+use crate::rootfs::{Plan, Tree};
 use crate::seccomp::Filter;
 use crate::spec::{has_new_namespace, linux, process};
 use crate::sys;
@@ -42,8 +42,7 @@ pub enum Gate {
 /// All that init needs.
 pub(crate) struct Init<'a> {
     pub spec: &'a Spec,
-    pub bundle: &'a Path,
-    pub root_path: PathBuf,
+    pub tree: Plan<'a>,
     pub user: Option<&'a str>,
     pub groups: &'a [String],
     pub cgroup: &'a Cgroup,
@@ -55,6 +54,7 @@ pub(crate) struct Init<'a> {
     pub gate: Gate,
     pub preserve_fds: u32,
     pub new_keyring: bool,
+    pub no_pivot: bool,
     pub die_with_parent: bool,
     pub channel: Channel,
 }
@@ -83,13 +83,14 @@ impl Init<'_> {
         self.enter_namespaces()?;
         set_names(spec)?;
         set_oom_score(process)?;
-        rootfs::write_sysctls(spec)?;
-        rootfs::enter(spec, &self.root_path, self.bundle, self.cgroup)?;
+        self.tree.write_sysctls()?;
+        let tree = Tree::build(&self.tree, self.cgroup)?;
+        tree.enter(self.no_pivot)?;
         let terminal = terminal::take(&self.stdio, process)?;
         if let Some(pair) = &terminal {
-            rootfs::bind_console(&pair.far)?;
+            tree.bind_console(&pair.far)?;
         }
-        rootfs::protect(spec)?;
+        tree.protect()?;
         let accounts = Accounts::read();
         let identity = identity(process, self.user, self.groups, &accounts)?;
         let env = environment(process, &accounts, &identity);

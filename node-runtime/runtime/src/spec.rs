@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType, Mount, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
 
 use crate::failure::Failure;
 
@@ -47,7 +47,7 @@ pub(crate) fn has_new_namespace(linux: &Linux, typ: LinuxNamespaceType) -> bool 
 pub(crate) fn check(spec: &Spec) -> Result<(), Failure> {
     let process = process(spec)?;
     let linux = linux(spec)?;
-    let unsupported = linux_gaps(linux).chain(mount_gaps(spec.mounts().as_deref()));
+    let unsupported = linux_gaps(linux);
     let mut names: Vec<&str> = unsupported.collect();
     if spec.hooks().as_ref().is_some_and(|hooks| {
         [hooks.prestart(), hooks.create_runtime(), hooks.create_container(), hooks.start_container()]
@@ -100,16 +100,7 @@ fn linux_gaps(linux: &Linux) -> impl Iterator<Item = &'static str> {
         (linux.intel_rdt().is_some(), "linux.intelRdt"),
         (linux.memory_policy().is_some(), "linux.memoryPolicy"),
         (linux.personality().is_some(), "linux.personality"),
-        (linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()), "linux.mountLabel"),
     ])
-}
-
-fn mount_gaps(mounts: Option<&[Mount]>) -> impl Iterator<Item = &'static str> {
-    let mapped = |mount: &Mount| {
-        mount.uid_mappings().as_ref().is_some_and(|m| !m.is_empty())
-            || mount.gid_mappings().as_ref().is_some_and(|m| !m.is_empty())
-    };
-    gaps([(mounts.into_iter().flatten().any(mapped), "id-mapped mounts")])
 }
 
 fn gaps<const N: usize>(all: [(bool, &'static str); N]) -> impl Iterator<Item = &'static str> {

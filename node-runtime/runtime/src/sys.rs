@@ -68,6 +68,14 @@ pub(crate) struct MountAttributes {
     pub propagation: u64,
 }
 
+impl MountAttributes {
+    /// Sets and clears more; what comes later counts.
+    pub(crate) fn add(&mut self, set: u64, clear: u64) {
+        self.set = (self.set & !clear) | set;
+        self.clear = (self.clear & !set) | clear;
+    }
+}
+
 /// Changes a mount's attributes, and with `recursive` those of all below it.
 pub(crate) fn mount_setattr(
     mount: impl AsFd,
@@ -78,6 +86,20 @@ pub(crate) fn mount_setattr(
     attr.attr_set = attributes.set;
     attr.attr_clr = attributes.clear;
     attr.propagation = attributes.propagation;
+    set_mount_attr(mount, recursive, attr)
+}
+
+/// Shows the files of a detached mount, and with `recursive` of all below it, under the ids to which a user
+/// namespace maps them.
+pub(crate) fn id_map_mount(mount: impl AsFd, recursive: bool, namespace: impl AsFd) -> io::Result<()> {
+    let mut attr: libc::mount_attr = zeroed_mount_attr();
+    attr.attr_set = libc::MOUNT_ATTR_IDMAP;
+    attr.userns_fd =
+        u64::try_from(namespace.as_fd().as_raw_fd()).expect("an open descriptor is not negative");
+    set_mount_attr(mount, recursive, attr)
+}
+
+fn set_mount_attr(mount: impl AsFd, recursive: bool, mut attr: libc::mount_attr) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: mount_setattr(2) reads `size` bytes of `attr`, which lives across the call; the path is an
     // empty C string as AT_EMPTY_PATH wants.
