@@ -28,6 +28,8 @@ pub const CASES: &[Case] = &[
         "the_program_cannot_be_overwritten_by_its_container",
         the_program_cannot_be_overwritten_by_its_container,
     ),
+    ("the_program_cannot_be_overwritten_through_exec", the_program_cannot_be_overwritten_through_exec),
+    ("without_pivot_the_machine_is_out_of_reach", without_pivot_the_machine_is_out_of_reach),
     ("no_descriptor_of_the_caller_is_open_inside", no_descriptor_of_the_caller_is_open_inside),
     ("a_working_directory_is_inside", a_working_directory_is_inside),
 ];
@@ -335,6 +337,63 @@ fn the_program_cannot_be_overwritten_by_its_container() -> Result<()> {
     Ok(())
 }
 
+/// CVE-2019-5736: what is added to the container is the runtime's own program, by the kernel's name for it.
+/// It waits for a FIFO, so that the container has the time to open it, and to write when it has ended.
+fn the_program_cannot_be_overwritten_through_exec() -> Result<()> {
+    let (path, before) = program()?;
+    let attack = "while [ ! -e /holding ]; do for dir in /proc/[0-9]*; do
+            [ $dir = /proc/1 ] && continue
+            case \"$(busybox tr '\\0' ' ' < $dir/cmdline)\" in *--bundle*)
+                exec 8< $dir/exe && touch /holding && break;; esac
+        done; done 2> /dev/null
+        echo mine > $dir/exe
+        while [ -d $dir ]; do sleep 0.01; done
+        echo mine > /proc/self/fd/8
+        busybox md5sum < /proc/self/fd/8; touch /tried";
+    let mut bundle = Bundle::sh(&format!("( {attack} ) > /said 2>&1"))?;
+    allow_all(&mut bundle)?;
+    let fifo = bundle.path("bundle/rootfs/config.json");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0)?;
+    bundle.succeeds(&["run", "--detach", &bundle.id])?;
+    let mut added = bundle
+        .command(&["exec", &bundle.id, "/proc/self/exe", "runtime", "create", "--bundle", "/", "x"])?
+        .stderr(std::process::Stdio::null())
+        .spawn()?;
+    eventually(|| bundle.path("bundle/rootfs/holding").exists()).context("it was not opened")?;
+    // Somebody reads now: let it go.
+    let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
+    eventually(|| rustix::fs::open(&fifo, flags, rustix::fs::Mode::empty()).is_ok())?;
+    added.wait()?;
+    eventually(|| bundle.path("bundle/rootfs/tried").exists()).context("it was not tried")?;
+    bundle.status_becomes("stopped")?;
+    bundle.succeeds(&["delete", &bundle.id])?;
+    let said = fs::read_to_string(bundle.path("bundle/rootfs/said"))?;
+    ensure!(fs::read(&path)? == before, "the program was overwritten: {said}");
+    ensure!(said.contains("/proc/self/fd/8: Read-only file system"), "{said}");
+    bundle.nothing_is_left()
+}
+
+/// Looks until it is so, at most ten seconds.
+fn eventually(is_so: impl Fn() -> bool) -> Result<()> {
+    for _ in 0..2000 {
+        if is_so() {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    anyhow::bail!("it never became so")
+}
+
+/// As `--privileged`: every capability.
+fn allow_all(bundle: &mut Bundle) -> Result<()> {
+    let names = ["SYS_ADMIN", "SYS_PTRACE", "DAC_OVERRIDE", "DAC_READ_SEARCH", "SYS_CHROOT", "MKNOD"];
+    for set in ["bounding", "effective", "permitted"] {
+        let set = &mut bundle.spec["process"]["capabilities"][set];
+        set.as_array_mut().context("capabilities")?.extend(names.map(|name| format!("CAP_{name}").into()));
+    }
+    Ok(())
+}
+
 fn no_descriptor_of_the_caller_is_open_inside() -> Result<()> {
     let bundle = Bundle::sh("cd /proc/self/fd; for fd in *; do [ -e $fd ] && echo $fd; done; :")?;
     let victim = Victim::beside(&bundle)?;
@@ -374,4 +433,24 @@ fn a_working_directory_is_inside() -> Result<()> {
         victim.is_untouched()?;
     }
     Ok(())
+}
+
+/// Without pivot_root(2) the machine's tree is below: its procfs must be gone, or a new one would be whole.
+fn without_pivot_the_machine_is_out_of_reach() -> Result<()> {
+    let script = "ls /; cat /proc/self/mountinfo; cd ../../..; pwd; busybox chroot . ls /";
+    let mut bundle = Bundle::sh(script)?;
+    allow_all(&mut bundle)?;
+    let said = bundle.succeeds(&["run", "--no-pivot", &bundle.id])?;
+    ensure!(said.starts_with("bin\n"), "{said}");
+    // The container's own procfs is the only whole one, and nothing of the machine is to be seen.
+    let mounts: Vec<Vec<&str>> = said.lines().map(|line| line.split(' ').collect()).collect();
+    let whole = |mount: &&Vec<&str>| mount.len() > 8 && mount[3] == "/" && mount.contains(&"proc");
+    ensure!(mounts.iter().filter(whole).count() == 1, "{said}");
+    let outside = |mount: &&Vec<&str>| mount.len() > 8 && mount[4].contains("bundle");
+    ensure!(mounts.iter().filter(outside).count() == 0, "{said}");
+    ensure!(said.ends_with("\n/\nbin\ndev\netc\nproc\nsys\n"), "{said}");
+    bundle.spec["linux"]["rootfsPropagation"] = "private".into();
+    let error = bundle.fails(&["run", "--no-pivot", &bundle.id])?;
+    ensure!(error.contains("is not safe without pivot_root"), "{error}");
+    bundle.nothing_is_left()
 }
