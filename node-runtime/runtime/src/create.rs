@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use oci_spec::runtime::{ContainerState, Spec};
 
 use crate::attributes;
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, container_path};
 use crate::channel::{Channel, Said, Word};
 use crate::confine;
 use crate::failure::{Context, Failure};
@@ -91,14 +91,12 @@ pub fn create(request: Create<'_>) -> Result<Created, Failure> {
     validate::config(request.spec)?;
     check_inherited(request.preserve_fds)?;
     let linux = spec::linux(request.spec)?;
-    let own = Path::new("/").join(request.id);
-    let given = linux.cgroups_path().as_deref().filter(|path| !path.as_os_str().is_empty());
-    let cgroup = Cgroup::at(given.unwrap_or(&own))?;
+    let cgroup = Cgroup::at(&container_path(linux.cgroups_path().as_deref(), request.id, false)?)?;
     let filter = linux.seccomp().as_ref().map(Filter::compile).transpose()?;
     let namespaces = Namespaces::of(linux)?;
     let tree = Plan::of(request.spec, request.bundle)?;
     let proc = Proc::open().context("open /proc")?;
-    cgroup.create()?;
+    cgroup.create(linux.resources().as_ref())?;
     let made = set_up(request, &cgroup, filter, namespaces, tree, proc);
     made.inspect_err(|_| {
         let _ = cgroup.kill();
@@ -122,9 +120,6 @@ fn set_up(
     tree: Plan<'_>,
     proc: Proc,
 ) -> Result<Created, Failure> {
-    if let Some(resources) = spec::linux(request.spec)?.resources() {
-        cgroup.apply(resources)?;
-    }
     let (ours, theirs) = Channel::pair()?;
     let state = State::of(request.spec, request.id, request.bundle, ContainerState::Creating, 0);
     let init = Init {

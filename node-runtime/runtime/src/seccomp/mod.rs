@@ -50,6 +50,14 @@ pub(crate) const OPERATORS: &[&str] = &[
 pub(crate) const ARCHITECTURES: &[&str] =
     &["SCMP_ARCH_AARCH64", "SCMP_ARCH_X32", "SCMP_ARCH_X86", "SCMP_ARCH_X86_64"];
 
+/// How a filter can be loaded.
+pub(crate) const FLAGS: &[&str] = &[
+    "SECCOMP_FILTER_FLAG_LOG",
+    "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+    "SECCOMP_FILTER_FLAG_TSYNC",
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
+];
+
 /// A compiled profile, ready to be loaded.
 #[derive(Debug, Clone)]
 pub(crate) struct Filter {
