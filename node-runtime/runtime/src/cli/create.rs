@@ -20,7 +20,7 @@ use super::{Call, Command, delete, start};
 use crate::cgroup::container_path;
 use crate::create::{Create, Created};
 use crate::failure::{Context, Failure};
-use crate::init::Gate;
+use crate::last::Gate;
 use crate::spec;
 use crate::terminal::Stdio;
 
