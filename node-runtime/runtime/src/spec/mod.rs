@@ -1,6 +1,8 @@
 //! The bundle's `config.json`: read, and asked about.
 
 mod locate;
+#[cfg(test)]
+mod mutation;
 
 use std::path::{Path, PathBuf};
 
