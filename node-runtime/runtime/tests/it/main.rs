@@ -5,6 +5,13 @@
 //! is no test harness. A module lists its tests in `CASES`.
 
 mod cli;
+mod escape;
+mod hooks;
+mod mounts;
+mod namespaces;
+mod process;
+mod seccomp;
+
 mod support;
 
 use std::fs;
@@ -15,7 +22,15 @@ use anyhow::Result;
 /// A test's name and the test.
 pub type Case = (&'static str, fn() -> Result<()>);
 
-const MODULES: &[(&str, &[Case])] = &[("cli", cli::CASES)];
+const MODULES: &[(&str, &[Case])] = &[
+    ("cli", cli::CASES),
+    ("mounts", mounts::CASES),
+    ("escape", escape::CASES),
+    ("namespaces", namespaces::CASES),
+    ("process", process::CASES),
+    ("seccomp", seccomp::CASES),
+    ("hooks", hooks::CASES),
+];
 
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
