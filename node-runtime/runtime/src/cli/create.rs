@@ -19,7 +19,7 @@ use super::store::{Entry, FIFO, Init, Record};
 use super::{Call, Command, cgroup_path, delete, start};
 use crate::create::{Create, Created};
 use crate::failure::{Context, Failure};
-use crate::init::Gate;
+use crate::last::Gate;
 use crate::spec;
 use crate::terminal::Stdio;
 

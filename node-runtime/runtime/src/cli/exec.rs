@@ -90,6 +90,8 @@ fn run(call: &Call<'_>, entry: &Entry, spec: &Spec, process: Process) -> Result<
     drop(entry.init()?);
     let foreground = if detached { None } else { Some(Foreground::prepare()?) };
     let added = crate::exec(Exec {
+        id: &entry.record.id,
+        bundle: &entry.record.bundle,
         spec,
         init: entry.record.init.map_or(0, |init| init.pid),
         cgroup: &cgroup,
