@@ -16,7 +16,8 @@ use super::console::{
 use super::foreground::Foreground;
 use super::own_program::run_from_readonly_view;
 use super::store::{Entry, FIFO, Init, Record};
-use super::{Call, Command, cgroup_path, delete, start};
+use super::{Call, Command, delete, start};
+use crate::cgroup::container_path;
 use crate::create::{Create, Created};
 use crate::failure::{Context, Failure};
 use crate::last::Gate;
@@ -174,7 +175,7 @@ fn announce(spec: &mut Spec, listening: u32) {
 /// Gives the container a cgroup path, whatever form the configuration has it in.
 fn place(spec: &mut Spec, call: &Call<'_>) -> Result<(), Failure> {
     let configured = spec::linux(spec)?.cgroups_path().clone();
-    let path = cgroup_path::resolve(configured.as_deref(), call.args.only_id()?, call.systemd_cgroup)?;
+    let path = container_path(configured.as_deref(), call.args.only_id()?, call.systemd_cgroup)?;
     if let Some(linux) = spec.linux_mut() {
         linux.set_cgroups_path(Some(path));
     }

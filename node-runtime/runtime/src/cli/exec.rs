@@ -174,25 +174,22 @@ fn change_user(process: &mut Process, args: &Parsed) -> Result<(), Failure> {
     Ok(())
 }
 
-/// As runc: ambient only where something can be inherited, for without that the kernel refuses it.
+/// Ambient only what can be inherited: the kernel refuses the others. capabilities(7)
 fn add_capabilities(process: &mut Process, args: &Parsed) -> Result<(), Failure> {
-    let more = args.values("cap").map(capability).collect::<Result<Vec<_>, _>>()?;
+    let more = args.values("cap").map(capability).collect::<Result<HashSet<_>, _>>()?;
     if more.is_empty() {
         return Ok(());
     }
     let mut sets = process.capabilities().clone().unwrap_or_else(no_capabilities);
-    let with = |set: &Option<HashSet<Capability>>| {
-        let mut set = set.clone().unwrap_or_default();
-        set.extend(&more);
-        Some(set)
+    let with = |set: &Option<HashSet<Capability>>, more: &HashSet<Capability>| {
+        Some(set.iter().flatten().chain(more).copied().collect::<HashSet<_>>())
     };
+    let inherited =
+        more.iter().copied().filter(|one| sets.inheritable().iter().flatten().any(|set| set == one));
+    let ambient = with(sets.ambient(), &inherited.collect());
     let (bounding, effective, permitted) =
-        (with(sets.bounding()), with(sets.effective()), with(sets.permitted()));
-    if sets.inheritable().as_ref().is_some_and(|set| !set.is_empty()) {
-        let ambient = with(sets.ambient());
-        sets.set_ambient(ambient);
-    }
-    sets.set_bounding(bounding).set_effective(effective).set_permitted(permitted);
+        (with(sets.bounding(), &more), with(sets.effective(), &more), with(sets.permitted(), &more));
+    sets.set_bounding(bounding).set_effective(effective).set_permitted(permitted).set_ambient(ambient);
     process.set_capabilities(Some(sets));
     Ok(())
 }

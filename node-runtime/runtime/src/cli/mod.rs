@@ -4,10 +4,10 @@
 //! to do say so in their help. One file per group of commands; [`store`] is what they share.
 
 mod args;
-mod cgroup_path;
 mod console;
 mod create;
 mod delete;
+mod events;
 mod exec;
 mod features;
 mod foreground;
@@ -74,6 +74,7 @@ const COMMANDS: &[&Command] = &[
     &freeze::PAUSE,
     &freeze::RESUME,
     &update::UPDATE,
+    &events::EVENTS,
     &delete::DELETE,
     &spec::SPEC,
     &features::FEATURES,
