@@ -8,6 +8,7 @@ mod cli;
 mod escape;
 mod mounts;
 mod support;
+mod user_mounts;
 
 use std::fs;
 use std::process::ExitCode;
@@ -17,8 +18,12 @@ use anyhow::Result;
 /// A test's name and the test.
 pub type Case = (&'static str, fn() -> Result<()>);
 
-const MODULES: &[(&str, &[Case])] =
-    &[("cli", cli::CASES), ("mounts", mounts::CASES), ("escape", escape::CASES)];
+const MODULES: &[(&str, &[Case])] = &[
+    ("cli", cli::CASES),
+    ("mounts", mounts::CASES),
+    ("user_mounts", user_mounts::CASES),
+    ("escape", escape::CASES),
+];
 
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
