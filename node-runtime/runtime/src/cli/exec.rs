@@ -91,8 +91,8 @@ fn run(call: &Call<'_>, entry: &Entry, spec: &Spec, process: Process) -> Result<
     let foreground = if detached { None } else { Some(Foreground::prepare()?) };
     let added = crate::exec(Exec {
         id: &entry.record.id,
-        bundle: &entry.record.bundle,
         spec,
+        bundle: &entry.record.bundle,
         init: entry.record.init.map_or(0, |init| init.pid),
         cgroup: &cgroup,
         process,
