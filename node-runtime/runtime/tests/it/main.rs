@@ -11,8 +11,8 @@ mod mounts;
 mod namespaces;
 mod process;
 mod seccomp;
-
 mod support;
+mod user_mounts;
 
 use std::fs;
 use std::process::ExitCode;
@@ -25,6 +25,7 @@ pub type Case = (&'static str, fn() -> Result<()>);
 const MODULES: &[(&str, &[Case])] = &[
     ("cli", cli::CASES),
     ("mounts", mounts::CASES),
+    ("user_mounts", user_mounts::CASES),
     ("escape", escape::CASES),
     ("namespaces", namespaces::CASES),
     ("process", process::CASES),
