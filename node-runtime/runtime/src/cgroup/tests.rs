@@ -11,6 +11,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::*;
 
+/// Eight that never stop making processes.
+const FORKERS: &str = "for i in 1 2 3 4 5 6 7 8; do (while :; do /bin/true; done) & done; wait";
+
 /// A cgroup that is gone at the test's end, with whatever is in it.
 struct Mine(Cgroup);
 
@@ -224,9 +227,9 @@ fn version_1_goes_from_one_list_of_devices_to_another() {
 #[test]
 fn version_1_alone_freezes_and_kills_a_fork_bomb() {
     let Some(mine) = Mine::of_v1("bomb") else { return };
-    mine.create(serde_json::json!({"pids": {"limit": 60}})).expect("create");
-    let mut child = mine.run("f() { while :; do f & done; }; f 2>/dev/null; wait");
-    until("it forks", || mine.0.pids().expect("pids").len() > 40);
+    mine.create(serde_json::json!({"pids": {"limit": 100}})).expect("create");
+    let mut child = mine.run(FORKERS);
+    until("it forks", || mine.0.pids().expect("pids").len() > 8);
     mine.0.freeze().expect("freeze");
     assert!(mine.0.is_frozen());
     mine.0.kill().expect("kill");
@@ -238,9 +241,9 @@ fn version_1_alone_freezes_and_kills_a_fork_bomb() {
 #[test]
 fn a_kernel_without_cgroup_kill_is_served_too() {
     let mine = Mine::new("each");
-    mine.create(serde_json::json!({"pids": {"limit": 60}})).expect("create");
-    let mut child = mine.run("f() { while :; do f & done; }; f 2>/dev/null; wait");
-    until("it forks", || mine.0.pids().expect("pids").len() > 40);
+    mine.create(serde_json::json!({"pids": {"limit": 100}})).expect("create");
+    let mut child = mine.run(FORKERS);
+    until("it forks", || mine.0.pids().expect("pids").len() > 8);
     mine.0.kill_each().expect("kill");
     child.wait().expect("wait");
     assert!(mine.0.is_empty().expect("empty"));
@@ -293,8 +296,11 @@ fn how_long_it_takes() {
     let limits =
         serde_json::json!({"memory": {"limit": 64 << 20}, "pids": {"limit": 9}, "cpu": {"shares": 512}});
     let limits = resources(limits);
-    let (mut create, mut stats, mut remove) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut look, mut create, mut stats, mut remove) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..200 {
+        let start = Instant::now();
+        Layout::look().expect("layout");
+        look.push(start.elapsed());
         let start = Instant::now();
         mine.0.create(Some(&limits)).expect("create");
         create.push(start.elapsed());
@@ -305,7 +311,7 @@ fn how_long_it_takes() {
         mine.0.remove().expect("remove");
         remove.push(start.elapsed());
     }
-    for (what, mut times) in [("create", create), ("stats", stats), ("remove", remove)] {
+    for (what, mut times) in [("look", look), ("create", create), ("stats", stats), ("remove", remove)] {
         times.sort();
         println!("{what}: least {:?}, median {:?}", times[0], times[times.len() / 2]);
     }
