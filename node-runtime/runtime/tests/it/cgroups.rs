@@ -34,6 +34,7 @@ pub const CASES: &[Case] = &[
     ("nested_cgroups_are_removed", nested_cgroups_are_removed),
     ("a_cgroup_in_use_is_refused", a_cgroup_in_use_is_refused),
     ("a_parent_with_processes_hands_nothing_down", a_parent_with_processes_hands_nothing_down),
+    ("below_a_threaded_cgroup_no_container_can_be", below_a_threaded_cgroup_no_container_can_be),
     ("a_missing_path_is_made_from_the_id", a_missing_path_is_made_from_the_id),
     ("out_of_memory_is_told", out_of_memory_is_told),
 ];
@@ -127,7 +128,7 @@ fn processes_are_counted_out() -> Result<()> {
     ensure!(seen(json!({"pids": {"limit": 12}}), "pids", "pids.max", "pids.max")? == "12");
     ensure!(seen(json!({"pids": {"limit": -1}}), "pids", "pids.max", "pids.max")? == "max");
     // The shell gives up when it cannot fork, so the forks are another's.
-    let script = "sh -c 'for i in 1 2 3 4 5 6 7 8 9 10; do sleep 100 & done' 2>&1 | cat";
+    let script = "sh -c 'for i in 1 2 3 4 5 6 7 8 9 10; do sleep 100 >/dev/null 2>&1 & done' 2>&1 | cat";
     let complaint = said(json!({"pids": {"limit": 8}}), &format!("{script}; true"))?;
     ensure!(complaint.contains("fork"), "{complaint}");
     Ok(())
@@ -415,6 +416,24 @@ fn a_parent_with_processes_hands_nothing_down() -> Result<()> {
     fs::remove_dir(&parent)?;
     let error = refused?;
     ensure!(error.contains("memory.limit") && error.contains("has processes of its own"), "{error}");
+    Ok(())
+}
+
+fn below_a_threaded_cgroup_no_container_can_be() -> Result<()> {
+    let Some(mount) = Layout::detect()?.unified.clone() else {
+        println!("    skipped: version 1 has no threads of its own");
+        return Ok(());
+    };
+    let name = format!("rswarm-threaded-{}", std::process::id());
+    fs::create_dir_all(mount.join(&name).join("t"))?;
+    let mut bundle = Bundle::sh("true")?;
+    bundle.spec["linux"]["cgroupsPath"] = format!("/{name}/c").into();
+    let refused = fs::write(mount.join(&name).join("t/cgroup.type"), "threaded")
+        .map_err(anyhow::Error::from)
+        .and_then(|()| bundle.fails(&["create", &bundle.id]));
+    Cgroup::at(format!("/{name}").as_ref())?.remove()?;
+    let error = refused?;
+    ensure!(error.contains("no process can be in cgroup") && error.contains("threaded"), "{error}");
     Ok(())
 }
 
