@@ -116,7 +116,7 @@ impl Cgroup {
             return refuse(field, format!("this kernel has no `{}`", write.file));
         }
         let mut message = format!(
-            "{ROOT}.{field}: failed to write \"{}\" to {}: {}",
+            "`{ROOT}.{field}`: failed to write \"{}\" to {}: {}",
             write.value,
             path.display(),
             describe(error)

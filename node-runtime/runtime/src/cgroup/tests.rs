@@ -115,11 +115,11 @@ fn a_failed_create_leaves_nothing() {
     let mine = Mine::new("failed");
     let none = || mine.0.v1.iter().chain(&mine.0.unified).all(|dir| !dir.exists());
     let said = mine.create(serde_json::json!({"cpu": {"idle": 7}})).expect_err("out of range").message;
-    assert!(said.starts_with("linux.resources.cpu.idle: ") && none(), "{said}");
+    assert!(said.starts_with("`linux.resources.cpu.idle`: ") && none(), "{said}");
     // What only the kernel knows.
     let said =
         mine.create(serde_json::json!({"cpu": {"cpus": "4000"}})).expect_err("no such processor").message;
-    assert!(said.starts_with("linux.resources.cpu.cpus: failed to write \"4000\" to") && none(), "{said}");
+    assert!(said.starts_with("`linux.resources.cpu.cpus`: failed to write \"4000\" to") && none(), "{said}");
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn a_limit_below_what_is_used_can_be_refused_beforehand() {
     until("memory is used", || mine.0.stats().expect("stats").memory.expect("memory").usage > 4_000_000);
     let limit = serde_json::json!({"memory": {"limit": 1 << 20, "checkBeforeUpdate": true}});
     let said = mine.apply(limit).expect_err("refused").message;
-    assert!(said.starts_with("linux.resources.memory.limit: 1048576 is not more than"), "{said}");
+    assert!(said.starts_with("`linux.resources.memory.limit`: 1048576 is not more than"), "{said}");
     mine.0.kill().expect("kill");
     child.wait().expect("wait");
 }

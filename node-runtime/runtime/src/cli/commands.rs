@@ -24,7 +24,7 @@ use super::say;
 use super::store::{Entry, FIFO, Record, Status, Store, start_ticks};
 use crate::create::{Create, Created, create};
 use crate::failure::{Context, Failure};
-use crate::init::Gate;
+use crate::last::Gate;
 use crate::terminal::Stdio;
 use crate::{spec, sys};
 

@@ -256,6 +256,8 @@ impl Shim {
             request.privileged,
         )?;
         let added = rswarm_runtime::exec(Exec {
+            id: &self.launch.id,
+            bundle: &self.launch.bundle,
             spec: &self.spec,
             init: self.created.pid,
             cgroup: &self.created.cgroup,
