@@ -127,7 +127,7 @@ async fn find(shared: &Shared, record: &mut Record) -> Result<Found, OpenError> 
         }
     };
     match shim.state().await {
-        Ok(ShimState::Running { pid, started_at, paused }) => {
+        Ok(ShimState::Running { pid, started_at, paused, log_dropped: _ }) => {
             let state = &mut record.container.state;
             state.status = if paused { Status::Paused } else { Status::Running };
             if state.started_at != started_at {

@@ -21,6 +21,8 @@ use crate::terminal::Stdio;
 
 /// What a container is made from.
 pub struct Create<'a> {
+    /// Its name, for the state that hooks get.
+    pub id: &'a str,
     /// Its configuration.
     pub spec: &'a Spec,
     /// The directory that relative paths in it start from.
@@ -33,6 +35,12 @@ pub struct Create<'a> {
     pub stdio: Stdio,
     /// How it learns that it is started.
     pub gate: Gate,
+    /// How many descriptors from 3 on the command inherits. (`LISTEN_FDS` is the caller's to add.)
+    pub preserve_fds: u32,
+    /// The root is moved over `/` and entered by chroot: for a machine whose own root is its initramfs.
+    pub no_pivot: bool,
+    /// The command gets a session keyring of its own.
+    pub new_keyring: bool,
     /// It is killed when the calling process ends.
     pub die_with_parent: bool,
 }
@@ -71,6 +79,9 @@ impl Created {
 /// What could not be done, in runc's words where clients look for them.
 pub fn create(request: Create<'_>) -> Result<Created, Failure> {
     spec::check(request.spec)?;
+    if request.no_pivot {
+        return Err(Failure::invalid("not supported by this runtime: --no-pivot"));
+    }
     let linux = spec::linux(request.spec)?;
     let path =
         linux.cgroups_path().as_deref().ok_or_else(|| Failure::invalid("linux.cgroupsPath is missing"))?;
@@ -107,6 +118,8 @@ fn clone_init(
         filter,
         stdio: request.stdio,
         gate: request.gate,
+        preserve_fds: request.preserve_fds,
+        new_keyring: request.new_keyring,
         die_with_parent: request.die_with_parent,
         channel: theirs,
     };

@@ -53,6 +53,8 @@ pub(crate) struct Init<'a> {
     pub filter: Option<Filter>,
     pub stdio: Stdio,
     pub gate: Gate,
+    pub preserve_fds: u32,
+    pub new_keyring: bool,
     pub die_with_parent: bool,
     pub channel: Channel,
 }
@@ -75,6 +77,9 @@ impl Init<'_> {
             end_with_parent()?;
         }
         nix::unistd::setsid().context("setsid")?;
+        if self.new_keyring {
+            sys::join_session_keyring().context("join a new session keyring")?;
+        }
         self.enter_namespaces()?;
         set_names(spec)?;
         set_oom_score(process)?;
@@ -97,6 +102,7 @@ impl Init<'_> {
             filter: self.filter.as_ref(),
             terminal: terminal.map(|pair| pair.near),
             gate: &self.gate,
+            preserve_fds: self.preserve_fds,
             die_with_parent: self.die_with_parent,
         })
     }
@@ -143,6 +149,8 @@ pub(crate) struct LastStep<'a> {
     pub filter: Option<&'a Filter>,
     pub terminal: Option<OwnedFd>,
     pub gate: &'a Gate,
+    /// How many descriptors from 3 on the command inherits.
+    pub preserve_fds: u32,
     pub die_with_parent: bool,
 }
 
@@ -157,7 +165,7 @@ impl LastStep<'_> {
         }
         enter_directory(self.process.cwd())?;
         let program = command::find(args.first().map_or("", String::as_str), &self.env)?;
-        sys::close_on_exec_from(3).context("close descriptors")?;
+        sys::keep_only(self.preserve_fds).context("close descriptors")?;
         sys::reset_signals();
         channel.ready(self.terminal.as_ref())?;
         drop(self.terminal);

@@ -1,7 +1,7 @@
 //! The system calls that `nix` and `rustix` lack. The only unsafe code.
 #![allow(unsafe_code, reason = "each block names the rule that it keeps")]
 
-use std::os::fd::RawFd;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 /// Closes every descriptor but these; for a copy of the process that has to hold nothing else of its
 /// original's. The owners of what is closed must never be used or dropped again: the copy ends by `_exit`.
@@ -30,4 +30,10 @@ pub(crate) fn trim_memory() {
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// Owns a descriptor that was just received in a control message.
+pub(crate) fn own(received: RawFd) -> OwnedFd {
+    // SAFETY: recvmsg(2) with SCM_RIGHTS makes a new descriptor, which only the receiver knows.
+    unsafe { OwnedFd::from_raw_fd(received) }
 }

@@ -116,7 +116,10 @@ async fn prepare(
     let state_dir = shared.state_dir(&container.id);
     let rootfs = state_dir.join("rootfs");
     let spec = generate(shared, container, wired, &rootfs).await?;
-    let log = logfile::parse(&config.log, &log_path(container)).map_err(StartError::Invalid)?;
+    let mut log = logfile::parse(&config.log, &log_path(container)).map_err(StartError::Invalid)?;
+    if let Some(log) = &mut log {
+        log.attrs = logfile::attributes(container).map_err(StartError::Invalid)?;
+    }
     let launch = Launch {
         id: container.id.clone(),
         state_dir,
@@ -231,9 +234,9 @@ pub(crate) fn runtime(config: &EngineConfig, name: &str) -> Result<Option<Runtim
     }
 }
 
-/// `<dir>/<id>-json.log`.
+/// Where its log is, when it keeps one.
 pub(crate) fn log_path(container: &Container) -> PathBuf {
-    container.dir.join(format!("{}-json.log", container.id))
+    logfile::path(&container.dir, &container.id, &container.config.log)
 }
 
 /// `<dir>/exit.json`.

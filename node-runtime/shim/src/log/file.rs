@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use flate2::{Compression, GzBuilder, GzHeader};
 use rustix::pipe::PipeFlags;
 
-use super::{local, record_length};
+use super::{Lost, local, record_length};
 use crate::launch::{LogFile, LogFormat};
 use crate::note::note;
 use crate::sys;
@@ -44,9 +44,11 @@ pub(super) struct LogStore {
 impl LogStore {
     /// Opens the current file to append. What a writer that was killed left half written goes.
     pub(super) fn open(config: &LogFile) -> io::Result<LogStore> {
+        if let Some(dir) = config.path.parent() {
+            fs::create_dir_all(dir)?;
+        }
         let file = append(&config.path)?;
-        let mut store =
-            LogStore { config: config.clone(), file, size: 0, failing: false, compressing: None };
+        let mut store = LogStore { config: config.clone(), file, size: 0, failing: false, compressing: None };
         store.size = store.file.metadata()?.len();
         if store.config.format == LogFormat::Local {
             store.mend()?;
@@ -56,8 +58,8 @@ impl LogStore {
     }
 
     /// Writes whole records; none crosses files. Returns how many were lost.
-    pub(super) fn append(&mut self, records: &[u8]) -> u64 {
-        let (mut rest, mut lost) = (records, 0);
+    pub(super) fn append(&mut self, records: &[u8]) -> Lost {
+        let (mut rest, mut lost) = (records, Lost::default());
         while !rest.is_empty() {
             let mut fits = self.whole_records(rest);
             if fits == 0 && self.size > self.size_empty() && self.tell_rotated() {
@@ -68,7 +70,9 @@ impl LogStore {
                 fits = record_length(self.config.format, rest).unwrap_or(rest.len());
             }
             let (now, later) = rest.split_at(fits);
-            lost += self.write(now);
+            let lines = self.write(now);
+            lost.first |= lines > 0 && rest.len() == records.len();
+            lost.lines += lines;
             rest = later;
         }
         lost
@@ -173,7 +177,8 @@ impl LogStore {
             self.file.set_len(0)?;
             return self.begin();
         }
-        let mut tail = vec![0; usize::try_from(self.size).map_or(local::RECORD_MAX, |size| size.min(local::RECORD_MAX))];
+        let mut tail =
+            vec![0; usize::try_from(self.size).map_or(local::RECORD_MAX, |size| size.min(local::RECORD_MAX))];
         let begin = self.size - tail.len() as u64;
         let reader = File::open(&self.config.path)?;
         std::os::unix::fs::FileExt::read_exact_at(&reader, &mut tail, begin)?;

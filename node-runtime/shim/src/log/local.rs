@@ -104,7 +104,8 @@ pub fn decode(bytes: &[u8]) -> Found<'_> {
         Some(record) => Found::Record(record),
         None if may_begin(bytes) => Found::Begun,
         None => {
-            let next = (1..bytes.len()).find(|at| record(&bytes[*at..]).is_some() || may_begin(&bytes[*at..]));
+            let next =
+                (1..bytes.len()).find(|at| record(&bytes[*at..]).is_some() || may_begin(&bytes[*at..]));
             Found::Garbage(next.unwrap_or(bytes.len()))
         }
     }
@@ -156,7 +157,10 @@ mod tests {
     use super::*;
 
     fn lines() -> impl Strategy<Value = Vec<(bool, Vec<u8>, u64)>> {
-        proptest::collection::vec((any::<bool>(), proptest::collection::vec(any::<u8>(), 0..300), 0..3u64), 0..20)
+        proptest::collection::vec(
+            (any::<bool>(), proptest::collection::vec(any::<u8>(), 0..300), 0..3u64),
+            0..20,
+        )
     }
 
     fn encode_all(lines: &[(bool, Vec<u8>, u64)]) -> Vec<u8> {

@@ -65,6 +65,16 @@ pub(crate) struct Log {
     dropped: u64,
     /// Lines lost since the last record that tells.
     untold: u64,
+    /// What the batch's first record tells.
+    telling: u64,
+}
+
+/// Lines that could not be kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Lost {
+    lines: u64,
+    /// The first of those handed on, which may have told of earlier losses, is one of them.
+    first: bool,
 }
 
 #[derive(Debug)]
@@ -115,7 +125,7 @@ impl Log {
             Some(bytes) => Sink::Writer(Writer::start(store, config.format, bytes)?),
         };
         let unfinished = [Vec::new(), Vec::new()];
-        Ok(Log { encoder, sink, unfinished, batch: Vec::new(), dropped: 0, untold: 0 })
+        Ok(Log { encoder, sink, unfinished, batch: Vec::new(), dropped: 0, untold: 0, telling: 0 })
     }
 
     /// Takes output; all whole lines in it are handed on together.
@@ -142,6 +152,7 @@ impl Log {
 
     fn add(&mut self, stream: Stream, text: &[u8], at: Timestamp) {
         let dropped = std::mem::take(&mut self.untold);
+        self.telling += dropped;
         self.encoder.record(&mut self.batch, Line { stream, at, text, dropped });
     }
 
@@ -153,7 +164,9 @@ impl Log {
             Sink::File(store) => store.append(&self.batch),
             Sink::Writer(writer) => writer.offer(&self.batch),
         };
-        self.note(lost);
+        self.note(lost.lines);
+        let told = std::mem::take(&mut self.telling);
+        self.untold += if lost.first { told } else { 0 };
         self.batch.clear();
     }
 

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
 use super::file::{LogStore, count};
-use super::record_length;
+use super::{Lost, record_length};
 use crate::launch::LogFormat;
 use crate::note::note;
 use crate::sys;
@@ -52,8 +52,8 @@ impl Writer {
         Ok(Writer { format, pipe: Some(pipe), answers, waiting: VecDeque::new(), waiting_max })
     }
 
-    /// Takes whole records; returns how many were lost.
-    pub(super) fn offer(&mut self, records: &[u8]) -> u64 {
+    /// Takes whole records; returns what was lost of them.
+    pub(super) fn offer(&mut self, records: &[u8]) -> Lost {
         let mut rest = records;
         if self.waiting.is_empty() {
             let sent = self.send(records);
@@ -65,14 +65,16 @@ impl Writer {
             self.waiting.extend(&records[sent..whole]);
             rest = &records[whole..];
         }
-        let mut lost = 0;
+        let mut lost = Lost::default();
         while let Some(length) = record_length(self.format, rest) {
+            let is_first = rest.len() == records.len();
             let (record, after) = rest.split_at(length);
             rest = after;
             if self.waiting.is_empty() || self.waiting.len() + length <= self.waiting_max {
                 self.waiting.extend(record);
             } else {
-                lost += 1;
+                lost.lines += 1;
+                lost.first |= is_first;
             }
         }
         lost
@@ -185,7 +187,7 @@ fn write_all_that_comes(mut store: LogStore, format: LogFormat, pipe: &OwnedFd, 
         while let Some(length) = record_length(format, &records[whole..]) {
             whole += length;
         }
-        let lost = store.append(&records[..whole]);
+        let lost = store.append(&records[..whole]).lines;
         records.drain(..whole);
         if lost > 0 {
             // Nobody listens to a shim that is gone.
