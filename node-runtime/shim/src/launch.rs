@@ -104,6 +104,9 @@ pub struct Exit {
     pub at: Timestamp,
     /// The kernel killed a process of the container for want of memory.
     pub oom_killed: bool,
+    /// The shim was killed, and the container with it: nobody saw how it ended. Never in an exit file.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shim_killed: bool,
 }
 
 /// Where a shim's container is in its life.

@@ -6,6 +6,7 @@
 //! (the daemon's side).
 
 pub mod client;
+pub mod init;
 pub mod launch;
 pub mod log;
 mod note;

@@ -32,6 +32,12 @@ pub(crate) fn trim_memory() {
     }
 }
 
+/// Sends a signal by its number, real-time ones too. A process that has ended gets none.
+pub(crate) fn signal(pid: i32, signal: i32) {
+    // SAFETY: kill(2) takes no pointer; the caller has not reaped the process, so its number is its own.
+    unsafe { libc::kill(pid, signal) };
+}
+
 /// Owns a descriptor that was just received in a control message.
 pub(crate) fn own(received: RawFd) -> OwnedFd {
     // SAFETY: recvmsg(2) with SCM_RIGHTS makes a new descriptor, which only the receiver knows.

@@ -221,6 +221,12 @@ pub(crate) fn check_init(shared: &Shared, spec: &ContainerSpec) -> Result<(), St
     Ok(())
 }
 
+/// Whether a runtime's name is one of the built-in runtime's. The empty name is.
+#[must_use]
+pub fn is_builtin_runtime(name: &str) -> bool {
+    BUILT_IN.contains(&name)
+}
+
 /// The runtime of that name; `None` is the built-in one.
 ///
 /// # Errors

@@ -323,7 +323,7 @@ impl Shim {
     fn on_exit(&mut self, code: i32) {
         let at = Timestamp::wall();
         let oom_killed = self.clear_away();
-        let exit = Exit { code: self.start_failed.unwrap_or(code), at, oom_killed };
+        let exit = Exit { code: self.start_failed.unwrap_or(code), at, oom_killed, shim_killed: false };
         if let Err(error) = record_exit(&self.launch.exit_file, exit) {
             note(format_args!("exit could not be recorded: {error}"));
         }
@@ -381,7 +381,7 @@ impl Shim {
     /// An exec's process has ended; those that it left running keep no stream open.
     fn on_exec_exit(&mut self, index: usize, code: i32) {
         self.drain(index);
-        let exit = Exit { code, at: Timestamp::wall(), oom_killed: false };
+        let exit = Exit { code, at: Timestamp::wall(), oom_killed: false, shim_killed: false };
         let process = &mut self.processes[index];
         process.close_stdin();
         process.terminal = None;

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use crate::fixture::{Container, DEADLINE, eventually, read_frames};
 
-type Case = fn() -> Pin<Box<dyn Future<Output = Result<()>>>>;
+pub type Case = fn() -> Pin<Box<dyn Future<Output = Result<()>>>>;
 
 macro_rules! cases {
     ($($name:ident),+ $(,)?) => {
@@ -594,7 +594,7 @@ async fn orphans_are_reaped() -> Result<()> {
     container.finish(&shim).await
 }
 
-fn exec(args: &[&str]) -> ExecRequest {
+pub fn exec(args: &[&str]) -> ExecRequest {
     ExecRequest {
         id: rswarm_base::id::engine_id(),
         args: args.iter().map(|arg| (*arg).to_owned()).collect(),
