@@ -52,8 +52,9 @@ fn become_command(program: &OsString, args: &[OsString]) -> ! {
     // A leader of a group already, or no terminal: both are fine.
     let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
     let _ = tcsetpgrp(std::io::stdin(), nix::unistd::getpid());
-    // Unblocks what is blocked here, and executes.
-    let error = Command::new(program).args(args).exec();
+    let mut command = Command::new(program);
+    sys::unblock_signals_of(command.args(args));
+    let error = command.exec();
     let code = if error.kind() == std::io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE };
     failed(&format!("exec {}", program.display()), &error);
     rswarm_runtime::exit_now(code)

@@ -2,6 +2,10 @@
 #![allow(unsafe_code, reason = "each block names the rule that it keeps")]
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use nix::sys::signal::SigSet;
 
 /// Closes every descriptor but these; for a copy of the process that has to hold nothing else of its
 /// original's. The owners of what is closed must never be used or dropped again: the copy ends by `_exit`.
@@ -30,6 +34,14 @@ pub(crate) fn trim_memory() {
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// Has a program start with no signal blocked, whatever its caller blocks: the mask is inherited (execve(2)), and
+/// a container's command would never hear what the shim does not want to.
+pub(crate) fn unblock_signals_of(command: &mut Command) {
+    let unblock = || Ok(SigSet::empty().thread_set_mask()?);
+    // SAFETY: between fork and exec this makes one system call, which is async-signal-safe, and allocates nothing.
+    unsafe { command.pre_exec(unblock) };
 }
 
 /// Sends a signal by its number, real-time ones too. A process that has ended gets none.

@@ -196,6 +196,7 @@ impl Runtime {
         let log = self.dir.join(LOG);
         let failed = |error| Failure::os(format!("run `{}`", self.binary.path.display()), error);
         fsx::remove_all(&log).map_err(failed)?;
+        sys::unblock_signals_of(&mut call);
         let mut child = call.spawn().map_err(failed)?;
         // Its ends of the standard files are the container's now: their end is the container's.
         drop(call);

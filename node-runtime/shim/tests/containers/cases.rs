@@ -690,7 +690,7 @@ async fn an_exec_dies_with_the_container() -> Result<()> {
 }
 
 async fn a_slow_reader_loses_nothing() -> Result<()> {
-    let container = Container::sh("seq 1 200000; echo end >&2")?;
+    let container = Container::sh("seq 1 600000; echo end >&2")?;
     let shim = container.create().await?;
     let mut stream = shim.attach().await?;
     shim.start().await?;
@@ -700,8 +700,8 @@ async fn a_slow_reader_loses_nothing() -> Result<()> {
         "the container did not wait for its reader"
     );
     let (stdout, stderr) = read_frames(&mut stream).await?;
-    ensure!(stdout.lines().count() == 200_000 && stderr == "end\n");
-    ensure!(container.log()?.len() == 200_001);
+    ensure!(stdout.lines().count() == 600_000 && stderr == "end\n");
+    ensure!(container.log()?.len() == 600_001);
     container.finish(&shim).await
 }
 
