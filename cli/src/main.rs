@@ -40,6 +40,7 @@ fn main() -> ExitCode {
     match role(&args) {
         Role::Shim => exit_code(rswarm_shim::serve::main(args[2..].to_vec())),
         Role::Runtime => exit_code(rswarm_runtime::cli::main(args[2..].to_vec())),
+        Role::Init => exit_code(rswarm_shim::init::main(&args[1..])),
         Role::Whoami => ExitCode::from(whoami::main(args.into_iter().skip(1))),
         Role::EnterNetns => failed(&netns::exec(args.into_iter().skip(2))),
         Role::Dockerd => match Dockerd::try_parse_from(&args) {
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
 enum Role {
     Shim,
     Runtime,
+    Init,
     Whoami,
     EnterNetns,
     Dockerd,
@@ -65,6 +67,7 @@ fn role(args: &[OsString]) -> Role {
     let name = args.first().map(Path::new).and_then(Path::file_name);
     match args.get(1).and_then(|word| word.to_str()) {
         _ if name == Some(OsStr::new("dockerd")) => Role::Dockerd,
+        _ if name == Some(OsStr::new(rswarm_shim::init::NAME)) => Role::Init,
         Some("shim") => Role::Shim,
         Some("runtime") => Role::Runtime,
         Some("whoami") => Role::Whoami,
@@ -174,6 +177,7 @@ mod tests {
         let role = |line: &str| role(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
         assert_eq!(role("/usr/bin/rswarm shim --state-dir /x"), Role::Shim);
         assert_eq!(role("rswarm runtime create"), Role::Runtime);
+        assert_eq!(role("/sbin/docker-init -- shim"), Role::Init);
         assert_eq!(role("/rswarm whoami"), Role::Whoami);
         assert_eq!(role("/tmp/dockerd --debug"), Role::Dockerd);
         assert_eq!(role("rswarm daemon"), Role::CommandLine);

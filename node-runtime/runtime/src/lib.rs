@@ -43,3 +43,4 @@ pub use overlay::Rootfs;
 pub use program::readonly_program;
 pub use sys::{exit_now, fork, send_signal};
 pub use terminal::{Stdio, resize};
+pub use user::fill_in;

@@ -106,6 +106,14 @@ impl Cgroup {
         self.unified.as_deref().filter(|_| self.layout.is_unified())
     }
 
+    /// The version 2 group's `cgroup.kill`, open: it kills whatever is in this very group, and nothing once the
+    /// group is gone, even if another one has its path by then. `None` where the kernel or version 2 lacks it.
+    #[must_use]
+    pub fn kill_file(&self) -> Option<File> {
+        let path = self.unified.as_ref()?.join("cgroup.kill");
+        std::fs::OpenOptions::new().write(true).open(path).ok()
+    }
+
     /// All directories by the names that they have below `/sys/fs/cgroup`.
     pub(crate) fn directories(&self) -> impl Iterator<Item = (&str, &Path)> {
         let v1 = self
