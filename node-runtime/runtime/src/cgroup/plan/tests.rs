@@ -1,3 +1,5 @@
+//! Plans as lists of files and values.
+
 use super::v2::weight_of_shares;
 use super::*;
 
