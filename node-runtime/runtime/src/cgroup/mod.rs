@@ -27,6 +27,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub(crate) use self::check::check as check_resources;
 pub use self::layout::{Hierarchy, Layout};
 pub use self::oom::OomEvents;
 pub use self::place::{container_path, parent_path};

@@ -343,7 +343,7 @@ fn what_a_killed_create_left_is_deleted() -> Result<()> {
     let mut create =
         bundle.command(&["create", "--pidfd-socket", socket.to_str().context("path")?, &bundle.id])?;
     let mut child = create.stderr(Stdio::null()).spawn()?;
-    let mut has_init = || {
+    let has_init = || {
         let printed = bundle.call(&["ps", "--format", "json", &bundle.id])?;
         Ok::<_, anyhow::Error>(printed.status.success() && printed.stdout != b"[]\n")
     };
@@ -401,5 +401,7 @@ fn spec_and_features_are_printed() -> Result<()> {
     ensure!(bundle.fails(&["spec", "--bundle", dir.to_str().context("path")?])?.contains("Remove it first"));
     let features: Value = serde_json::from_str(&bundle.succeeds(&["features"])?)?;
     ensure!(features["linux"]["cgroup"]["v2"] == true, "{features}");
+    // The published shape of it.
+    serde_json::from_value::<oci_spec::runtime::Features>(features)?;
     Ok(())
 }

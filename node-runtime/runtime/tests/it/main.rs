@@ -4,6 +4,7 @@
 //! The program is its own runtime: it runs itself as `… runtime COMMAND`, which must find no thread, so there
 //! is no test harness. A module lists its tests in `CASES`.
 
+mod cgroups;
 mod cli;
 mod escape;
 mod hooks;
@@ -23,6 +24,7 @@ use anyhow::Result;
 pub type Case = (&'static str, fn() -> Result<()>);
 
 const MODULES: &[(&str, &[Case])] = &[
+    ("cgroups", cgroups::CASES),
     ("cli", cli::CASES),
     ("mounts", mounts::CASES),
     ("user_mounts", user_mounts::CASES),
