@@ -347,7 +347,9 @@ fn what_a_killed_create_left_is_deleted() -> Result<()> {
         let printed = bundle.call(&["ps", "--format", "json", &bundle.id])?;
         Ok::<_, anyhow::Error>(printed.status.success() && printed.stdout != b"[]\n")
     };
-    while !has_init()? {
+    // Only then has create read the configuration, which every call of ours writes anew.
+    let remembered = bundle.path("root").join(&bundle.id).join("state.json");
+    while !remembered.exists() || !has_init()? {
         ensure!(child.try_wait()?.is_none(), "create ended");
     }
     let state = bundle.state()?;
