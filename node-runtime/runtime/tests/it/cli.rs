@@ -312,22 +312,31 @@ fn descriptors_are_passed_on() -> Result<()> {
     bundle.nothing_is_left()
 }
 
+/// A parent of cgroups, whom nobody else removes.
+struct Slice(String);
+
+impl Drop for Slice {
+    fn drop(&mut self) {
+        for entry in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            let _ = fs::remove_dir(entry.path().join(&self.0));
+        }
+        let _ = fs::remove_dir(std::path::Path::new("/sys/fs/cgroup").join(&self.0));
+    }
+}
+
 fn a_systemd_path_is_a_place_in_its_slice() -> Result<()> {
+    // Dropped after the bundle, which removes what is in it.
+    let slice = Slice(format!("rswarmtest{}.slice", std::process::id()));
     let mut bundle = Bundle::sh("sleep 1000")?;
-    let slice = format!("rswarmtest{}.slice", std::process::id());
-    bundle.spec["linux"]["cgroupsPath"] = format!("{slice}:test:{}", bundle.id).into();
+    bundle.spec["linux"]["cgroupsPath"] = format!("{}:test:{}", slice.0, bundle.id).into();
     // Seen from the machine's cgroup namespace.
     bundle.spec["linux"]["namespaces"] =
         json!([{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}]);
     bundle.succeeds(&["--systemd-cgroup", "run", "--detach", &bundle.id])?;
     let pid = bundle.state()?["pid"].as_i64().context("pid")?;
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-    let deleted = bundle.succeeds(&["delete", "--force", &bundle.id]);
-    for entry in fs::read_dir("/sys/fs/cgroup")?.flatten() {
-        let _ = fs::remove_dir(entry.path().join(&slice));
-    }
-    deleted?;
-    let wanted = format!(":/{slice}/test-{}.scope", bundle.id);
+    bundle.succeeds(&["delete", "--force", &bundle.id])?;
+    let wanted = format!(":/{}/test-{}.scope", slice.0, bundle.id);
     ensure!(groups.lines().all(|line| line.ends_with(&wanted)), "{groups}");
     bundle.nothing_is_left()
 }
