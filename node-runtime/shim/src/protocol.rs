@@ -227,7 +227,7 @@ mod tests {
         #[test]
         fn a_damaged_launch_file_is_an_error_or_another(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
             let _ = serde_json::from_slice::<crate::Launch>(&bytes);
-            let _ = serde_json::from_slice::<crate::Exit>(&bytes);
+            let _ = serde_json::from_slice::<Exit>(&bytes);
         }
     }
 

@@ -88,7 +88,7 @@ impl Open {
     }
 
     /// Goes to the last `wanted` messages; returns how many there are (fewer: all of it).
-    fn to_tail(&mut self, format: LogFormat, wanted: usize) -> io::Result<usize> {
+    fn seek_tail(&mut self, format: LogFormat, wanted: usize) -> io::Result<usize> {
         if let Content::Plain(file) = &mut self.content {
             let (offset, found) = tail_offset(file, format, wanted)?;
             file.seek(SeekFrom::Start(offset))?;
@@ -168,7 +168,7 @@ impl Files {
         let mut wanted = lines;
         let mut kept = VecDeque::new();
         while let Some(mut open) = files.open.pop_back() {
-            wanted -= open.to_tail(format, wanted)?;
+            wanted -= open.seek_tail(format, wanted)?;
             kept.push_front(open);
             if wanted == 0 {
                 break;

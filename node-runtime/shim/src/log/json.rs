@@ -56,7 +56,7 @@ fn suffix(out: &mut Vec<u8>, stream: Stream, at: Timestamp, attrs: &BTreeMap<Str
     } else {
         out.extend_from_slice(b"\",\"time\":\"");
     }
-    write!(out, "{at}\"}}\n").expect("memory takes everything");
+    writeln!(out, "{at}\"}}").expect("memory takes everything");
 }
 
 /// As Go escapes it: what is no UTF-8 becomes U+FFFD.

@@ -28,7 +28,7 @@ pub(super) struct Container {
 
 #[derive(Debug)]
 enum Maker {
-    Us(Box<Created>),
+    Us(Created),
     Other { runtime: Runtime, pidfd: OwnedFd, cgroup: Cgroup },
 }
 
@@ -43,7 +43,7 @@ impl Container {
         let (pid, terminal, maker) = match &launch.runtime {
             None => {
                 let mut created = create(launch, spec, stdio)?;
-                (created.pid, created.terminal.take(), Maker::Us(Box::new(created)))
+                (created.pid, created.terminal.take(), Maker::Us(created))
             }
             Some(binary) => {
                 let runtime = Runtime::new(binary, launch);

@@ -73,8 +73,11 @@ impl Runtime {
         self.write_bundle(launch, spec, &root)?;
         let mut call = self.command();
         call.arg("create").arg("--bundle").arg(self.dir.join(BUNDLE));
-        let made = self.run(call, stdio, &command).and_then(|added| {
-            Ok(Made { pid: added.pid, pidfd: added.pidfd, cgroup, terminal: added.terminal })
+        let made = self.run(call, stdio, &command).map(|added| Made {
+            pid: added.pid,
+            pidfd: added.pidfd,
+            cgroup,
+            terminal: added.terminal,
         });
         made.inspect_err(|_| self.delete())
     }
@@ -217,8 +220,9 @@ fn process(spec: &Spec) -> Result<&Process, Failure> {
 /// The last error in a log of JSON lines, or its last line when it is none of those.
 fn last_words(log: &str) -> Option<String> {
     let said = |line: &str| serde_json::from_str::<Said>(line).ok().filter(|said| !said.msg.is_empty());
-    let errors = log.lines().filter_map(said).filter(|said| matches!(said.level.as_str(), "error" | "fatal"));
-    let last = errors.last().map(|said| said.msg);
+    let mut errors =
+        log.lines().filter_map(said).filter(|said| matches!(said.level.as_str(), "error" | "fatal"));
+    let last = errors.next_back().map(|said| said.msg);
     last.or_else(|| log.lines().rfind(|line| !line.trim().is_empty()).map(str::to_owned))
 }
 
