@@ -90,8 +90,7 @@ impl Segments {
     ) -> Result<Writer<'a>, WalError> {
         if self.length >= self.limit {
             // Everything in the old segment must be durable before a new one makes it a closed one.
-            let full = path(&self.dir, self.current.sequence);
-            self.file.sync_data().map_err(|source| WalError::Write { path: full, source })?;
+            self.sync()?;
             let sequence = self.current.sequence + 1;
             (self.file, self.length) = begin(&self.dir, sealer, sequence, hard_state)?;
             self.closed.push_back(std::mem::replace(&mut self.current, Segment { sequence, last: 0 }));
@@ -110,6 +109,12 @@ impl Segments {
         self.length += bytes.len() as u64;
         self.current.last = self.current.last.max(last.unwrap_or(0));
         Ok(())
+    }
+
+    /// Makes the segment that is appended to durable; the closed ones are.
+    pub(super) fn sync(&self) -> Result<(), WalError> {
+        let failed = |source| WalError::Write { path: self.path(self.current.sequence), source };
+        self.file.sync_data().map_err(failed)
     }
 
     /// Removes the oldest closed segments, as long as they hold no entry after `index`.
