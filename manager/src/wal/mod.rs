@@ -167,9 +167,8 @@ impl Wal {
         if let Some(snapshot) = &persist.snapshot {
             snapshot::write(&self.dir, &self.sealer, snapshot.get_metadata(), snapshot.get_data())?;
         }
-        if let Some(hard_state) = &persist.hard_state {
-            self.hard_state = hard_state.clone();
-        }
+        // A segment that begins here begins with what held before: its first record is durable before the
+        // entries are that the new hard state may speak of.
         let mut writer = self.segments.writer(&self.sealer, &self.hard_state)?;
         if let Some(snapshot) = &persist.snapshot {
             let metadata = snapshot.get_metadata();
@@ -180,6 +179,7 @@ impl Wal {
         }
         if let Some(hard_state) = &persist.hard_state {
             push_hard_state(&mut writer, hard_state);
+            self.hard_state = hard_state.clone();
         }
         let bytes = writer.bytes;
         let last = persist.entries.last().map(Entry::get_index);

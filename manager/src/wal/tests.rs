@@ -71,6 +71,13 @@ fn full_segment(dir: &Path) -> Wal {
     wal
 }
 
+/// How long a segment is when it appears: its header and the first record.
+fn begun(bytes: &[u8]) -> usize {
+    let header = frame::FILE_HEADER;
+    let body = u32::from_le_bytes(bytes[header..header + 4].try_into().expect("4 bytes"));
+    header + frame::FRAME_HEADER + body as usize
+}
+
 fn cut(dir: &Path, segment: u64, length: usize) {
     let path = dir.join(format!("log-{segment:016}"));
     let file = fs::OpenOptions::new().write(true).open(path).expect("segment");
@@ -324,4 +331,21 @@ fn void_entries_stay_void_when_what_disagreed_is_gone() {
     drop(wal);
     assert_eq!(numbered(&dir, "log-").expect("list"), [2]);
     assert_eq!(seen(&reopen(&dir)), []);
+}
+
+#[test]
+fn a_new_segment_begins_with_what_was_committed_before_it() {
+    let (_guard, dir) = temporary();
+    let mut wal = full_segment(&dir);
+    let mut persist = entries(21..=24, 1);
+    persist.hard_state.as_mut().expect("set").set_commit(24);
+    wal.persist(&persist).expect("written");
+    drop(wal);
+    let second = fs::read(dir.join("log-0000000000000002")).expect("bytes");
+    for end in (begun(&second)..second.len()).rev().step_by(8) {
+        cut(&dir, 2, end);
+        let opened = reopen(&dir);
+        assert!(opened.restored.entries.len() >= 19, "cut at {end}");
+        assert_eq!(opened.restored.hard_state.get_commit(), 2, "cut at {end}");
+    }
 }
