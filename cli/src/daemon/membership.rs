@@ -206,7 +206,7 @@ impl Membership {
     }
 
     async fn try_follow(&mut self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        if let Some(Some(Ended::Failed(reason))) = ended(self.manager.as_ref()).now_or_never() {
+        if let Some(Some(Ended::Failed { reason, .. })) = ended(self.manager.as_ref()).now_or_never() {
             tracing::error!(reason, "the manager of this node cannot go on");
             self.routes.send_replace(routes(None, &self.executor));
             self.failure = Some(reason);

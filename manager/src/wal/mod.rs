@@ -134,18 +134,10 @@ impl Wal {
         let mut wal = Wal { dir: dir.to_owned(), sealer, segments, hard_state: hard_state.clone() };
         let restored = Restored { hard_state, snapshot: metadata, entries: replay.entries };
         wal.check_continuous(&restored)?;
-        wal.settle()?;
         if !is_marked {
             wal.mark(&restored)?;
         }
         Ok(Opened { wal, member, restored, data })
-    }
-
-    /// Makes durable what was read: whoever wrote it may have been killed before it was, and from here on it
-    /// counts as acknowledged.
-    fn settle(&self) -> Result<(), WalError> {
-        fsx::sync_dir(&self.dir).map_err(|source| WalError::Write { path: self.dir.clone(), source })?;
-        self.segments.sync()
     }
 
     /// Notes the raft snapshot that was found: its writer was interrupted before the log knew. What follows
@@ -438,6 +430,21 @@ pub enum WalError {
     },
 }
 
+impl WalError {
+    /// Whether the log may be usable again later: a disk that is full, or fails to write, may have room or
+    /// work again. Opening checks all that such a failure can leave. Damage stays.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            WalError::Write { .. } => true,
+            WalError::Damaged(_)
+            | WalError::Missing { .. }
+            | WalError::Locked { .. }
+            | WalError::Read { .. } => false,
+        }
+    }
+}
+
 impl Classify for WalError {
     fn kind(&self) -> Kind {
         Kind::Internal
@@ -452,7 +459,8 @@ impl Classify for WalError {
             WalError::Locked { .. } => {
                 Some("restore `swarm-node.key` from the same backup as the log".to_owned())
             }
-            WalError::Read { .. } | WalError::Write { .. } => None,
+            WalError::Write { path, .. } => Some(format!("check free space with `df -h {}`", path.display())),
+            WalError::Read { .. } => None,
         }
     }
 }
