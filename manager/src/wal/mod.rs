@@ -466,4 +466,6 @@ impl Classify for WalError {
 }
 
 #[cfg(test)]
+mod crashes;
+#[cfg(test)]
 mod tests;

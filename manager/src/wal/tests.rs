@@ -7,7 +7,7 @@ use rswarm_manager_core::peer::eraftpb::SnapshotMetadata;
 use std::collections::BTreeSet;
 use std::fs;
 
-fn entry(index: u64, term: u64, size: usize) -> Entry {
+pub(super) fn entry(index: u64, term: u64, size: usize) -> Entry {
     let mut entry = Entry::default();
     entry.set_index(index);
     entry.set_term(term);
@@ -24,11 +24,11 @@ fn entries(indices: std::ops::RangeInclusive<u64>, term: u64) -> Persist {
     Persist { entries, hard_state: Some(hard_state), sync: true, snapshot: None }
 }
 
-fn key() -> WrappingKey {
+pub(super) fn key() -> WrappingKey {
     WrappingKey::derive("a node's key")
 }
 
-fn member() -> Member {
+pub(super) fn member() -> Member {
     Member { raft_id: 7, seeds: Vec::new() }
 }
 
@@ -48,7 +48,7 @@ fn seen(opened: &Opened) -> Vec<(u64, u64)> {
     opened.restored.entries.iter().map(|entry| (entry.get_index(), entry.get_term())).collect()
 }
 
-fn metadata(index: u64, term: u64) -> SnapshotMetadata {
+pub(super) fn metadata(index: u64, term: u64) -> SnapshotMetadata {
     let mut metadata = SnapshotMetadata::default();
     metadata.set_index(index);
     metadata.set_term(term);
@@ -72,7 +72,7 @@ fn full_segment(dir: &Path) -> Wal {
 }
 
 /// How long a segment is when it appears: its header and the first record.
-fn begun(bytes: &[u8]) -> usize {
+pub(super) fn begun(bytes: &[u8]) -> usize {
     let header = frame::FILE_HEADER;
     let body = u32::from_le_bytes(bytes[header..header + 4].try_into().expect("4 bytes"));
     header + frame::FRAME_HEADER + body as usize
