@@ -301,10 +301,11 @@ impl Membership {
     /// Draws the line under a manager that has ended by itself, or that its group has left behind.
     async fn follow_manager(&mut self) -> std::io::Result<()> {
         match ended(self.manager.as_ref()).now_or_never().flatten() {
-            Some(Ended::Failed(reason)) => {
-                tracing::error!(reason, "the manager of this node cannot go on");
+            Some(Ended::Failed { reason, passing }) => {
+                tracing::error!(reason, passing, "the manager of this node cannot go on");
                 self.routes.send_replace(routes(None, &self.executor));
-                self.failure = Some(reason);
+                // Without a failure on record it is started again: a full disk may have room by then.
+                self.failure = (!passing).then_some(reason);
                 self.manager = None;
                 return Ok(());
             }
