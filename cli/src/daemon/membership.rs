@@ -447,7 +447,8 @@ impl Parts {
             }
             Err(error) if returns => {
                 tracing::error!(error = %Chain(&error), "the manager of this node does not start");
-                Ok((None, Some(Chain(&error).to_string())))
+                // One that may pass is tried again as soon as the node has heard from its managers.
+                Ok((None, (!error.may_pass()).then(|| Chain(&error).to_string())))
             }
             Err(error) => Err(error.into()),
         }
