@@ -330,7 +330,7 @@ impl Session {
         kind: assignments::Kind,
         changes: Vec<rswarm_proto::wire::AssignmentChange>,
     ) -> Result<(), End> {
-        // Sequences are raft indices, so that an agent can tell a manager that lags behind the last one.
+        // Sequences are raft indices: they grow from message to message of a session.
         let from = self.sequence.to_string();
         self.sequence = self.sent.version;
         let to = self.sequence.to_string();
