@@ -249,8 +249,8 @@ impl Agent {
                 }
                 self.restart_session();
             }
-            // A newer manager may say things that this node does not know.
-            None => {}
+            // Heartbeats are the session's; and a newer manager may say things that this node does not know.
+            Some(manager_message::Message::HeartbeatAck(_)) | None => {}
         }
     }
 

@@ -1,4 +1,4 @@
-//! What a node does when managers come back from a backup.
+//! What a node does when managers fall silent, change their settings, or come back from a backup.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use rswarm_proto::wire::agent_message::Message as FromAgent;
 use rswarm_proto::wire::dispatcher_server::{Dispatcher, DispatcherServer};
 use rswarm_proto::wire::manager_message::Message as ToAgent;
 use rswarm_proto::wire::{
-    AgentMessage, AssignmentChange, Assignments, ManagerAddr, ManagerMessage, NodeDescription,
+    AgentMessage, AssignmentChange, Assignments, HeartbeatAck, ManagerAddr, ManagerMessage, NodeDescription,
     NodeRole, NodeUpdate, Task, TaskLogsRequest, Welcome, assignment_change, assignments,
 };
 use rswarm_worker::assignments::NetworkView;
@@ -18,7 +18,7 @@ use rswarm_worker::executor::LogStream;
 use rswarm_worker::{Agent, AgentConfig, ExecError, Executor, Started, TaskExit};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
@@ -79,6 +79,10 @@ impl Session {
     async fn hear(&mut self) -> FromAgent {
         let message = timeout(PATIENCE, self.agent.message()).await.expect("in time").expect("a session");
         message.expect("a message").message.expect("not empty")
+    }
+
+    async fn hear_heartbeat(&mut self) {
+        while !matches!(self.hear().await, FromAgent::Heartbeat(_)) {}
     }
 
     async fn welcome(&mut self, update: NodeUpdate) {
@@ -192,6 +196,50 @@ impl Cluster {
             ..NodeUpdate::default()
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_leaves_a_manager_that_no_longer_answers_before_it_counts_as_down() {
+    let mut cluster = Cluster::start(2).await;
+    let (first, mut silent) = cluster.session().await;
+    let update = cluster.update(Duration::from_secs(1));
+    silent.welcome(update.clone()).await;
+    silent.hear_heartbeat().await;
+    silent.say(ToAgent::HeartbeatAck(HeartbeatAck {})).await;
+    // The connection stays, nothing comes over it: a link that drops what it is given looks like this.
+    let heard = Instant::now();
+    let (second, mut session) = cluster.session().await;
+    assert_ne!(first, second);
+    session.welcome(update).await;
+    session.hear_heartbeat().await;
+    let took = heard.elapsed();
+    assert!(took >= Duration::from_secs(2), "one late answer is not silence: {took:?}");
+    assert!(took < Duration::from_secs(5), "a node is down after five periods: {took:?}");
+    cluster.scope.shutdown(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manager_that_never_answers_heartbeats_is_not_left_for_that() {
+    let mut cluster = Cluster::start(2).await;
+    let (_, mut older) = cluster.session().await;
+    older.welcome(cluster.update(Duration::from_millis(100))).await;
+    for _ in 0..30 {
+        older.hear_heartbeat().await;
+    }
+    cluster.scope.shutdown(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_heartbeat_period_holds_at_once() {
+    let mut cluster = Cluster::start(1).await;
+    let (_, mut session) = cluster.session().await;
+    session.welcome(cluster.update(Duration::from_secs(3600))).await;
+    session.hear_heartbeat().await;
+    session.say(ToAgent::Node(cluster.update(Duration::from_millis(100)))).await;
+    for _ in 0..3 {
+        session.hear_heartbeat().await;
+    }
+    cluster.scope.shutdown(PATIENCE).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
