@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use prost::Message;
 use rswarm_base::ipam::Subnet;
 use rswarm_proto::model::service::Mode;
 use rswarm_proto::wire::{
@@ -25,6 +26,9 @@ const MEMORY_MIN: i64 = 4 << 20;
 const DNS_LABEL_MAX: usize = 63;
 /// The prefix length below which a subnet has too few addresses to be of use (as swarmkit).
 const PREFIX_MAX: u8 = 29;
+
+/// Encoded bytes of a spec. Every task has a copy of its service's, and some copies must fit one write.
+const SPEC_BYTES_MAX: usize = 1 << 20;
 
 /// One thing that is wrong with a spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +63,13 @@ impl Findings {
         }
     }
 
+    /// What is too large for the raft log.
+    fn add_size(&mut self, spec: &impl Message) {
+        let bytes = spec.encoded_len();
+        let reason = format!("the spec is too large: it has {bytes} bytes and may have {SPEC_BYTES_MAX}");
+        self.add_if(bytes > SPEC_BYTES_MAX, "", reason);
+    }
+
     fn result(self) -> Result<(), Vec<Problem>> {
         if self.0.is_empty() { Ok(()) } else { Err(self.0) }
     }
@@ -67,6 +78,7 @@ impl Findings {
 /// Checks a service's spec, networks already resolved to ids.
 pub fn service(spec: &ServiceSpec, state: &State) -> Result<(), Vec<Problem>> {
     let mut findings = Findings::default();
+    findings.add_size(spec);
     dns_name(spec.annotations.as_ref(), &mut findings);
     match &spec.task {
         None => findings.add("TaskSpec", "a task spec must be provided"),
@@ -315,6 +327,7 @@ fn check_port(port: &PortConfig, findings: &mut Findings) {
 /// Checks a network's spec.
 pub fn network(spec: &NetworkSpec, state: &State) -> Result<(), Vec<Problem>> {
     let mut findings = Findings::default();
+    findings.add_size(spec);
     let name = spec.annotations.as_ref().map_or("", |annotations| annotations.name.as_str());
     if name.is_empty() {
         findings.add("", "name must be provided");
@@ -384,6 +397,7 @@ fn ipam(config: &IpamConfig, seen: &mut Vec<Subnet>, findings: &mut Findings) {
 /// Checks a node's spec.
 pub fn node(spec: &NodeSpec) -> Result<(), Vec<Problem>> {
     let mut findings = Findings::default();
+    findings.add_size(spec);
     let labels = spec.annotations.as_ref().map(|annotations| &annotations.labels);
     let nameless = labels.is_some_and(|labels| labels.keys().any(String::is_empty));
     findings.add_if(nameless, "", "a label needs a name");
@@ -395,6 +409,7 @@ pub fn cluster(spec: &ClusterSpec) -> Result<(), Vec<Problem>> {
     const HOUR: i64 = 3_600_000_000_000;
     const MILLISECOND: i64 = 1_000_000;
     let mut findings = Findings::default();
+    findings.add_size(spec);
     let name = spec.annotations.as_ref().map_or("", |annotations| annotations.name.as_str());
     findings.add_if(name != "default", "", "swarm spec name must be \"default\"");
     let expiry = spec.node_cert_expiry;
@@ -555,6 +570,14 @@ mod tests {
             with(vec![port(70_000, Host)], Vip),
             ["EndpointSpec: invalid published port 70000: must be at most 65535"]
         );
+    }
+
+    #[test]
+    fn a_spec_that_does_not_fit_the_log_is_refused() {
+        let found = problems(|spec| container(spec).env = vec!["A=".repeat(SPEC_BYTES_MAX)]);
+        assert_eq!(found.len(), 1);
+        assert!(found[0].starts_with("the spec is too large: it has 20"), "{}", found[0]);
+        assert_eq!(problems(|spec| container(spec).env = vec!["A=".repeat(1000)]), Vec::<String>::new());
     }
 
     #[test]
