@@ -314,6 +314,8 @@ fn check_port(port: &PortConfig, findings: &mut Findings) {
     const FIELD: &str = "EndpointSpec";
     let known = matches!(port.protocol.as_str(), "tcp" | "udp" | "sctp");
     findings.add_if(!known, FIELD, format!("invalid protocol '{}'", port.protocol));
+    let reason = format!("port {}/sctp cannot be published: services publish tcp and udp ports", port.target);
+    findings.add_if(port.protocol == "sctp", FIELD, reason);
     let target = (1..=65535).contains(&port.target);
     findings.add_if(
         !target,
@@ -358,9 +360,22 @@ pub fn network(spec: &NetworkSpec, state: &State) -> Result<(), Vec<Problem>> {
             }
         }
     }
-    let v6 = seen.iter().any(|subnet| subnet.address().is_ipv6());
-    findings.add_if(spec.ipv6 && !v6, "", "an IPv6 network needs an IPv6 subnet: give one with --subnet");
+    unavailable(spec, &seen, &mut findings);
     findings.result()
+}
+
+/// What Docker has and nodes of this version cannot do; better refused than promised.
+fn unavailable(spec: &NetworkSpec, subnets: &[Subnet], findings: &mut Findings) {
+    let v6 = spec.ipv6 || subnets.iter().any(|subnet| subnet.address().is_ipv6());
+    let reason =
+        "IPv6 on overlay networks is not available in this version: leave out --ipv6 and IPv6 subnets";
+    findings.add_if(v6, "", reason);
+    // Docker takes the bare option for a yes.
+    let encrypted =
+        spec.options.get("encrypted").is_some_and(|value| !matches!(value.as_str(), "false" | "0"));
+    let reason = "encrypted overlay networks are not available in this version: without `encrypted`, the network's \
+                  traffic between nodes is in clear";
+    findings.add_if(encrypted, "", reason);
 }
 
 fn ipam(config: &IpamConfig, seen: &mut Vec<Subnet>, findings: &mut Findings) {
@@ -573,11 +588,55 @@ mod tests {
     }
 
     #[test]
+    fn sctp_ports_are_refused() {
+        let port = PortConfig { protocol: "sctp".to_owned(), target: 7, ..PortConfig::default() };
+        let endpoint = EndpointSpec { ports: vec![port], ..EndpointSpec::default() };
+        assert_eq!(
+            problems(|spec| spec.endpoint = Some(endpoint)),
+            ["EndpointSpec: port 7/sctp cannot be published: services publish tcp and udp ports"]
+        );
+    }
+
+    #[test]
     fn a_spec_that_does_not_fit_the_log_is_refused() {
         let found = problems(|spec| container(spec).env = vec!["A=".repeat(SPEC_BYTES_MAX)]);
         assert_eq!(found.len(), 1);
         assert!(found[0].starts_with("the spec is too large: it has 20"), "{}", found[0]);
         assert_eq!(problems(|spec| container(spec).env = vec!["A=".repeat(1000)]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_the_data_path_cannot_do_is_refused() {
+        let check = |change: fn(&mut NetworkSpec)| {
+            let annotations = Some(Annotations { name: "net".to_owned(), ..Annotations::default() });
+            let mut spec = NetworkSpec { annotations, ..NetworkSpec::default() };
+            change(&mut spec);
+            let found = network(&spec, &World::new(1).state).err().unwrap_or_default();
+            found
+                .iter()
+                .map(|problem| problem.to_string().chars().take(32).collect())
+                .collect::<Vec<String>>()
+        };
+        let v6 = ["IPv6 on overlay networks is not "];
+        assert_eq!(check(|spec| spec.ipv6 = true), v6);
+        assert_eq!(
+            check(|spec| {
+                let subnet = "fd00:1::/64".to_owned();
+                spec.ipam = vec![IpamConfig { subnet, ..IpamConfig::default() }];
+            }),
+            v6
+        );
+        let encrypted = ["encrypted overlay networks are n"];
+        assert_eq!(check(|spec| drop(spec.options.insert("encrypted".to_owned(), String::new()))), encrypted);
+        assert_eq!(
+            check(|spec| drop(spec.options.insert("encrypted".to_owned(), "false".to_owned()))),
+            Vec::<String>::new()
+        );
+        assert_eq!(
+            check(|spec| drop(spec.options.insert("mtu".to_owned(), "1400".to_owned()))),
+            Vec::<String>::new(),
+            "Docker ignores options that it does not know"
+        );
     }
 
     #[test]
