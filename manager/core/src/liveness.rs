@@ -51,7 +51,7 @@ impl Reconciler for Liveness {
             }
         }
         for node_id in view.nodes_with_tasks() {
-            orphan(view, node_id, env.now, &mut plan);
+            orphan(view, node_id, env, &mut plan);
         }
         plan
     }
@@ -103,12 +103,13 @@ fn with_state(node: &Node, state: NodeState, now: Timestamp) -> Node {
 }
 
 /// Gives up tasks on a node that is no longer listed, or was down for very long.
-fn orphan(view: &State, node_id: &str, now: Timestamp, plan: &mut Plan) {
+fn orphan(view: &State, node_id: &str, env: &Env<'_>, plan: &mut Plan) {
+    let now = env.now;
     let given_up_at = match view.node(node_id) {
         None => now,
         Some(node) if node_state(node) == NodeState::Down => {
             let since = node.status.as_ref().map_or(0, |status| status.changed_at);
-            Timestamp(since).after(ORPHANED_AFTER)
+            env.past(Timestamp(since)).after(ORPHANED_AFTER)
         }
         Some(_) => return,
     };

@@ -41,6 +41,15 @@ pub struct Env<'a> {
     pub leader_since: Timestamp,
 }
 
+impl Env<'_> {
+    /// A stored time that a leader's clock gave, as this leader can reckon with it. What seems to lie ahead
+    /// was told by another leader's clock, and happened before this one led.
+    #[must_use]
+    pub fn past(&self, at: Timestamp) -> Timestamp {
+        if at > self.now { self.leader_since } else { at }
+    }
+}
+
 /// What a reconciler wants to be done.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Plan {
