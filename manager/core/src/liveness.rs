@@ -19,8 +19,9 @@ const SUSPECT_AFTER: u32 = 2;
 /// Heartbeat periods without one until a node's tasks are replaced.
 const DOWN_AFTER: u32 = 5;
 /// Heartbeat periods that are added for nodes that a new leader has not heard of, and for all nodes after the
-/// cluster's settings changed: agents take that long to find a leader, or to learn of a shorter period.
-const GRACE: u32 = 2;
+/// cluster's settings changed: agents take less than with it to find a leader, or to learn of a shorter period.
+/// No more, so that a leader's own node, when it dies, is replaced in time: an election comes first.
+const GRACE: u32 = 1;
 /// How long tasks of a node that is down may still run there, for all anyone knows (as swarmkit).
 const ORPHANED_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -169,7 +170,7 @@ mod tests {
         world.heartbeats.clear();
         world.leader_since = world.now;
         world.cut.extend(["n1", "n2", "n3"].map(str::to_owned));
-        world.run(Duration::from_secs(6));
+        world.run(Duration::from_secs(5));
         world.cut.clear();
         world.run(Duration::from_secs(2));
         let after: Vec<String> = world.live(&id).iter().map(|task| task.id.clone()).collect();
@@ -196,7 +197,7 @@ mod tests {
         world.run(Duration::from_secs(20));
         assert_eq!(state_of(&world, "n1"), NodeState::ReadyNode);
         period(&mut world, 1);
-        world.run(Duration::from_secs(3));
+        world.run(Duration::from_secs(2));
         assert_eq!(state_of(&world, "n1"), NodeState::ReadyNode);
         world.cut.clear();
         world.run(Duration::from_secs(2));
