@@ -272,7 +272,13 @@ impl Membership {
             let membership = self.agent.membership.borrow();
             (membership.update.clone(), membership.manager.clone())
         };
-        let Some(update) = update else { return Ok(()) };
+        let Some(update) = update else {
+            // A manager may be all the managers that there are: it does not wait to hear from one.
+            if self.role() == NodeRole::Manager && self.manager.is_none() && self.failure.is_none() {
+                self.become_manager().await?;
+            }
+            return Ok(());
+        };
         if !update.root_pem.is_empty() && update.root_pem != self.identity.credentials().root_pem {
             self.identity.set_roots(&update.root_pem)?;
             self.identity.save(&self.paths.certificates())?;
