@@ -16,7 +16,7 @@ use crate::config::{ContainerConfig, RestartName};
 use crate::container::actor::Actor;
 use crate::container::record::Record;
 use crate::container::wiring::{self, Mode};
-use crate::container::{Container, MountKind, MountPoint, State, launch, logfile};
+use crate::container::{Container, MountKind, MountPoint, Recursion, State, launch, logfile};
 use crate::engine::Created;
 use crate::error::{Cause, CreateError, FileError, NameError};
 use crate::files::{self, ResolvConf};
@@ -44,7 +44,8 @@ pub(crate) async fn create(
         return Err(CreateError::Invalid("no command specified".to_owned()));
     };
     check(shared, &config)?;
-    let warnings = warnings(&config);
+    let mut warnings = warnings(&config);
+    warnings.extend(spec::discard_unsupported(&mut config.resources, &shared.host.support));
     let endpoints = wiring::endpoints(shared, &id, &reservation.name, &config)?;
     let container = Container {
         dir: shared.containers_dir().join(&id),
@@ -180,12 +181,8 @@ fn check_modes(config: &ContainerConfig) -> Result<(), CreateError> {
         return conflict("hostname and the UTS mode");
     }
     match spec.ipc_mode.as_str() {
-        "" | "private" | "host" | "none" => {}
-        // Its /dev/shm would have to be a mount of the machine, which containers here never are.
-        "shareable" => return Err(CreateError::Invalid("ipc mode shareable is not supported".to_owned())),
-        mode if mode.starts_with("container:") => {
-            return Err(CreateError::Invalid(format!("ipc mode {mode} is not supported")));
-        }
+        "" | "private" | "shareable" | "host" | "none" => {}
+        mode if mode.strip_prefix("container:").is_some_and(|name| !name.is_empty()) => {}
         mode => return invalid("IPC", mode),
     }
     if !matches!(spec.pid_mode.as_str(), "" | "private" | "host") && !spec.pid_mode.starts_with("container:")
@@ -228,6 +225,14 @@ fn check_mounts(mounts: &[Mount]) -> Result<(), CreateError> {
         }
         if !PROPAGATIONS.contains(&mount.propagation.as_str()) {
             return wrong(format!("invalid propagation mode: {}", mount.propagation));
+        }
+        // A container's mounts are made below its shim's, which take the host's but do not give theirs.
+        if matches!(mount.propagation.as_str(), "shared" | "rshared") {
+            return wrong(format!(
+                "bind propagation {} is not supported: mounts made in the container would not reach the host; \
+                 use rslave for mounts made on the host",
+                mount.propagation
+            ));
         }
         if !targets.insert(target.clone()) {
             return Err(CreateError::Invalid(format!("Duplicate mount point: {target}")));
@@ -344,6 +349,7 @@ fn resolve(shared: &Shared, container: &Container, asked: &Mount) -> Result<Moun
         writable: !asked.read_only,
         propagation: String::new(),
         anonymous: false,
+        recursion: recursion(asked),
     };
     match asked.r#type() {
         mount::Type::Tmpfs => {}
@@ -367,6 +373,15 @@ fn resolve(shared: &Shared, container: &Container, asked: &Mount) -> Result<Moun
         }
     }
     Ok(point)
+}
+
+fn recursion(asked: &Mount) -> Recursion {
+    match asked.recursion() {
+        mount::Recursion::Enabled => Recursion::Enabled,
+        mount::Recursion::Disabled => Recursion::Disabled,
+        mount::Recursion::Writable => Recursion::Writable,
+        mount::Recursion::Readonly => Recursion::Readonly,
+    }
 }
 
 fn volume_of(asked: &Mount) -> VolumeCreate {

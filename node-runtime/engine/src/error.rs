@@ -318,6 +318,9 @@ pub enum ControlError {
     /// The request is wrong.
     #[error("{0}")]
     Invalid(String),
+    /// It could not be done, in one sentence.
+    #[error("{0}")]
+    Failed(String),
     /// The new name cannot be had.
     #[error(transparent)]
     Name(#[from] NameError),
@@ -345,6 +348,7 @@ impl Classify for ControlError {
             ControlError::AlreadyStopped(_) => Kind::NotModified,
             ControlError::NotRunning(_) | ControlError::Conflict(_) => Kind::Conflict,
             ControlError::Invalid(_) => Kind::InvalidArgument,
+            ControlError::Failed(_) => Kind::Internal,
             ControlError::Name(error) => error.kind(),
             ControlError::Start(error) => error.kind(),
             ControlError::Below(error) => error.kind(),
@@ -362,6 +366,7 @@ impl Classify for ControlError {
             | ControlError::NotRunning(_)
             | ControlError::Conflict(_)
             | ControlError::Invalid(_)
+            | ControlError::Failed(_)
             | ControlError::Name(_) => None,
         }
     }

@@ -25,6 +25,7 @@ mod registry;
 mod shared;
 mod signal;
 mod spec;
+pub mod top;
 pub mod volume;
 
 pub use config::{ContainerConfig, EndpointConfig, EngineConfig, RestartName, RestartPolicy};

@@ -23,7 +23,7 @@ pub mod seccomp;
 pub mod spec;
 mod sys;
 mod terminal;
-mod user;
+pub mod user;
 
 pub use confine::hard_limit;
 pub use create::{Create, Created, create};

@@ -7,10 +7,12 @@ use rswarm_proto::model::container::ResourceLimits;
 use tokio::sync::oneshot;
 
 use super::{AttachStream, Engine};
+use crate::blocking::blocking;
 use crate::config::{ContainerConfig, RestartPolicy};
 use crate::container::{Container, Request, Status};
 use crate::error::{ControlError, CreateError, LogsError, LookupError, RemoveError, StartError};
 use crate::logs::{self, LogOptions, LogStream};
+use crate::top::{self, Top};
 use crate::{create, names, signal};
 
 /// A container that was created.
@@ -256,6 +258,31 @@ impl Engine {
     /// When it is paused or between two runs.
     pub async fn attach(&self, reference: &str) -> Result<Attachment, ControlError> {
         self.find(reference)?.ask(Request::Attach).await?
+    }
+
+    /// The processes of a running container, as `ps` with these arguments would show them.
+    ///
+    /// # Errors
+    /// When it does not run, or `ps` would refuse the arguments.
+    pub async fn top(&self, reference: &str, arguments: &str) -> Result<Top, ControlError> {
+        let container = self.find(reference)?.container();
+        match container.state.status {
+            Status::Running | Status::Paused => {}
+            Status::Restarting => {
+                return Err(ControlError::Conflict(format!(
+                    "Container {} is restarting, wait until the container is running",
+                    container.id
+                )));
+            }
+            Status::Created | Status::Removing | Status::Exited | Status::Dead => {
+                return Err(ControlError::NotRunning(container.id.clone()));
+            }
+        }
+        let (cgroup, arguments) = (self.shared.cgroup(&container.id), arguments.to_owned());
+        let top =
+            blocking(move || top::of_cgroup(&cgroup, &arguments)).await.map_err(ControlError::Failed)?;
+        self.shared.event(&container, "top", &[]);
+        Ok(top)
     }
 
     /// Sets the size of a running container's terminal.

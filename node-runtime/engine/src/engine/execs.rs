@@ -6,6 +6,7 @@ use rswarm_shim::client::Shim;
 use tokio::sync::oneshot;
 
 use super::Engine;
+use crate::blocking::blocking;
 use crate::container::{Container, Request};
 use crate::error::{Cause, ExecError};
 use crate::exec::{self, Exec, ExecConfig, ExecStream};
@@ -23,8 +24,12 @@ impl Engine {
         }
         handle.ask(Request::Shim).await??;
         let container = handle.container();
+        if !config.user.is_empty() {
+            let (pid, user) = (container.state.pid, config.user.clone());
+            blocking(move || exec::check_user(pid, &user)).await.map_err(ExecError::Invalid)?;
+        }
         let exec = self.shared.execs.create(&container.id, config);
-        self.exec_event(&container, "exec_create", &exec, &[]);
+        self.shared.exec_event(&container, "exec_create", &exec.id, &exec.config.command);
         Ok(exec.id)
     }
 
@@ -51,7 +56,7 @@ impl Engine {
             }
         };
         self.shared.execs.started(id, started.pid, shim.clone());
-        self.exec_event(&container, "exec_start", &exec, &[]);
+        self.shared.exec_event(&container, "exec_start", id, &exec.config.command);
         let ended = self.watch_exec(shim, container, exec);
         Ok(ExecStream::new(stream, ended))
     }
@@ -64,6 +69,20 @@ impl Engine {
         self.shared.execs.get(id)
     }
 
+    /// The execs of a container that have not ended.
+    #[must_use]
+    pub fn exec_ids(&self, container_id: &str) -> Vec<String> {
+        self.shared.execs.of(container_id)
+    }
+
+    /// Announces that a client let go of an exec by its detach keys.
+    pub fn exec_detached(&self, id: &str) {
+        let Ok(exec) = self.shared.execs.get(id) else { return };
+        if let Ok(handle) = self.find(&exec.container_id) {
+            self.shared.event(&handle.container(), "exec_detach", &[("execID", exec.id)]);
+        }
+    }
+
     /// Sets the size of an exec's terminal.
     ///
     /// # Errors
@@ -71,15 +90,6 @@ impl Engine {
     pub async fn exec_resize(&self, id: &str, width: u16, height: u16) -> Result<(), ExecError> {
         let shim = self.shared.execs.shim(id)?;
         Ok(shim.exec_resize(id, width, height).await.map_err(Cause::new)?)
-    }
-
-    /// `exec_create` and `exec_start` carry the command line in the action, as Docker's do.
-    fn exec_event(&self, container: &Container, action: &str, exec: &Exec, more: &[(&str, String)]) {
-        let command = exec.config.command.join(" ");
-        let action = if action == "exec_die" { action.to_owned() } else { format!("{action}: {command}") };
-        let mut more = more.to_vec();
-        more.push(("execID", exec.id.clone()));
-        self.shared.event(container, &action, &more);
     }
 
     /// Keeps an exec's exit code, for as long as it can be asked about; what is returned resolves then.
@@ -96,7 +106,7 @@ impl Engine {
             engine.shared.execs.ended(&exec.id, code);
             // The client may have gone away.
             let _ = known.send(());
-            engine.exec_event(&container, "exec_die", &exec, &[("exitCode", code.to_string())]);
+            engine.shared.exec_died(&container, &exec.id, code);
         });
         ended
     }
