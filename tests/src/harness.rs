@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,6 +16,15 @@ use crate::traces;
 /// How often a condition is looked at again; the deadline is what matters.
 const POLL: Duration = Duration::from_millis(50);
 
+/// Waits until no other test of this program runs a cluster. Clusters of several tests at once would only
+/// measure how busy the machine is. The clock of a test starts after this.
+#[must_use]
+pub fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    // A test that failed has cleaned up as well.
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Hosts on one network, 10.99.0.0/24.
 pub struct Lab {
     /// Names everything that the lab makes: `rswarm-it-PID-N`.
@@ -23,16 +33,18 @@ pub struct Lab {
     pub dir: PathBuf,
     /// The hosts, in order of their addresses.
     pub hosts: Vec<Host>,
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl Lab {
     /// `count` hosts with a running daemon each.
     pub fn start(count: u8) -> Result<Lab> {
         static LABS: AtomicU32 = AtomicU32::new(0);
+        let turn = turn();
         let name = format!("rswarm-it-{}-{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
         let dir = std::env::temp_dir().join(&name);
         std::fs::create_dir_all(&dir)?;
-        let mut lab = Lab { name, dir, hosts: Vec::new() };
+        let mut lab = Lab { name, dir, hosts: Vec::new(), _turn: turn };
         lab.make_switch()?;
         for number in 1..=count {
             lab.add_host(number)?;

@@ -1,0 +1,166 @@
+//! Why requests are refused, with Docker's status and a way out.
+
+use std::fmt;
+
+use rswarm_base::{Classify, Kind};
+use rswarm_proto::wire::ObjectKind;
+
+use crate::apply::noun;
+use crate::validate::Problem;
+
+/// Why a request was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ControlError {
+    /// The spec is wrong in these ways.
+    #[error("{}", Joined(.0))]
+    Invalid(Vec<Problem>),
+    /// The request lacks what it needs.
+    #[error("{0}")]
+    Incomplete(&'static str),
+    /// Nothing has this id, name or prefix.
+    #[error("{} {reference} not found", noun(*.kind))]
+    NotFound {
+        /// What was looked for.
+        kind: ObjectKind,
+        /// How the user called it.
+        reference: String,
+    },
+    /// Several objects have this name or prefix.
+    #[error("{} {reference} is ambiguous (2 matches found)", noun(*.kind))]
+    Ambiguous {
+        /// What was looked for.
+        kind: ObjectKind,
+        /// How the user called it.
+        reference: String,
+    },
+    /// The name is taken.
+    #[error("name conflicts with an existing object: {} {name} already exists", noun(*.kind))]
+    NameTaken {
+        /// The kind of both.
+        kind: ObjectKind,
+        /// The name.
+        name: String,
+    },
+    /// The object has changed since it was read.
+    #[error("update out of sequence")]
+    OutOfSequence,
+    /// A published port belongs to another service.
+    #[error("port '{port}' is already in use by service '{service}' ({id})")]
+    PortTaken {
+        /// The port.
+        port: u32,
+        /// The other service's name.
+        service: String,
+        /// The other service's id.
+        id: String,
+    },
+    /// The routing mesh is not there yet.
+    #[error("port {0} cannot be published in ingress mode: this is not supported yet")]
+    IngressPort(u32),
+    /// An ingress network was asked for.
+    #[error("an ingress network is not supported yet")]
+    IngressNetwork,
+    /// A service keeps its mode.
+    #[error("service mode change is not allowed")]
+    ModeChange,
+    /// A service keeps its name.
+    #[error("renaming services is not supported")]
+    Rename,
+    /// There is nothing to roll back to.
+    #[error("service {0} does not have a previous spec")]
+    NoPreviousSpec(String),
+    /// Something still uses the network.
+    #[error("network {network} is in use by {user}")]
+    NetworkInUse {
+        /// The network's id.
+        network: String,
+        /// What uses it.
+        user: String,
+    },
+    /// A manager must become a worker before it is removed.
+    #[error(
+        "node {0} is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal"
+    )]
+    IsManager(String),
+    /// The node still answers.
+    #[error("node {0} is not down and can't be removed")]
+    NodeUp(String),
+    /// A cluster needs a manager.
+    #[error("attempting to demote the last manager of the swarm (1 of 1)")]
+    LastManager,
+    /// Without this member, too few would be left that answer.
+    #[error(
+        "can't remove member from the raft: this would result in a loss of quorum ({reachable} of the {left} other managers are reachable, {needed} are needed)"
+    )]
+    QuorumLoss {
+        /// Members that would be left.
+        left: usize,
+        /// Those of them that answer.
+        reachable: usize,
+        /// How many must answer.
+        needed: usize,
+    },
+}
+
+struct Joined<'a>(&'a [Problem]);
+
+impl fmt::Display for Joined<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, problem) in self.0.iter().enumerate() {
+            let separator = if position == 0 { "" } else { "; " };
+            write!(f, "{separator}{problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Classify for ControlError {
+    fn kind(&self) -> Kind {
+        match self {
+            ControlError::Invalid(_)
+            | ControlError::Incomplete(_)
+            | ControlError::Ambiguous { .. }
+            | ControlError::ModeChange
+            | ControlError::Rename
+            | ControlError::PortTaken { .. } => Kind::InvalidArgument,
+            ControlError::NotFound { .. } => Kind::NotFound,
+            ControlError::NameTaken { .. } => Kind::Conflict,
+            ControlError::IngressPort(_) | ControlError::IngressNetwork => Kind::NotImplemented,
+            ControlError::OutOfSequence
+            | ControlError::NoPreviousSpec(_)
+            | ControlError::NetworkInUse { .. }
+            | ControlError::IsManager(_)
+            | ControlError::NodeUp(_)
+            | ControlError::LastManager
+            | ControlError::QuorumLoss { .. } => Kind::FailedPrecondition,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            ControlError::OutOfSequence => "read the object again and repeat the change on it".to_owned(),
+            ControlError::IngressPort(port) => {
+                format!(
+                    "publish it on the nodes themselves: --publish mode=host,target={port},published={port}"
+                )
+            }
+            ControlError::IsManager(node) => format!("run `rswarm node demote {node}` first"),
+            ControlError::NodeUp(node) => {
+                format!("stop the node or let it leave first, or run `rswarm node rm --force {node}`")
+            }
+            ControlError::LastManager => "promote another node first".to_owned(),
+            ControlError::QuorumLoss { .. } => "bring the unreachable managers back first".to_owned(),
+            ControlError::Ambiguous { .. } => "use the whole id".to_owned(),
+            ControlError::Invalid(_)
+            | ControlError::Incomplete(_)
+            | ControlError::NotFound { .. }
+            | ControlError::NameTaken { .. }
+            | ControlError::PortTaken { .. }
+            | ControlError::IngressNetwork
+            | ControlError::ModeChange
+            | ControlError::Rename
+            | ControlError::NoPreviousSpec(_)
+            | ControlError::NetworkInUse { .. } => return None,
+        })
+    }
+}

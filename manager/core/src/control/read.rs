@@ -1,0 +1,123 @@
+//! Finding objects by what users call them, and showing them.
+
+use std::sync::Arc;
+
+use rswarm_proto::model::object::Stored;
+use rswarm_proto::wire::{Network, Node, Object, ObjectKind, Service, ServiceSpec, object};
+
+use super::ControlError;
+use crate::state::{AnyObject, State};
+
+/// One object by id, exact name, or unique id prefix, in this order.
+pub fn get(state: &State, kind: ObjectKind, reference: &str) -> Result<AnyObject, ControlError> {
+    let not_found = || ControlError::NotFound { kind, reference: reference.to_owned() };
+    if let Some(object) = state.get(kind, reference).filter(is_visible) {
+        return Ok(object);
+    }
+    if let Some(object) = named(state, kind, reference)? {
+        return Ok(object);
+    }
+    if reference.is_empty() {
+        return Err(not_found());
+    }
+    let matches = state.ids_with_prefix(kind, reference);
+    match matches.as_slice() {
+        [id] => state.get(kind, id).filter(is_visible).ok_or_else(not_found),
+        [] => Err(not_found()),
+        _ => Err(ControlError::Ambiguous { kind, reference: reference.to_owned() }),
+    }
+}
+
+fn named(state: &State, kind: ObjectKind, name: &str) -> Result<Option<AnyObject>, ControlError> {
+    Ok(match kind {
+        ObjectKind::Service => state.service_named(name).cloned().map(AnyObject::Service),
+        ObjectKind::Network => state.network_named(name).cloned().map(AnyObject::Network),
+        ObjectKind::Cluster => {
+            state.cluster().filter(|cluster| cluster.name() == name).cloned().map(AnyObject::Cluster)
+        }
+        ObjectKind::Node => {
+            let mut nodes = state.nodes_named(name);
+            match (nodes.next(), nodes.next()) {
+                (node, None) => node.cloned().map(AnyObject::Node),
+                (_, Some(_)) => return Err(ControlError::Ambiguous { kind, reference: name.to_owned() }),
+            }
+        }
+        ObjectKind::Task => None,
+    })
+}
+
+/// All objects of a kind that users may see: those that are being deleted are not among them.
+#[must_use]
+pub fn list(state: &State, kind: ObjectKind) -> Vec<AnyObject> {
+    let objects: Vec<AnyObject> = match kind {
+        ObjectKind::Cluster => state.cluster().into_iter().cloned().map(AnyObject::Cluster).collect(),
+        ObjectKind::Node => state.nodes().cloned().map(AnyObject::Node).collect(),
+        ObjectKind::Service => state.services().cloned().map(AnyObject::Service).collect(),
+        ObjectKind::Task => state.tasks().cloned().map(AnyObject::Task).collect(),
+        ObjectKind::Network => state.networks().cloned().map(AnyObject::Network).collect(),
+    };
+    objects.into_iter().filter(is_visible).collect()
+}
+
+fn is_visible(object: &AnyObject) -> bool {
+    match object {
+        AnyObject::Service(service) => !service.pending_delete,
+        AnyObject::Network(network) => !network.pending_delete,
+        AnyObject::Cluster(_) | AnyObject::Node(_) | AnyObject::Task(_) => true,
+    }
+}
+
+/// An object as a reply shows it: without the root's key and without registry credentials.
+#[must_use]
+pub fn shown(object: &AnyObject) -> Object {
+    let mut shown = object.to_object();
+    match &mut shown.object {
+        Some(object::Object::Cluster(cluster)) => {
+            if let Some(root) = &mut cluster.root_ca {
+                root.key_pem.clear();
+            }
+        }
+        Some(object::Object::Service(service)) => {
+            let specs = [service.spec.as_mut(), service.previous_spec.as_mut()];
+            specs.into_iter().flatten().for_each(forget_auth);
+        }
+        Some(object::Object::Task(task)) => {
+            if let Some(container) = task.spec.as_mut().and_then(|spec| spec.container.as_mut()) {
+                container.registry_auth.clear();
+            }
+        }
+        Some(object::Object::Node(_) | object::Object::Network(_)) | None => {}
+    }
+    shown
+}
+
+fn forget_auth(spec: &mut ServiceSpec) {
+    if let Some(auth) = registry_auth(spec) {
+        auth.clear();
+    }
+}
+
+pub(super) fn registry_auth(spec: &mut ServiceSpec) -> Option<&mut String> {
+    Some(&mut spec.task.as_mut()?.container.as_mut()?.registry_auth)
+}
+
+pub(super) fn find_service(state: &State, reference: &str) -> Result<Arc<Service>, ControlError> {
+    match get(state, ObjectKind::Service, reference)? {
+        AnyObject::Service(service) => Ok(service),
+        _ => Err(ControlError::NotFound { kind: ObjectKind::Service, reference: reference.to_owned() }),
+    }
+}
+
+pub(super) fn find_node(state: &State, reference: &str) -> Result<Arc<Node>, ControlError> {
+    match get(state, ObjectKind::Node, reference)? {
+        AnyObject::Node(node) => Ok(node),
+        _ => Err(ControlError::NotFound { kind: ObjectKind::Node, reference: reference.to_owned() }),
+    }
+}
+
+pub(super) fn find_network(state: &State, reference: &str) -> Result<Arc<Network>, ControlError> {
+    match get(state, ObjectKind::Network, reference)? {
+        AnyObject::Network(network) => Ok(network),
+        _ => Err(ControlError::NotFound { kind: ObjectKind::Network, reference: reference.to_owned() }),
+    }
+}

@@ -1,0 +1,161 @@
+//! Services: new, changed, rolled back, removed.
+
+use rswarm_base::{IdGen, Timestamp};
+use rswarm_proto::model::object::Stored;
+use rswarm_proto::wire::{
+    CreateServiceRequest, ObjectKind, RemoveRequest, Service, ServiceSpec, UpdateServiceRequest,
+    UpdateStatus, port_config, service_spec, update_service_request, update_status,
+};
+
+use super::read::{find_network, find_service, registry_auth};
+use super::{ControlError, Decision, check_version, decided, valid};
+use crate::allocate::NODE_NETWORKS;
+use crate::reconcile::Plan;
+use crate::state::State;
+use crate::validate;
+
+/// A new service.
+pub fn create_service(state: &State, request: &CreateServiceRequest, ids: &mut IdGen) -> Decision {
+    let spec = request.spec.clone().ok_or(ControlError::Incomplete("a service spec must be provided"))?;
+    let spec = admitted(state, spec, "")?;
+    let name = spec.annotations.as_ref().map_or("", |annotations| annotations.name.as_str());
+    if state.service_named(name).is_some() {
+        return Err(ControlError::NameTaken { kind: ObjectKind::Service, name: name.to_owned() });
+    }
+    let id = ids.cluster_id();
+    let mut plan = Plan::default();
+    plan.create(Service { id: id.clone(), spec: Some(spec), ..Service::default() });
+    decided(plan, &id, ids)
+}
+
+/// The spec as it is stored, or why it cannot be. `own_id` is the service that it is for.
+fn admitted(state: &State, mut spec: ServiceSpec, own_id: &str) -> Result<ServiceSpec, ControlError> {
+    if spec.mode.is_none() {
+        let replicated = rswarm_proto::wire::Replicated { replicas: 1 };
+        spec.mode = Some(service_spec::Mode::Replicated(replicated));
+    }
+    for port in spec.endpoint.iter_mut().flat_map(|endpoint| &mut endpoint.ports) {
+        if port.protocol.is_empty() {
+            port.protocol = "tcp".to_owned();
+        }
+    }
+    for config in spec.task.iter_mut().flat_map(|task| &mut task.networks) {
+        // What cannot be resolved stays as it is, for `validate` to complain about with everything else.
+        if !NODE_NETWORKS.contains(&config.target.as_str())
+            && let Ok(network) = find_network(state, &config.target)
+        {
+            config.target.clone_from(&network.id);
+        }
+    }
+    valid(validate::service(&spec, state))?;
+    check_ports(state, &spec, own_id)?;
+    Ok(spec)
+}
+
+/// Ports in ingress mode belong to the whole cluster; one in host mode may be had by many services, on
+/// different nodes.
+fn check_ports(state: &State, spec: &ServiceSpec, own_id: &str) -> Result<(), ControlError> {
+    let ingress = |spec: &ServiceSpec| {
+        let ports = spec.endpoint.as_ref().map(|endpoint| endpoint.ports.clone()).unwrap_or_default();
+        ports.into_iter().filter(|port| port.mode() == port_config::Mode::Ingress).collect::<Vec<_>>()
+    };
+    let wanted = ingress(spec);
+    for other in state.services().filter(|other| other.id != own_id && !other.pending_delete) {
+        for taken in other.spec.as_ref().map(ingress).unwrap_or_default() {
+            let same = |port: &&rswarm_proto::wire::PortConfig| {
+                port.published != 0 && port.published == taken.published && port.protocol == taken.protocol
+            };
+            if let Some(port) = wanted.iter().find(same) {
+                return Err(ControlError::PortTaken {
+                    port: port.published,
+                    service: other.name().to_owned(),
+                    id: other.id.clone(),
+                });
+            }
+        }
+    }
+    wanted.first().map_or(Ok(()), |port| Err(ControlError::IngressPort(port.target)))
+}
+
+/// Another spec for a service, or its previous one again.
+pub fn update_service(
+    state: &State,
+    request: &UpdateServiceRequest,
+    now: Timestamp,
+    ids: &mut IdGen,
+) -> Decision {
+    let stored = find_service(state, &request.id)?;
+    check_version(stored.as_ref(), request.version)?;
+    let mut service = Service::clone(&stored);
+    match request.rollback() {
+        update_service_request::Rollback::Previous => roll_back(state, &mut service, now)?,
+        update_service_request::Rollback::None => {
+            let spec =
+                request.spec.clone().ok_or(ControlError::Incomplete("a service spec must be provided"))?;
+            respecify(state, &mut service, spec, request.registry_auth_from_previous)?;
+        }
+    }
+    let mut plan = Plan::default();
+    plan.update(service);
+    decided(plan, &stored.id, ids)
+}
+
+fn roll_back(state: &State, service: &mut Service, now: Timestamp) -> Result<(), ControlError> {
+    let missing = || ControlError::NoPreviousSpec(service.id.clone());
+    let previous = service.previous_spec.take().ok_or_else(missing)?;
+    valid(validate::service(&previous, state))?;
+    check_ports(state, &previous, &service.id)?;
+    service.previous_spec = service.spec.replace(previous);
+    service.update_status = Some(UpdateStatus {
+        state: update_status::State::RollbackStarted.into(),
+        started_at: now.0,
+        completed_at: 0,
+        message: "manually requested rollback".to_owned(),
+    });
+    Ok(())
+}
+
+fn respecify(
+    state: &State,
+    service: &mut Service,
+    mut spec: ServiceSpec,
+    auth_from_previous: bool,
+) -> Result<(), ControlError> {
+    keep_auth(service, &mut spec, auth_from_previous);
+    let spec = admitted(state, spec, &service.id)?;
+    let old = service.spec.clone().unwrap_or_default();
+    let mode = |spec: &ServiceSpec| spec.mode.as_ref().map(std::mem::discriminant);
+    if mode(&spec) != mode(&old) {
+        return Err(ControlError::ModeChange);
+    }
+    let name = |spec: &ServiceSpec| spec.annotations.as_ref().map(|annotations| annotations.name.clone());
+    if name(&spec) != name(&old) {
+        return Err(ControlError::Rename);
+    }
+    if spec != old {
+        service.previous_spec = Some(old);
+    }
+    service.spec = Some(spec);
+    // A paused update goes on, one that is under way begins anew.
+    service.update_status = None;
+    Ok(())
+}
+
+/// Without credentials of its own, the new spec keeps those that the service has, or had before.
+fn keep_auth(service: &Service, spec: &mut ServiceSpec, from_previous: bool) {
+    let source = if from_previous { service.previous_spec.clone() } else { service.spec.clone() };
+    let kept = source.and_then(|mut source| registry_auth(&mut source).cloned()).unwrap_or_default();
+    if let Some(auth) = registry_auth(spec)
+        && auth.is_empty()
+    {
+        *auth = kept;
+    }
+}
+
+/// The end of a service: it is gone for users at once, and deleted when its tasks have stopped.
+pub fn remove_service(state: &State, request: &RemoveRequest, ids: &mut IdGen) -> Decision {
+    let service = find_service(state, &request.id)?;
+    let mut plan = Plan::default();
+    plan.update(Service { pending_delete: true, ..Service::clone(&service) });
+    decided(plan, &service.id, ids)
+}

@@ -1,0 +1,286 @@
+//! Requests on a world in memory, and what users are told.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rswarm_base::{Classify, Kind};
+use rswarm_proto::wire::{
+    Cluster, CreateServiceRequest, EndpointSpec, LeaveManagerRequest, NodeAvailability, NodeRole, NodeSpec,
+    ObjectKind, PortConfig, RemoveRequest, RootCa, Service, ServiceSpec, UpdateClusterRequest,
+    UpdateNodeRequest, UpdateServiceRequest, object, port_config, service_spec, update_service_request,
+    update_status,
+};
+
+use super::read::registry_auth;
+use super::*;
+use crate::peer::Member;
+use crate::state::AnyObject;
+use crate::world::{World, attach, set_image, spec};
+
+fn text<T>(result: Result<T, ControlError>) -> String {
+    result.map_or_else(|error| error.to_string(), |_| "done".to_owned())
+}
+
+fn create(world: &mut World, spec: ServiceSpec) -> Result<String, ControlError> {
+    let request = CreateServiceRequest { spec: Some(spec) };
+    world.control(|state, _, ids| create_service(state, &request, ids))
+}
+
+fn update(world: &mut World, request: UpdateServiceRequest) -> Result<String, ControlError> {
+    world.control(|state, now, ids| update_service(state, &request, now, ids))
+}
+
+fn published(mode: port_config::Mode) -> ServiceSpec {
+    let protocol = "tcp".to_owned();
+    let port =
+        PortConfig { protocol, target: 80, published: 8080, mode: mode.into(), ..PortConfig::default() };
+    let endpoint = EndpointSpec { ports: vec![port], ..EndpointSpec::default() };
+    ServiceSpec { endpoint: Some(endpoint), ..spec("web", 1) }
+}
+
+#[test]
+fn references_are_ids_names_or_unique_prefixes() {
+    let mut world = World::new(11);
+    let id = world.create(spec("web", 1));
+    for reference in [id.as_str(), "web", &id[..9]] {
+        assert_eq!(
+            get(&world.state, ObjectKind::Service, reference).map(|found| found.key().1.to_owned()),
+            Ok(id.clone())
+        );
+    }
+    let node = |reference: &str| text(get(&world.state, ObjectKind::Node, reference));
+    assert_eq!(node("n1"), "done", "an id, though also a prefix");
+    assert_eq!(node("host-n3"), "done");
+    assert_eq!(node("n"), "node n is ambiguous (2 matches found)");
+    assert_eq!(node("x"), "node x not found");
+    assert_eq!(node(""), "node  not found");
+}
+
+#[test]
+fn names_are_had_once() {
+    let mut world = World::new(1);
+    world.create(spec("web", 1));
+    let error = create(&mut world, spec("web", 2)).expect_err("taken");
+    assert_eq!(error.to_string(), "name conflicts with an existing object: service web already exists");
+    assert_eq!(error.kind(), Kind::Conflict);
+}
+
+#[test]
+fn an_update_must_have_read_the_latest() {
+    let mut world = World::new(1);
+    let id = world.create(spec("web", 1));
+    let read = world.service(&id);
+    world.change(&id, |spec| set_image(spec, "web:2"));
+    let version = read.meta().version;
+    let stale =
+        UpdateServiceRequest { id, version, spec: read.spec.clone(), ..UpdateServiceRequest::default() };
+    assert_eq!(text(update(&mut world, stale)), "update out of sequence");
+}
+
+#[test]
+fn mode_and_name_stay() {
+    let mut world = World::new(1);
+    let id = world.create(spec("web", 1));
+    let attempt = |world: &mut World, change: fn(&mut ServiceSpec)| {
+        let service = world.service(&id);
+        let mut spec = service.spec.clone().unwrap_or_default();
+        change(&mut spec);
+        let (id, version) = (id.clone(), service.meta().version);
+        text(update(world, UpdateServiceRequest { id, version, spec: Some(spec), ..Default::default() }))
+    };
+    let global = |spec: &mut ServiceSpec| {
+        spec.mode = Some(service_spec::Mode::Global(rswarm_proto::wire::Global {}));
+    };
+    assert_eq!(attempt(&mut world, global), "service mode change is not allowed");
+    let rename = |spec: &mut ServiceSpec| spec.annotations.get_or_insert_default().name = "api".to_owned();
+    assert_eq!(attempt(&mut world, rename), "renaming services is not supported");
+}
+
+#[test]
+fn a_manual_rollback_swaps_the_specs() {
+    let mut world = World::new(1);
+    let id = world.create(spec("web", 1));
+    let back = |world: &mut World| {
+        let mut request = UpdateServiceRequest { id: id.clone(), ..UpdateServiceRequest::default() };
+        request.version = world.service(&id).meta().version;
+        request.set_rollback(update_service_request::Rollback::Previous);
+        text(update(world, request))
+    };
+    assert_eq!(back(&mut world), format!("service {id} does not have a previous spec"));
+    let first = world.service(&id).spec.clone();
+    world.change(&id, |spec| set_image(spec, "web:2"));
+    let second = world.service(&id).spec.clone();
+    assert_eq!(back(&mut world), "done");
+    let service = world.service(&id);
+    assert_eq!((&service.spec, &service.previous_spec), (&first, &second));
+    let status = service.update_status.clone().expect("status");
+    assert_eq!(status.state(), update_status::State::RollbackStarted);
+    assert_eq!(status.message, "manually requested rollback");
+    world.run(Duration::from_secs(10));
+    let state = world.service(&id).update_status.as_ref().map(|status| status.state());
+    assert!(matches!(state, Some(update_status::State::RollbackCompleted)));
+}
+
+#[test]
+fn credentials_are_kept_and_never_shown() {
+    let mut world = World::new(1);
+    let mut web = spec("web", 1);
+    *registry_auth(&mut web).expect("a container") = "secret".to_owned();
+    let id = world.create(web);
+    world.change(&id, |spec| {
+        registry_auth(spec).expect("a container").clear();
+        set_image(spec, "web:2");
+    });
+    let mut stored = world.service(&id).spec.clone().expect("spec");
+    assert_eq!(registry_auth(&mut stored).map(|auth| auth.clone()), Some("secret".to_owned()));
+    world.run(Duration::from_secs(2));
+    for kind in [ObjectKind::Service, ObjectKind::Task] {
+        for object in list(&world.state, kind) {
+            assert!(!format!("{:?}", shown(&object)).contains("secret"));
+        }
+    }
+    let root_ca = Some(RootCa { key_pem: b"secret".to_vec(), ..RootCa::default() });
+    let cluster = AnyObject::Cluster(Arc::new(Cluster { root_ca, ..Cluster::default() }));
+    let Some(object::Object::Cluster(cluster)) = shown(&cluster).object else { panic!("a cluster") };
+    assert_eq!(cluster.root_ca.map(|root| root.key_pem.len()), Some(0));
+}
+
+#[test]
+fn ingress_ports_are_refused_with_a_way_out() {
+    let mut world = World::new(1);
+    let error = create(&mut world, published(port_config::Mode::Ingress)).expect_err("refused");
+    assert_eq!(error.kind(), Kind::NotImplemented);
+    assert!(error.hint().is_some_and(|hint| hint.contains("mode=host")));
+    assert_eq!(text(create(&mut world, published(port_config::Mode::Host))), "done");
+}
+
+#[test]
+fn an_ingress_port_of_another_service_is_taken() {
+    let mut world = World::new(1);
+    // As a cluster of a later version may have stored it.
+    let other =
+        ServiceSpec { annotations: spec("old", 1).annotations, ..published(port_config::Mode::Ingress) };
+    let mut plan = Plan::default();
+    plan.create(Service { id: "old-id".to_owned(), spec: Some(other), ..Service::default() });
+    world.write(Author::Control, plan.changes);
+    assert_eq!(
+        text(create(&mut world, published(port_config::Mode::Ingress))),
+        "port '8080' is already in use by service 'old' (old-id)"
+    );
+}
+
+#[test]
+fn networks_are_found_by_name_and_must_exist() {
+    let mut world = World::new(1);
+    let network = world.network("net");
+    let mut web = spec("web", 1);
+    attach(&mut web, "net");
+    let id = world.create(web);
+    assert_eq!(world.service(&id).task_spec().networks[0].target, network);
+    let mut lost = spec("lost", 1);
+    attach(&mut lost, "nowhere");
+    assert_eq!(text(create(&mut world, lost)), "Networks: network nowhere not found");
+}
+
+fn member(id: u64, active: bool) -> Member {
+    Member { id, learner: false, matched: 0, active }
+}
+
+/// A world whose first `managers` nodes are managers with raft ids from one.
+fn managed(managers: u64) -> World {
+    let mut world = World::new(4);
+    for id in 1..=managers {
+        world.change_node(&format!("n{id}"), Author::Membership, |node| {
+            node.manager_status =
+                Some(rswarm_proto::wire::ManagerStatus { raft_id: id, ..Default::default() });
+            node.set_role(NodeRole::Manager);
+        });
+        world.change_node(&format!("n{id}"), Author::Control, |node| {
+            node.spec.get_or_insert_default().set_desired_role(NodeRole::Manager);
+        });
+    }
+    world
+}
+
+fn demote(world: &mut World, node: &str, members: &[Member]) -> String {
+    let version = world.state.node(node).map(|node| node.meta().version).unwrap_or_default();
+    let request = UpdateNodeRequest { id: node.to_owned(), version, spec: Some(NodeSpec::default()) };
+    text(world.control(|state, _, ids| update_node(state, &request, members, ids)))
+}
+
+#[test]
+fn the_last_manager_and_the_quorum_stay() {
+    let mut world = managed(1);
+    let refused = demote(&mut world, "n1", &[member(1, true)]);
+    assert_eq!(refused, "attempting to demote the last manager of the swarm (1 of 1)");
+    let mut world = managed(3);
+    let refused = demote(&mut world, "n1", &[member(1, true), member(2, true), member(3, false)]);
+    assert_eq!(
+        refused,
+        "can't remove member from the raft: this would result in a loss of quorum (1 of the 2 other managers are reachable, 2 are needed)"
+    );
+    let dead = demote(&mut world, "n3", &[member(1, true), member(2, true), member(3, false)]);
+    assert_eq!(dead, "done", "one that does not answer can go");
+}
+
+#[test]
+fn a_manager_leaves_by_force_but_not_the_last_one() {
+    let mut world = managed(2);
+    let leave = |world: &mut World, node: &str, force: bool| {
+        let request = LeaveManagerRequest { node_id: node.to_owned(), force };
+        let members = [member(1, true), member(2, false)];
+        text(world.control(|state, _, ids| leave_manager(state, &request, &members, ids)))
+    };
+    assert!(leave(&mut world, "n1", false).contains("loss of quorum (0 of the 1 other managers"));
+    assert_eq!(leave(&mut world, "n1", true), "done");
+    assert!(leave(&mut world, "n2", true).starts_with("attempting to demote the last manager"));
+}
+
+#[test]
+fn only_a_worker_that_is_down_is_removed_without_force() {
+    let mut world = managed(1);
+    world.reconcile();
+    let remove = |world: &mut World, node: &str, force: bool| {
+        let request = RemoveRequest { id: node.to_owned(), force };
+        text(world.control(|state, _, ids| remove_node(state, &request, ids)))
+    };
+    assert_eq!(
+        remove(&mut world, "n1", true),
+        "node n1 is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal"
+    );
+    assert_eq!(remove(&mut world, "n2", false), "node n2 is not down and can't be removed");
+    assert_eq!(remove(&mut world, "n2", true), "done");
+    assert_eq!(
+        world.state.cluster().map(|cluster| cluster.removed_nodes.clone()),
+        Some(vec!["n2".to_owned()])
+    );
+    world.cut.insert("n3".to_owned());
+    world.run(Duration::from_secs(8));
+    assert_eq!(remove(&mut world, "n3", false), "done");
+}
+
+#[test]
+fn tokens_are_rotated_one_by_one() {
+    let mut world = World::new(1);
+    let version = world.state.cluster().map(|cluster| cluster.meta().version).unwrap_or_default();
+    let request =
+        UpdateClusterRequest { version, rotate_worker_token: true, ..UpdateClusterRequest::default() };
+    let none = world.control(|state, _, ids| update_cluster(state, &request, NewTokens::default(), ids));
+    assert_eq!(text(none), "a new join token must be provided");
+    let tokens = NewTokens { worker: Some("w2".to_owned()), manager: Some("m2".to_owned()) };
+    world.control(|state, _, ids| update_cluster(state, &request, tokens, ids)).expect("rotated");
+    let root = world.state.cluster().and_then(|cluster| cluster.root_ca.clone()).expect("root");
+    assert_eq!((root.worker_token.as_str(), root.manager_token.as_str()), ("w2", ""));
+}
+
+#[test]
+fn a_node_keeps_what_its_update_does_not_name() {
+    let mut world = World::new(1);
+    let version = world.state.node("n1").map(|node| node.meta().version).unwrap_or_default();
+    let mut spec = NodeSpec::default();
+    spec.set_availability(NodeAvailability::Drain);
+    let request = UpdateNodeRequest { id: "host-n1".to_owned(), version, spec: Some(spec) };
+    world.control(|state, _, ids| update_node(state, &request, &[], ids)).expect("updated");
+    let node = world.state.node("n1").expect("node");
+    assert!(node.description.is_some() && node.status.is_some());
+}

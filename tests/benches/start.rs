@@ -1,0 +1,199 @@
+//! How long `POST /containers/{id}/start` takes for a container of `true` without a network: rswarm beside
+//! Debian's dockerd, in turns, in one run. Then 32 at once.
+//!
+//! Needs root, `docker.io`, `busybox-static`, and the program of the same profile:
+//! `cargo build --release && cargo bench -p rswarm-tests --bench start`. dockerd runs in a network namespace of the
+//! lab with directories and a cgroup of its own, so nothing of the machine's changes.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rswarm_tests::harness::{Lab, eventually, run};
+
+const ROUNDS: usize = 20;
+const PARALLEL: usize = 32;
+
+fn main() -> Result<()> {
+    // `cargo bench` and `cargo test` pass flags that mean nothing here.
+    if std::env::args().any(|arg| arg == "--list" || arg == "--test") {
+        return Ok(());
+    }
+    let lab = Lab::start(1)?;
+    let host = &lab.hosts[0];
+    let ours = Api { name: "rswarm", socket: host.dir.join("rswarm.sock") };
+    let dockerd = Dockerd::start(&lab.dir.join("dockerd"), &host.netns)?;
+    let theirs = Api { name: "dockerd", socket: dockerd.socket.clone() };
+    import_busybox(&ours)?;
+    import_busybox(&theirs)?;
+
+    let mut single = [Vec::new(), Vec::new()];
+    for round in 0..=ROUNDS {
+        for (api, times) in [&ours, &theirs].into_iter().zip(&mut single) {
+            let time = api.start_one()?;
+            // The first of each fills caches.
+            if round > 0 {
+                times.push(time);
+            }
+        }
+    }
+    let [our_single, their_single] = single.map(median);
+    println!(
+        "one start:        rswarm {our_single:>9.2?}  dockerd {their_single:>9.2?}  ratio {:.1}",
+        ratio(their_single, our_single)
+    );
+
+    let cores = std::thread::available_parallelism()?.get();
+    for (api, single) in [(&ours, our_single), (&theirs, their_single)] {
+        let all = api.start_many(PARALLEL)?;
+        let each = all * u32::try_from(cores)? / u32::try_from(PARALLEL)?;
+        println!(
+            "{PARALLEL} at once, {:>7}: {all:>9.2?}, {each:.2?} each per core, {:.2} × one start",
+            api.name,
+            ratio(each, single)
+        );
+    }
+    drop(dockerd);
+    lab.finish()
+}
+
+/// A Docker Engine API on a socket.
+struct Api {
+    name: &'static str,
+    socket: PathBuf,
+}
+
+impl Api {
+    /// One call on a connection of its own; the body of a successful answer.
+    fn call(&self, method: &str, path: &str, body: &[u8]) -> Result<String> {
+        let mut stream = UnixStream::connect(&self.socket)?;
+        write!(
+            stream,
+            "{method} /v1.41{path} HTTP/1.1\r\nHost: api\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        )?;
+        stream.write_all(body)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no end of the headers")?;
+        let code = head.split(' ').nth(1).unwrap_or_default();
+        ensure!(code.starts_with('2'), "{}: {method} {path}: {head}\n{body}", self.name);
+        Ok(body.to_owned())
+    }
+
+    fn create(&self) -> Result<String> {
+        let config = r#"{"Image":"busybox:latest","Cmd":["true"],"HostConfig":{"NetworkMode":"none"}}"#;
+        let answer = self.call("POST", "/containers/create", config.as_bytes())?;
+        let id = answer.split("\"Id\":\"").nth(1).and_then(|rest| rest.get(..64)).context("no id")?;
+        Ok(id.to_owned())
+    }
+
+    fn start(&self, id: &str) -> Result<()> {
+        self.call("POST", &format!("/containers/{id}/start"), b"").map(drop)
+    }
+
+    fn end(&self, id: &str) -> Result<()> {
+        self.call("POST", &format!("/containers/{id}/wait"), b"")?;
+        self.call("DELETE", &format!("/containers/{id}"), b"").map(drop)
+    }
+
+    fn start_one(&self) -> Result<Duration> {
+        let id = self.create()?;
+        let started = Instant::now();
+        self.start(&id)?;
+        let time = started.elapsed();
+        self.end(&id)?;
+        Ok(time)
+    }
+
+    /// From the first call to the last answer.
+    fn start_many(&self, count: usize) -> Result<Duration> {
+        let ids = (0..count).map(|_| self.create()).collect::<Result<Vec<_>>>()?;
+        let started = Instant::now();
+        std::thread::scope(|scope| {
+            let starts: Vec<_> = ids.iter().map(|id| scope.spawn(|| self.start(id))).collect();
+            starts.into_iter().try_for_each(|start| start.join().expect("no panic"))
+        })?;
+        let time = started.elapsed();
+        ids.iter().try_for_each(|id| self.end(id))?;
+        Ok(time)
+    }
+}
+
+/// Debian's dockerd with everything of its own; ended and forgotten when dropped.
+struct Dockerd {
+    socket: PathBuf,
+    child: Child,
+    dir: PathBuf,
+    /// The parent cgroup's name, which dockerd leaves behind in every hierarchy.
+    cgroup: String,
+}
+
+impl Dockerd {
+    fn start(dir: &Path, netns: &str) -> Result<Dockerd> {
+        std::fs::create_dir_all(dir)?;
+        let socket = dir.join("docker.sock");
+        let log = std::fs::File::create(dir.join("log"))?;
+        let cgroup = format!("{netns}-dockerd");
+        let config = dir.join("daemon.json");
+        std::fs::write(&config, "{}")?;
+        let child = Command::new("nsenter")
+            .arg(format!("--net=/run/netns/{netns}"))
+            .args(["unshare", "--mount", "dockerd", "--bridge=none", "--iptables=false", "--ip6tables=false"])
+            .args(["--cgroup-parent", &format!("/{cgroup}"), "--storage-driver=overlay2"])
+            .arg("--data-root")
+            .arg(dir.join("data"))
+            .arg("--exec-root")
+            .arg(dir.join("exec"))
+            .arg("--pidfile")
+            .arg(dir.join("pid"))
+            .arg("--config-file")
+            .arg(&config)
+            .arg("-H")
+            .arg(format!("unix://{}", socket.display()))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        let dockerd = Dockerd { socket, child, dir: dir.to_owned(), cgroup };
+        eventually(Duration::from_secs(30), "dockerd answers", || {
+            let api = Api { name: "dockerd", socket: dockerd.socket.clone() };
+            api.call("GET", "/version", b"").map(|_| true)
+        })?;
+        Ok(dockerd)
+    }
+}
+
+impl Drop for Dockerd {
+    fn drop(&mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.dir);
+        for hierarchy in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            let _ = std::fs::remove_dir(hierarchy.path().join(&self.cgroup));
+        }
+    }
+}
+
+fn import_busybox(api: &Api) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    std::fs::create_dir(dir.path().join("bin"))?;
+    std::fs::copy("/bin/busybox", dir.path().join("bin/busybox"))?;
+    std::os::unix::fs::symlink("busybox", dir.path().join("bin/true"))?;
+    let tar = dir.path().join("image.tar");
+    run(Command::new("tar").arg("-C").arg(dir.path()).arg("-cf").arg(&tar).arg("bin"))?;
+    api.call("POST", "/images/create?fromSrc=-&repo=busybox&tag=latest", &std::fs::read(tar)?).map(drop)
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+fn ratio(a: Duration, b: Duration) -> f64 {
+    a.as_secs_f64() / b.as_secs_f64()
+}
