@@ -14,6 +14,7 @@ use crate::cgroup::Cgroup;
 use crate::channel::{Channel, Said};
 use crate::failure::{Context, Failure};
 use crate::init::{Gate, Init, close_inherited};
+use crate::rootfs::Plan;
 use crate::seccomp::Filter;
 use crate::spec;
 use crate::sys;
@@ -21,6 +22,8 @@ use crate::terminal::Stdio;
 
 /// What a container is made from.
 pub struct Create<'a> {
+    /// Its name, for the state that hooks get.
+    pub id: &'a str,
     /// Its configuration.
     pub spec: &'a Spec,
     /// The directory that relative paths in it start from.
@@ -33,6 +36,12 @@ pub struct Create<'a> {
     pub stdio: Stdio,
     /// How it learns that it is started.
     pub gate: Gate,
+    /// How many descriptors from 3 on the command inherits. (`LISTEN_FDS` is the caller's to add.)
+    pub preserve_fds: u32,
+    /// The root is moved over `/` and entered by chroot: for a machine whose own root is its initramfs.
+    pub no_pivot: bool,
+    /// The command gets a session keyring of its own.
+    pub new_keyring: bool,
     /// It is killed when the calling process ends.
     pub die_with_parent: bool,
 }
@@ -77,8 +86,9 @@ pub fn create(request: Create<'_>) -> Result<Created, Failure> {
     let cgroup = Cgroup::at(path)?;
     let filter = linux.seccomp().as_ref().map(Filter::compile).transpose()?;
     let namespaces = Namespaces::of(linux)?;
+    let plan = Plan::of(request.spec, request.bundle)?;
     cgroup.create()?;
-    let made = clone_init(request, &cgroup, filter, namespaces);
+    let made = clone_init(request, &cgroup, filter, namespaces, plan);
     made.inspect_err(|_| {
         let _ = cgroup.kill();
         let _ = cgroup.remove();
@@ -90,15 +100,15 @@ fn clone_init(
     cgroup: &Cgroup,
     filter: Option<Filter>,
     namespaces: Namespaces,
+    tree: Plan<'_>,
 ) -> Result<Created, Failure> {
     if let Some(resources) = spec::linux(request.spec)?.resources() {
         cgroup.apply(resources)?;
     }
     let (ours, theirs) = Channel::pair()?;
     let init = Init {
-        root_path: spec::root_path(request.spec, request.bundle)?,
         spec: request.spec,
-        bundle: request.bundle,
+        tree,
         user: request.user,
         groups: request.groups,
         cgroup,
@@ -107,6 +117,9 @@ fn clone_init(
         filter,
         stdio: request.stdio,
         gate: request.gate,
+        preserve_fds: request.preserve_fds,
+        new_keyring: request.new_keyring,
+        no_pivot: request.no_pivot,
         die_with_parent: request.die_with_parent,
         channel: theirs,
     };

@@ -24,26 +24,24 @@ use crate::user::Accounts;
 
 /// What is run, and where.
 pub struct Exec<'a> {
-    /// The container's configuration: what the command does not say is as for the container's own.
+    /// The container's configuration.
     pub spec: &'a Spec,
     /// The container's init.
     pub init: i32,
     /// The container's cgroups; they must not be frozen.
     pub cgroup: &'a Cgroup,
-    /// The command and its arguments.
-    pub args: Vec<String>,
-    /// The whole environment.
-    pub env: Vec<String>,
-    /// The working directory, when it is another.
-    pub cwd: Option<PathBuf>,
+    /// The process, complete: what it does not say is not taken from the container's own.
+    pub process: Process,
     /// Docker's user text, looked up in the container; else `process.user`'s numbers count.
     pub user: Option<&'a str>,
     /// More groups, by name or number, looked up in the container.
     pub groups: &'a [String],
-    /// All capabilities that we have, and no seccomp filter.
-    pub privileged: bool,
+    /// The container's seccomp filter is applied to it too.
+    pub filtered: bool,
     /// What its standard files are.
     pub stdio: Stdio,
+    /// How many descriptors from 3 on the command inherits.
+    pub preserve_fds: u32,
     /// It is killed when the calling process ends.
     pub die_with_parent: bool,
 }
@@ -59,13 +57,43 @@ pub struct Added {
     pub terminal: Option<OwnedFd>,
 }
 
+/// What Docker's exec runs: the container's process with another command, environment and directory; a
+/// privileged one has all capabilities that we have and may gain more.
+///
+/// # Errors
+/// When the container has no process, or the command or the directory is none.
+pub fn exec_process(
+    spec: &Spec,
+    args: Vec<String>,
+    env: Vec<String>,
+    cwd: Option<PathBuf>,
+    privileged: bool,
+) -> Result<Process, Failure> {
+    let mut process = spec::process(spec)?.clone();
+    process.set_args(Some(args)).set_env(Some(env));
+    if let Some(cwd) = cwd {
+        process.set_cwd(cwd);
+    }
+    if privileged {
+        process.set_no_new_privileges(Some(false));
+        let all: Capabilities = confine::all_capabilities();
+        let none: Capabilities = std::iter::empty::<Capability>().collect();
+        let sets =
+            LinuxCapabilitiesBuilder::default().bounding(all.clone()).permitted(all.clone()).effective(all);
+        let sets = sets.inheritable(none.clone()).ambient(none).build();
+        process.set_capabilities(Some(sets.expect("every set is given")));
+    }
+    spec::check_process(&process)?;
+    Ok(process)
+}
+
 /// Runs a command in a running container. The caller must have one thread.
 ///
 /// # Errors
 /// What could not be done, in runc's words where clients look for them.
 pub fn exec(request: Exec<'_>) -> Result<Added, Failure> {
-    let process = process(&request)?;
-    let seccomp = spec::linux(request.spec)?.seccomp().as_ref().filter(|_| !request.privileged);
+    spec::check_process(&request.process)?;
+    let seccomp = spec::linux(request.spec)?.seccomp().as_ref().filter(|_| request.filtered);
     let filter = seccomp.map(Filter::compile).transpose()?;
     let init = rustix::process::Pid::from_raw(request.init)
         .ok_or_else(|| Failure::other("container is not running"))?;
@@ -78,12 +106,11 @@ pub fn exec(request: Exec<'_>) -> Result<Added, Failure> {
     let own_pids = enter_pid_namespace(Some(pids))?;
     let child = sys::clone_process(0, entry.unified(), || {
         close_inherited(&ours.raw());
-        let failure = match enter(&request, &process, &entry, &init, filter.as_ref())
-            .and_then(|last| last.take(&theirs))
-        {
-            Ok(never) => match never {},
-            Err(failure) => failure,
-        };
+        let failure =
+            match enter(&request, &entry, &init, filter.as_ref()).and_then(|last| last.take(&theirs)) {
+                Ok(never) => match never {},
+                Err(failure) => failure,
+            };
         theirs.failed(&failure);
         1
     });
@@ -92,40 +119,14 @@ pub fn exec(request: Exec<'_>) -> Result<Added, Failure> {
     listen(child.context("clone")?, &ours)
 }
 
-/// The container's process, with what the request changes.
-fn process(request: &Exec<'_>) -> Result<Process, Failure> {
-    let mut process = spec::process(request.spec)?.clone();
-    if request.args.is_empty() {
-        return Err(Failure::invalid("there is no command"));
-    }
-    process.set_args(Some(request.args.clone()));
-    process.set_env(Some(request.env.clone()));
-    if let Some(cwd) = &request.cwd {
-        if !cwd.is_absolute() {
-            return Err(Failure::invalid(format!("cwd `{}` is not an absolute path", cwd.display())));
-        }
-        process.set_cwd(cwd.clone());
-    }
-    if request.privileged {
-        process.set_no_new_privileges(Some(false));
-        let all: Capabilities = confine::all_capabilities();
-        let none: Capabilities = std::iter::empty::<Capability>().collect();
-        let sets =
-            LinuxCapabilitiesBuilder::default().bounding(all.clone()).permitted(all.clone()).effective(all);
-        let sets = sets.inheritable(none.clone()).ambient(none).build();
-        process.set_capabilities(Some(sets.expect("every set is given")));
-    }
-    Ok(process)
-}
-
 /// In the new process: goes where the container is.
 fn enter<'a>(
     request: &'a Exec<'_>,
-    process: &'a Process,
     entry: &Entry,
     init: &OwnedFd,
     filter: Option<&'a Filter>,
 ) -> Result<LastStep<'a>, Failure> {
+    let process = &request.process;
     if request.die_with_parent {
         end_with_parent()?;
     }
@@ -144,8 +145,16 @@ fn enter<'a>(
     let env = environment(process, &accounts, &identity);
     terminal::give_to(identity.uid)?;
     confine::limit(process.rlimits().as_deref().unwrap_or_default())?;
-    let gate = &Gate::Parent;
-    Ok(LastStep { process, identity, env, filter, terminal, gate, die_with_parent: request.die_with_parent })
+    Ok(LastStep {
+        process,
+        identity,
+        env,
+        filter,
+        terminal,
+        gate: &Gate::Parent,
+        preserve_fds: request.preserve_fds,
+        die_with_parent: request.die_with_parent,
+    })
 }
 
 /// Waits until the command runs, or its process has said why not.

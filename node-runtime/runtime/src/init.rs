@@ -6,7 +6,7 @@
 use std::convert::Infallible;
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::sched::CloneFlags;
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
@@ -17,7 +17,7 @@ use crate::channel::Channel;
 use crate::command;
 use crate::confine;
 use crate::failure::{Context, Failure};
-use crate::rootfs;
+use crate::rootfs::{Plan, Tree};
 use crate::seccomp::Filter;
 use crate::spec::{has_new_namespace, linux, process};
 use crate::sys;
@@ -42,8 +42,7 @@ pub enum Gate {
 /// All that init needs.
 pub(crate) struct Init<'a> {
     pub spec: &'a Spec,
-    pub bundle: &'a Path,
-    pub root_path: PathBuf,
+    pub tree: Plan<'a>,
     pub user: Option<&'a str>,
     pub groups: &'a [String],
     pub cgroup: &'a Cgroup,
@@ -53,6 +52,9 @@ pub(crate) struct Init<'a> {
     pub filter: Option<Filter>,
     pub stdio: Stdio,
     pub gate: Gate,
+    pub preserve_fds: u32,
+    pub new_keyring: bool,
+    pub no_pivot: bool,
     pub die_with_parent: bool,
     pub channel: Channel,
 }
@@ -75,16 +77,20 @@ impl Init<'_> {
             end_with_parent()?;
         }
         nix::unistd::setsid().context("setsid")?;
+        if self.new_keyring {
+            sys::join_session_keyring().context("join a new session keyring")?;
+        }
         self.enter_namespaces()?;
         set_names(spec)?;
         set_oom_score(process)?;
-        rootfs::write_sysctls(spec)?;
-        rootfs::enter(spec, &self.root_path, self.bundle, self.cgroup)?;
+        self.tree.write_sysctls()?;
+        let tree = Tree::build(&self.tree, self.cgroup)?;
+        tree.enter(self.no_pivot)?;
         let terminal = terminal::take(&self.stdio, process)?;
         if let Some(pair) = &terminal {
-            rootfs::bind_console(&pair.far)?;
+            tree.bind_console(&pair.far)?;
         }
-        rootfs::protect(spec)?;
+        tree.protect()?;
         let accounts = Accounts::read();
         let identity = identity(process, self.user, self.groups, &accounts)?;
         let env = environment(process, &accounts, &identity);
@@ -97,6 +103,7 @@ impl Init<'_> {
             filter: self.filter.as_ref(),
             terminal: terminal.map(|pair| pair.near),
             gate: &self.gate,
+            preserve_fds: self.preserve_fds,
             die_with_parent: self.die_with_parent,
         })
     }
@@ -143,6 +150,8 @@ pub(crate) struct LastStep<'a> {
     pub filter: Option<&'a Filter>,
     pub terminal: Option<OwnedFd>,
     pub gate: &'a Gate,
+    /// How many descriptors from 3 on the command inherits.
+    pub preserve_fds: u32,
     pub die_with_parent: bool,
 }
 
@@ -157,7 +166,7 @@ impl LastStep<'_> {
         }
         enter_directory(self.process.cwd())?;
         let program = command::find(args.first().map_or("", String::as_str), &self.env)?;
-        sys::close_on_exec_from(3).context("close descriptors")?;
+        sys::keep_only(self.preserve_fds).context("close descriptors")?;
         sys::reset_signals();
         channel.ready(self.terminal.as_ref())?;
         drop(self.terminal);

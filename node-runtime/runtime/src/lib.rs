@@ -14,6 +14,7 @@ mod confine;
 mod create;
 mod exec;
 mod failure;
+pub mod hooks;
 mod init;
 mod loopback;
 mod overlay;
@@ -27,7 +28,7 @@ pub mod user;
 
 pub use confine::hard_limit;
 pub use create::{Create, Created, create};
-pub use exec::{Added, Exec, exec};
+pub use exec::{Added, Exec, exec, exec_process};
 pub use failure::{Failure, FailureKind, describe};
 pub use init::Gate;
 pub use overlay::Rootfs;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType, Mount, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
 
 use crate::failure::Failure;
 
@@ -47,10 +47,13 @@ pub(crate) fn has_new_namespace(linux: &Linux, typ: LinuxNamespaceType) -> bool 
 pub(crate) fn check(spec: &Spec) -> Result<(), Failure> {
     let process = process(spec)?;
     let linux = linux(spec)?;
-    let unsupported =
-        process_gaps(process).chain(linux_gaps(linux)).chain(mount_gaps(spec.mounts().as_deref()));
+    let unsupported = linux_gaps(linux);
     let mut names: Vec<&str> = unsupported.collect();
-    if spec.hooks().as_ref().is_some_and(|hooks| serde_json::to_value(hooks).is_ok_and(has_content)) {
+    if spec.hooks().as_ref().is_some_and(|hooks| {
+        [hooks.prestart(), hooks.create_runtime(), hooks.create_container(), hooks.start_container()]
+            .iter()
+            .any(|list| list.as_ref().is_some_and(|list| !list.is_empty()))
+    }) {
         names.push("hooks");
     }
     if !names.is_empty() {
@@ -59,6 +62,15 @@ pub(crate) fn check(spec: &Spec) -> Result<(), Failure> {
     if !has_new_namespace(linux, LinuxNamespaceType::Mount) {
         return Err(Failure::invalid("a container needs a mount namespace of its own"));
     }
+    check_process(process)
+}
+
+/// The same for a process that is to be added to a container.
+pub(crate) fn check_process(process: &Process) -> Result<(), Failure> {
+    let names: Vec<&str> = process_gaps(process).collect();
+    if !names.is_empty() {
+        return Err(Failure::invalid(format!("not supported by this runtime: {}", names.join(", "))));
+    }
     if process.args().as_ref().is_none_or(Vec::is_empty) {
         return Err(Failure::invalid("process.args is empty"));
     }
@@ -66,12 +78,6 @@ pub(crate) fn check(spec: &Spec) -> Result<(), Failure> {
         return Err(Failure::invalid(format!("cwd `{}` is not an absolute path", process.cwd().display())));
     }
     Ok(())
-}
-
-fn has_content(value: serde_json::Value) -> bool {
-    value
-        .as_object()
-        .is_some_and(|lists| lists.values().any(|list| list.as_array().is_some_and(|l| !l.is_empty())))
 }
 
 fn process_gaps(process: &Process) -> impl Iterator<Item = &'static str> {
@@ -94,16 +100,7 @@ fn linux_gaps(linux: &Linux) -> impl Iterator<Item = &'static str> {
         (linux.intel_rdt().is_some(), "linux.intelRdt"),
         (linux.memory_policy().is_some(), "linux.memoryPolicy"),
         (linux.personality().is_some(), "linux.personality"),
-        (linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()), "linux.mountLabel"),
     ])
-}
-
-fn mount_gaps(mounts: Option<&[Mount]>) -> impl Iterator<Item = &'static str> {
-    let mapped = |mount: &Mount| {
-        mount.uid_mappings().as_ref().is_some_and(|m| !m.is_empty())
-            || mount.gid_mappings().as_ref().is_some_and(|m| !m.is_empty())
-    };
-    gaps([(mounts.into_iter().flatten().any(mapped), "id-mapped mounts")])
 }
 
 fn gaps<const N: usize>(all: [(bool, &'static str); N]) -> impl Iterator<Item = &'static str> {
@@ -128,11 +125,10 @@ mod tests {
     #[test]
     fn what_is_not_done_is_refused_by_name() {
         let asked = spec(|json| {
-            json["process"]["apparmorProfile"] = "strict".into();
-            json["hooks"] = serde_json::json!({"poststop": [{"path": "/bin/true"}]});
+            json["linux"]["memoryPolicy"] = serde_json::json!({"mode": "MPOL_BIND", "nodes": "0"});
         });
         let failure = check(&asked).expect_err("refused");
-        assert!(failure.message.contains("process.apparmorProfile, hooks"), "{failure}");
+        assert!(failure.message.contains("linux.memoryPolicy"), "{failure}");
     }
 
     #[test]

@@ -68,6 +68,14 @@ pub(crate) struct MountAttributes {
     pub propagation: u64,
 }
 
+impl MountAttributes {
+    /// Sets and clears more; what comes later counts.
+    pub(crate) fn add(&mut self, set: u64, clear: u64) {
+        self.set = (self.set & !clear) | set;
+        self.clear = (self.clear & !set) | clear;
+    }
+}
+
 /// Changes a mount's attributes, and with `recursive` those of all below it.
 pub(crate) fn mount_setattr(
     mount: impl AsFd,
@@ -78,6 +86,20 @@ pub(crate) fn mount_setattr(
     attr.attr_set = attributes.set;
     attr.attr_clr = attributes.clear;
     attr.propagation = attributes.propagation;
+    set_mount_attr(mount, recursive, attr)
+}
+
+/// Shows the files of a detached mount, and with `recursive` of all below it, under the ids to which a user
+/// namespace maps them.
+pub(crate) fn id_map_mount(mount: impl AsFd, recursive: bool, namespace: impl AsFd) -> io::Result<()> {
+    let mut attr: libc::mount_attr = zeroed_mount_attr();
+    attr.attr_set = libc::MOUNT_ATTR_IDMAP;
+    attr.userns_fd =
+        u64::try_from(namespace.as_fd().as_raw_fd()).expect("an open descriptor is not negative");
+    set_mount_attr(mount, recursive, attr)
+}
+
+fn set_mount_attr(mount: impl AsFd, recursive: bool, mut attr: libc::mount_attr) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: mount_setattr(2) reads `size` bytes of `attr`, which lives across the call; the path is an
     // empty C string as AT_EMPTY_PATH wants.
@@ -109,11 +131,33 @@ pub(crate) fn load_filter(program: &[libc::sock_filter], flags: u64) -> io::Resu
     result(done)
 }
 
-/// Marks all descriptors from `first` on as closed by exec.
-pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
+/// What exec leaves open: the standard files and `count` descriptors from 3 on, which must be open.
+pub(crate) fn keep_only(count: u32) -> io::Result<()> {
+    let first = count.saturating_add(3);
     // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC only sets a flag; nobody's descriptor is closed.
     let done = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    result(done)
+    result(done)?;
+    for fd in 3..first {
+        let fd = i32::try_from(fd).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
+        // SAFETY: fcntl(2) with F_SETFD only clears a flag, and fails when there is no such descriptor.
+        if unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } == -1 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Gives the caller a session keyring that it shares with nobody; a kernel without keyrings has nothing to share.
+pub(crate) fn join_session_keyring() -> io::Result<()> {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
+    // SAFETY: keyctl(2) takes a null name for an anonymous keyring and touches no memory of ours.
+    let done = unsafe {
+        libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>())
+    };
+    match result_of(done) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+        joined => joined.map(drop),
+    }
 }
 
 /// Gives every signal its default action and unblocks all: what a new program expects.
@@ -208,7 +252,11 @@ pub(crate) fn attach_device_program(cgroup: impl AsFd, program: impl AsFd) -> io
 }
 
 fn result(done: libc::c_long) -> io::Result<()> {
-    if done == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    result_of(done).map(drop)
+}
+
+fn result_of(done: libc::c_long) -> io::Result<libc::c_long> {
+    if done == -1 { Err(io::Error::last_os_error()) } else { Ok(done) }
 }
 
 /// Owns a descriptor that was just received in a control message.

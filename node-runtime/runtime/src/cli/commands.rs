@@ -31,7 +31,6 @@ use crate::{spec, sys};
 const BUNDLE: (&str, bool) = ("--bundle", true);
 const PID_FILE: (&str, bool) = ("--pid-file", true);
 const CONSOLE: (&str, bool) = ("--console-socket", true);
-/// We never make a session keyring, so there is nothing to leave out.
 const NO_KEYRING: (&str, bool) = ("--no-new-keyring", false);
 
 /// How long a killed container may take to end.
@@ -75,7 +74,7 @@ fn remember(parsed: &Parsed, store: &Store) -> Result<Entry, Failure> {
     let bundle = bundle(parsed)?;
     let spec = spec::load(&bundle)?;
     let dir = store.reserve(id)?;
-    let made = make(parsed, &spec, &bundle, &dir).and_then(|created| {
+    let made = make(parsed, id, &spec, &bundle, &dir).and_then(|created| {
         let done = write_down(parsed, id, &spec, &bundle, &dir, &created);
         done.inspect_err(|_| destroy(&created))
     });
@@ -89,7 +88,7 @@ fn bundle(parsed: &Parsed) -> Result<PathBuf, Failure> {
     fs::canonicalize(given).with_context(|| format!("bundle `{}`", given.display()))
 }
 
-fn make(parsed: &Parsed, spec: &Spec, bundle: &Path, dir: &Path) -> Result<Created, Failure> {
+fn make(parsed: &Parsed, id: &str, spec: &Spec, bundle: &Path, dir: &Path) -> Result<Created, Failure> {
     let terminal = spec::process(spec)?.terminal().unwrap_or(false);
     let console = match (terminal, parsed.value("--console-socket")) {
         (true, None) => return Err(Failure::invalid("a terminal needs --console-socket")),
@@ -108,12 +107,16 @@ fn make(parsed: &Parsed, spec: &Spec, bundle: &Path, dir: &Path) -> Result<Creat
     .context("make the start FIFO")?;
     let dir = File::open(dir).context("open the state directory")?;
     let created = create(Create {
+        id,
         spec,
         bundle,
         user: None,
         groups: &[],
         stdio: if terminal { Stdio::Terminal(None) } else { Stdio::Inherit },
         gate: Gate::Fifo { dir: dir.into(), name: FIFO.to_owned() },
+        preserve_fds: 0,
+        no_pivot: false,
+        new_keyring: !parsed.has("--no-new-keyring"),
         die_with_parent: false,
     })?;
     if let (Some(socket), Some(terminal)) = (console, &created.terminal) {

@@ -7,17 +7,26 @@ use crate::sys::MountAttributes;
 pub(super) struct Options {
     /// A bind mount; of the whole tree when true.
     pub bind: Option<bool>,
+    /// What is mounted there already is changed.
+    pub remount: bool,
     /// For the mount itself.
     pub attributes: MountAttributes,
     /// For the mount and all below it.
     pub recursive: MountAttributes,
-    /// `MS_SHARED` and so on, and whether for all below too.
-    pub propagation: Option<(u64, bool)>,
+    /// `MS_SHARED` and so on, and whether for all below too; each in its turn.
+    pub propagation: Vec<(u64, bool)>,
+    /// Ids are mapped; for all mounts below too when true.
+    pub id_map: Option<bool>,
+    /// A tmpfs starts with a copy of what it covers.
+    pub copy_up: bool,
+    /// Flags of every file system, as fsconfig(2) names them.
+    pub superblock: Vec<&'static str>,
     /// For the file system: flags and `key=value`.
     pub data: Vec<(String, Option<String>)>,
 }
 
 /// Words about one mount, each of which also exists with an `r` in front, for all mounts below too.
+/// The kernel's own rule for access times is `relatime`: what takes back another rule falls back to it.
 const ATTRIBUTES: &[(&str, u64, u64)] = &[
     ("ro", libc::MOUNT_ATTR_RDONLY, 0),
     ("rw", 0, libc::MOUNT_ATTR_RDONLY),
@@ -32,7 +41,7 @@ const ATTRIBUTES: &[(&str, u64, u64)] = &[
     ("nodiratime", libc::MOUNT_ATTR_NODIRATIME, 0),
     ("diratime", 0, libc::MOUNT_ATTR_NODIRATIME),
     ("relatime", libc::MOUNT_ATTR_RELATIME, libc::MOUNT_ATTR__ATIME),
-    ("norelatime", libc::MOUNT_ATTR_STRICTATIME, libc::MOUNT_ATTR__ATIME),
+    ("norelatime", libc::MOUNT_ATTR_RELATIME, libc::MOUNT_ATTR__ATIME),
     ("noatime", libc::MOUNT_ATTR_NOATIME, libc::MOUNT_ATTR__ATIME),
     ("atime", libc::MOUNT_ATTR_RELATIME, libc::MOUNT_ATTR__ATIME),
     ("strictatime", libc::MOUNT_ATTR_STRICTATIME, libc::MOUNT_ATTR__ATIME),
@@ -46,47 +55,97 @@ const PROPAGATION: &[(&str, u64)] = &[
     ("unbindable", libc::MS_UNBINDABLE),
 ];
 
+/// Words about a file system as a whole, and what each takes back.
+const SUPERBLOCK: &[(&str, &str)] = &[
+    ("sync", "async"),
+    ("async", "sync"),
+    ("dirsync", ""),
+    ("lazytime", "nolazytime"),
+    ("nolazytime", "lazytime"),
+    ("mand", "nomand"),
+    ("nomand", "mand"),
+];
+
+/// Words that say what is so anyway: a new mount has no inode versions of its own accord, and fsopen(2)
+/// neither logs nor keeps from logging.
+const NEUTRAL: &[&str] = &["defaults", "loud", "silent", "noiversion"];
+
 /// Understands a list of options. A word that is none of ours goes to the file system, which knows best.
 pub(super) fn parse(options: &[String]) -> Options {
     let mut parsed = Options::default();
-    for word in options.iter().filter(|word| !word.is_empty()) {
-        let recursive = word.strip_prefix('r').filter(|_| word != "ro" && word != "rw" && word != "relatime");
-        if word == "bind" || word == "rbind" {
-            parsed.bind = Some(word == "rbind" || parsed.bind == Some(true));
-        } else if let Some((_, set, clear)) = ATTRIBUTES.iter().find(|(name, ..)| name == word) {
-            add(&mut parsed.attributes, *set, *clear);
-        } else if let Some((_, set, clear)) = ATTRIBUTES.iter().find(|(name, ..)| Some(*name) == recursive) {
-            add(&mut parsed.recursive, *set, *clear);
-        } else if let Some((_, flag)) = PROPAGATION.iter().find(|(name, _)| name == word) {
-            parsed.propagation = Some((*flag, false));
-        } else if let Some((_, flag)) = PROPAGATION.iter().find(|(name, _)| Some(*name) == recursive) {
-            parsed.propagation = Some((*flag, true));
-        } else if word != "defaults" {
-            let (key, value) =
-                word.split_once('=').map_or((word.as_str(), None), |(k, v)| (k, Some(v.to_owned())));
+    for word in options.iter().map(String::as_str).filter(|word| !word.is_empty()) {
+        if !(parsed.take_attribute(word) || parsed.take_propagation(word) || parsed.take_word(word)) {
+            let (key, value) = word.split_once('=').map_or((word, None), |(k, v)| (k, Some(v.to_owned())));
             parsed.data.push((key.to_owned(), value));
         }
     }
     parsed
 }
 
+impl Options {
+    fn take_attribute(&mut self, word: &str) -> bool {
+        let named = |name: &str| ATTRIBUTES.iter().find(|(known, ..)| *known == name);
+        if let Some((_, set, clear)) = named(word) {
+            self.attributes.add(*set, *clear);
+        } else if let Some((_, set, clear)) = word.strip_prefix('r').and_then(named) {
+            self.recursive.add(*set, *clear);
+        } else {
+            return false;
+        }
+        true
+    }
+
+    fn take_propagation(&mut self, word: &str) -> bool {
+        let found = propagation(word);
+        self.propagation.extend(found);
+        found.is_some()
+    }
+
+    fn take_word(&mut self, word: &str) -> bool {
+        match word {
+            "bind" => self.bind = self.bind.or(Some(false)),
+            "rbind" => self.bind = Some(true),
+            "idmap" => self.id_map = self.id_map.or(Some(false)),
+            "ridmap" => self.id_map = Some(true),
+            "remount" => self.remount = true,
+            "tmpcopyup" => self.copy_up = true,
+            _ if NEUTRAL.contains(&word) => {}
+            _ => {
+                let Some((name, opposite)) = SUPERBLOCK.iter().find(|(name, _)| *name == word) else {
+                    return false;
+                };
+                self.superblock.retain(|known| known != opposite);
+                self.superblock.push(name);
+            }
+        }
+        true
+    }
+
+    /// The first word that means nothing for a bind mount, which has no file system of its own to change.
+    pub(super) fn not_for_binds(&self) -> Option<&str> {
+        let data = self.data.first().map(|(key, _)| key.as_str());
+        data.or(self.superblock.iter().find(|word| !word.starts_with("no") && **word != "async").copied())
+    }
+}
+
 /// All words that are ours.
 pub(super) fn known() -> Vec<String> {
     let both = ATTRIBUTES.iter().map(|(name, ..)| name).chain(PROPAGATION.iter().map(|(name, _)| name));
-    let words = ["bind", "rbind", "defaults"].map(str::to_owned).into_iter();
-    words.chain(both.flat_map(|name| [(*name).to_owned(), format!("r{name}")])).collect()
+    let single = ["bind", "rbind", "idmap", "ridmap", "remount", "tmpcopyup"].iter();
+    let single = single.chain(NEUTRAL).chain(SUPERBLOCK.iter().map(|(name, _)| name));
+    let single = single.map(|name| (*name).to_owned());
+    let mut words: Vec<String> =
+        single.chain(both.flat_map(|name| [(*name).to_owned(), format!("r{name}")])).collect();
+    words.sort();
+    words
 }
 
-/// `MS_*` of a propagation's name, for `linux.rootfsPropagation`, and whether for all below too.
+/// `MS_*` of a propagation's name, and whether for all mounts below too.
 pub(super) fn propagation(name: &str) -> Option<(u64, bool)> {
-    let parsed = parse(&[name.to_owned()]);
-    parsed.propagation
-}
-
-/// A later word overrides an earlier one.
-fn add(attributes: &mut MountAttributes, set: u64, clear: u64) {
-    attributes.set = (attributes.set & !clear) | set;
-    attributes.clear = (attributes.clear & !set) | clear;
+    let named = |name: &str| PROPAGATION.iter().find(|(known, _)| *known == name).map(|(_, flag)| *flag);
+    named(name)
+        .map(|flag| (flag, false))
+        .or_else(|| name.strip_prefix('r').and_then(named).map(|flag| (flag, true)))
 }
 
 #[cfg(test)]
@@ -98,27 +157,42 @@ mod tests {
     }
 
     #[test]
-    fn a_read_only_bind_with_propagation() {
-        let parsed = options("rbind,ro,rprivate");
-        assert_eq!(parsed.bind, Some(true));
-        assert_eq!(parsed.attributes.set, libc::MOUNT_ATTR_RDONLY);
-        assert_eq!(parsed.recursive, MountAttributes::default());
-        assert_eq!(parsed.propagation, Some((libc::MS_PRIVATE, true)));
+    fn a_bind_is_recursive_when_one_word_says_so() {
+        assert_eq!(options("bind,ro").bind, Some(false));
+        assert_eq!(options("rbind,bind").bind, Some(true));
+        assert_eq!(options("nosuid").bind, None);
     }
 
     #[test]
-    fn an_r_in_front_reaches_the_mounts_below() {
-        let parsed = options("rbind,rro,rnosuid,slave");
+    fn recursive_words_are_not_mistaken() {
+        let parsed = options("rro,rnosuid,rprivate,ro,relatime,rrelatime");
         assert_eq!(parsed.recursive.set, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID);
-        assert_eq!(parsed.attributes, MountAttributes::default());
-        assert_eq!(parsed.propagation, Some((libc::MS_SLAVE, false)));
+        assert_eq!(parsed.recursive.clear, libc::MOUNT_ATTR__ATIME);
+        assert_eq!(parsed.attributes.set, libc::MOUNT_ATTR_RDONLY);
+        assert_eq!(parsed.propagation, [(libc::MS_PRIVATE, true)]);
+        assert_eq!(parsed.data, []);
     }
 
     #[test]
-    fn a_later_word_overrides_an_earlier_one() {
-        let parsed = options("ro,noexec,rw");
+    fn the_last_word_counts() {
+        let parsed = options("ro,rw,exec,noexec,sync,async");
         assert_eq!(parsed.attributes.set, libc::MOUNT_ATTR_NOEXEC);
         assert_eq!(parsed.attributes.clear, libc::MOUNT_ATTR_RDONLY);
+        assert_eq!(parsed.superblock, ["async"]);
+        let atime = options("noatime,strictatime").attributes;
+        assert_eq!((atime.set, atime.clear), (libc::MOUNT_ATTR_STRICTATIME, libc::MOUNT_ATTR__ATIME));
+    }
+
+    #[test]
+    fn propagation_keeps_its_order() {
+        assert_eq!(options("rslave,shared").propagation, [(libc::MS_SLAVE, true), (libc::MS_SHARED, false)]);
+    }
+
+    #[test]
+    fn a_bind_has_no_file_system_to_change() {
+        assert_eq!(options("bind,size=1m,sync").not_for_binds(), Some("size"));
+        assert_eq!(options("bind,dirsync").not_for_binds(), Some("dirsync"));
+        assert_eq!(options("bind,ro,rprivate,async,nomand,defaults,idmap").not_for_binds(), None);
     }
 
     #[test]
@@ -128,5 +202,12 @@ mod tests {
         let data = data.map(|(key, value)| (key.to_owned(), value.map(str::to_owned)));
         assert_eq!(parsed.data, data);
         assert_eq!(parsed.attributes.clear, libc::MOUNT_ATTR__ATIME);
+    }
+
+    #[test]
+    fn every_word_that_is_ours_is_understood() {
+        for word in known() {
+            assert_eq!(options(&word).data, [], "{word}");
+        }
     }
 }

@@ -199,12 +199,16 @@ fn create(launch: &Launch, spec: &Spec) -> Result<(Created, Process), Failure> {
         pipes(launch.open_stdin).map_err(failed("make pipes"))?
     };
     let created = rswarm_runtime::create(Create {
+        id: &launch.id,
         spec,
         bundle: &launch.bundle,
         user: launch.user.as_deref(),
         groups: &launch.groups,
         stdio,
         gate: Gate::Parent,
+        preserve_fds: 0,
+        no_pivot: false,
+        new_keyring: true,
         die_with_parent: true,
     })?;
     let mut process = match &created.terminal {

@@ -248,17 +248,23 @@ impl Shim {
         } else {
             pipes(request.stdin).map_err(pipes_failed)?
         };
+        let process = rswarm_runtime::exec_process(
+            &self.spec,
+            request.args.clone(),
+            request.env.clone(),
+            request.cwd.clone().map(PathBuf::from),
+            request.privileged,
+        )?;
         let added = rswarm_runtime::exec(Exec {
             spec: &self.spec,
             init: self.created.pid,
             cgroup: &self.created.cgroup,
-            args: request.args.clone(),
-            env: request.env.clone(),
-            cwd: request.cwd.clone().map(PathBuf::from),
+            process,
             user: request.user.as_deref().or(self.launch.user.as_deref()),
             groups: &self.launch.groups,
-            privileged: request.privileged,
+            filtered: !request.privileged,
             stdio,
+            preserve_fds: 0,
             die_with_parent: true,
         })?;
         let mut process = match &added.terminal {

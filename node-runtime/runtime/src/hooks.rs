@@ -1,0 +1,181 @@
+//! The spec's hooks: programs of others, run at six points of a container's life with its state on their
+//! standard input.
+//!
+//! `prestart`, `createRuntime`, `createContainer` and `startContainer` run inside [`create`](crate::create())
+//! and init; whoever starts and removes a container calls [`poststart`] and [`poststop`].
+
+use std::collections::HashMap;
+use std::io::{Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+use oci_spec::runtime::{ContainerState, Hook, Spec};
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::MemfdFlags;
+use serde::Serialize;
+
+use crate::command;
+use crate::failure::{Context, Failure};
+use crate::sys;
+
+/// How much of what a failed hook printed is told.
+const OUTPUT_MAX: u64 = 4 << 10;
+
+/// What a hook reads from its standard input.
+// spec: oci-runtime runtime.md#state
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct State {
+    /// The configuration's version of the specification.
+    pub oci_version: String,
+    /// The container's name.
+    pub id: String,
+    /// Where it is in its life.
+    pub status: ContainerState,
+    /// Its init, as the hook sees it; zero and left out when there is none any more.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub pid: i32,
+    /// The bundle's directory, absolute.
+    pub bundle: PathBuf,
+    /// The configuration's annotations.
+    #[serde(skip_serializing_if = "HashMap::is_empty")]
+    pub annotations: HashMap<String, String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(pid: &i32) -> bool {
+    *pid == 0
+}
+
+impl State {
+    /// The state of a container of this configuration.
+    #[must_use]
+    pub fn of(spec: &Spec, id: &str, bundle: &Path, status: ContainerState, pid: i32) -> State {
+        State {
+            oci_version: spec.version().clone(),
+            id: id.to_owned(),
+            status,
+            pid,
+            bundle: bundle.to_owned(),
+            annotations: spec.annotations().clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// Runs the hooks that follow a container's start, in order, up to the first that fails. The caller must have
+/// one thread, and then stops the container.
+///
+/// # Errors
+/// The hook that failed, and what it printed.
+// spec: oci-runtime runtime.md#lifecycle step 9
+pub fn poststart(spec: &Spec, state: &State) -> Result<(), Failure> {
+    let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_ref());
+    run_all("poststart", hooks, state)
+}
+
+/// Runs the hooks that follow a container's removal. One that fails is logged, and the others run. The caller
+/// must have one thread.
+// spec: oci-runtime runtime.md#lifecycle step 13
+pub fn poststop(spec: &Spec, state: &State) {
+    let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.poststop().as_ref());
+    for (index, hook) in hooks.into_iter().flatten().enumerate() {
+        if let Err(failure) = run("poststop", index, hook, state) {
+            tracing::warn!(%failure, container.id = state.id, "hook failed");
+        }
+    }
+}
+
+/// Runs one point's hooks, in order, up to the first that fails.
+pub(crate) fn run_all(point: &str, hooks: Option<&Vec<Hook>>, state: &State) -> Result<(), Failure> {
+    let mut all = hooks.into_iter().flatten().enumerate();
+    all.try_for_each(|(index, hook)| run(point, index, hook, state))
+}
+
+fn run(point: &str, index: usize, hook: &Hook, state: &State) -> Result<(), Failure> {
+    let what = || format!("error running {point} hook #{index}");
+    let stdin = file("hook-state").with_context(what)?;
+    let json = serde_json::to_vec(state).map_err(std::io::Error::from).with_context(what)?;
+    rustix::io::write(&stdin, &json).with_context(what)?;
+    rustix::fs::seek(&stdin, rustix::fs::SeekFrom::Start(0)).with_context(what)?;
+    let output = file("hook-output").with_context(what)?;
+    let child = sys::clone_process(0, None, || become_hook(hook, &stdin, &output)).with_context(what)?;
+    let timeout = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok()).map(Duration::from_secs);
+    let in_time = wait_until_ended(&child.pidfd, timeout).with_context(what)?;
+    if !in_time {
+        let _ = sys::send_signal(&child.pidfd, libc::SIGKILL);
+    }
+    let status = reap(child.pid).with_context(what)?;
+    let why = match (in_time, status) {
+        (false, _) => format!("it ran longer than its {} s", hook.timeout().unwrap_or_default()),
+        (true, WaitStatus::Exited(_, 0)) => return Ok(()),
+        (true, WaitStatus::Exited(_, code)) => format!("exit status {code}"),
+        (true, WaitStatus::Signaled(_, signal, _)) => format!("killed by {signal}"),
+        (true, other) => format!("{other:?}"),
+    };
+    Err(Failure::other(format!("{}: {}: {why}{}", what(), hook.path().display(), printed(output))))
+}
+
+/// A file in memory: nobody waits for its other end, whatever a hook leaves running.
+fn file(name: &str) -> std::io::Result<OwnedFd> {
+    Ok(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?)
+}
+
+/// In the new process.
+fn become_hook(hook: &Hook, stdin: &OwnedFd, output: &OwnedFd) -> i32 {
+    use std::os::unix::ffi::OsStrExt;
+    let path = hook.path();
+    let name = || vec![String::from_utf8_lossy(path.as_os_str().as_bytes()).into_owned()];
+    let args = hook.args().clone().filter(|args| !args.is_empty()).unwrap_or_else(name);
+    let becomes = || {
+        nix::unistd::dup2_stdin(stdin).context("set stdin")?;
+        nix::unistd::dup2_stdout(output).context("set stdout")?;
+        nix::unistd::dup2_stderr(output).context("set stderr")?;
+        sys::keep_only(0).context("close descriptors")?;
+        sys::reset_signals();
+        command::execute(path, &args, hook.env().as_deref().unwrap_or_default())
+    };
+    let failure: Failure = match becomes() {
+        Ok(never) => match never {},
+        Err(failure) => failure,
+    };
+    let _ = rustix::io::write(output, failure.message.as_bytes());
+    127
+}
+
+/// False when time is up.
+fn wait_until_ended(pidfd: &OwnedFd, timeout: Option<Duration>) -> std::io::Result<bool> {
+    let deadline = timeout.map(|timeout| std::time::Instant::now() + timeout);
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(std::time::Instant::now()));
+        let left = left.map(rustix::event::Timespec::try_from).transpose().map_err(std::io::Error::other)?;
+        match rustix::event::poll(&mut [PollFd::new(pidfd, PollFlags::IN)], left.as_ref()) {
+            Err(rustix::io::Errno::INTR) => {}
+            polled => return Ok(polled? > 0),
+        }
+    }
+}
+
+fn reap(pid: i32) -> nix::Result<WaitStatus> {
+    loop {
+        match waitpid(Pid::from_raw(pid), None) {
+            Err(nix::Error::EINTR) => {}
+            reaped => return reaped,
+        }
+    }
+}
+
+/// The end of what a hook printed, on one line.
+fn printed(output: OwnedFd) -> String {
+    let mut file = std::fs::File::from(output);
+    let length = file.metadata().map_or(0, |meta| meta.len());
+    let mut bytes = Vec::new();
+    let read = file
+        .seek(SeekFrom::Start(length.saturating_sub(OUTPUT_MAX)))
+        .and_then(|_| std::io::Read::read_to_end(&mut file, &mut bytes));
+    let text = String::from_utf8_lossy(&bytes);
+    let line = text.trim().replace('\n', "; ");
+    if read.is_err() || line.is_empty() { String::new() } else { format!(": {line}") }
+}
