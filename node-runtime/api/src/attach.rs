@@ -1,10 +1,14 @@
 //! A client's connection turned into a terminal or a pair of pipes: attach and exec.
 
+use std::os::fd::{AsFd, OwnedFd};
+
 use axum::http::HeaderMap;
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Interest};
 
-use crate::connection::{Raw, Socket};
+use crate::connection::Raw;
 use crate::error::ApiError;
 use crate::router::common_headers;
 use crate::stream::FRAME_HEAD;
@@ -52,28 +56,43 @@ pub(crate) enum End {
     Detached,
 }
 
-/// Copies until the output ends, the client goes away or detaches. `settled` is awaited between the output's
-/// last byte and the end that the client sees: clients ask for the exit code right after it.
-pub(crate) async fn pump<P: Socket>(
+/// Copies until the output ends, the client goes away or detaches.
+pub(crate) async fn pump(
     raw: Raw,
-    program: P,
+    program: impl AsyncRead + AsyncWrite + Unpin,
     wiring: &Wiring,
-    settled: impl Future<Output = ()>,
 ) -> End {
+    let gone = raw.socket.watch();
     let (mut from_client, mut to_client) = tokio::io::split(raw.socket);
     let (mut from_program, mut to_program) = tokio::io::split(program);
     let output = async {
         let _ = copy_output(&mut from_program, &mut to_client, wiring).await;
-        settled.await;
         End::Closed
     };
     let input = copy_input(raw.early, &mut from_client, &mut to_program, wiring);
     let end = tokio::select! {
         end = output => end,
         end = input => end,
+        () = hung_up(gone) => End::Closed,
     };
     let _ = to_client.shutdown().await;
     end
+}
+
+/// Resolves when the client has closed its connection altogether, which a half-close is not. A client that only
+/// listens would else be noticed with the next byte of output, which may never come.
+async fn hung_up(connection: Option<OwnedFd>) {
+    let watched = connection.and_then(|fd| AsyncFd::with_interest(fd, Interest::READABLE).ok());
+    let Some(watched) = watched else { return std::future::pending().await };
+    loop {
+        let Ok(mut ready) = watched.readable().await else { return std::future::pending().await };
+        let mut state = [PollFd::new(watched.get_ref().as_fd(), PollFlags::empty())];
+        let hung_up = poll(&mut state, PollTimeout::ZERO).is_ok_and(|ready| ready > 0);
+        if hung_up {
+            return;
+        }
+        ready.clear_ready();
+    }
 }
 
 /// Program to client. Frames of a stream that was not asked for are left out.
@@ -301,7 +320,7 @@ mod tests {
         let (program, engine) = tokio::io::duplex(1024);
         let raw = Raw { early: Bytes::from_static(b"early "), socket: Box::new(server), upgrade: true };
         rswarm_base::Scope::root("test").spawn(async move {
-            pump(raw, engine, &wiring, async {}).await;
+            pump(raw, engine, &wiring).await;
         });
         (client, program)
     }

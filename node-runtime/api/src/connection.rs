@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -19,6 +20,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rswarm_base::Scope;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::router::Gate;
@@ -31,9 +33,35 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A client's socket of any kind.
-pub(crate) trait Socket: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+pub(crate) trait Socket: AsyncRead + AsyncWrite + Send + Unpin + 'static {
+    /// Another descriptor of it, to see when the other side is gone; `None` where there is no such thing.
+    fn watch(&self) -> Option<OwnedFd>;
+}
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Socket for T {}
+impl Socket for UnixStream {
+    fn watch(&self) -> Option<OwnedFd> {
+        self.as_fd().try_clone_to_owned().ok()
+    }
+}
+
+impl Socket for TcpStream {
+    fn watch(&self) -> Option<OwnedFd> {
+        self.as_fd().try_clone_to_owned().ok()
+    }
+}
+
+impl Socket for Box<dyn Socket> {
+    fn watch(&self) -> Option<OwnedFd> {
+        (**self).watch()
+    }
+}
+
+#[cfg(test)]
+impl Socket for tokio::io::DuplexStream {
+    fn watch(&self) -> Option<OwnedFd> {
+        None
+    }
+}
 
 /// A connection that was taken over.
 pub(crate) struct Raw {

@@ -44,6 +44,12 @@ pub(crate) async fn create(
         return Err(CreateError::Invalid("no command specified".to_owned()));
     };
     check(shared, &config)?;
+    let inherited = inherited(shared, &config)?;
+    // What another container has there is better than a new, empty volume.
+    config.spec.mounts.retain(|mount| {
+        let target = clean_path(&mount.target);
+        !is_anonymous(mount) || inherited.iter().all(|point| point.destination != target)
+    });
     let mut warnings = warnings(&config);
     warnings.extend(spec::discard_unsupported(&mut config.resources, &shared.host.support));
     let endpoints = wiring::endpoints(shared, &id, &reservation.name, &config)?;
@@ -67,7 +73,7 @@ pub(crate) async fn create(
         id,
     };
     let id = container.id.clone();
-    let record = make(shared, container).await?;
+    let record = make(shared, container, inherited).await?;
     reservation.keep();
     let (actor, handle) = Actor::new(shared.clone(), record);
     shared.event(&handle.container(), "create", &[]);
@@ -244,19 +250,26 @@ fn check_mounts(mounts: &[Mount]) -> Result<(), CreateError> {
 const PROPAGATIONS: [&str; 7] = ["", "private", "rprivate", "shared", "rshared", "slave", "rslave"];
 
 /// Volumes, layers, directory and record; undone when one of them fails.
-async fn make(shared: &Arc<Shared>, mut container: Container) -> Result<Record, CreateError> {
-    let made = make_parts(shared, &mut container).await;
+async fn make(
+    shared: &Arc<Shared>,
+    mut container: Container,
+    inherited: Vec<MountPoint>,
+) -> Result<Record, CreateError> {
+    let made = make_parts(shared, &mut container, inherited).await;
     if made.is_err() {
         undo(shared, container).await;
     }
     made
 }
 
-async fn make_parts(shared: &Arc<Shared>, container: &mut Container) -> Result<Record, CreateError> {
-    let mounts = inherited(shared, container)?;
+async fn make_parts(
+    shared: &Arc<Shared>,
+    container: &mut Container,
+    inherited: Vec<MountPoint>,
+) -> Result<Record, CreateError> {
     // Blocking work owns what it works on; a claim on a volume is known to `undo` by the container's id.
     let (own, asked) = (shared.clone(), container.clone());
-    let resolved = blocking(move || resolve_mounts(&own, &asked, mounts));
+    let resolved = blocking(move || resolve_mounts(&own, &asked, inherited));
     let (mounts, result) = resolved.await;
     container.mounts = Arc::new(mounts);
     result?;
@@ -295,23 +308,30 @@ async fn undo(shared: &Arc<Shared>, container: Container) {
     blocking(erase).await;
 }
 
-/// The mounts of the containers named in `volumes_from`, except where the container has its own.
-fn inherited(shared: &Shared, container: &Container) -> Result<Vec<MountPoint>, CreateError> {
-    let own: BTreeSet<String> =
-        container.config.spec.mounts.iter().map(|mount| clean_path(&mount.target)).collect();
+/// A volume without a name.
+fn is_anonymous(mount: &Mount) -> bool {
+    mount.r#type() == mount::Type::Volume && mount.source.is_empty()
+}
+
+/// The mounts of the containers named in `volumes_from`, except where the container is given another.
+fn inherited(shared: &Shared, config: &ContainerConfig) -> Result<Vec<MountPoint>, CreateError> {
+    let own = config.spec.mounts.iter().filter(|mount| !is_anonymous(mount));
+    let own: BTreeSet<String> = own.map(|mount| clean_path(&mount.target)).collect();
     let mut mounts: Vec<MountPoint> = Vec::new();
-    for from in &container.config.volumes_from {
+    for from in &config.volumes_from {
         let (name, mode) = from.split_once(':').unwrap_or((from, "rw"));
-        if !matches!(mode, "ro" | "rw") {
-            return Err(CreateError::Invalid(format!("invalid mode for volumes-from: {mode}")));
+        // SELinux labels are nobody's here.
+        if !mode.split(',').all(|mode| matches!(mode, "ro" | "rw" | "z" | "Z")) {
+            return Err(CreateError::Invalid(format!("invalid mode: {mode}")));
         }
+        let writable = !mode.split(',').any(|mode| mode == "ro");
         let other = shared.registry.find(name)?.container();
         for mount in other.mounts.iter().filter(|mount| mount.kind != MountKind::Tmpfs) {
             if own.contains(&mount.destination) || mounts.iter().any(|m| m.destination == mount.destination) {
                 continue;
             }
             mounts.push(MountPoint {
-                writable: mount.writable && mode == "rw",
+                writable: mount.writable && writable,
                 anonymous: false,
                 ..mount.clone()
             });

@@ -25,11 +25,13 @@ mod registry;
 mod shared;
 mod signal;
 mod spec;
+pub mod stats;
 pub mod top;
 pub mod volume;
 
 pub use config::{ContainerConfig, EndpointConfig, EngineConfig, RestartName, RestartPolicy};
 pub use container::Container;
+pub use merge::clean_path;
 pub use engine::{
     AttachStream, Attachment, ContainerUpdate, Created, Engine, EngineInfo, RemoveOptions, WaitCondition,
     Waited,

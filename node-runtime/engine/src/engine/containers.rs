@@ -12,8 +12,9 @@ use crate::config::{ContainerConfig, RestartPolicy};
 use crate::container::{Container, Request, Status};
 use crate::error::{ControlError, CreateError, LogsError, LookupError, RemoveError, StartError};
 use crate::logs::{self, LogOptions, LogStream};
+use crate::stats::Sample;
 use crate::top::{self, Top};
-use crate::{create, names, signal};
+use crate::{create, names, signal, stats};
 
 /// A container that was created.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -283,6 +284,24 @@ impl Engine {
             blocking(move || top::of_cgroup(&cgroup, &arguments)).await.map_err(ControlError::Failed)?;
         self.shared.event(&container, "top", &[]);
         Ok(top)
+    }
+
+    /// What a running container has used so far.
+    ///
+    /// # Errors
+    /// When it does not run, or its counters cannot be read.
+    pub async fn stats(&self, reference: &str) -> Result<Sample, ControlError> {
+        let handle = self.find(reference)?;
+        let container = handle.container();
+        let not_running = || ControlError::NotRunning(container.id.clone());
+        if !container.state.status.is_live() {
+            return Err(not_running());
+        }
+        let (cgroup, looked_at) = (self.shared.cgroup(&container.id), container.clone());
+        let sample = blocking(move || stats::sample(&cgroup, &looked_at)).await;
+        // The counters go with the container, which may end while they are read.
+        let is_live = handle.container().state.status.is_live();
+        sample.map_err(|why| if is_live { ControlError::Failed(why) } else { not_running() })
     }
 
     /// Sets the size of a running container's terminal.
