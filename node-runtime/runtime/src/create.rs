@@ -10,7 +10,7 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, container_path};
 use crate::channel::{Channel, Said};
 use crate::failure::{Context, Failure};
 use crate::init::{Gate, Init, close_inherited};
@@ -81,13 +81,11 @@ impl Created {
 pub fn create(request: Create<'_>) -> Result<Created, Failure> {
     spec::check(request.spec)?;
     let linux = spec::linux(request.spec)?;
-    let path =
-        linux.cgroups_path().as_deref().ok_or_else(|| Failure::invalid("linux.cgroupsPath is missing"))?;
-    let cgroup = Cgroup::at(path)?;
+    let cgroup = Cgroup::at(&container_path(linux.cgroups_path().as_deref(), request.id, false)?)?;
     let filter = linux.seccomp().as_ref().map(Filter::compile).transpose()?;
     let namespaces = Namespaces::of(linux)?;
     let plan = Plan::of(request.spec, request.bundle)?;
-    cgroup.create()?;
+    cgroup.create(linux.resources().as_ref())?;
     let made = clone_init(request, &cgroup, filter, namespaces, plan);
     made.inspect_err(|_| {
         let _ = cgroup.kill();
@@ -102,9 +100,6 @@ fn clone_init(
     namespaces: Namespaces,
     tree: Plan<'_>,
 ) -> Result<Created, Failure> {
-    if let Some(resources) = spec::linux(request.spec)?.resources() {
-        cgroup.apply(resources)?;
-    }
     let (ours, theirs) = Channel::pair()?;
     let init = Init {
         spec: request.spec,

@@ -191,66 +191,6 @@ pub fn fork() -> io::Result<i32> {
     if pid == -1 { Err(io::Error::last_os_error()) } else { Ok(pid) }
 }
 
-/// `bpf(2)`: loads a program that decides on device accesses of a cgroup.
-pub(crate) fn load_device_program(instructions: &[u64]) -> io::Result<OwnedFd> {
-    #[repr(C)]
-    struct LoadProgram {
-        prog_type: u32,
-        insn_cnt: u32,
-        insns: u64,
-        license: u64,
-        log_level: u32,
-        log_size: u32,
-        log_buf: u64,
-    }
-    const BPF_PROG_LOAD: i32 = 5;
-    const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
-    let request = LoadProgram {
-        prog_type: BPF_PROG_TYPE_CGROUP_DEVICE,
-        insn_cnt: u32::try_from(instructions.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?,
-        insns: instructions.as_ptr() as u64,
-        license: c"Apache".as_ptr() as u64,
-        log_level: 0,
-        log_size: 0,
-        log_buf: 0,
-    };
-    // SAFETY: bpf(2) reads the request and what it points at, which all live across the call.
-    let fd =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const request, size_of::<LoadProgram>()) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let fd = i32::try_from(fd).expect("a descriptor is an i32");
-    // SAFETY: on success the kernel returns a new descriptor, which nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// `bpf(2)`: attaches such a program to a cgroup of version 2, where it stays until the cgroup goes.
-pub(crate) fn attach_device_program(cgroup: impl AsFd, program: impl AsFd) -> io::Result<()> {
-    #[repr(C)]
-    struct AttachProgram {
-        target_fd: u32,
-        attach_bpf_fd: u32,
-        attach_type: u32,
-        attach_flags: u32,
-    }
-    const BPF_PROG_ATTACH: i32 = 8;
-    const BPF_CGROUP_DEVICE: u32 = 6;
-    const BPF_F_ALLOW_MULTI: u32 = 2;
-    let number = |fd: i32| u32::try_from(fd).expect("an open descriptor is not negative");
-    let request = AttachProgram {
-        target_fd: number(cgroup.as_fd().as_raw_fd()),
-        attach_bpf_fd: number(program.as_fd().as_raw_fd()),
-        attach_type: BPF_CGROUP_DEVICE,
-        attach_flags: BPF_F_ALLOW_MULTI,
-    };
-    // SAFETY: bpf(2) reads the request, which lives across the call.
-    let done = unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const request, size_of::<AttachProgram>())
-    };
-    result(done)
-}
-
 fn result(done: libc::c_long) -> io::Result<()> {
     result_of(done).map(drop)
 }

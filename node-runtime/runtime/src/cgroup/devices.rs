@@ -1,81 +1,42 @@
 //! Device rules for cgroup version 2: a small BPF program, assembled here.
 
-use oci_spec::runtime::LinuxDeviceCgroup;
+use std::fs::File;
+use std::io;
+use std::path::Path;
 
-use super::plan::{DEFAULT_DEVICES, access, device_types, is_everything};
-use crate::failure::Failure;
+use super::rules::{Kind, Rule, Rules};
+use super::sys;
 
-/// One rule, in the terms of `struct bpf_cgroup_dev_ctx`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Rule {
-    /// `BPF_DEVCG_DEV_*`.
-    typ: i32,
-    /// `BPF_DEVCG_ACC_*` bits.
-    access: i32,
-    major: Option<i32>,
-    minor: Option<i32>,
-    allow: bool,
+/// The program for the rules; `None` when everything is allowed anyhow.
+pub(super) fn program(rules: &Rules) -> Option<Vec<u64>> {
+    (!rules.allow_all()).then(|| assemble(rules))
 }
 
-/// What a list of rules amounts to: exceptions in order, and the answer when none matches.
-#[derive(Debug, PartialEq, Eq)]
-struct Rules {
-    exceptions: Vec<Rule>,
-    otherwise: bool,
-}
-
-/// The program for the spec's rules; `None` when everything is allowed anyhow.
-pub(super) fn program(rules: &[LinuxDeviceCgroup]) -> Result<Option<Vec<u64>>, Failure> {
-    let rules = collect(rules)?;
-    let anything = rules.otherwise && rules.exceptions.iter().all(|rule| rule.allow);
-    Ok((!anything).then(|| assemble(&rules)))
-}
-
-/// A rule about everything makes all before it void.
-fn collect(rules: &[LinuxDeviceCgroup]) -> Result<Rules, Failure> {
-    let mut collected = Rules { exceptions: Vec::new(), otherwise: true };
-    for rule in rules {
-        if is_everything(rule) {
-            collected.exceptions.clear();
-            collected.otherwise = rule.allow();
-            if !rule.allow() {
-                collected.exceptions.extend(default_rules());
-            }
-            continue;
-        }
-        let number = |number: Option<i64>| match number.filter(|number| *number >= 0) {
-            None => Ok(None),
-            Some(number) => i32::try_from(number)
-                .map(Some)
-                .map_err(|_| Failure::invalid(format!("device number {number} is too large"))),
-        };
-        let access = access_bits(access(rule)?);
-        let (major, minor, allow) = (number(rule.major())?, number(rule.minor())?, rule.allow());
-        for typ in device_types(rule)? {
-            collected.exceptions.push(Rule { typ: type_bits(*typ), access, major, minor, allow });
+/// Puts the rules in force. A new cgroup has no program; in an old one the kernel exchanges ours for the new
+/// one at once, so that no access falls between the two.
+pub(super) fn attach(dir: &Path, rules: &Rules, is_new: bool) -> io::Result<()> {
+    let program = program(rules);
+    if is_new && program.is_none() {
+        return Ok(());
+    }
+    let cgroup = File::open(dir)?;
+    let old = if is_new { Vec::new() } else { sys::attached_device_programs(&cgroup)? };
+    let Some(program) = program else {
+        return old.iter().try_for_each(|old| sys::detach_device_program(&cgroup, old));
+    };
+    let program = sys::load_device_program(&program)?;
+    match old.as_slice() {
+        [] => sys::attach_device_program(&cgroup, &program, None),
+        // Kernels before 5.6 cannot exchange. Between the two calls both are asked, and both must agree.
+        [only] => sys::attach_device_program(&cgroup, &program, Some(only)).or_else(|_| {
+            sys::attach_device_program(&cgroup, &program, None)?;
+            sys::detach_device_program(&cgroup, only)
+        }),
+        several => {
+            sys::attach_device_program(&cgroup, &program, None)?;
+            several.iter().try_for_each(|old| sys::detach_device_program(&cgroup, old))
         }
     }
-    Ok(collected)
-}
-
-fn default_rules() -> impl Iterator<Item = Rule> {
-    let number = |number: u32| i32::try_from(number).expect("the default devices have small numbers");
-    DEFAULT_DEVICES.iter().map(move |(typ, major, minor, access)| Rule {
-        typ: type_bits(*typ),
-        access: access_bits(access),
-        major: major.map(number),
-        minor: minor.map(number),
-        allow: true,
-    })
-}
-
-fn type_bits(typ: char) -> i32 {
-    if typ == 'b' { 1 } else { 2 }
-}
-
-fn access_bits(access: &str) -> i32 {
-    let bit = |letter, bit| if access.contains(letter) { bit } else { 0 };
-    bit('m', 1) | bit('r', 2) | bit('w', 4)
 }
 
 // Operations of linux/bpf.h; registers: r1 context, r2 type, r3 access, r4 major, r5 minor, r6 scratch.
@@ -84,6 +45,7 @@ const AND_IMMEDIATE: u8 = 0x57;
 const SHIFT_RIGHT: u8 = 0x77;
 const MOVE: u8 = 0xbf;
 const MOVE_IMMEDIATE: u8 = 0xb7;
+const JUMP_EQUAL: u8 = 0x15;
 const JUMP_NOT_EQUAL: u8 = 0x55;
 const EXIT: u8 = 0x95;
 
@@ -107,12 +69,14 @@ fn assemble(rules: &Rules) -> Vec<u64> {
 }
 
 fn rule_code(rule: &Rule) -> Vec<u64> {
-    let mut tests: Vec<(u8, u8, i32)> = vec![(JUMP_NOT_EQUAL, 2, rule.typ)];
-    tests.extend(rule.major.map(|major| (JUMP_NOT_EQUAL, 4, major)));
-    tests.extend(rule.minor.map(|minor| (JUMP_NOT_EQUAL, 5, minor)));
+    // `BPF_DEVCG_DEV_*`.
+    let typ = if rule.devices.kind == Kind::Block { 1 } else { 2 };
+    let mut tests: Vec<(u8, u8, i32)> = vec![(JUMP_NOT_EQUAL, 2, typ)];
+    tests.extend(rule.devices.major.map(|major| (JUMP_NOT_EQUAL, 4, major.cast_signed())));
+    tests.extend(rule.devices.minor.map(|minor| (JUMP_NOT_EQUAL, 5, minor.cast_signed())));
     // What is asked for beyond an allow (must be nothing), or what of it a deny covers (must be something).
-    let mask = if rule.allow { !rule.access } else { rule.access };
-    let skip_operation = if rule.allow { JUMP_NOT_EQUAL } else { 0x15 };
+    let mask = i32::from(if rule.allow { !rule.access } else { rule.access });
+    let skip_operation = if rule.allow { JUMP_NOT_EQUAL } else { JUMP_EQUAL };
     // Behind the tests: move, and, jump, verdict, exit.
     let length = tests.len() + 5;
     let mut code: Vec<u64> = Vec::with_capacity(length);
@@ -138,10 +102,13 @@ fn instruction(operation: u8, target: u8, source: u8, offset: i16, immediate: i3
 
 #[cfg(test)]
 mod tests {
+    use oci_spec::runtime::LinuxDeviceCgroup;
+
     use super::*;
 
-    fn rules(json: serde_json::Value) -> Vec<LinuxDeviceCgroup> {
-        serde_json::from_value(json).expect("rules")
+    fn rules(json: serde_json::Value) -> Rules {
+        let list: Vec<LinuxDeviceCgroup> = serde_json::from_value(json).expect("rules");
+        Rules::collect(&list).expect("rules")
     }
 
     /// Runs a program as the kernel would.
@@ -162,8 +129,8 @@ mod tests {
                 MOVE => registers[target] = registers[source],
                 MOVE_IMMEDIATE => registers[target] = immediate,
                 JUMP_NOT_EQUAL if registers[target] != immediate => at += usize::from(offset),
-                0x15 if registers[target] == immediate => at += usize::from(offset),
-                JUMP_NOT_EQUAL | 0x15 => {}
+                JUMP_EQUAL if registers[target] == immediate => at += usize::from(offset),
+                JUMP_NOT_EQUAL | JUMP_EQUAL => {}
                 EXIT => return registers[0] != 0,
                 other => panic!("operation {other:#x}"),
             }
@@ -178,13 +145,13 @@ mod tests {
             {"allow": true, "type": "b", "major": 8, "access": "r"},
             {"allow": false, "type": "b", "major": 8, "minor": 1, "access": "r"},
         ])))
-        .expect("rules")
         .expect("program");
         let (block, character) = (1, 2);
         let (make, read, write) = (1, 2, 4);
         assert!(run(&code, character, read | write, 1, 3), "/dev/null is a default device");
         assert!(run(&code, block, read, 8, 0));
         assert!(!run(&code, block, read, 8, 1), "denied again");
+        assert!(run(&code, block, make, 8, 1), "what a rule is not about stays");
         assert!(!run(&code, block, read | write, 8, 0), "an allow must cover all that is asked for");
         assert!(run(&code, block, make, 8, 0), "nodes may always be made");
         assert!(!run(&code, character, read, 10, 200));
@@ -192,13 +159,13 @@ mod tests {
 
     #[test]
     fn allowing_everything_needs_no_program() {
-        assert_eq!(program(&rules(serde_json::json!([{"allow": true}]))), Ok(None));
-        assert_eq!(program(&[]), Ok(None));
+        assert_eq!(program(&rules(serde_json::json!([{"allow": true}]))), None);
+        assert!(program(&rules(serde_json::json!([]))).is_some());
     }
 
     #[test]
     fn the_kernel_accepts_the_program() {
-        let code = program(&rules(serde_json::json!([{"allow": false}]))).expect("rules").expect("program");
-        crate::sys::load_device_program(&code).expect("the verifier accepts it");
+        let code = program(&rules(serde_json::json!([{"allow": false}]))).expect("program");
+        sys::load_device_program(&code).expect("the verifier accepts it");
     }
 }

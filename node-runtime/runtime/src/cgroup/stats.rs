@@ -17,6 +17,9 @@ pub struct Stats {
     pub io: Vec<IoStats>,
     /// Huge pages by page size, as the kernel writes it (`2MB`).
     pub hugetlb: BTreeMap<String, HugetlbStats>,
+    /// RDMA devices by name.
+    #[serde(default)]
+    pub rdma: BTreeMap<String, RdmaStats>,
     /// How long processes waited for want of a resource: `cpu`, `memory`, `io`. Version 2 only.
     pub pressure: BTreeMap<String, Pressure>,
 }
@@ -38,6 +41,18 @@ pub struct CpuStats {
     pub throttled_periods: u64,
     /// How long it was held back.
     pub throttled_time: u64,
+    /// Used in user mode on each processor. Version 1 only.
+    #[serde(default)]
+    pub per_cpu_user: Vec<u64>,
+    /// Used in kernel mode on each processor. Version 1 only.
+    #[serde(default)]
+    pub per_cpu_system: Vec<u64>,
+    /// Periods in which more than the quota was used, saved up before.
+    #[serde(default)]
+    pub burst_periods: u64,
+    /// How much more.
+    #[serde(default)]
+    pub burst_time: u64,
 }
 
 /// Memory, in bytes.
@@ -57,6 +72,9 @@ pub struct MemoryStats {
     pub failures: u64,
     /// Processes killed for want of memory.
     pub oom_kills: u64,
+    /// In use by the kernel for it; a part of `usage`.
+    #[serde(default)]
+    pub kernel_usage: Option<u64>,
     /// `memory.stat` as the kernel writes it, name by name.
     pub detail: BTreeMap<String, u64>,
 }
@@ -85,6 +103,12 @@ pub struct IoStats {
     pub read_operations: u64,
     /// Operations.
     pub write_operations: u64,
+    /// Bytes.
+    #[serde(default)]
+    pub discard_bytes: u64,
+    /// Operations.
+    #[serde(default)]
+    pub discard_operations: u64,
 }
 
 /// Huge pages of one size, in bytes.
@@ -96,6 +120,21 @@ pub struct HugetlbStats {
     pub max_usage: Option<u64>,
     /// How often the limit was hit.
     pub failures: u64,
+    /// The limit; `None` is unlimited.
+    #[serde(default)]
+    pub limit: Option<u64>,
+    /// Reserved, where the kernel counts it.
+    #[serde(default)]
+    pub reserved: Option<u64>,
+}
+
+/// Handles and objects of one RDMA device in use.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RdmaStats {
+    /// Open handles.
+    pub handles: u64,
+    /// Objects.
+    pub objects: u64,
 }
 
 /// Pressure stall information of one resource.

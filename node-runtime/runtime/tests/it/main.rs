@@ -4,6 +4,7 @@
 //! The program is its own runtime: it runs itself as `… runtime COMMAND`, which must find no thread, so there
 //! is no test harness. A module lists its tests in `CASES`.
 
+mod cgroups;
 mod cli;
 mod support;
 
@@ -15,7 +16,7 @@ use anyhow::Result;
 /// A test's name and the test.
 pub type Case = (&'static str, fn() -> Result<()>);
 
-const MODULES: &[(&str, &[Case])] = &[("cli", cli::CASES)];
+const MODULES: &[(&str, &[Case])] = &[("cgroups", cgroups::CASES), ("cli", cli::CASES)];
 
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
