@@ -1,14 +1,10 @@
 //! A client's connection turned into a terminal or a pair of pipes: attach and exec.
 
-use std::os::fd::{AsFd, OwnedFd};
-
 use axum::http::HeaderMap;
 use bytes::{Bytes, BytesMut};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Interest};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-use crate::connection::Raw;
+use crate::connection::{Raw, Watch};
 use crate::error::ApiError;
 use crate::router::common_headers;
 use crate::stream::FRAME_HEAD;
@@ -57,12 +53,8 @@ pub(crate) enum End {
 }
 
 /// Copies until the output ends, the client goes away or detaches.
-pub(crate) async fn pump(
-    raw: Raw,
-    program: impl AsyncRead + AsyncWrite + Unpin,
-    wiring: &Wiring,
-) -> End {
-    let gone = raw.socket.watch();
+pub(crate) async fn pump(raw: Raw, program: impl AsyncRead + AsyncWrite + Unpin, wiring: &Wiring) -> End {
+    let watch = raw.socket.watch();
     let (mut from_client, mut to_client) = tokio::io::split(raw.socket);
     let (mut from_program, mut to_program) = tokio::io::split(program);
     let output = async {
@@ -73,25 +65,17 @@ pub(crate) async fn pump(
     let end = tokio::select! {
         end = output => end,
         end = input => end,
-        () = hung_up(gone) => End::Closed,
+        () = hung_up(watch) => End::Closed,
     };
     let _ = to_client.shutdown().await;
     end
 }
 
-/// Resolves when the client has closed its connection altogether, which a half-close is not. A client that only
-/// listens would else be noticed with the next byte of output, which may never come.
-async fn hung_up(connection: Option<OwnedFd>) {
-    let watched = connection.and_then(|fd| AsyncFd::with_interest(fd, Interest::READABLE).ok());
-    let Some(watched) = watched else { return std::future::pending().await };
-    loop {
-        let Ok(mut ready) = watched.readable().await else { return std::future::pending().await };
-        let mut state = [PollFd::new(watched.get_ref().as_fd(), PollFlags::empty())];
-        let hung_up = poll(&mut state, PollTimeout::ZERO).is_ok_and(|ready| ready > 0);
-        if hung_up {
-            return;
-        }
-        ready.clear_ready();
+/// A client that only listens would else be noticed with the next byte of output, which may never come.
+async fn hung_up(watch: Option<Watch>) {
+    match watch {
+        Some(watch) => watch.hung_up().await,
+        None => std::future::pending().await,
     }
 }
 

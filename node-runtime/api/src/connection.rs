@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -18,8 +18,9 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rswarm_base::Scope;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, Interest};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
@@ -34,32 +35,70 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A client's socket of any kind.
 pub(crate) trait Socket: AsyncRead + AsyncWrite + Send + Unpin + 'static {
-    /// Another descriptor of it, to see when the other side is gone; `None` where there is no such thing.
-    fn watch(&self) -> Option<OwnedFd>;
+    /// To see when the other side is gone; `None` where that cannot be seen.
+    fn watch(&self) -> Option<Watch>;
 }
 
 impl Socket for UnixStream {
-    fn watch(&self) -> Option<OwnedFd> {
-        self.as_fd().try_clone_to_owned().ok()
+    fn watch(&self) -> Option<Watch> {
+        let twin: std::os::unix::net::UnixStream = self.as_fd().try_clone_to_owned().ok()?.into();
+        UnixStream::from_std(twin).ok().map(Watch::Unix)
     }
 }
 
 impl Socket for TcpStream {
-    fn watch(&self) -> Option<OwnedFd> {
-        self.as_fd().try_clone_to_owned().ok()
+    fn watch(&self) -> Option<Watch> {
+        let twin: std::net::TcpStream = self.as_fd().try_clone_to_owned().ok()?.into();
+        TcpStream::from_std(twin).ok().map(Watch::Tcp)
     }
 }
 
 impl Socket for Box<dyn Socket> {
-    fn watch(&self) -> Option<OwnedFd> {
+    fn watch(&self) -> Option<Watch> {
         (**self).watch()
     }
 }
 
 #[cfg(test)]
 impl Socket for tokio::io::DuplexStream {
-    fn watch(&self) -> Option<OwnedFd> {
+    fn watch(&self) -> Option<Watch> {
         None
+    }
+}
+
+/// Another hold on a client's socket, for events only: nothing is read or written through it.
+pub(crate) enum Watch {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl Watch {
+    /// Resolves when the other side has closed the connection altogether, which a half-close is not.
+    pub async fn hung_up(&self) {
+        loop {
+            let ready = match self {
+                Watch::Unix(socket) => socket.ready(Interest::READABLE).await,
+                Watch::Tcp(socket) => socket.ready(Interest::READABLE).await,
+            };
+            let mut state = [PollFd::new(self.as_fd(), PollFlags::empty())];
+            // Asked for nothing, poll(2) still tells of a hang-up.
+            if ready.is_err() || poll(&mut state, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
+                return;
+            }
+            // What made it ready is seen; the kernel tells of the next change.
+            let seen = || Err::<(), _>(std::io::ErrorKind::WouldBlock.into());
+            let _ = match self {
+                Watch::Unix(socket) => socket.try_io(Interest::READABLE, seen),
+                Watch::Tcp(socket) => socket.try_io(Interest::READABLE, seen),
+            };
+        }
+    }
+
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Watch::Unix(socket) => socket.as_fd(),
+            Watch::Tcp(socket) => socket.as_fd(),
+        }
     }
 }
 

@@ -22,13 +22,13 @@ use crate::attach::{self, DetachKeys, End, Wiring};
 use crate::connection::{Hijacker, Raw};
 use crate::error::ApiError;
 use crate::filters::Filters;
-use crate::{logs, stats};
 use crate::request::{JsonBody, Query};
 use crate::router::App;
 use crate::stream::{content_type, json_line, streaming};
 use crate::translate::{create, inspect, ports, summary};
 use crate::types;
 use crate::version::ApiVersion;
+use crate::{logs, stats};
 
 const FILTERS: [&str; 15] = [
     "ancestor",

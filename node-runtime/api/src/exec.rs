@@ -92,7 +92,10 @@ async fn start(
                     app.engine.exec_detached(&id);
                 }
             }
-            Err(error) => say(&mut raw, config.tty, &Chain(&error).to_string()).await,
+            Err(error) => {
+                let text = Chain(&error).to_string();
+                say(&mut raw, config.tty, &text).await;
+            }
         }
     };
     Ok(hijacker.take(then).await)

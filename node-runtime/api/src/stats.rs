@@ -67,9 +67,9 @@ impl Series {
                 tokio::time::sleep(INTERVAL).await;
             }
         }
-        self.next().await.ok_or_else(|| {
-            ApiError::new(Kind::NotFound, format!("No such container: {}", self.container.id))
-        })
+        self.next()
+            .await
+            .ok_or_else(|| ApiError::new(Kind::NotFound, format!("No such container: {}", self.container.id)))
     }
 
     /// The next message; `None` when the container was removed.

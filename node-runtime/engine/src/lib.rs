@@ -31,8 +31,8 @@ pub mod volume;
 
 pub use config::{ContainerConfig, EndpointConfig, EngineConfig, RestartName, RestartPolicy};
 pub use container::Container;
-pub use merge::clean_path;
 pub use engine::{
     AttachStream, Attachment, ContainerUpdate, Created, Engine, EngineInfo, RemoveOptions, WaitCondition,
     Waited,
 };
+pub use merge::clean_path;

@@ -223,10 +223,7 @@ fn names(spec: &mut wire::ContainerSpec, host: &HostConfig) {
 }
 
 /// `-v`, `--mount`, `--tmpfs`, and anonymous volumes where nothing else is mounted.
-fn all_mounts(
-    config: &types::ContainerConfig,
-    host: &HostConfig,
-) -> Result<Vec<wire::Mount>, ApiError> {
+fn all_mounts(config: &types::ContainerConfig, host: &HostConfig) -> Result<Vec<wire::Mount>, ApiError> {
     let mut all = Vec::new();
     for bind in host.binds.iter().flatten() {
         all.push(mounts::parse_bind(bind)?);
@@ -288,9 +285,7 @@ fn rates(devices: Option<&[types::ThrottleDevice]>) -> Vec<wire::DeviceRate> {
 
 fn weights(devices: Option<&[types::WeightDevice]>) -> Vec<wire::DeviceRate> {
     let devices = devices.unwrap_or_default().iter();
-    devices
-        .map(|device| wire::DeviceRate { path: device.path.clone(), rate: device.weight.into() })
-        .collect()
+    devices.map(|device| wire::DeviceRate { path: device.path.clone(), rate: device.weight.into() }).collect()
 }
 
 pub(crate) fn restart_policy(policy: &types::RestartPolicy) -> Result<RestartPolicy, ApiError> {

@@ -142,9 +142,8 @@ fn bind(mount: &types::Mount, result: &mut wire::Mount) -> Result<(), ApiError> 
 /// `bind-recursive`: what becomes of the mounts below the source.
 // moby: volume/mounts, linux_parser.go
 fn recursion(mount: &types::Mount, options: &types::BindOptions) -> Result<Recursion, ApiError> {
-    let invalid = |why: &str| {
-        Err(ApiError::invalid(format!("invalid mount config for type \"bind\": {why}")))
-    };
+    let invalid =
+        |why: &str| Err(ApiError::invalid(format!("invalid mount config for type \"bind\": {why}")));
     if options.read_only_non_recursive && options.read_only_force_recursive {
         return invalid("ReadOnlyNonRecursive and ReadOnlyForceRecursive must not be specified together");
     }
@@ -153,7 +152,9 @@ fn recursion(mount: &types::Mount, options: &types::BindOptions) -> Result<Recur
     }
     if options.read_only_force_recursive {
         return match (mount.read_only, options.non_recursive, options.propagation.as_str()) {
-            (false, ..) => invalid("mount source is not read-only: ReadOnlyForceRecursive must not be specified"),
+            (false, ..) => {
+                invalid("mount source is not read-only: ReadOnlyForceRecursive must not be specified")
+            }
             (_, true, _) => invalid("ReadOnlyForceRecursive and NonRecursive must not be specified together"),
             (_, _, "rprivate") => Ok(Recursion::Readonly),
             _ => invalid("ReadOnlyForceRecursive needs propagation rprivate"),

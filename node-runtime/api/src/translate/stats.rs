@@ -152,9 +152,15 @@ mod tests {
     #[test]
     fn version_2_has_its_own_shape() {
         let json = json(true);
-        assert_eq!((json["name"].as_str(), json["pids_stats"]["limit"].as_u64()), (Some("/web"), Some(u64::MAX)));
+        assert_eq!(
+            (json["name"].as_str(), json["pids_stats"]["limit"].as_u64()),
+            (Some("/web"), Some(u64::MAX))
+        );
         assert_eq!(json["memory_stats"]["stats"]["inactive_file"], 1024);
-        assert_eq!((json["memory_stats"]["limit"].as_u64(), json["memory_stats"].get("max_usage")), (Some(1 << 30), None));
+        assert_eq!(
+            (json["memory_stats"]["limit"].as_u64(), json["memory_stats"].get("max_usage")),
+            (Some(1 << 30), None)
+        );
         assert_eq!(json["blkio_stats"]["io_service_bytes_recursive"][1]["op"], "write");
         assert!(json["blkio_stats"]["io_serviced_recursive"].is_null());
         assert_eq!(json["precpu_stats"]["cpu_usage"]["usage_in_kernelmode"], 10);
@@ -174,7 +180,10 @@ mod tests {
     #[test]
     fn a_container_that_does_not_run_has_only_its_names() {
         let json = serde_json::to_value(stats(&container(), None, None, 1)).expect("json");
-        assert_eq!((json["name"].as_str(), json["read"].as_str()), (Some("/web"), Some("0001-01-01T00:00:00Z")));
+        assert_eq!(
+            (json["name"].as_str(), json["read"].as_str()),
+            (Some("/web"), Some("0001-01-01T00:00:00Z"))
+        );
         assert_eq!(json["memory_stats"], serde_json::json!({}));
         assert!(json.get("networks").is_none());
     }

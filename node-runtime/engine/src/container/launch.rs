@@ -203,7 +203,7 @@ async fn shm_of(shared: &Shared, container: &Container) -> Result<Option<PathBuf
     shm.map(Some).ok_or_else(|| {
         // moby: getIPCContainer
         StartError::Invalid(format!(
-            "cannot join IPC namespace of container {}: non-shareable IPC (hint: use IpcMode:shareable for the donor container)",
+            "failed to join IPC namespace: container {}: non-shareable IPC (hint: use IpcMode:shareable for the donor container)",
             donor.id
         ))
     })
