@@ -180,7 +180,11 @@ fn exit_codes(host: &Host) -> Result<()> {
         (&["busybox", "magic"], 127, "exec: \"magic\": executable file not found in $PATH"),
         (&["busybox", "/no/such"], 127, "exec: \"/no/such\": stat /no/such: no such file or directory"),
         (&["busybox", "/etc/passwd"], 126, "exec: \"/etc/passwd\": permission denied"),
-        (&["--cap-add", "MAGIC", "busybox", "true"], 125, "invalid capability: \"CAP_MAGIC\""),
+        (
+            &["--cap-add", "MAGIC", "busybox", "true"],
+            125,
+            "invalid CapAdd: unknown capability: \"CAP_MAGIC\"",
+        ),
         (&["busybox", "sh", "-c", "kill -9 $$"], 137, ""),
         (&["busybox", "false"], 1, ""),
     ];

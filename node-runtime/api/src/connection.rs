@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::AsFd as _;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -18,7 +18,6 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rswarm_base::Scope;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, Interest};
 use tokio::net::{TcpStream, UnixStream};
@@ -73,31 +72,24 @@ pub(crate) enum Watch {
 }
 
 impl Watch {
-    /// Resolves when the other side has closed the connection altogether, which a half-close is not.
+    /// Resolves when the other side has closed the connection altogether, which a half-close is not: the kernel
+    /// tells of it as the end of writing, while a half-close ends reading alone.
     pub async fn hung_up(&self) {
         loop {
             let ready = match self {
-                Watch::Unix(socket) => socket.ready(Interest::READABLE).await,
-                Watch::Tcp(socket) => socket.ready(Interest::READABLE).await,
+                Watch::Unix(socket) => socket.ready(Interest::WRITABLE).await,
+                Watch::Tcp(socket) => socket.ready(Interest::WRITABLE).await,
             };
-            let mut state = [PollFd::new(self.as_fd(), PollFlags::empty())];
-            // Asked for nothing, poll(2) still tells of a hang-up.
-            if ready.is_err() || poll(&mut state, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
+            if ready.is_ok_and(|ready| !ready.is_write_closed()) {
+                // That there is room is seen; the kernel tells of the next change.
+                let seen = || Err::<(), _>(std::io::ErrorKind::WouldBlock.into());
+                let _ = match self {
+                    Watch::Unix(socket) => socket.try_io(Interest::WRITABLE, seen),
+                    Watch::Tcp(socket) => socket.try_io(Interest::WRITABLE, seen),
+                };
+            } else {
                 return;
             }
-            // What made it ready is seen; the kernel tells of the next change.
-            let seen = || Err::<(), _>(std::io::ErrorKind::WouldBlock.into());
-            let _ = match self {
-                Watch::Unix(socket) => socket.try_io(Interest::READABLE, seen),
-                Watch::Tcp(socket) => socket.try_io(Interest::READABLE, seen),
-            };
-        }
-    }
-
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Watch::Unix(socket) => socket.as_fd(),
-            Watch::Tcp(socket) => socket.as_fd(),
         }
     }
 }

@@ -38,7 +38,7 @@ pub(crate) async fn create(
     let id = rswarm_base::id::engine_id();
     let reservation = reserve(shared, name, &id)?;
     let exposed = merge::with_image(&mut config, &image.config);
-    complete(&mut config);
+    complete(&mut config, shared);
     let command = merge::command(&config.spec);
     let Some((path, args)) = command.split_first() else {
         return Err(CreateError::Invalid("no command specified".to_owned()));
@@ -97,7 +97,12 @@ fn reserve(shared: &Shared, name: Option<String>, id: &str) -> Result<Reservatio
 }
 
 /// Fills in what follows from the rest.
-fn complete(config: &mut ContainerConfig) {
+fn complete(config: &mut ContainerConfig, shared: &Shared) {
+    if config.spec.cgroupns_mode.is_empty() {
+        // moby: private where cgroups are version 2, the host's where they are not, and for privileged ones.
+        let private = shared.host.cgroup_v2 && !config.spec.privileged;
+        config.spec.cgroupns_mode = if private { "private" } else { "host" }.to_owned();
+    }
     if Mode::of(&config.network_mode) == Mode::Host && config.spec.hostname.is_empty() {
         let name = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned());
         config.spec.hostname = name.unwrap_or_default();

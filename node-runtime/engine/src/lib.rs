@@ -36,3 +36,4 @@ pub use engine::{
     Waited,
 };
 pub use merge::clean_path;
+pub use spec::{MASKED_PATHS, READONLY_PATHS};

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use rswarm_engine::container::{Container, Endpoint, Health, MountKind, MountPoint, State, Status};
-use rswarm_engine::{ContainerConfig, RestartName};
+use rswarm_engine::{ContainerConfig, MASKED_PATHS, READONLY_PATHS, RestartName};
 use rswarm_proto::wire;
 
 use super::{healthcheck_out, mac, mounts, ports, ulimits_out};
@@ -129,12 +129,16 @@ fn host_config(config: &ContainerConfig) -> types::HostConfig {
     let spec = &config.spec;
     let list = |items: &[String]| (!items.is_empty()).then(|| items.to_vec());
     let binds: Vec<String> = spec.mounts.iter().filter_map(mounts::bind_out).collect();
-    let unconfined = spec.security_opt.iter().any(|option| option == "systempaths=unconfined");
+    let unconfined =
+        spec.privileged || spec.security_opt.iter().any(|option| option == "systempaths=unconfined");
+    let paths = |paths: &[&str]| {
+        if unconfined { Vec::new() } else { paths.iter().map(ToString::to_string).collect() }
+    };
     types::HostConfig {
         resources: resources(config),
         binds: list(&binds),
         log_config: types::LogConfig {
-            kind: config.log.name.clone(),
+            kind: or(&config.log.name, "json-file"),
             config: Some(config.log.options.clone()),
         },
         network_mode: config.network_mode.clone(),
@@ -166,8 +170,8 @@ fn host_config(config: &ContainerConfig) -> types::HostConfig {
         sysctls: spec.sysctls.clone(),
         runtime: or(&spec.runtime, "rswarm"),
         mounts: spec.mounts.iter().filter(|mount| needs_object(mount)).map(mounts::mount_out).collect(),
-        masked_paths: unconfined.then(Vec::new),
-        readonly_paths: unconfined.then(Vec::new),
+        masked_paths: Some(paths(MASKED_PATHS)),
+        readonly_paths: Some(paths(READONLY_PATHS)),
         init: spec.init,
         ..types::HostConfig::default()
     }
@@ -205,7 +209,7 @@ fn resources(config: &ContainerConfig) -> types::HostResources {
         devices: Some(devices.collect()),
         device_cgroup_rules: (!config.spec.device_cgroup_rules.is_empty())
             .then(|| config.spec.device_cgroup_rules.clone()),
-        memory_swappiness: limits.memory_swappiness,
+        memory_swappiness: limits.memory_swappiness.filter(|value| *value != -1),
         oom_kill_disable: Some(limits.oom_kill_disable),
         blkio_weight: u16::try_from(limits.blkio_weight).unwrap_or(u16::MAX),
         blkio_weight_device: Some(weights_out(&limits.blkio_weight_devices)),

@@ -17,7 +17,7 @@ use super::wiring::{self, Wired};
 use super::{Container, Endpoint, MountKind, inject, logfile, shm};
 use crate::blocking::blocking;
 use crate::config::EngineConfig;
-use crate::error::{Cause, FileError, StartError};
+use crate::error::{Cause, FileError, RuntimeWords, StartError};
 use crate::merge::clean_path;
 use crate::shared::Shared;
 use crate::spec::{self, Input, Namespace, Security, VolumeSource};
@@ -101,8 +101,12 @@ fn launch_failure<E>(error: E, exit_code: impl FnOnce(&E) -> i32) -> StartError
 where
     E: rswarm_base::Classify + Send + Sync + 'static,
 {
-    let exit_code = exit_code(&error);
-    StartError::Launch { exit_code, source: Cause::new(error) }
+    let (exit_code, words) = (exit_code(&error), rswarm_base::Chain(&error).to_string());
+    // moby looks users up itself, before it asks a runtime.
+    if words.starts_with("unable to find ") {
+        return StartError::Invalid(words);
+    }
+    StartError::Launch { exit_code, source: Cause::new(RuntimeWords::of(&error)) }
 }
 
 /// Writes the bundle and says what the shim shall do.

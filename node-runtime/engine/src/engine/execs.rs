@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::Engine;
 use crate::blocking::blocking;
 use crate::container::{Container, Request};
-use crate::error::{Cause, ExecError};
+use crate::error::{Cause, ExecError, RuntimeWords};
 use crate::exec::{self, Exec, ExecConfig, ExecStream};
 use crate::signal;
 
@@ -51,8 +51,12 @@ impl Engine {
         let (started, stream) = match shim.exec(request).await {
             Ok(started) => started,
             Err(error) => {
-                self.shared.execs.ended(id, error.exit_code());
-                return Err(Cause::new(error).into());
+                let code = error.exit_code();
+                self.shared.execs.ended(id, code);
+                return Err(match code {
+                    126 | 127 => ExecError::Start(Cause::new(RuntimeWords::of(&error))),
+                    _ => Cause::new(error).into(),
+                });
             }
         };
         self.shared.execs.started(id, started.pid, shim.clone());

@@ -168,8 +168,8 @@ fn linux(input: &Input<'_>) -> Result<Linux, String> {
         .set_cgroups_path(Some(PathBuf::from(input.cgroup)))
         .set_sysctl(Some(sysctls(input)?))
         .set_seccomp(seccomp(input)?)
-        .set_masked_paths(Some(paths(MASKED)))
-        .set_readonly_paths(Some(paths(READ_ONLY)));
+        .set_masked_paths(Some(paths(MASKED_PATHS)))
+        .set_readonly_paths(Some(paths(READONLY_PATHS)));
     Ok(linux)
 }
 
@@ -188,7 +188,8 @@ fn seccomp(input: &Input<'_>) -> Result<Option<LinuxSeccomp>, String> {
     }
 }
 
-const MASKED: &[&str] = &[
+/// What a container cannot see of the kernel, unless it is privileged or asks for all.
+pub const MASKED_PATHS: &[&str] = &[
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -203,7 +204,9 @@ const MASKED: &[&str] = &[
     "/sys/firmware",
 ];
 
-const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+/// What it can see and not change.
+pub const READONLY_PATHS: &[&str] =
+    &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 fn namespaces(input: &Input<'_>) -> Vec<LinuxNamespace> {
     let config = &input.container.config.spec;
