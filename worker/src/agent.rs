@@ -245,6 +245,7 @@ impl Agent {
                 tracing::info!(reason = ?goodbye.reason(), goodbye.message, "the manager says goodbye");
                 if goodbye.reason() == rswarm_proto::wire::goodbye::Reason::Removed {
                     self.membership.send_modify(|membership| membership.removed = Some(goodbye.message));
+                    self.give_up_everything();
                 }
                 self.restart_session();
             }
@@ -293,6 +294,16 @@ impl Agent {
 
     // ---- assignments ------------------------------------------------------------------------------
 
+    /// The managers have removed this node and given its tasks to others: nothing of them may run twice.
+    fn give_up_everything(&mut self) {
+        let held = std::mem::take(&mut self.set);
+        self.act_on(&Changed {
+            removed_tasks: held.tasks.into_keys().collect(),
+            removed_networks: held.networks.into_keys().collect(),
+            ..Changed::default()
+        });
+    }
+
     fn act_on(&mut self, changed: &Changed) {
         for id in &changed.networks {
             self.put_network(id);
@@ -308,7 +319,7 @@ impl Agent {
             self.applied.send_modify(|applied| {
                 Arc::make_mut(applied).remove(id);
             });
-            if let Some(handle) = self.networks.remove(id) {
+            if let Some(handle) = self.networks.get(id) {
                 handle.retire();
             }
         }
@@ -394,7 +405,7 @@ impl Agent {
     }
 
     fn on_applied(&mut self, applied: Applied) {
-        if !self.networks.contains_key(&applied.network_id) {
+        if !self.set.networks.contains_key(&applied.network_id) {
             return;
         }
         let known = self.applied.borrow().get(&applied.network_id) == Some(&applied.version);

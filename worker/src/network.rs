@@ -1,5 +1,6 @@
 //! One actor per cluster network on this node: applies the newest table, again and again until it holds.
-//! Versions that come while one is being applied are skipped but for the last.
+//! Versions that come while one is being applied are skipped but for the last. The actor outlives the network's
+//! absence, so that a network that goes and comes back is never removed and applied at once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +26,7 @@ pub(crate) struct Applied {
 
 /// The agent's hold on one network's actor.
 pub(crate) struct NetworkHandle {
-    wanted: watch::Sender<Arc<NetworkView>>,
+    wanted: watch::Sender<Option<Arc<NetworkView>>>,
 }
 
 impl NetworkHandle {
@@ -35,62 +36,79 @@ impl NetworkHandle {
         applied: mpsc::Sender<Applied>,
         scope: &Scope,
     ) -> NetworkHandle {
-        let (wanted, receiver) = watch::channel(Arc::new(view));
-        scope.spawn(run(receiver, executor, applied, scope.token()));
+        let network_id = view.network.id.clone();
+        let (wanted, receiver) = watch::channel(Some(Arc::new(view)));
+        scope.spawn(run(network_id, receiver, executor, applied, scope.token()));
         NetworkHandle { wanted }
     }
 
     /// A newer table; the actor goes to it when it is done with the one at hand.
     pub(crate) fn update(&self, view: NetworkView) {
-        self.wanted.send_replace(Arc::new(view));
+        self.wanted.send_replace(Some(Arc::new(view)));
     }
 
-    /// The network is no longer wanted: without its handle, its actor removes it from the kernel and ends.
-    pub(crate) fn retire(self) {
-        drop(self.wanted);
+    /// The network is no longer wanted: its actor removes it from the kernel.
+    pub(crate) fn retire(&self) {
+        self.wanted.send_replace(None);
     }
 }
 
-/// Ends when the daemon stops (the network stays) or when its handle is dropped (the network goes).
+/// Ends when the daemon stops; the network stays as it is then.
 async fn run(
-    mut wanted: watch::Receiver<Arc<NetworkView>>,
+    network_id: String,
+    mut wanted: watch::Receiver<Option<Arc<NetworkView>>>,
     executor: Arc<dyn Executor>,
     applied: mpsc::Sender<Applied>,
     cancel: CancellationToken,
 ) {
     loop {
         let view = wanted.borrow_and_update().clone();
-        let pause = match executor.apply_network(&view).await {
-            Ok(()) => {
-                let done = Applied { network_id: view.network.id.clone(), version: view.version };
-                if applied.send(done).await.is_err() {
-                    return;
-                }
-                RECONCILE
-            }
-            Err(error) => {
-                tracing::warn!(network.id = view.network.id, %error, "network table could not be applied");
-                RETRY
+        let next_look = match &view {
+            Some(view) => apply(view, executor.as_ref(), &applied).await,
+            None => remove(&network_id, executor.as_ref()).await,
+        };
+        let pause = async {
+            match next_look {
+                Some(after) => tokio::time::sleep(after).await,
+                None => std::future::pending().await,
             }
         };
         tokio::select! {
             biased;
             () = cancel.cancelled() => return,
-            changed = wanted.changed() => if changed.is_err() {
-                return remove(&view.network.id, executor.as_ref(), &cancel).await;
-            },
-            () = tokio::time::sleep(pause) => {}
+            changed = wanted.changed() => if changed.is_err() { return },
+            () = pause => {}
         }
     }
 }
 
-/// Containers of the network may still be going away: tries until the network is gone or the daemon stops.
-async fn remove(network_id: &str, executor: &dyn Executor, cancel: &CancellationToken) {
-    while let Err(error) = executor.remove_network(network_id).await {
-        tracing::debug!(network.id = network_id, %error, "network is still in use");
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            () = tokio::time::sleep(RETRY) => {}
+/// When to look again, whether or not it worked.
+async fn apply(
+    view: &NetworkView,
+    executor: &dyn Executor,
+    applied: &mpsc::Sender<Applied>,
+) -> Option<Duration> {
+    match executor.apply_network(view).await {
+        Ok(()) => {
+            let done = Applied { network_id: view.network.id.clone(), version: view.version };
+            // The agent is gone only when the daemon stops.
+            let _ = applied.send(done).await;
+            Some(RECONCILE)
+        }
+        Err(error) => {
+            tracing::warn!(network.id = view.network.id, %error, "network table could not be applied");
+            Some(RETRY)
+        }
+    }
+}
+
+/// When to try again; never, once the network is gone.
+async fn remove(network_id: &str, executor: &dyn Executor) -> Option<Duration> {
+    match executor.remove_network(network_id).await {
+        Ok(()) => None,
+        Err(error) => {
+            tracing::warn!(network.id = network_id, %error, "network could not be removed");
+            Some(RETRY)
         }
     }
 }

@@ -10,7 +10,7 @@ use rswarm_base::error::{Chain, Classify};
 use rswarm_base::ipam::Subnet;
 use rswarm_base::{Kind, Timestamp};
 use rswarm_engine::config::TaskRef;
-use rswarm_engine::container::HealthStatus;
+use rswarm_engine::container::{HealthStatus, Status};
 use rswarm_engine::logs::{LogOptions, LogSource};
 use rswarm_engine::{Container, ContainerConfig, EndpointConfig, Engine, RemoveOptions, WaitCondition};
 use rswarm_image::{Progress, Reference, RegistryAuth};
@@ -215,7 +215,8 @@ impl Executor for EngineExecutor {
     /// A task with a health check runs once its container is healthy.
     async fn start(&self, task: &Task) -> Result<Started, ExecError> {
         let container = self.container_of(&task.id).ok_or_else(|| gone(task))?;
-        if !container.state.status.is_live()
+        // One that has run and ended, unseen by a daemon that was away, is not run again: `wait` tells its end.
+        if container.state.status == Status::Created
             && let Err(error) = self.engine.start(&container.id).await
             && error.kind() != Kind::NotModified
         {

@@ -31,6 +31,7 @@ pub mod volume;
 
 pub use config::{ContainerConfig, EndpointConfig, EngineConfig, RestartName, RestartPolicy};
 pub use container::Container;
+pub use container::launch::is_builtin_runtime;
 pub use engine::{
     AttachStream, Attachment, ContainerUpdate, Created, Engine, EngineInfo, RemoveOptions, WaitCondition,
     Waited,

@@ -1,14 +1,14 @@
 //! What a process may do: limits, identity, capabilities, no_new_privs, seccomp. Applied to the caller.
 
 use std::collections::HashSet;
+use std::io;
 
-use caps::{CapSet, Capability as Cap, CapsHashSet};
 use nix::unistd::{Gid, Uid};
 use oci_spec::runtime::{Capability, LinuxCapabilities, PosixRlimit, PosixRlimitType, Process};
 use rustix::process::{Resource, Rlimit};
 
 use crate::failure::{Context, Failure};
-use crate::seccomp::Filter;
+use crate::sys::{self, CapabilitySets};
 use crate::user::Identity;
 
 /// The hard limit of this process: what a container can be given without `CAP_SYS_RESOURCE`. `None` is
@@ -21,12 +21,16 @@ pub fn hard_limit(typ: PosixRlimitType) -> Option<u64> {
 /// Sets resource limits; the first that the kernel refuses is an error that names it.
 pub(crate) fn limit(rlimits: &[PosixRlimit]) -> Result<(), Failure> {
     for rlimit in rlimits {
-        let bound = |value: u64| (value != u64::MAX).then_some(value);
         let new = Rlimit { current: bound(rlimit.soft()), maximum: bound(rlimit.hard()) };
         rustix::process::setrlimit(resource(rlimit.typ()), new)
             .with_context(|| format!("error setting rlimit type {} ({})", rlimit.typ(), rlimit.hard()))?;
     }
     Ok(())
+}
+
+/// The kernel's infinity is the highest number.
+fn bound(value: u64) -> Option<u64> {
+    (value != u64::MAX).then_some(value)
 }
 
 fn resource(typ: PosixRlimitType) -> Resource {
@@ -50,65 +54,88 @@ fn resource(typ: PosixRlimitType) -> Resource {
     }
 }
 
+/// Raises hard limits of another process to what it will need; soft limits stay. In a user namespace nobody can
+/// raise them any more.
+pub(crate) fn raise_limits(pid: i32, rlimits: &[PosixRlimit]) -> Result<(), Failure> {
+    for rlimit in rlimits {
+        let own = rustix::process::getrlimit(resource(rlimit.typ()));
+        let wanted = bound(rlimit.hard());
+        if own.maximum.is_some_and(|own| wanted.is_none_or(|wanted| wanted > own)) {
+            let raised = Rlimit { current: own.current, maximum: wanted };
+            rustix::process::prlimit(rustix::process::Pid::from_raw(pid), resource(rlimit.typ()), raised)
+                .with_context(|| format!("error setting rlimit type {} ({})", rlimit.typ(), rlimit.hard()))?;
+        }
+    }
+    Ok(())
+}
+
 /// Gives up everything that the process is not to have. The order matters: dropping the bounding set and a
-/// filter without no_new_privs need the privileges that go next.
+/// filter without no_new_privs need the privileges that go next. With no_new_privs a filter can be loaded
+/// later, by anyone.
 pub(crate) fn drop_privileges(
     process: &Process,
     identity: &Identity,
-    filter: Option<&Filter>,
+    can_set_groups: bool,
+    load_filter: impl FnOnce() -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let no_new_privileges = process.no_new_privileges().unwrap_or(false);
-    if let Some(filter) = filter
-        && !no_new_privileges
-    {
-        filter.load()?;
-    }
     let sets = Sets::of(process.capabilities().as_ref())?;
-    for capability in &sets.ours - &sets.bounding {
-        caps::drop(None, CapSet::Bounding, capability).map_err(|error| refused("bounding", &error))?;
+    let no_new_privileges = process.no_new_privileges().unwrap_or(false);
+    if !no_new_privileges {
+        load_filter()?;
     }
-    change_user(identity)?;
+    sets.drop_bounding()?;
+    change_user(identity, can_set_groups)?;
     sets.apply()?;
     if let Some(mode) = process.user().umask() {
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(mode & 0o777));
     }
     if no_new_privileges {
         nix::sys::prctl::set_no_new_privs().context("set no_new_privs")?;
-        if let Some(filter) = filter {
-            filter.load()?;
-        }
     }
     Ok(())
 }
 
-fn change_user(identity: &Identity) -> Result<(), Failure> {
+fn change_user(identity: &Identity, can_set_groups: bool) -> Result<(), Failure> {
     nix::sys::prctl::set_keepcaps(true).context("keep capabilities")?;
-    let groups: Vec<Gid> = identity.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
-    nix::unistd::setgroups(&groups).context("setgroups")?;
-    let gid = Gid::from_raw(identity.gid);
-    nix::unistd::setresgid(gid, gid, gid).with_context(|| format!("setgid {gid}"))?;
-    let uid = Uid::from_raw(identity.uid);
-    nix::unistd::setresuid(uid, uid, uid).with_context(|| format!("setuid {uid}"))?;
+    if can_set_groups {
+        let groups: Vec<Gid> = identity.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+        nix::unistd::setgroups(&groups).context("setgroups")?;
+    }
+    become_user(identity.uid, identity.gid)?;
     nix::sys::prctl::set_keepcaps(false).context("stop keeping capabilities")
 }
 
-/// Capability sets to be had. One that this process does not have cannot be granted.
+/// Changes all of the caller's user and group numbers.
+pub(crate) fn become_user(uid: u32, gid: u32) -> Result<(), Failure> {
+    let unmapped = |what: &str, number: u32, error: nix::Error| match error {
+        nix::Error::EINVAL => {
+            Failure::invalid(format!("cannot set{what} to unmapped {what} {number} in user namespace"))
+        }
+        error => Failure::os(format!("set{what} {number}"), error),
+    };
+    let group = Gid::from_raw(gid);
+    nix::unistd::setresgid(group, group, group).map_err(|error| unmapped("gid", gid, error))?;
+    let user = Uid::from_raw(uid);
+    nix::unistd::setresuid(user, user, user).map_err(|error| unmapped("uid", uid, error))
+}
+
+/// Capability sets to be had, a bit each. One that this process does not have cannot be granted.
 // spec: oci-runtime config.md#linux-process "capabilities that cannot be granted … SHOULD NOT fail"
 struct Sets {
-    ours: CapsHashSet,
-    bounding: CapsHashSet,
-    inheritable: CapsHashSet,
-    permitted: CapsHashSet,
-    effective: CapsHashSet,
-    ambient: CapsHashSet,
+    ours: u64,
+    bounding: u64,
+    inheritable: u64,
+    permitted: u64,
+    effective: u64,
+    ambient: u64,
 }
 
 impl Sets {
     fn of(asked: Option<&LinuxCapabilities>) -> Result<Sets, Failure> {
-        let ours = caps::read(None, CapSet::Bounding).map_err(|error| refused("bounding", &error))?;
-        let grant = |set: Option<&Option<HashSet<Capability>>>| -> CapsHashSet {
+        let ours = bounding_set().context("read bounding set")?;
+        let grant = |set: Option<&Option<HashSet<Capability>>>| -> u64 {
             let all = set.and_then(Option::as_ref).into_iter().flatten();
-            all.filter_map(|capability| named(*capability)).filter(|cap| ours.contains(cap)).collect()
+            all.fold(0, |bits, capability| bits | 1 << number(*capability)) & ours
         };
         Ok(Sets {
             bounding: grant(asked.map(LinuxCapabilities::bounding)),
@@ -120,50 +147,138 @@ impl Sets {
         })
     }
 
-    /// Inheritable first, while everything is still permitted; effective before permitted, of which it is a
-    /// part; ambient last, since it must be in both permitted and inheritable.
+    fn drop_bounding(&self) -> Result<(), Failure> {
+        for capability in each(self.ours & !self.bounding) {
+            sys::process_control(libc::PR_CAPBSET_DROP, capability, 0)
+                .with_context(|| refused("bounding", capability))?;
+        }
+        Ok(())
+    }
+
+    /// Ambient last, since it must be in both permitted and inheritable.
+    // capabilities(7)
     fn apply(&self) -> Result<(), Failure> {
-        caps::set(None, CapSet::Inheritable, &self.inheritable)
-            .map_err(|error| refused("inheritable", &error))?;
-        caps::set(None, CapSet::Effective, &self.effective).map_err(|error| refused("effective", &error))?;
-        caps::set(None, CapSet::Permitted, &self.permitted).map_err(|error| refused("permitted", &error))?;
-        caps::clear(None, CapSet::Ambient).map_err(|error| refused("ambient", &error))?;
-        for capability in &self.ambient {
-            caps::raise(None, CapSet::Ambient, *capability).map_err(|error| refused("ambient", &error))?;
+        let sets = CapabilitySets {
+            effective: self.effective,
+            permitted: self.permitted,
+            inheritable: self.inheritable,
+        };
+        sys::set_capabilities(sets).context("set capabilities")?;
+        let ambient = |operation: i32| u64::from(operation.cast_unsigned());
+        sys::process_control(libc::PR_CAP_AMBIENT, ambient(libc::PR_CAP_AMBIENT_CLEAR_ALL), 0)
+            .context("clear ambient capabilities")?;
+        for capability in each(self.ambient) {
+            sys::process_control(libc::PR_CAP_AMBIENT, ambient(libc::PR_CAP_AMBIENT_RAISE), capability)
+                .with_context(|| refused("ambient", capability))?;
         }
         Ok(())
     }
 }
 
+/// The numbers of the bits that are set.
+fn each(set: u64) -> impl Iterator<Item = u64> {
+    (0..64).filter(move |bit| set & 1 << bit != 0)
+}
+
+fn refused(set: &str, capability: u64) -> String {
+    format!("set {set} capability number {capability}")
+}
+
+/// What this process may have at most. The kernel's first refusal tells where its capabilities end.
+fn bounding_set() -> io::Result<u64> {
+    let mut set = 0;
+    for capability in 0..64 {
+        match sys::process_control(libc::PR_CAPBSET_READ, capability, 0) {
+            Ok(has) => set |= u64::from(has != 0) << capability,
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(set)
+}
+
 /// All capabilities that can be had here.
 pub(crate) fn all_capabilities() -> HashSet<Capability> {
-    let ours = caps::read(None, CapSet::Bounding).unwrap_or_default();
-    let names = ours.iter().map(ToString::to_string);
-    names.filter_map(|name| serde_json::from_value(serde_json::Value::String(name)).ok()).collect()
+    let ours = bounding_set().unwrap_or_default();
+    NUMBERS.iter().zip(0..).filter(|(_, number)| ours & 1 << number != 0).map(|(one, _)| *one).collect()
 }
 
-fn named(capability: Capability) -> Option<Cap> {
-    let name = serde_json::to_value(capability).ok()?;
-    name.as_str()?.parse().ok()
+/// The kernel's number: include/uapi/linux/capability.h.
+fn number(capability: Capability) -> u64 {
+    let position = NUMBERS.iter().zip(0..).find(|(one, _)| **one == capability);
+    position.map(|(_, number)| number).expect("the list has every capability")
 }
 
-fn refused(set: &str, error: &caps::errors::CapsError) -> Failure {
-    Failure::other(format!("set {set} capabilities: {error}"))
-}
+/// All capabilities, in the kernel's order.
+const NUMBERS: [Capability; 41] = [
+    Capability::Chown,
+    Capability::DacOverride,
+    Capability::DacReadSearch,
+    Capability::Fowner,
+    Capability::Fsetid,
+    Capability::Kill,
+    Capability::Setgid,
+    Capability::Setuid,
+    Capability::Setpcap,
+    Capability::LinuxImmutable,
+    Capability::NetBindService,
+    Capability::NetBroadcast,
+    Capability::NetAdmin,
+    Capability::NetRaw,
+    Capability::IpcLock,
+    Capability::IpcOwner,
+    Capability::SysModule,
+    Capability::SysRawio,
+    Capability::SysChroot,
+    Capability::SysPtrace,
+    Capability::SysPacct,
+    Capability::SysAdmin,
+    Capability::SysBoot,
+    Capability::SysNice,
+    Capability::SysResource,
+    Capability::SysTime,
+    Capability::SysTtyConfig,
+    Capability::Mknod,
+    Capability::Lease,
+    Capability::AuditWrite,
+    Capability::AuditControl,
+    Capability::Setfcap,
+    Capability::MacOverride,
+    Capability::MacAdmin,
+    Capability::Syslog,
+    Capability::WakeAlarm,
+    Capability::BlockSuspend,
+    Capability::AuditRead,
+    Capability::Perfmon,
+    Capability::Bpf,
+    Capability::CheckpointRestore,
+];
 
 #[cfg(test)]
 mod tests {
+    use caps::{CapSet, Capability as Cap};
+
     use super::*;
 
     #[test]
-    fn every_capability_has_a_kernel_number() {
-        for capability in [Capability::AuditControl, Capability::Bpf, Capability::CheckpointRestore] {
-            {
-                assert!(named(capability).is_some(), "{capability}");
-            }
+    fn every_capability_has_the_kernels_number() {
+        for (capability, expected) in NUMBERS.iter().zip(0..) {
+            assert_eq!(number(*capability), expected);
+            let name: Cap = capability_name(*capability).parse().expect("a kernel name");
+            assert_eq!(u64::from(name.index()), expected, "{capability}");
         }
-        assert_eq!(named(Capability::NetBindService), Some(Cap::CAP_NET_BIND_SERVICE));
-        assert_eq!(named(Capability::WakeAlarm), Some(Cap::CAP_WAKE_ALARM));
+        assert_eq!(caps::all().len(), NUMBERS.len());
+    }
+
+    fn capability_name(capability: Capability) -> String {
+        serde_json::from_value(serde_json::to_value(capability).expect("json")).expect("a name")
+    }
+
+    #[test]
+    fn the_bounding_set_is_the_kernels() {
+        let status = std::fs::read_to_string("/proc/self/status").expect("status");
+        let line = status.lines().find_map(|line| line.strip_prefix("CapBnd:")).expect("CapBnd");
+        assert_eq!(bounding_set().ok(), u64::from_str_radix(line.trim(), 16).ok());
     }
 
     #[test]

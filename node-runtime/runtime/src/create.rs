@@ -1,24 +1,30 @@
 //! The parent's side of a new container: prepare everything, clone, and listen to init until it waits.
 
-use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
-use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{ContainerState, Spec};
 
+use crate::attributes;
 use crate::cgroup::{Cgroup, container_path};
-use crate::channel::{Channel, Said};
+use crate::channel::{Channel, Said, Word};
+use crate::confine;
 use crate::failure::{Context, Failure};
-use crate::init::{Gate, Init, close_inherited};
+use crate::hooks::{self, State};
+use crate::idmap::Maps;
+use crate::init::{Init, close_inherited};
+use crate::last::Gate;
+use crate::namespaces::{Namespaces, User, enter_pid_namespace, leave_pid_namespace};
+use crate::procfs::Proc;
 use crate::rootfs::Plan;
-use crate::seccomp::Filter;
+use crate::seccomp::{Filter, notify};
 use crate::spec;
 use crate::sys;
-use crate::terminal::Stdio;
+use crate::terminal::{self, Stdio};
+use crate::validate;
 
 /// What a container is made from.
 pub struct Create<'a> {
@@ -36,13 +42,15 @@ pub struct Create<'a> {
     pub stdio: Stdio,
     /// How it learns that it is started.
     pub gate: Gate,
-    /// How many descriptors from 3 on the command inherits. (`LISTEN_FDS` is the caller's to add.)
+    /// How many descriptors from 3 on the command inherits: open, and not to be closed by exec, or it is an
+    /// error. (`LISTEN_FDS` is the caller's to add.)
     pub preserve_fds: u32,
     /// The root is moved over `/` and entered by chroot: for a machine whose own root is its initramfs.
     pub no_pivot: bool,
     /// The command gets a session keyring of its own.
     pub new_keyring: bool,
-    /// It is killed when the calling process ends.
+    /// It is killed when the calling process ends. The kernel forgets that when the command (or what it
+    /// executes later) is a program with the set-user-ID bit or capabilities: PR_SET_PDEATHSIG(2const).
     pub die_with_parent: bool,
 }
 
@@ -66,10 +74,11 @@ impl Created {
     /// # Errors
     /// When the command cannot be executed; init then ends.
     pub fn start(&self) -> Result<(), Failure> {
-        self.channel.start()?;
+        self.channel.tell(Word::Start)?;
         match self.channel.hear()? {
             Said::Failed(failure) => Err(failure),
-            Said::Nothing | Said::Ready(_) => Ok(()),
+            Said::Nothing => Ok(()),
+            said => Err(Failure::other(format!("init is out of step: {said:?}"))),
         }
     }
 }
@@ -79,37 +88,51 @@ impl Created {
 /// # Errors
 /// What could not be done, in runc's words where clients look for them.
 pub fn create(request: Create<'_>) -> Result<Created, Failure> {
-    spec::check(request.spec)?;
+    validate::config(request.spec)?;
+    check_inherited(request.preserve_fds)?;
     let linux = spec::linux(request.spec)?;
     let cgroup = Cgroup::at(&container_path(linux.cgroups_path().as_deref(), request.id, false)?)?;
     let filter = linux.seccomp().as_ref().map(Filter::compile).transpose()?;
     let namespaces = Namespaces::of(linux)?;
-    let plan = Plan::of(request.spec, request.bundle)?;
+    let tree = Plan::of(request.spec, request.bundle)?;
+    let proc = Proc::open().context("open /proc")?;
     cgroup.create(linux.resources().as_ref())?;
-    let made = clone_init(request, &cgroup, filter, namespaces, plan);
+    let made = set_up(request, &cgroup, filter, namespaces, tree, proc);
     made.inspect_err(|_| {
         let _ = cgroup.kill();
         let _ = cgroup.remove();
     })
 }
 
-fn clone_init(
+/// A descriptor that exec would close is one of ours, and no container may have it (CVE-2024-21626).
+pub(crate) fn check_inherited(count: u32) -> Result<(), Failure> {
+    match (3..count.saturating_add(3)).find(|number| !sys::is_inherited(*number)) {
+        Some(number) => Err(Failure::invalid(format!("descriptor {number} to preserve is not open"))),
+        None => Ok(()),
+    }
+}
+
+fn set_up(
     request: Create<'_>,
     cgroup: &Cgroup,
     filter: Option<Filter>,
     namespaces: Namespaces,
     tree: Plan<'_>,
+    proc: Proc,
 ) -> Result<Created, Failure> {
     let (ours, theirs) = Channel::pair()?;
+    let state = State::of(request.spec, request.id, request.bundle, ContainerState::Creating, 0);
     let init = Init {
         spec: request.spec,
         tree,
         user: request.user,
         groups: request.groups,
+        state,
         cgroup,
         entry: cgroup.entry()?,
-        join: namespaces.join,
+        namespaces,
         filter,
+        proc,
         stdio: request.stdio,
         gate: request.gate,
         preserve_fds: request.preserve_fds,
@@ -118,32 +141,104 @@ fn clone_init(
         die_with_parent: request.die_with_parent,
         channel: theirs,
     };
-    let own_pids = enter_pid_namespace(namespaces.pid.as_ref())?;
-    let child = sys::clone_process(namespaces.new, init.entry.unified(), || {
-        close_inherited(&ours.raw());
-        init.run()
-    });
-    // Only the child may hold its end of the channel: then silence means that it is gone.
+    if let User::New(maps) = &init.namespaces.user {
+        terminal::give_pipes_to(&init.stdio, maps.root())?;
+    }
+    let child = clone_init(&init, &ours)?;
+    let maps = match &init.namespaces.user {
+        User::New(maps) => Some(maps.clone()),
+        User::Host | User::Existing(_) => None,
+    };
+    let state = State { pid: child.pid, ..init.state.clone() };
+    // Only init may hold its end of the channel: then silence means that it is gone.
     drop(init);
-    leave_pid_namespace(own_pids)?;
-    let child = child.context("clone init")?;
-    listen(child, ours, cgroup)
+    Parent { child, maps, state }.listen(request.spec, ours, cgroup)
 }
 
-/// Waits until init is ready, or has said why not.
-fn listen(child: sys::Child, channel: Channel, cgroup: &Cgroup) -> Result<Created, Failure> {
-    let failure = match channel.hear() {
-        Ok(Said::Ready(terminal)) => {
-            let cgroup = cgroup.clone();
-            return Ok(Created { pid: child.pid, pidfd: child.pidfd, cgroup, terminal, channel });
+/// Clones init into its namespaces: at once, or by an usher who joins existing ones first.
+fn clone_init(init: &Init<'_>, ours: &Channel) -> Result<sys::Child, Failure> {
+    let namespaces = &init.namespaces;
+    let into = init.entry.unified();
+    // Init shares the image of the caller's memory until it is the command: nobody who shares its pid
+    // namespace may look into it, from its first moment on.
+    let _hidden = sys::Hidden::new().context("stop being dumpable")?;
+    if !namespaces.needs_usher() {
+        let own_pids = enter_pid_namespace(namespaces.pid.as_ref())?;
+        let child = sys::clone_process(namespaces.new, into, || {
+            close_inherited(&ours.raw());
+            init.run()
+        });
+        leave_pid_namespace(own_pids)?;
+        return child.context("clone init");
+    }
+    let usher = sys::clone_process(0, into, || {
+        close_inherited(&ours.raw());
+        init.usher()
+    });
+    let usher = usher.context("clone")?;
+    let said = ours.hear();
+    waitpid(Pid::from_raw(usher.pid), None).context("wait for the usher")?;
+    match said? {
+        Said::Born(pid, pidfd) => Ok(sys::Child { pid, pidfd }),
+        Said::Failed(failure) => Err(failure),
+        said => Err(Failure::other(format!("the usher is out of step: {said:?}"))),
+    }
+}
+
+/// What the parent has to hand while init asks.
+struct Parent {
+    child: sys::Child,
+    maps: Option<Maps>,
+    state: State,
+}
+
+impl Parent {
+    /// Does what only the parent can, until init is ready or has said why not.
+    fn listen(self, spec: &Spec, channel: Channel, cgroup: &Cgroup) -> Result<Created, Failure> {
+        match self.serve(spec, &channel, cgroup) {
+            Ok(terminal) => {
+                let (sys::Child { pid, pidfd }, cgroup) = (self.child, cgroup.clone());
+                Ok(Created { pid, pidfd, cgroup, terminal, channel })
+            }
+            Err(failure) => {
+                let pid = Pid::from_raw(self.child.pid);
+                let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
+                let _ = waitpid(pid, None);
+                Err(failure)
+            }
         }
-        Ok(Said::Failed(failure)) | Err(failure) => failure,
-        Ok(Said::Nothing) => died(&child, cgroup),
-    };
-    let pid = Pid::from_raw(child.pid);
-    let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
-    let _ = waitpid(pid, None);
-    Err(failure)
+    }
+
+    fn serve(&self, spec: &Spec, channel: &Channel, cgroup: &Cgroup) -> Result<Option<OwnedFd>, Failure> {
+        self.set_up_user_namespace(spec, channel)?;
+        loop {
+            match channel.hear()? {
+                Said::Hooks => {
+                    hooks::run_in_runtime(spec, &self.state)?;
+                    channel.tell(Word::HooksDone)?;
+                }
+                Said::Listener(number) => {
+                    notify::hand_over(spec, &self.state, &self.child, number)?;
+                    channel.tell(Word::Listening)?;
+                }
+                Said::Ready(terminal) => return Ok(terminal),
+                Said::Failed(failure) => return Err(failure),
+                Said::Nothing => return Err(died(&self.child, cgroup)),
+                Said::Born(..) => return Err(Failure::other("init is out of step")),
+            }
+        }
+    }
+
+    /// What needs the machine's privileges and init's present identity: after this it is root of its namespace
+    /// and nobody outside.
+    fn set_up_user_namespace(&self, spec: &Spec, channel: &Channel) -> Result<(), Failure> {
+        let Some(maps) = &self.maps else { return Ok(()) };
+        let (process, proc) = (spec::process(spec)?, Proc::open().context("open /proc")?);
+        confine::raise_limits(self.child.pid, process.rlimits().as_deref().unwrap_or_default())?;
+        attributes::set_oom_score(&proc, &self.child.pid.to_string(), process)?;
+        let groups = maps.write(&proc, self.child.pid)?;
+        channel.tell(if groups { Word::Mapped } else { Word::MappedWithoutGroups })
+    }
 }
 
 /// Init ended without a word; too small a memory limit is the usual reason.
@@ -153,66 +248,4 @@ fn died(child: &sys::Child, cgroup: &Cgroup) -> Failure {
     }
     let status = waitpid(Pid::from_raw(child.pid), Some(WaitPidFlag::WNOWAIT));
     Failure::other(format!("container init ended unexpectedly: {status:?}"))
-}
-
-/// Which namespaces are made, and which are joined.
-struct Namespaces {
-    /// `CLONE_NEW*` for clone3. A cgroup namespace is made later, by init itself.
-    new: u64,
-    join: Vec<(OwnedFd, CloneFlags)>,
-    /// A pid namespace is entered by being born there.
-    pid: Option<OwnedFd>,
-}
-
-impl Namespaces {
-    fn of(linux: &Linux) -> Result<Namespaces, Failure> {
-        let mut namespaces = Namespaces { new: 0, join: Vec::new(), pid: None };
-        for namespace in linux.namespaces().iter().flatten() {
-            let typ = namespace.typ();
-            let flag = flag(typ)?;
-            let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) else {
-                if typ != LinuxNamespaceType::Cgroup {
-                    namespaces.new |= u64::from(flag.bits().cast_unsigned());
-                }
-                continue;
-            };
-            let fd = File::open(path).with_context(|| format!("open namespace `{}`", path.display()))?;
-            if typ == LinuxNamespaceType::Pid {
-                namespaces.pid = Some(fd.into());
-            } else {
-                namespaces.join.push((fd.into(), flag));
-            }
-        }
-        Ok(namespaces)
-    }
-}
-
-fn flag(typ: LinuxNamespaceType) -> Result<CloneFlags, Failure> {
-    Ok(match typ {
-        LinuxNamespaceType::Mount => CloneFlags::CLONE_NEWNS,
-        LinuxNamespaceType::Cgroup => CloneFlags::CLONE_NEWCGROUP,
-        LinuxNamespaceType::Uts => CloneFlags::CLONE_NEWUTS,
-        LinuxNamespaceType::Ipc => CloneFlags::CLONE_NEWIPC,
-        LinuxNamespaceType::Pid => CloneFlags::CLONE_NEWPID,
-        LinuxNamespaceType::Network => CloneFlags::CLONE_NEWNET,
-        LinuxNamespaceType::User | LinuxNamespaceType::Time => {
-            return Err(Failure::invalid(format!("not supported by this runtime: {typ} namespaces")));
-        }
-    })
-}
-
-/// Makes children be born in the namespace given; returns the way back.
-pub(crate) fn enter_pid_namespace(target: Option<impl AsFd>) -> Result<Option<OwnedFd>, Failure> {
-    let Some(target) = target else { return Ok(None) };
-    let own = File::open("/proc/self/ns/pid").context("open own pid namespace")?;
-    nix::sched::setns(target, CloneFlags::CLONE_NEWPID).context("join pid namespace")?;
-    Ok(Some(own.into()))
-}
-
-/// Makes children be born in the caller's own namespace again.
-pub(crate) fn leave_pid_namespace(own: Option<OwnedFd>) -> Result<(), Failure> {
-    match own {
-        Some(own) => nix::sched::setns(own, CloneFlags::CLONE_NEWPID).context("leave pid namespace"),
-        None => Ok(()),
-    }
 }

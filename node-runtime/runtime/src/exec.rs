@@ -1,29 +1,43 @@
 //! Another process in a running container.
 
-use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
-use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilitiesBuilder, Process, Spec};
+use oci_spec::runtime::{
+    Capabilities, Capability, ContainerState, ExecCPUAffinity, LinuxCapabilitiesBuilder, LinuxNamespaceType,
+    Process, Spec,
+};
 
+use crate::attributes;
 use crate::cgroup::{Cgroup, Entry};
-use crate::channel::{Channel, Said};
+use crate::channel::{Channel, Said, Word};
 use crate::confine;
-use crate::create::{enter_pid_namespace, leave_pid_namespace};
+use crate::create::check_inherited;
 use crate::failure::{Context, Failure};
-use crate::init::{Gate, LastStep, close_inherited, end_with_parent, environment, identity, set_oom_score};
-use crate::seccomp::Filter;
+use crate::hooks::State;
+use crate::init::{become_root, close_inherited, end_with_parent, environment, identity};
+use crate::keyring;
+use crate::last::{Gate, LastStep};
+use crate::lsm;
+use crate::namespaces::{NEW_TIME, enter_pid_namespace, leave_pid_namespace};
+use crate::procfs::Proc;
+use crate::seccomp::{Filter, notify};
 use crate::spec;
 use crate::sys;
 use crate::terminal::{self, Stdio};
 use crate::user::Accounts;
+use crate::validate;
 
 /// What is run, and where.
 pub struct Exec<'a> {
+    /// The container's name.
+    pub id: &'a str,
+    /// Its bundle.
+    pub bundle: &'a Path,
     /// The container's configuration.
     pub spec: &'a Spec,
     /// The container's init.
@@ -83,7 +97,7 @@ pub fn exec_process(
         let sets = sets.inheritable(none.clone()).ambient(none).build();
         process.set_capabilities(Some(sets.expect("every set is given")));
     }
-    spec::check_process(&process)?;
+    validate::process(&process)?;
     Ok(process)
 }
 
@@ -92,85 +106,200 @@ pub fn exec_process(
 /// # Errors
 /// What could not be done, in runc's words where clients look for them.
 pub fn exec(request: Exec<'_>) -> Result<Added, Failure> {
-    spec::check_process(&request.process)?;
+    validate::process(&request.process)?;
+    lsm::check(&request.process)?;
+    check_inherited(request.preserve_fds)?;
     let seccomp = spec::linux(request.spec)?.seccomp().as_ref().filter(|_| request.filtered);
     let filter = seccomp.map(Filter::compile).transpose()?;
-    let init = rustix::process::Pid::from_raw(request.init)
-        .ok_or_else(|| Failure::other("container is not running"))?;
-    let init = rustix::process::pidfd_open(init, rustix::process::PidfdFlags::empty())
-        .context("container is not running")?;
-    let pids =
-        File::open(format!("/proc/{}/ns/pid", request.init)).context("open the container's pid namespace")?;
-    let entry = request.cgroup.entry()?;
+    let proc = Proc::open().context("open /proc")?;
+    let init = open_init(&request)?;
+    let own_users = joins_users(&request, &proc)?;
     let (ours, theirs) = Channel::pair()?;
-    let own_pids = enter_pid_namespace(Some(pids))?;
-    let child = sys::clone_process(0, entry.unified(), || {
-        close_inherited(&ours.raw());
-        let failure =
-            match enter(&request, &entry, &init, filter.as_ref()).and_then(|last| last.take(&theirs)) {
+    let state = State::of(request.spec, request.id, request.bundle, ContainerState::Running, request.init);
+    if own_users {
+        let root = proc.ids_of_root(request.init).context("look at the container's user namespace")?;
+        terminal::give_pipes_to(&request.stdio, root)?;
+    }
+    let newcomer = Newcomer {
+        request: &request,
+        state: &state,
+        entry: request.cgroup.entry()?,
+        init,
+        own_users,
+        filter,
+        proc,
+        channel: theirs,
+    };
+    let child = newcomer.born(&ours)?;
+    drop(newcomer);
+    listen(child, &ours, &request, &state)
+}
+
+fn open_init(request: &Exec<'_>) -> Result<OwnedFd, Failure> {
+    let pid = rustix::process::Pid::from_raw(request.init)
+        .ok_or_else(|| Failure::other("container is not running"))?;
+    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).context("container is not running")
+}
+
+/// Whether the container's users are its own: the kernel refuses to join what one is in already.
+fn joins_users(request: &Exec<'_>, proc: &Proc) -> Result<bool, Failure> {
+    if !spec::has_namespace(spec::linux(request.spec)?, LinuxNamespaceType::User) {
+        return Ok(false);
+    }
+    let inode = |who: &str| {
+        let namespace = proc.open_namespace(&format!("{who}/ns/user"));
+        let stat = namespace.and_then(|namespace| Ok(rustix::fs::fstat(&namespace)?));
+        stat.map(|stat| stat.st_ino).context("look at user namespaces")
+    };
+    Ok(inode(&request.init.to_string())? != inode("self")?)
+}
+
+/// The process that is added, with all that it needs.
+struct Newcomer<'a> {
+    request: &'a Exec<'a>,
+    state: &'a State,
+    entry: Entry,
+    /// The container's init, whose namespaces are joined.
+    init: OwnedFd,
+    own_users: bool,
+    filter: Option<Filter>,
+    proc: Proc,
+    channel: Channel,
+}
+
+impl Newcomer<'_> {
+    /// In the container's pid namespace and cgroup from its first moment on, and hidden from those who are there.
+    fn born(&self, ours: &Channel) -> Result<sys::Child, Failure> {
+        let first = affinity(&self.request.process, ExecCPUAffinity::initial);
+        let before = first.map(run_on_first).transpose()?;
+        let hidden = sys::Hidden::new().context("stop being dumpable")?;
+        let own_pids = enter_pid_namespace(Some(&self.init))?;
+        let child = sys::clone_process(0, self.entry.unified(), || {
+            close_inherited(&ours.raw());
+            let failure = match self.enter().and_then(|last| last.take(&self.channel)) {
                 Ok(never) => match never {},
                 Err(failure) => failure,
             };
-        theirs.failed(&failure);
-        1
-    });
-    leave_pid_namespace(own_pids)?;
-    drop(theirs);
-    listen(child.context("clone")?, &ours)
+            self.channel.failed(&failure);
+            1
+        });
+        leave_pid_namespace(own_pids)?;
+        drop(hidden);
+        if let Some(before) = before {
+            nix::sched::sched_setaffinity(Pid::from_raw(0), &before).context("leave the first processors")?;
+        }
+        child.context("clone")
+    }
+
+    /// In the new process: goes where the container is.
+    fn enter(&self) -> Result<LastStep<'_>, Failure> {
+        let (request, process) = (self.request, &self.request.process);
+        if request.die_with_parent {
+            end_with_parent()?;
+        }
+        nix::unistd::setsid().context("setsid")?;
+        attributes::set_oom_score(&self.proc, "self", process)?;
+        self.entry.join_v1()?;
+        if let Some(list) = affinity(process, ExecCPUAffinity::cpu_affinity_final) {
+            attributes::set_affinity(list, "process.execCPUAffinity.final")?;
+        }
+        let can_set_groups = self.enter_namespaces()?;
+        keyring::join(request.id, self.own_users, &self.proc, process)?;
+        let terminal = terminal::take(&request.stdio, process)?.map(|pair| pair.near);
+        let accounts = Accounts::read(process, request.user, request.groups, &self.proc)?;
+        let identity = identity(process, request.user, request.groups, &accounts)?;
+        let env = environment(process, &accounts, &identity);
+        terminal::give_to(identity.uid)?;
+        let linux = spec::linux(request.spec)?;
+        attributes::apply(process, linux.personality().as_ref(), linux.memory_policy().as_ref())?;
+        confine::limit(process.rlimits().as_deref().unwrap_or_default())?;
+        Ok(LastStep {
+            process,
+            identity,
+            can_set_groups,
+            env,
+            filter: self.filter.as_ref(),
+            proc: &self.proc,
+            terminal,
+            gate: &Gate::Parent,
+            hooks: &[],
+            state: self.state,
+            preserve_fds: request.preserve_fds,
+            die_with_parent: request.die_with_parent,
+        })
+    }
+
+    /// All at once: the kernel looks at the user namespace first. Returns whether groups can be set there.
+    fn enter_namespaces(&self) -> Result<bool, Failure> {
+        let mut namespaces = CloneFlags::CLONE_NEWNS
+            | CloneFlags::CLONE_NEWUTS
+            | CloneFlags::CLONE_NEWIPC
+            | CloneFlags::CLONE_NEWNET
+            | CloneFlags::CLONE_NEWCGROUP;
+        if spec::has_namespace(spec::linux(self.request.spec)?, LinuxNamespaceType::Time) {
+            namespaces |= NEW_TIME;
+        }
+        if self.own_users {
+            namespaces |= CloneFlags::CLONE_NEWUSER;
+            let process = &self.request.process;
+            confine::raise_limits(0, process.rlimits().as_deref().unwrap_or_default())?;
+        }
+        nix::sched::setns(&self.init, namespaces).context("join the container's namespaces")?;
+        if !self.own_users {
+            return Ok(true);
+        }
+        let can_set_groups = self.proc.can_set_groups("self").context("look at setgroups")?;
+        become_root(can_set_groups)?;
+        Ok(can_set_groups)
+    }
 }
 
-/// In the new process: goes where the container is.
-fn enter<'a>(
-    request: &'a Exec<'_>,
-    entry: &Entry,
-    init: &OwnedFd,
-    filter: Option<&'a Filter>,
-) -> Result<LastStep<'a>, Failure> {
-    let process = &request.process;
-    if request.die_with_parent {
-        end_with_parent()?;
-    }
-    nix::unistd::setsid().context("setsid")?;
-    set_oom_score(process)?;
-    entry.join_v1()?;
-    let namespaces = CloneFlags::CLONE_NEWNS
-        | CloneFlags::CLONE_NEWUTS
-        | CloneFlags::CLONE_NEWIPC
-        | CloneFlags::CLONE_NEWNET
-        | CloneFlags::CLONE_NEWCGROUP;
-    nix::sched::setns(init, namespaces).context("join the container's namespaces")?;
-    let terminal = terminal::take(&request.stdio, process)?.map(|pair| pair.near);
-    let accounts = Accounts::read();
-    let identity = identity(process, request.user, request.groups, &accounts)?;
-    let env = environment(process, &accounts, &identity);
-    terminal::give_to(identity.uid)?;
-    confine::limit(process.rlimits().as_deref().unwrap_or_default())?;
-    Ok(LastStep {
-        process,
-        identity,
-        env,
-        filter,
-        terminal,
-        gate: &Gate::Parent,
-        preserve_fds: request.preserve_fds,
-        die_with_parent: request.die_with_parent,
-    })
+/// One of its lists, if it has any.
+fn affinity(process: &Process, list: fn(&ExecCPUAffinity) -> &Option<String>) -> Option<&str> {
+    process.exec_cpu_affinity().as_ref().and_then(|all| list(all).as_deref()).filter(|list| !list.is_empty())
+}
+
+/// Moves the caller for the moment of the clone; returns where it ran.
+fn run_on_first(list: &str) -> Result<nix::sched::CpuSet, Failure> {
+    let before = nix::sched::sched_getaffinity(Pid::from_raw(0)).context("look at own processors")?;
+    attributes::set_affinity(list, "process.execCPUAffinity.initial")?;
+    Ok(before)
 }
 
 /// Waits until the command runs, or its process has said why not.
-fn listen(child: sys::Child, channel: &Channel) -> Result<Added, Failure> {
-    let failure = match channel.hear() {
-        Ok(Said::Ready(terminal)) => match channel.start().and_then(|()| channel.hear()) {
-            Ok(Said::Failed(failure)) | Err(failure) => failure,
-            Ok(Said::Nothing | Said::Ready(_)) => {
-                return Ok(Added { pid: child.pid, pidfd: child.pidfd, terminal });
+fn listen(child: sys::Child, channel: &Channel, request: &Exec<'_>, state: &State) -> Result<Added, Failure> {
+    match serve(&child, channel, request, state) {
+        Ok(terminal) => Ok(Added { pid: child.pid, pidfd: child.pidfd, terminal }),
+        Err(failure) => {
+            let pid = Pid::from_raw(child.pid);
+            let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
+            let _ = waitpid(pid, None);
+            Err(failure)
+        }
+    }
+}
+
+fn serve(
+    child: &sys::Child,
+    channel: &Channel,
+    request: &Exec<'_>,
+    state: &State,
+) -> Result<Option<OwnedFd>, Failure> {
+    let terminal = loop {
+        match channel.hear()? {
+            Said::Ready(terminal) => break terminal,
+            Said::Listener(number) => {
+                notify::hand_over(request.spec, state, child, number)?;
+                channel.tell(Word::Listening)?;
             }
-        },
-        Ok(Said::Failed(failure)) | Err(failure) => failure,
-        Ok(Said::Nothing) => Failure::other("container is not running"),
+            Said::Failed(failure) => return Err(failure),
+            Said::Nothing => return Err(Failure::other("container is not running")),
+            Said::Hooks | Said::Born(..) => return Err(Failure::other("the new process is out of step")),
+        }
     };
-    let pid = Pid::from_raw(child.pid);
-    let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
-    let _ = waitpid(pid, None);
-    Err(failure)
+    channel.tell(Word::Start)?;
+    match channel.hear()? {
+        Said::Failed(failure) => Err(failure),
+        _ => Ok(terminal),
+    }
 }

@@ -65,37 +65,96 @@ impl State {
     }
 }
 
+/// When hooks run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Point {
+    Prestart,
+    CreateRuntime,
+    CreateContainer,
+    StartContainer,
+    Poststart,
+    Poststop,
+}
+
+impl Point {
+    /// Its name in the configuration.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Point::Prestart => "prestart",
+            Point::CreateRuntime => "createRuntime",
+            Point::CreateContainer => "createContainer",
+            Point::StartContainer => "startContainer",
+            Point::Poststart => "poststart",
+            Point::Poststop => "poststop",
+        }
+    }
+
+    /// All, in their order.
+    pub(crate) const ALL: [Point; 6] = [
+        Point::Prestart,
+        Point::CreateRuntime,
+        Point::CreateContainer,
+        Point::StartContainer,
+        Point::Poststart,
+        Point::Poststop,
+    ];
+}
+
+/// A configuration's hooks of one point.
+pub(crate) fn of(spec: &Spec, point: Point) -> &[Hook] {
+    let Some(hooks) = spec.hooks() else { return &[] };
+    let list = match point {
+        Point::Prestart => hooks.prestart(),
+        Point::CreateRuntime => hooks.create_runtime(),
+        Point::CreateContainer => hooks.create_container(),
+        Point::StartContainer => hooks.start_container(),
+        Point::Poststart => hooks.poststart(),
+        Point::Poststop => hooks.poststop(),
+    };
+    list.as_deref().unwrap_or_default()
+}
+
+/// Whether init has to wait for hooks that its parent runs.
+pub(crate) fn has_runtime_hooks(spec: &Spec) -> bool {
+    [Point::Prestart, Point::CreateRuntime].iter().any(|point| !of(spec, *point).is_empty())
+}
+
+/// Runs what its parent runs for an init that has mounted everything and not yet changed its root.
+pub(crate) fn run_in_runtime(spec: &Spec, state: &State) -> Result<(), Failure> {
+    for point in [Point::Prestart, Point::CreateRuntime] {
+        run_all(point, of(spec, point), state)?;
+    }
+    Ok(())
+}
+
 /// Runs the hooks that follow a container's start, in order, up to the first that fails. The caller must have
-/// one thread, and then stops the container.
+/// one thread, and stops the container when one has failed.
 ///
 /// # Errors
 /// The hook that failed, and what it printed.
 // spec: oci-runtime runtime.md#lifecycle step 9
 pub fn poststart(spec: &Spec, state: &State) -> Result<(), Failure> {
-    let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_ref());
-    run_all("poststart", hooks, state)
+    run_all(Point::Poststart, of(spec, Point::Poststart), state)
 }
 
 /// Runs the hooks that follow a container's removal. One that fails is logged, and the others run. The caller
 /// must have one thread.
 // spec: oci-runtime runtime.md#lifecycle step 13
 pub fn poststop(spec: &Spec, state: &State) {
-    let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.poststop().as_ref());
-    for (index, hook) in hooks.into_iter().flatten().enumerate() {
-        if let Err(failure) = run("poststop", index, hook, state) {
+    for (index, hook) in of(spec, Point::Poststop).iter().enumerate() {
+        if let Err(failure) = run(Point::Poststop, index, hook, state) {
             tracing::warn!(%failure, container.id = state.id, "hook failed");
         }
     }
 }
 
 /// Runs one point's hooks, in order, up to the first that fails.
-pub(crate) fn run_all(point: &str, hooks: Option<&Vec<Hook>>, state: &State) -> Result<(), Failure> {
-    let mut all = hooks.into_iter().flatten().enumerate();
-    all.try_for_each(|(index, hook)| run(point, index, hook, state))
+pub(crate) fn run_all(point: Point, hooks: &[Hook], state: &State) -> Result<(), Failure> {
+    hooks.iter().enumerate().try_for_each(|(index, hook)| run(point, index, hook, state))
 }
 
-fn run(point: &str, index: usize, hook: &Hook, state: &State) -> Result<(), Failure> {
-    let what = || format!("error running {point} hook #{index}");
+fn run(point: Point, index: usize, hook: &Hook, state: &State) -> Result<(), Failure> {
+    let what = || format!("error running {} hook #{index}", point.name());
     let stdin = file("hook-state").with_context(what)?;
     let json = serde_json::to_vec(state).map_err(std::io::Error::from).with_context(what)?;
     rustix::io::write(&stdin, &json).with_context(what)?;

@@ -3,41 +3,27 @@
 //! Everything that can be prepared is in [`Init`] before the clone; what fails here goes to the parent over
 //! the channel. Nothing here may be skipped silently.
 
-use std::convert::Infallible;
-use std::fs;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::AsRawFd;
 
 use nix::sched::CloneFlags;
-use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
-use rustix::fs::{Mode, OFlags};
+use oci_spec::runtime::{Process, Spec};
 
+use crate::attributes;
 use crate::cgroup::{Cgroup, Entry};
 use crate::channel::Channel;
-use crate::command;
 use crate::confine;
 use crate::failure::{Context, Failure};
+use crate::hooks::{self, Point, State};
+use crate::keyring;
+use crate::last::{Gate, LastStep};
+use crate::namespaces::{Existing, Namespaces, User, enter_new_time};
+use crate::procfs::Proc;
 use crate::rootfs::{Plan, Tree};
 use crate::seccomp::Filter;
-use crate::spec::{has_new_namespace, linux, process};
+use crate::spec::{linux, process};
 use crate::sys;
 use crate::terminal::{self, Stdio};
 use crate::user::{Accounts, Identity, add_groups};
-
-/// How init learns that the container is started.
-#[derive(Debug)]
-pub enum Gate {
-    /// By [`crate::Created::start`], from the process that created it.
-    Parent,
-    /// By somebody who opens this FIFO to read; what is then written into it is the failure to execute. The
-    /// directory is kept open, since it is not in the container.
-    Fifo {
-        /// Where the FIFO is.
-        dir: OwnedFd,
-        /// Its name there.
-        name: String,
-    },
-}
 
 /// All that init needs.
 pub(crate) struct Init<'a> {
@@ -45,11 +31,14 @@ pub(crate) struct Init<'a> {
     pub tree: Plan<'a>,
     pub user: Option<&'a str>,
     pub groups: &'a [String],
+    /// What hooks are told.
+    pub state: State,
     pub cgroup: &'a Cgroup,
     pub entry: Entry,
-    /// Namespaces to join, with their types.
-    pub join: Vec<(OwnedFd, CloneFlags)>,
+    pub namespaces: Namespaces,
     pub filter: Option<Filter>,
+    /// The machine's, for as long as init is not the command.
+    pub proc: Proc,
     pub stdio: Stdio,
     pub gate: Gate,
     pub preserve_fds: u32,
@@ -60,6 +49,24 @@ pub(crate) struct Init<'a> {
 }
 
 impl Init<'_> {
+    /// Runs in a process with the caller's privileges, where a user namespace comes after existing ones: joins
+    /// those, and makes init, which becomes its sibling.
+    pub(crate) fn usher(&self) -> i32 {
+        let made = self.before_user_namespace().and_then(|()| {
+            self.namespaces.join_all()?;
+            let flags = self.namespaces.new | u64::from(libc::CLONE_PARENT.cast_unsigned());
+            let child = sys::clone_process(flags, None, || self.run()).context("clone init")?;
+            self.channel.born(&child)
+        });
+        match made {
+            Ok(()) => 0,
+            Err(failure) => {
+                self.channel.failed(&failure);
+                1
+            }
+        }
+    }
+
     /// Runs in the new process; returns only to say the exit code of a failure.
     pub(crate) fn run(&self) -> i32 {
         let failure = match self.prepare().and_then(|last| last.take(&self.channel)) {
@@ -77,52 +84,115 @@ impl Init<'_> {
             end_with_parent()?;
         }
         nix::unistd::setsid().context("setsid")?;
+        let can_set_groups = self.enter_namespaces()?;
         if self.new_keyring {
-            sys::join_session_keyring().context("join a new session keyring")?;
+            let own_users = !matches!(self.namespaces.user, User::Host);
+            keyring::join(&self.state.id, own_users, &self.proc, process)?;
         }
-        self.enter_namespaces()?;
-        set_names(spec)?;
-        set_oom_score(process)?;
+        self.set_names()?;
         self.tree.write_sysctls()?;
         let tree = Tree::build(&self.tree, self.cgroup)?;
+        self.run_hooks_before_entering()?;
         tree.enter(self.no_pivot)?;
         let terminal = terminal::take(&self.stdio, process)?;
         if let Some(pair) = &terminal {
             tree.bind_console(&pair.far)?;
         }
         tree.protect()?;
-        let accounts = Accounts::read();
+        let accounts = Accounts::read(process, self.user, self.groups, &self.proc)?;
         let identity = identity(process, self.user, self.groups, &accounts)?;
         let env = environment(process, &accounts, &identity);
         terminal::give_to(identity.uid)?;
+        let linux = linux(spec)?;
+        attributes::apply(process, linux.personality().as_ref(), linux.memory_policy().as_ref())?;
         confine::limit(process.rlimits().as_deref().unwrap_or_default())?;
         Ok(LastStep {
             process,
             identity,
+            can_set_groups,
             env,
             filter: self.filter.as_ref(),
+            proc: &self.proc,
             terminal: terminal.map(|pair| pair.near),
             gate: &self.gate,
+            hooks: hooks::of(spec, Point::StartContainer),
+            state: &self.state,
             preserve_fds: self.preserve_fds,
             die_with_parent: self.die_with_parent,
         })
     }
 
-    /// Control groups first: a new cgroup namespace has the present groups as its roots.
-    fn enter_namespaces(&self) -> Result<(), Failure> {
-        self.entry.join_v1()?;
-        for (namespace, typ) in &self.join {
-            nix::sched::setns(namespace, *typ).with_context(|| format!("join namespace {typ:?}"))?;
+    /// User namespace first, and in it what is new; control groups before a cgroup namespace, which has the
+    /// present groups as its roots. Returns whether groups can be set.
+    fn enter_namespaces(&self) -> Result<bool, Failure> {
+        let namespaces = &self.namespaces;
+        let mut can_set_groups = true;
+        match namespaces.user {
+            User::New(_) => can_set_groups = self.channel.wait_until_mapped()?,
+            User::Existing(_) => {}
+            User::Host => {
+                self.before_user_namespace()?;
+                namespaces.join.iter().try_for_each(Existing::join)?;
+            }
         }
-        let linux = linux(self.spec)?;
-        if has_new_namespace(linux, LinuxNamespaceType::Cgroup) {
+        if namespaces.new_time {
+            enter_new_time(&self.proc, linux(self.spec)?.time_offsets().as_ref())?;
+        }
+        self.entry.join_v1()?;
+        if namespaces.new_cgroup {
             nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP).context("make cgroup namespace")?;
         }
-        if has_new_namespace(linux, LinuxNamespaceType::Network) {
+        if !matches!(namespaces.user, User::Host) {
+            become_root(can_set_groups)?;
+        }
+        if namespaces.new & u64::from(libc::CLONE_NEWNET.cast_unsigned()) != 0 {
             crate::loopback::up()?;
+        }
+        Ok(can_set_groups)
+    }
+
+    /// What takes privileges on the machine. For a new user namespace the parent does it, from outside.
+    fn before_user_namespace(&self) -> Result<(), Failure> {
+        let process = process(self.spec)?;
+        if let User::Existing(_) = self.namespaces.user {
+            confine::raise_limits(0, process.rlimits().as_deref().unwrap_or_default())?;
+        }
+        match self.namespaces.user {
+            User::New(_) => Ok(()),
+            User::Host | User::Existing(_) => attributes::set_oom_score(&self.proc, "self", process),
+        }
+    }
+
+    fn set_names(&self) -> Result<(), Failure> {
+        if let Some(name) = self.spec.hostname().as_ref().filter(|name| !name.is_empty()) {
+            nix::unistd::sethostname(name).context("sethostname")?;
+        }
+        if let Some(name) = self.spec.domainname().as_ref().filter(|name| !name.is_empty()) {
+            rustix::system::setdomainname(name.as_bytes()).context("setdomainname")?;
         }
         Ok(())
     }
+
+    /// The machine's files are still there for them; the runtime's are run by the parent, where it is.
+    fn run_hooks_before_entering(&self) -> Result<(), Failure> {
+        if hooks::has_runtime_hooks(self.spec) {
+            self.channel.hooks()?;
+        }
+        let create_container = hooks::of(self.spec, Point::CreateContainer);
+        if create_container.is_empty() {
+            return Ok(());
+        }
+        let state = State { pid: std::process::id().cast_signed(), ..self.state.clone() };
+        hooks::run_all(Point::CreateContainer, create_container, &state)
+    }
+}
+
+/// In a user namespace: its root, instead of somebody whom it does not know.
+pub(crate) fn become_root(can_set_groups: bool) -> Result<(), Failure> {
+    if can_set_groups {
+        nix::unistd::setgroups(&[]).context("setgroups")?;
+    }
+    confine::become_user(0, 0)
 }
 
 /// Whom a process runs as: Docker's user text when there is one, else the spec's numbers.
@@ -142,69 +212,9 @@ pub(crate) fn identity(
     Ok(identity)
 }
 
-/// What is left to do when a process is where it belongs; the same for the first and for added ones.
-pub(crate) struct LastStep<'a> {
-    pub process: &'a Process,
-    pub identity: Identity,
-    pub env: Vec<String>,
-    pub filter: Option<&'a Filter>,
-    pub terminal: Option<OwnedFd>,
-    pub gate: &'a Gate,
-    /// How many descriptors from 3 on the command inherits.
-    pub preserve_fds: u32,
-    pub die_with_parent: bool,
-}
-
-impl LastStep<'_> {
-    /// Drops what is not needed any more, waits for the word, and becomes the command.
-    pub(crate) fn take(self, channel: &Channel) -> Result<Infallible, Failure> {
-        let args = self.process.args().as_deref().unwrap_or_default();
-        confine::drop_privileges(self.process, &self.identity, self.filter)?;
-        if self.die_with_parent {
-            // The change of identity has cleared it.
-            end_with_parent()?;
-        }
-        enter_directory(self.process.cwd())?;
-        let program = command::find(args.first().map_or("", String::as_str), &self.env)?;
-        sys::keep_only(self.preserve_fds).context("close descriptors")?;
-        sys::reset_signals();
-        channel.ready(self.terminal.as_ref())?;
-        drop(self.terminal);
-        match self.gate {
-            Gate::Parent if !channel.wait_for_start() => Err(Failure::other("the parent is gone")),
-            Gate::Parent => command::execute(&program, args, &self.env),
-            Gate::Fifo { dir, name } => execute_after_fifo(dir, name, &program, args, &self.env),
-        }
-    }
-}
-
 /// The kernel kills the caller when its parent ends.
 pub(crate) fn end_with_parent() -> Result<(), Failure> {
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).context("set parent death signal")
-}
-
-fn set_names(spec: &Spec) -> Result<(), Failure> {
-    let own = has_new_namespace(linux(spec)?, LinuxNamespaceType::Uts);
-    let names = [("hostname", spec.hostname()), ("domainname", spec.domainname())];
-    for (what, name) in names {
-        let Some(name) = name.as_ref().filter(|name| !name.is_empty()) else { continue };
-        if !own {
-            return Err(Failure::invalid(format!("{what} needs a UTS namespace of the container's own")));
-        }
-        match what {
-            "hostname" => nix::unistd::sethostname(name).context("sethostname")?,
-            _ => rustix::system::setdomainname(name.as_bytes()).context("setdomainname")?,
-        }
-    }
-    Ok(())
-}
-
-pub(crate) fn set_oom_score(process: &Process) -> Result<(), Failure> {
-    match process.oom_score_adj() {
-        Some(score) => fs::write("/proc/self/oom_score_adj", score.to_string())
-            .with_context(|| format!("set oom_score_adj to {score}")),
-        None => Ok(()),
-    }
 }
 
 /// The spec's environment, with a home for those who have none.
@@ -214,30 +224,6 @@ pub(crate) fn environment(process: &Process, accounts: &Accounts, identity: &Ide
         env.push(format!("HOME={}", accounts.home(identity.uid)));
     }
     env
-}
-
-/// As the user: a directory that only root may enter is an error.
-pub(crate) fn enter_directory(path: &Path) -> Result<(), Failure> {
-    std::env::set_current_dir(path)
-        .with_context(|| format!("chdir to cwd (\"{}\") set in config.json failed", path.display()))
-}
-
-/// Opening the FIFO waits for a reader, which then reads why this failed, or the silence of success.
-fn execute_after_fifo(
-    dir: &OwnedFd,
-    name: &str,
-    program: &Path,
-    args: &[String],
-    env: &[String],
-) -> Result<Infallible, Failure> {
-    let fifo = rustix::fs::openat(dir, name, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-        .context("wait for start")?;
-    let failure = match command::execute(program, args, env) {
-        Ok(never) => match never {},
-        Err(failure) => failure,
-    };
-    let _ = rustix::io::write(&fifo, &serde_json::to_vec(&failure).unwrap_or_default());
-    Err(failure)
 }
 
 /// Closes a descriptor of the parent's by number, in the child.

@@ -6,6 +6,7 @@
 //! Start at [`create()`](fn@create) (the parent's side), then `init` (the child's, in order), then `rootfs` and
 //! [`cgroup`].
 
+mod attributes;
 pub mod cgroup;
 mod channel;
 pub mod cli;
@@ -15,9 +16,15 @@ mod create;
 mod exec;
 mod failure;
 pub mod hooks;
+mod idmap;
 mod init;
+mod keyring;
+mod last;
 mod loopback;
+mod lsm;
+mod namespaces;
 mod overlay;
+mod procfs;
 mod program;
 mod rootfs;
 pub mod seccomp;
@@ -25,13 +32,15 @@ pub mod spec;
 mod sys;
 mod terminal;
 pub mod user;
+mod validate;
 
 pub use confine::hard_limit;
 pub use create::{Create, Created, create};
 pub use exec::{Added, Exec, exec, exec_process};
 pub use failure::{Failure, FailureKind, describe};
-pub use init::Gate;
+pub use last::Gate;
 pub use overlay::Rootfs;
 pub use program::readonly_program;
 pub use sys::{exit_now, fork, send_signal};
 pub use terminal::{Stdio, resize};
+pub use user::fill_in;

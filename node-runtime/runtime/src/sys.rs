@@ -1,6 +1,7 @@
 //! The system calls that `nix` and `rustix` lack: typed values in, `io::Result` out. The only unsafe code.
 #![allow(unsafe_code, reason = "each block names the rule that it keeps")]
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -13,8 +14,9 @@ pub(crate) struct Child {
     pub pidfd: OwnedFd,
 }
 
-/// Runs `child` in a new process, which ends with its result. Namespace flags as in clone(2). The caller
-/// must have one thread: then its copy may use everything that the caller may.
+/// Runs `child` in a new process, which ends with its result. Namespace flags as in clone(2); with
+/// `CLONE_PARENT` it is a sibling of the caller. The caller must have one thread: then its copy may use
+/// everything that the caller may.
 pub(crate) fn clone_process(
     flags: u64,
     cgroup: Option<BorrowedFd<'_>>,
@@ -26,7 +28,8 @@ pub(crate) fn clone_process(
         pidfd: &raw mut pidfd as u64,
         child_tid: 0,
         parent_tid: 0,
-        exit_signal: libc::SIGCHLD as u64,
+        // clone(2): a sibling ends with its parent's own signal, and none may be given.
+        exit_signal: if flags & libc::CLONE_PARENT as u64 == 0 { libc::SIGCHLD as u64 } else { 0 },
         stack: 0,
         stack_size: 0,
         tls: 0,
@@ -50,6 +53,28 @@ pub(crate) fn clone_process(
             let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
             Ok(Child { pid, pidfd })
         }
+    }
+}
+
+/// While it lives, nobody without `CAP_SYS_PTRACE` on the machine may look into this process, nor into the
+/// copies that are made of it. A copy stays so until it executes something.
+pub(crate) struct Hidden {
+    before: i32,
+}
+
+impl Hidden {
+    /// PR_SET_DUMPABLE(2const)
+    pub(crate) fn new() -> io::Result<Hidden> {
+        let before = process_control(libc::PR_GET_DUMPABLE, 0, 0)?;
+        process_control(libc::PR_SET_DUMPABLE, 0, 0)?;
+        Ok(Hidden { before })
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        // The one value that cannot be set again is 2, which the kernel gives to programs that it protects.
+        let _ = process_control(libc::PR_SET_DUMPABLE, u64::from(self.before == 1), 0);
     }
 }
 
@@ -121,43 +146,187 @@ fn zeroed_mount_attr() -> libc::mount_attr {
     unsafe { std::mem::zeroed() }
 }
 
-/// Loads a seccomp filter for this process. Flags as in seccomp(2).
-pub(crate) fn load_filter(program: &[libc::sock_filter], flags: u64) -> io::Result<()> {
+/// Loads a seccomp filter for this process. Flags as in seccomp(2); with `SECCOMP_FILTER_FLAG_NEW_LISTENER`
+/// the listener comes back.
+pub(crate) fn load_filter(program: &[libc::sock_filter], flags: u64) -> io::Result<Option<OwnedFd>> {
     let length = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
     let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut() };
     // SAFETY: seccomp(2) only reads the program, whose length is exact and which lives across the call.
     let done =
         unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
+    let done = result_of(done)?;
+    Ok((flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER != 0).then(|| new_descriptor(done)))
+}
+
+/// A copy of another process's descriptor.
+pub(crate) fn copy_descriptor(pidfd: impl AsFd, number: u32) -> io::Result<OwnedFd> {
+    let pidfd = pidfd.as_fd().as_raw_fd();
+    // SAFETY: pidfd_getfd(2) touches no memory of ours.
+    let done = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd, number, 0) };
+    result_of(done).map(new_descriptor)
+}
+
+/// Owns what a call has returned.
+fn new_descriptor(returned: libc::c_long) -> OwnedFd {
+    let fd = i32::try_from(returned).expect("a descriptor is an i32");
+    // SAFETY: callers pass what a successful call has returned as a new descriptor, which nobody else owns.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// What type of namespace a descriptor refers to, as `CLONE_NEW*`; an error when to none.
+// ioctl_nsfs(2)
+pub(crate) fn namespace_type(fd: impl AsFd) -> io::Result<u64> {
+    const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
+    // SAFETY: the request takes no argument and touches no memory of ours.
+    let done = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), NS_GET_NSTYPE) };
+    result_of(done.into()).map(libc::c_long::cast_unsigned)
+}
+
+/// Permitted, effective and inheritable capabilities, a bit each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CapabilitySets {
+    pub effective: u64,
+    pub permitted: u64,
+    pub inheritable: u64,
+}
+
+/// Sets the caller's capabilities.
+pub(crate) fn set_capabilities(sets: CapabilitySets) -> io::Result<()> {
+    const VERSION_3: u32 = 0x2008_0522;
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    let low = |set: u64| (set & u64::from(u32::MAX)) as u32;
+    let words = |shift: u32| {
+        [low(sets.effective >> shift), low(sets.permitted >> shift), low(sets.inheritable >> shift)]
+    };
+    let (header, data) = (Header { version: VERSION_3, pid: 0 }, [words(0), words(32)]);
+    // SAFETY: capset(2) of version 3 reads the header and two structs of three words, which live across it.
+    let done = unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) };
     result(done)
 }
 
-/// What exec leaves open: the standard files and `count` descriptors from 3 on, which must be open.
+/// A `prctl(2)` operation that takes numbers only.
+pub(crate) fn process_control(operation: i32, one: u64, two: u64) -> io::Result<i32> {
+    // SAFETY: callers pass operations whose arguments are numbers, never addresses.
+    let done = unsafe { libc::prctl(operation, one, two, 0, 0) };
+    if done == -1 { Err(io::Error::last_os_error()) } else { Ok(done) }
+}
+
+/// What sched_setattr(2) takes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct SchedulerAttributes {
+    pub size: u32,
+    pub policy: u32,
+    pub flags: u64,
+    pub nice: i32,
+    pub priority: u32,
+    pub runtime: u64,
+    pub deadline: u64,
+    pub period: u64,
+}
+
+/// Sets the caller's scheduling policy.
+pub(crate) fn set_scheduler(attributes: SchedulerAttributes) -> io::Result<()> {
+    let size = u32::try_from(size_of::<SchedulerAttributes>()).expect("it is small");
+    let attributes = SchedulerAttributes { size, ..attributes };
+    // SAFETY: sched_setattr(2) reads `size` bytes of the struct, which is laid out as the first version's.
+    let done = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+    result(done)
+}
+
+/// Sets the caller's I/O priority, class and level as ioprio_set(2) packs them.
+pub(crate) fn set_io_priority(packed: u32) -> io::Result<()> {
+    const IOPRIO_WHO_PROCESS: libc::c_long = 1;
+    // SAFETY: ioprio_set(2) takes numbers only.
+    let done = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, packed) };
+    result(done)
+}
+
+/// Sets the caller's memory policy: mode with its flags, and a bit for each node.
+pub(crate) fn set_memory_policy(mode: u32, nodes: &[u64]) -> io::Result<()> {
+    let (mask, bits) = if nodes.is_empty() {
+        (std::ptr::null(), 0)
+    } else {
+        // The kernel reads one bit less than it is told.
+        (nodes.as_ptr(), nodes.len() * 64 + 1)
+    };
+    // SAFETY: set_mempolicy(2) reads as many bits of the mask as it is told, rounded down to whole words.
+    let done = unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask, bits) };
+    result(done)
+}
+
+/// Sets the caller's execution domain.
+pub(crate) fn set_personality(domain: u64) -> io::Result<()> {
+    // SAFETY: personality(2) takes a number only.
+    let done = unsafe { libc::personality(domain) };
+    result(done.into())
+}
+
+/// Whether an inherited descriptor of this number is open: one that exec would close is ours, not inherited.
+pub(crate) fn is_inherited(number: u32) -> bool {
+    let Ok(number) = i32::try_from(number) else { return false };
+    // SAFETY: fcntl(2) with F_GETFD only reads a flag, and fails when there is no such descriptor.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    flags != -1 && flags & libc::FD_CLOEXEC == 0
+}
+
+/// What exec leaves open: the standard files and `count` descriptors from 3 on.
 pub(crate) fn keep_only(count: u32) -> io::Result<()> {
     let first = count.saturating_add(3);
     // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC only sets a flag; nobody's descriptor is closed.
     let done = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    result(done)?;
-    for fd in 3..first {
-        let fd = i32::try_from(fd).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
-        // SAFETY: fcntl(2) with F_SETFD only clears a flag, and fails when there is no such descriptor.
-        if unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } == -1 {
-            return Err(io::Error::last_os_error());
+    result(done)
+}
+
+/// Closes all descriptors but the standard files, `count` from 3 on, and those given. Only for a copy of a
+/// process that is about to execute something: its other descriptors' owners are never dropped.
+pub(crate) fn close_all_but(count: u32, others: [Option<i32>; 3]) -> io::Result<()> {
+    let mut keep: Vec<u32> = others.iter().flatten().map(|fd| fd.cast_unsigned()).collect();
+    keep.sort_unstable();
+    let mut first = count.saturating_add(3);
+    for last in keep.into_iter().chain([u32::MAX]) {
+        if last > first {
+            let until = if last == u32::MAX { last } else { last - 1 };
+            // SAFETY: close_range(2) touches no memory; the caller promises that nobody uses what it closes.
+            let done = unsafe { libc::syscall(libc::SYS_close_range, first, until, 0) };
+            result(done)?;
         }
+        first = first.max(last.saturating_add(1));
     }
     Ok(())
 }
 
-/// Gives the caller a session keyring that it shares with nobody; a kernel without keyrings has nothing to share.
-pub(crate) fn join_session_keyring() -> io::Result<()> {
+/// Joins the session keyring of that name, or makes it; returns its number.
+// keyctl(2)
+pub(crate) fn join_session_keyring(name: &CStr) -> io::Result<libc::c_long> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
-    // SAFETY: keyctl(2) takes a null name for an anonymous keyring and touches no memory of ours.
-    let done = unsafe {
-        libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>())
-    };
-    match result_of(done) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
-        joined => joined.map(drop),
-    }
+    // SAFETY: the kernel reads the name, a C string that lives across the call.
+    let done = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) };
+    result_of(done)
+}
+
+/// A key's description: `type;uid;gid;permissions;name`.
+pub(crate) fn describe_key(key: libc::c_long) -> io::Result<Vec<u8>> {
+    const KEYCTL_DESCRIBE: libc::c_long = 6;
+    let mut text = vec![0; 512];
+    // SAFETY: the kernel writes at most as many bytes as it is told that there are.
+    let done =
+        unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_DESCRIBE, key, text.as_mut_ptr(), text.len()) };
+    let length = usize::try_from(result_of(done)?).unwrap_or(0);
+    text.truncate(length);
+    Ok(text)
+}
+
+/// Sets a key's permissions.
+pub(crate) fn set_key_permissions(key: libc::c_long, permissions: u32) -> io::Result<()> {
+    const KEYCTL_SETPERM: libc::c_long = 5;
+    // SAFETY: the call takes numbers only.
+    let done = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_SETPERM, key, permissions) };
+    result(done)
 }
 
 /// Gives every signal its default action and unblocks all: what a new program expects.

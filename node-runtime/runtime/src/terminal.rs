@@ -89,6 +89,20 @@ fn use_files([stdin, stdout, stderr]: [&OwnedFd; 3]) -> Result<(), Failure> {
     nix::unistd::dup2_stderr(stderr).context("set stderr")
 }
 
+/// Gives pipes to the root of a user namespace, who could not take them: then it can give them on.
+pub(crate) fn give_pipes_to(stdio: &Stdio, (uid, gid): (u32, u32)) -> Result<(), Failure> {
+    let Stdio::Files { stdin, stdout, stderr } = stdio else { return Ok(()) };
+    for file in [stdin, stdout, stderr] {
+        let stat = rustix::fs::fstat(file).context("look at standard files")?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Fifo {
+            let owner = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+            rustix::fs::fchown(file, Some(owner.0), Some(owner.1))
+                .context("give standard files to the user namespace")?;
+        }
+    }
+    Ok(())
+}
+
 /// Lets the user open its own standard files again, by `/dev/stdout` and the like.
 pub(crate) fn give_to(uid: u32) -> Result<(), Failure> {
     let null = rustix::fs::stat("/dev/null").ok().map(|stat| stat.st_rdev);

@@ -1,8 +1,20 @@
 //! Docker's user text, looked up in the container's own `/etc/passwd` and `/etc/group`.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
 
-use crate::failure::Failure;
+use oci_spec::runtime::Process;
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use crate::failure::{Context, Failure};
+use crate::init::{environment, identity};
+use crate::procfs::Proc;
+
+/// Tens of thousands of accounts.
+const LENGTH_MAX: u64 = 4 << 20;
 
 /// Whom a process runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,11 +44,56 @@ struct Group<'a> {
     members: &'a str,
 }
 
+/// Fills in whom a process runs as, and its home, for a runtime that knows numbers only: `user` and `groups` are
+/// looked up in the account files below `root`, which no link in them leads out of.
+///
+/// # Errors
+/// A name that is not there, in Docker's words.
+pub fn fill_in(
+    root: &Path,
+    process: &mut Process,
+    user: Option<&str>,
+    groups: &[String],
+) -> Result<(), Failure> {
+    let root = File::open(root).with_context(|| format!("open `{}`", root.display()))?;
+    let accounts =
+        Accounts { passwd: read_below(&root, "etc/passwd"), group: read_below(&root, "etc/group") };
+    let identity = identity(process, user, groups, &accounts)?;
+    let env = environment(process, &accounts, &identity);
+    let mut numbers = process.user().clone();
+    numbers.set_uid(identity.uid).set_gid(identity.gid).set_additional_gids(Some(identity.groups));
+    process.set_user(numbers).set_env(Some(env));
+    Ok(())
+}
+
+fn read_below(root: &File, path: &str) -> String {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let mut text = Vec::new();
+    if let Ok(file) = rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {
+        // Unreadable is as good as missing, as it is to the built-in runtime.
+        let _ = File::from(file).take(LENGTH_MAX).read_to_end(&mut text);
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
 impl Accounts {
-    /// Reads them; called when `/` is the container's.
-    pub(crate) fn read() -> Accounts {
-        let read = |path| String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned();
-        Accounts { passwd: read("/etc/passwd"), group: read("/etc/group") }
+    /// Reads what a process needs of them; called when `/` is the container's.
+    pub(crate) fn read(
+        process: &Process,
+        user: Option<&str>,
+        groups: &[String],
+        proc: &Proc,
+    ) -> Result<Accounts, Failure> {
+        let has_home = process.env().iter().flatten().any(|entry| entry.starts_with("HOME="));
+        let read = |needed: bool, path: &str| match needed {
+            true => read_regular(path, proc).with_context(|| format!("read the container's {path}")),
+            false => Ok(String::new()),
+        };
+        Ok(Accounts {
+            passwd: read(user.is_some() || !has_home, "/etc/passwd")?,
+            group: read(user.is_some() || !groups.is_empty(), "/etc/group")?,
+        })
     }
 
     /// `name`, `uid`, `name:group` or `uid:gid`. Without a group, the account's own and those that list it.
@@ -116,6 +173,34 @@ pub fn check(passwd: String, group: String, text: &str) -> Result<(), Failure> {
 pub(crate) fn add_groups(identity: &mut Identity, more: impl IntoIterator<Item = u32>) {
     let all: BTreeSet<u32> = identity.groups.drain(..).chain(more).collect();
     identity.groups = all.into_iter().collect();
+}
+
+/// A file that whoever made the image could choose freely: nothing but a regular file is opened (opening a
+/// FIFO waits, opening a device does whatever it does), and not more than [`LENGTH_MAX`] is read. What is not
+/// there, and what is no file, is empty.
+fn read_regular(path: &str, proc: &Proc) -> io::Result<String> {
+    let found = rustix::fs::openat2(
+        CWD,
+        path,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+    );
+    let found = match found {
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(String::new()),
+        found => found?,
+    };
+    let stat = rustix::fs::fstat(&found)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Ok(String::new());
+    }
+    let mut bytes = Vec::new();
+    let file = File::from(proc.reopen(&found, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?);
+    file.take(LENGTH_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LENGTH_MAX {
+        return Err(io::Error::other(format!("it is longer than {LENGTH_MAX} bytes")));
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]

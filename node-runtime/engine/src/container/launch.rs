@@ -120,7 +120,10 @@ async fn prepare(
     let state_dir = shared.state_dir(&container.id);
     let rootfs = state_dir.join("rootfs");
     let spec = generate(shared, container, wired, &rootfs).await?;
-    let log = logfile::parse(&config.log, &log_path(container)).map_err(StartError::Invalid)?;
+    let mut log = logfile::parse(&config.log, &log_path(container)).map_err(StartError::Invalid)?;
+    if let Some(log) = &mut log {
+        log.attrs = logfile::attributes(container).map_err(StartError::Invalid)?;
+    }
     let launch = Launch {
         id: container.id.clone(),
         state_dir,
@@ -246,6 +249,12 @@ pub(crate) fn check_init(shared: &Shared, spec: &ContainerSpec) -> Result<(), St
     Ok(())
 }
 
+/// Whether a runtime's name is one of the built-in runtime's. The empty name is.
+#[must_use]
+pub fn is_builtin_runtime(name: &str) -> bool {
+    BUILT_IN.contains(&name)
+}
+
 /// The runtime of that name; `None` is the built-in one.
 ///
 /// # Errors
@@ -259,9 +268,9 @@ pub(crate) fn runtime(config: &EngineConfig, name: &str) -> Result<Option<Runtim
     }
 }
 
-/// `<dir>/<id>-json.log`.
+/// Where its log is, when it keeps one.
 pub(crate) fn log_path(container: &Container) -> PathBuf {
-    container.dir.join(format!("{}-json.log", container.id))
+    logfile::path(&container.dir, &container.id, &container.config.log)
 }
 
 /// `<dir>/exit.json`.

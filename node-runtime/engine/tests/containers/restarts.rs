@@ -112,8 +112,10 @@ fn killed_shim() -> Result<()> {
         let pid = engine.inspect("web")?.state.pid;
         let ended = engine.wait("web", WaitCondition::NextExit).await?;
         kill_process(parent(pid)?)?;
-        ensure!(ended.await.exit_code == 255, "an end that nobody saw");
+        ensure!(ended.await.exit_code == 137, "killed with its shim");
         expect_gone(pid).await.context("the container does not outlive its shim")?;
+        let why = engine.inspect("web")?.state.error.clone();
+        ensure!(why.contains("shim was killed"), "{why}");
         engine.start("web").await.context("it can be started again")?;
         Ok(())
     })
@@ -165,7 +167,7 @@ fn policies() -> Result<()> {
                 engine.inspect(name)?.state
             );
         }
-        ensure!(engine.inspect("never")?.state.exit_code == 255);
+        ensure!(engine.inspect("never")?.state.exit_code == 137, "killed with its shim while no daemon ran");
         Ok(())
     })
 }

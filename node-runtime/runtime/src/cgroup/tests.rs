@@ -67,7 +67,7 @@ fn resources(json: serde_json::Value) -> LinuxResources {
 }
 
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !holds() {
         assert!(Instant::now() < deadline, "never: {what}");
         sleep(Duration::from_millis(2));
@@ -115,11 +115,11 @@ fn a_failed_create_leaves_nothing() {
     let mine = Mine::new("failed");
     let none = || mine.0.v1.iter().chain(&mine.0.unified).all(|dir| !dir.exists());
     let said = mine.create(serde_json::json!({"cpu": {"idle": 7}})).expect_err("out of range").message;
-    assert!(said.starts_with("linux.resources.cpu.idle: ") && none(), "{said}");
+    assert!(said.starts_with("`linux.resources.cpu.idle`: ") && none(), "{said}");
     // What only the kernel knows.
     let said =
         mine.create(serde_json::json!({"cpu": {"cpus": "4000"}})).expect_err("no such processor").message;
-    assert!(said.starts_with("linux.resources.cpu.cpus: failed to write \"4000\" to") && none(), "{said}");
+    assert!(said.starts_with("`linux.resources.cpu.cpus`: failed to write \"4000\" to") && none(), "{said}");
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn a_limit_below_what_is_used_can_be_refused_beforehand() {
     until("memory is used", || mine.0.stats().expect("stats").memory.expect("memory").usage > 4_000_000);
     let limit = serde_json::json!({"memory": {"limit": 1 << 20, "checkBeforeUpdate": true}});
     let said = mine.apply(limit).expect_err("refused").message;
-    assert!(said.starts_with("linux.resources.memory.limit: 1048576 is not more than"), "{said}");
+    assert!(said.starts_with("`linux.resources.memory.limit`: 1048576 is not more than"), "{said}");
     mine.0.kill().expect("kill");
     child.wait().expect("wait");
 }
@@ -276,11 +276,13 @@ fn everything_is_counted() {
     let mine = Mine::new("stats");
     mine.create(serde_json::json!({"pids": {"limit": 9}})).expect("create");
     let mut child = mine.run("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; kill -STOP $$");
-    until("it has worked", || mine.0.stats().expect("stats").cpu.usage > 5_000_000);
-    let stats = mine.0.stats().expect("stats");
+    let stats = || mine.0.stats().expect("stats");
+    until("it has worked", || stats().cpu.usage > 5_000_000);
+    until("the kernel has added up", || stats().memory.is_some_and(|memory| memory.usage > 0));
+    let stats = stats();
     assert_eq!(stats.pids, Some(PidStats { current: 1, limit: Some(9) }));
     let memory = stats.memory.expect("memory");
-    assert!(memory.usage > 0 && !memory.detail.is_empty() && memory.limit.is_none(), "{memory:?}");
+    assert!(!memory.detail.is_empty() && memory.limit.is_none(), "{memory:?}");
     if mine.0.unified.is_some() && Path::new("/proc/pressure/cpu").exists() {
         assert!(stats.pressure.contains_key("cpu") && stats.pressure.contains_key("memory"));
     }

@@ -70,8 +70,8 @@ impl<'a> Covers<'a> {
     /// The container's `/dev/null`, when it really is that: an image may have put something else there.
     fn null(&mut self) -> Result<&OwnedFd, Failure> {
         if self.null.is_none() {
-            let place = path::open_plain(self.root, Path::new("dev/null"), Missing::Refuse)
-                .context("open /dev/null")?;
+            let place = path::open(self.root, Path::new("dev/null"), Missing::Refuse);
+            let place = place.context("open /dev/null")?;
             let stat = rustix::fs::fstat(&place.fd).context("look at /dev/null")?;
             let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
             if !is_device || stat.st_rdev != device::null_number() {

@@ -1,10 +1,14 @@
-//! Classic BPF for seccomp: a section for each architecture, in it runs of numbers with the same answer.
+//! Classic BPF for seccomp: a section for each architecture, in it a search tree over runs of numbers with the
+//! same answer.
+//!
+//! The tree is not only for the container's calls: when it loads a filter, the kernel runs it once for every
+//! number there is, to know which calls it need not be asked about.
 
-use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use oci_spec::runtime::{LinuxSeccompArg, LinuxSeccompOperator};
 
-/// The kernel's limit on a filter's length.
+/// The kernel's limit on a filter's length: `BPF_MAXINSNS`.
 const LENGTH_MAX: usize = 4096;
 
 // Offsets in `struct seccomp_data`.
@@ -28,60 +32,111 @@ pub(super) struct Rule {
     pub verdict: u32,
 }
 
+/// What the profile says about some calls, in its order.
+#[derive(Debug, Clone)]
+pub(super) enum Answer {
+    /// The same whatever the arguments.
+    Always(u32),
+    /// The first rule that holds decides.
+    Rules(Rc<[Rule]>),
+}
+
 /// What happens to the calls of one architecture.
 #[derive(Debug)]
 pub(super) struct Section {
     audit: u32,
     default: u32,
-    calls: BTreeMap<u32, Vec<Rule>>,
+    /// In the profile's order.
+    calls: Vec<(u32, Answer)>,
     /// From this number on, this verdict; later entries begin later.
-    beyond: BTreeMap<u32, u32>,
+    beyond: Vec<(u32, u32)>,
+}
+
+/// Numbers from here on have the same answer.
+#[derive(Debug)]
+struct Run {
+    start: u32,
+    answer: Final,
+}
+
+/// What is done about a call in the end.
+#[derive(Debug, Clone, PartialEq)]
+enum Final {
+    Return(u32),
+    /// Rules with conditions, and the verdict when none holds.
+    Ask(Vec<Rule>, u32),
 }
 
 impl Section {
     pub(super) fn new(audit: u32, default: u32) -> Section {
-        Section { audit, default, calls: BTreeMap::new(), beyond: BTreeMap::new() }
+        Section { audit, default, calls: Vec::new(), beyond: Vec::new() }
     }
 
-    /// Adds rules for a call; the first that holds decides, and one without conditions comes last.
-    pub(super) fn add(&mut self, number: u32, rules: Vec<Rule>) {
-        let all = self.calls.entry(number).or_default();
-        all.extend(rules);
-        all.sort_by_key(|rule| rule.conditions.is_empty());
-        if let Some(last) = all.iter().position(|rule| rule.conditions.is_empty()) {
-            all.truncate(last + 1);
-        }
+    /// Adds an answer for a call. Conditions come before what holds always, of which the first counts.
+    pub(super) fn add(&mut self, number: u32, answer: Answer) {
+        self.calls.push((number, answer));
     }
 
-    /// All calls from `number` on that have no rules.
+    /// All calls from `number` on that have no answer; to be said in ascending order.
     pub(super) fn beyond(&mut self, number: u32, verdict: u32) {
-        self.beyond.insert(number, verdict);
+        self.beyond.push((number, verdict));
     }
 
-    /// Runs of numbers with the same answer: where each begins, and its rules.
-    fn runs(&self) -> Vec<(u32, Vec<Rule>)> {
-        let always = |verdict| vec![Rule { conditions: Vec::new(), verdict }];
-        let mut starts: BTreeMap<u32, Vec<Rule>> = BTreeMap::new();
-        starts.insert(0, always(self.default));
-        for (number, verdict) in &self.beyond {
-            starts.insert(*number, always(*verdict));
+    fn runs(&mut self) -> Vec<Run> {
+        // The sort is stable: a call's answers stay in order.
+        self.calls.sort_by_key(|(number, _)| *number);
+        let mut runs = Runs(Vec::with_capacity(self.calls.len()));
+        let mut next = 0;
+        for answers in self.calls.chunk_by(|one, other| one.0 == other.0) {
+            let number = answers[0].0;
+            self.fill(&mut runs, next, number);
+            let fallback = self.verdict_at(number);
+            runs.push(number, settle(answers, fallback));
+            next = number + 1;
         }
-        for (number, rules) in &self.calls {
-            starts.entry(number + 1).or_insert_with(|| always(self.default));
-            let mut rules = rules.clone();
-            if rules.last().is_some_and(|rule| !rule.conditions.is_empty()) {
-                rules.extend(always(self.default));
-            }
-            starts.insert(*number, rules);
-        }
-        let mut runs: Vec<(u32, Vec<Rule>)> = Vec::new();
-        for (start, rules) in starts {
-            if runs.last().is_none_or(|(_, before)| *before != rules) {
-                runs.push((start, rules));
-            }
-        }
-        runs
+        self.fill(&mut runs, next, u32::MAX);
+        runs.0
     }
+
+    /// Numbers without an answer of their own.
+    fn fill(&self, runs: &mut Runs, from: u32, to: u32) {
+        if from < to {
+            runs.push(from, Final::Return(self.verdict_at(from)));
+        }
+        for (start, verdict) in self.beyond.iter().filter(|(start, _)| (from..to).contains(start)) {
+            runs.push(*start, Final::Return(*verdict));
+        }
+    }
+
+    fn verdict_at(&self, number: u32) -> u32 {
+        let last = self.beyond.iter().rev().find(|(start, _)| *start <= number);
+        last.map_or(self.default, |(_, verdict)| *verdict)
+    }
+}
+
+/// Neighbours with the same answer are one run.
+struct Runs(Vec<Run>);
+
+impl Runs {
+    fn push(&mut self, start: u32, answer: Final) {
+        match self.0.last_mut() {
+            Some(last) if last.start == start => last.answer = answer,
+            Some(last) if last.answer == answer => {}
+            _ => self.0.push(Run { start, answer }),
+        }
+    }
+}
+
+fn settle(answers: &[(u32, Answer)], fallback: u32) -> Final {
+    let (mut conditional, mut always) = (Vec::new(), None);
+    for (_, answer) in answers {
+        match answer {
+            Answer::Always(verdict) => always = always.or(Some(*verdict)),
+            Answer::Rules(rules) => conditional.extend_from_slice(rules),
+        }
+    }
+    let verdict = always.unwrap_or(fallback);
+    if conditional.is_empty() { Final::Return(verdict) } else { Final::Ask(conditional, verdict) }
 }
 
 /// Where a conditional jump goes.
@@ -95,48 +150,62 @@ enum To {
 }
 
 /// Instructions so far.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Assembler {
     code: Vec<libc::sock_filter>,
 }
 
 impl Assembler {
     /// The whole filter; `None` when it is too long. `foreign` is the verdict on other architectures.
-    pub(super) fn program(sections: &[Section], foreign: u32) -> Option<Vec<libc::sock_filter>> {
-        let mut all = Assembler::default();
+    pub(super) fn program(sections: &mut [Section], foreign: u32) -> Option<Vec<libc::sock_filter>> {
+        let mut all = Assembler { code: Vec::with_capacity(2048) };
         all.push(LOAD, AT_ARCHITECTURE);
         for section in sections {
-            let body = Assembler::section(section);
+            let runs = section.runs();
             all.jump(JUMP_EQUAL, section.audit, 1, 0);
-            all.push(JUMP, u32::try_from(body.code.len()).ok()?);
-            all.code.extend(body.code);
+            let over = all.code.len();
+            all.push(JUMP, 0);
+            all.push(LOAD, AT_NUMBER);
+            all.tree(&runs);
+            all.code[over].k = u32::try_from(all.code.len() - over - 1).ok()?;
         }
         all.push(RETURN, foreign);
         (all.code.len() <= LENGTH_MAX).then_some(all.code)
     }
 
-    fn section(section: &Section) -> Assembler {
-        let mut body = Assembler::default();
-        body.push(LOAD, AT_NUMBER);
-        let runs = section.runs();
-        for (index, (_, rules)) in runs.iter().enumerate() {
-            let answer = Assembler::rules(rules);
-            if let Some((next, _)) = runs.get(index + 1) {
-                match u8::try_from(answer.code.len()) {
-                    Ok(length) => body.jump(JUMP_GREATER_EQUAL, *next, length, 0),
-                    Err(_) => {
-                        body.jump(JUMP_GREATER_EQUAL, *next, 0, 1);
-                        body.push(JUMP, u32::try_from(answer.code.len()).unwrap_or(u32::MAX));
-                    }
-                }
+    /// Halves the runs until one is left. A conditional jump reaches 255 instructions, an unconditional any.
+    fn tree(&mut self, runs: &[Run]) {
+        let (left, right) = match runs {
+            [] => return,
+            [run] => return self.answer(&run.answer),
+            runs => runs.split_at(runs.len() / 2),
+        };
+        let at = self.code.len();
+        self.push(JUMP_GREATER_EQUAL, right[0].start);
+        self.tree(left);
+        let length = self.code.len() - at - 1;
+        match u8::try_from(length) {
+            Ok(near) => self.code[at].jt = near,
+            Err(_) => {
+                self.code[at].jf = 1;
+                let far = libc::sock_filter { code: JUMP, jt: 0, jf: 0, k: length as u32 };
+                self.code.insert(at + 1, far);
             }
-            body.code.extend(answer.code);
         }
-        body
+        self.tree(right);
     }
 
-    fn rules(rules: &[Rule]) -> Assembler {
-        let mut answer = Assembler::default();
+    fn answer(&mut self, answer: &Final) {
+        match answer {
+            Final::Return(verdict) => self.push(RETURN, *verdict),
+            Final::Ask(rules, otherwise) => {
+                self.rules(rules);
+                self.push(RETURN, *otherwise);
+            }
+        }
+    }
+
+    fn rules(&mut self, rules: &[Rule]) {
         for rule in rules {
             // A condition is at most six instructions and there are at most six: jumps fit a byte.
             let mut code: Vec<(u16, u32, To, To)> = Vec::new();
@@ -152,11 +221,10 @@ impl Assembler {
                         u8::try_from(length - at - 1).expect("a rule is shorter than 256 instructions")
                     }
                 };
-                answer.jump(operation, value, distance(yes), distance(no));
+                self.jump(operation, value, distance(yes), distance(no));
             }
-            answer.push(RETURN, rule.verdict);
+            self.push(RETURN, rule.verdict);
         }
-        answer
     }
 
     fn push(&mut self, operation: u16, value: u32) {

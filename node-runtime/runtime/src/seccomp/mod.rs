@@ -6,11 +6,15 @@
 
 mod bpf;
 mod docker;
+pub(crate) mod notify;
 mod table;
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 use oci_spec::runtime::{Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompFilterFlag, LinuxSyscall};
 
-use self::bpf::{Assembler, Rule, Section};
+use self::bpf::{Answer, Assembler, Rule, Section};
 pub use self::docker::docker_default;
 use crate::failure::{Context, Failure};
 use crate::sys;
@@ -26,6 +30,7 @@ pub(crate) const ACTIONS: &[&str] = &[
     "SCMP_ACT_KILL_PROCESS",
     "SCMP_ACT_KILL_THREAD",
     "SCMP_ACT_LOG",
+    "SCMP_ACT_NOTIFY",
     "SCMP_ACT_TRACE",
     "SCMP_ACT_TRAP",
 ];
@@ -42,7 +47,16 @@ pub(crate) const OPERATORS: &[&str] = &[
 ];
 
 /// Whose calls have names here.
-pub(crate) const ARCHITECTURES: &[&str] = &["SCMP_ARCH_AARCH64", "SCMP_ARCH_X86", "SCMP_ARCH_X86_64"];
+pub(crate) const ARCHITECTURES: &[&str] =
+    &["SCMP_ARCH_AARCH64", "SCMP_ARCH_X32", "SCMP_ARCH_X86", "SCMP_ARCH_X86_64"];
+
+/// How a filter can be loaded.
+pub(crate) const FLAGS: &[&str] = &[
+    "SECCOMP_FILTER_FLAG_LOG",
+    "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+    "SECCOMP_FILTER_FLAG_TSYNC",
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
+];
 
 /// A compiled profile, ready to be loaded.
 #[derive(Debug, Clone)]
@@ -52,24 +66,33 @@ pub(crate) struct Filter {
 }
 
 impl Filter {
-    /// Compiles a profile.
+    /// Compiles a profile; an error names the field.
+    // spec: oci-runtime config-linux.md#seccomp
     pub(crate) fn compile(profile: &LinuxSeccomp) -> Result<Filter, Failure> {
-        if profile.listener_path().is_some() {
-            return Err(Failure::invalid("not supported by this runtime: seccomp.listenerPath"));
+        let listens = check_listener(profile)?;
+        let field = || "linux.seccomp.default".to_owned();
+        let default = verdict(profile.default_action(), profile.default_errno_ret(), field)?;
+        let mut wanted = Vec::with_capacity(profile.syscalls().as_ref().map_or(0, Vec::len));
+        for (index, syscall) in profile.syscalls().iter().flatten().enumerate() {
+            wanted.push((syscall, answer(syscall, index)?));
         }
-        let default = verdict(profile.default_action(), profile.default_errno_ret())?;
-        let mut sections = Vec::new();
-        for architecture in architectures(profile)? {
-            sections.push(section(profile, architecture, default)?);
-        }
-        let program = Assembler::program(&sections, libc::SECCOMP_RET_KILL_PROCESS)
-            .ok_or_else(|| Failure::invalid("seccomp profile is too long for the kernel"))?;
-        Ok(Filter { program, flags: flags(profile) })
+        let mut sections: Vec<Section> = Architecture::all_of(profile)
+            .into_iter()
+            .map(|architecture| section(&wanted, architecture, default))
+            .collect();
+        let program = Assembler::program(&mut sections, libc::SECCOMP_RET_KILL_PROCESS)
+            .ok_or_else(|| Failure::invalid("`linux.seccomp` is too long for the kernel"))?;
+        Ok(Filter { program, flags: flags(profile, listens) })
     }
 
-    /// Confines the caller. Needs `CAP_SYS_ADMIN` or no_new_privs.
-    pub(crate) fn load(&self) -> Result<(), Failure> {
-        sys::load_filter(&self.program, self.flags).context("load seccomp filter")
+    /// Whether somebody has to be given what [`Filter::load`] returns.
+    pub(crate) fn has_listener(&self) -> bool {
+        self.flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER != 0
+    }
+
+    /// Confines the caller. Needs `CAP_SYS_ADMIN` or no_new_privs. Returns the listener, if there is one.
+    pub(crate) fn load(&self) -> Result<Option<OwnedFd>, Failure> {
+        sys::load_filter(&self.program, self.flags).context("error loading seccomp filter into kernel")
     }
 }
 
@@ -78,13 +101,15 @@ impl Filter {
 struct Architecture {
     column: usize,
     audit: u32,
+    /// x32's calls are told from x86-64's, whose architecture they share, by their numbers.
+    with_x32: bool,
 }
 
-const X86_64: Architecture = Architecture { column: 0, audit: 0xc000_003e };
-const X86: Architecture = Architecture { column: 1, audit: 0x4000_0003 };
-const AARCH64: Architecture = Architecture { column: 2, audit: 0xc000_00b7 };
+const X86_64: Architecture = Architecture { column: 0, audit: 0xc000_003e, with_x32: false };
+const X86: Architecture = Architecture { column: 1, audit: 0x4000_0003, with_x32: false };
+const AARCH64: Architecture = Architecture { column: 2, audit: 0xc000_00b7, with_x32: false };
 
-/// Numbers from here on are x32's, which shares x86-64's architecture and which we do not serve.
+/// Numbers from here on are x32's.
 const X32_FIRST: u32 = 0x4000_0000;
 
 #[cfg(target_arch = "x86_64")]
@@ -92,99 +117,170 @@ const NATIVE: Architecture = X86_64;
 #[cfg(target_arch = "aarch64")]
 const NATIVE: Architecture = AARCH64;
 
-/// The profile's architectures that this machine can run; the native one is always among them.
-fn architectures(profile: &LinuxSeccomp) -> Result<Vec<Architecture>, Failure> {
-    let mut wanted = vec![NATIVE];
-    for arch in profile.architectures().iter().flatten() {
-        let known = match arch {
-            Arch::ScmpArchNative => NATIVE,
-            Arch::ScmpArchX86_64 => X86_64,
-            Arch::ScmpArchX86 => X86,
-            Arch::ScmpArchAarch64 => AARCH64,
-            // Not runnable here, or 32-bit variants that then stay forbidden.
-            _ => continue,
-        };
-        if !wanted.contains(&known) {
-            wanted.push(known);
+impl Architecture {
+    /// The profile's architectures that this machine can run; the native one is always among them.
+    fn all_of(profile: &LinuxSeccomp) -> Vec<Architecture> {
+        let mut wanted = vec![NATIVE];
+        for arch in profile.architectures().iter().flatten() {
+            let known = match arch {
+                Arch::ScmpArchNative => NATIVE,
+                Arch::ScmpArchX86_64 => X86_64,
+                Arch::ScmpArchX86 => X86,
+                Arch::ScmpArchAarch64 => AARCH64,
+                Arch::ScmpArchX32 => {
+                    wanted[0].with_x32 = NATIVE == X86_64;
+                    continue;
+                }
+                // Not runnable here, or 32-bit variants that then stay forbidden.
+                _ => continue,
+            };
+            if wanted.iter().all(|there| there.audit != known.audit) {
+                wanted.push(known);
+            }
         }
+        wanted
     }
-    Ok(wanted)
+
+    /// A call's numbers; none when the architecture has no such call.
+    fn numbers(self, name: &str) -> impl Iterator<Item = u32> {
+        let row = table::SYSCALLS.binary_search_by_key(&name, |(known, _)| known).ok();
+        let number = row.and_then(|row| u32::try_from(table::SYSCALLS[row].1[self.column]).ok());
+        let own = number.map(|number| table::x32_number(name).unwrap_or(number));
+        number.into_iter().chain(own.filter(|_| self.with_x32).map(|own| X32_FIRST | own))
+    }
+
+    fn last_number(self) -> u32 {
+        table::LAST_NUMBERS[self.column]
+    }
 }
 
-/// All rules of a profile for one architecture.
-fn section(profile: &LinuxSeccomp, architecture: Architecture, default: u32) -> Result<Section, Failure> {
+/// All answers of a profile for one architecture.
+fn section(wanted: &[(&LinuxSyscall, Answer)], architecture: Architecture, default: u32) -> Section {
     let mut section = Section::new(architecture.audit, default);
-    for syscall in profile.syscalls().iter().flatten() {
-        let verdict = verdict(syscall.action(), syscall.errno_ret())?;
-        for name in syscall.names() {
-            if let Some(number) = number(name, architecture) {
-                section.add(number, rules(syscall, verdict)?);
-            }
+    for (syscall, answer) in wanted {
+        for number in syscall.names().iter().flat_map(|name| architecture.numbers(name)) {
+            section.add(number, answer.clone());
         }
     }
     let refuses = default & libc::SECCOMP_RET_ACTION_FULL == libc::SECCOMP_RET_ERRNO;
     let not_there = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned();
-    section.beyond(last_number(architecture) + 1, if refuses { not_there } else { default });
-    if architecture == X86_64 {
+    let newer = if refuses { not_there } else { default };
+    section.beyond(architecture.last_number() + 1, newer);
+    if architecture.with_x32 {
+        section.beyond(X32_FIRST, default);
+        section.beyond(X32_FIRST + table::X32_LAST.max(architecture.last_number()) + 1, newer);
+    } else if architecture.audit == X86_64.audit {
         section.beyond(X32_FIRST, not_there);
     }
-    Ok(section)
+    section
 }
 
 /// A rule with two conditions on one argument means either of them; on several arguments it means all.
-// spec: oci-runtime config-linux.md#seccomp
-fn rules(syscall: &LinuxSyscall, verdict: u32) -> Result<Vec<Rule>, Failure> {
+fn answer(syscall: &LinuxSyscall, index: usize) -> Result<Answer, Failure> {
+    let field = |name: &str| format!("linux.seccomp.syscalls[{index}].{name}");
+    if syscall.names().is_empty() {
+        return Err(Failure::invalid(format!("`{}` is empty", field("names"))));
+    }
+    let verdict = verdict(syscall.action(), syscall.errno_ret(), || field(""))?;
     let conditions = syscall.args().as_deref().unwrap_or_default();
-    if let Some(wrong) = conditions.iter().find(|condition| condition.index() > 5) {
-        return Err(Failure::invalid(format!("seccomp: there is no argument {}", wrong.index())));
+    if let Some(wrong) = conditions.iter().position(|condition| condition.index() > 5) {
+        let field = field(&format!("args[{wrong}].index"));
+        return Err(Failure::invalid(format!("`{field}` is more than 5: a call has six arguments")));
+    }
+    if conditions.is_empty() {
+        return Ok(Answer::Always(verdict));
     }
     let repeated =
         (0..6).any(|index| conditions.iter().filter(|condition| condition.index() == index).count() > 1);
-    Ok(if repeated {
+    let rules: Rc<[Rule]> = if repeated {
         conditions.iter().map(|condition| Rule { conditions: vec![*condition], verdict }).collect()
     } else {
-        vec![Rule { conditions: conditions.to_vec(), verdict }]
-    })
+        Rc::new([Rule { conditions: conditions.to_vec(), verdict }])
+    };
+    Ok(Answer::Rules(rules))
 }
 
-fn number(name: &str, architecture: Architecture) -> Option<u32> {
-    let row = table::SYSCALLS.binary_search_by_key(&name, |(known, _)| known).ok()?;
-    u32::try_from(table::SYSCALLS[row].1[architecture.column]).ok()
-}
-
-fn last_number(architecture: Architecture) -> u32 {
-    let numbers = table::SYSCALLS.iter().filter_map(|(_, row)| u32::try_from(row[architecture.column]).ok());
-    numbers.max().expect("the table has calls of every architecture")
-}
-
-/// What the kernel does: the action, and its number in the low half.
-fn verdict(action: LinuxSeccompAction, errno: Option<u32>) -> Result<u32, Failure> {
-    let number = errno.unwrap_or(DEFAULT_ERRNO) & libc::SECCOMP_RET_DATA;
-    Ok(match action {
+/// What the kernel does: the action, and its number in the low half. An action that has no number must not be
+/// given one. `field` is the beginning of both fields' names.
+fn verdict(
+    action: LinuxSeccompAction,
+    errno: Option<u32>,
+    field: impl Fn() -> String,
+) -> Result<u32, Failure> {
+    let number = |max: u32| match errno.unwrap_or(DEFAULT_ERRNO) {
+        number if number <= max => Ok(number),
+        _ => Err(Failure::invalid(format!("`{}` is more than {max}", errno_field(&field())))),
+    };
+    let verdict = match action {
+        // The kernel's highest error number: MAX_ERRNO.
+        LinuxSeccompAction::ScmpActErrno => return Ok(libc::SECCOMP_RET_ERRNO | number(4095)?),
+        LinuxSeccompAction::ScmpActTrace => {
+            return Ok(libc::SECCOMP_RET_TRACE | number(libc::SECCOMP_RET_DATA)?);
+        }
         LinuxSeccompAction::ScmpActKill | LinuxSeccompAction::ScmpActKillThread => {
             libc::SECCOMP_RET_KILL_THREAD
         }
         LinuxSeccompAction::ScmpActKillProcess => libc::SECCOMP_RET_KILL_PROCESS,
         LinuxSeccompAction::ScmpActTrap => libc::SECCOMP_RET_TRAP,
-        LinuxSeccompAction::ScmpActErrno => libc::SECCOMP_RET_ERRNO | number,
-        LinuxSeccompAction::ScmpActTrace => libc::SECCOMP_RET_TRACE | number,
         LinuxSeccompAction::ScmpActLog => libc::SECCOMP_RET_LOG,
         LinuxSeccompAction::ScmpActAllow => libc::SECCOMP_RET_ALLOW,
-        LinuxSeccompAction::ScmpActNotify => {
-            return Err(Failure::invalid("not supported by this runtime: seccomp action SCMP_ACT_NOTIFY"));
+        LinuxSeccompAction::ScmpActNotify => libc::SECCOMP_RET_USER_NOTIF,
+    };
+    match errno {
+        None => Ok(verdict),
+        Some(_) => {
+            let field = errno_field(&field());
+            Err(Failure::invalid(format!("`{field}` is given, but {action} returns no error number")))
         }
-    })
+    }
 }
 
-fn flags(profile: &LinuxSeccomp) -> u64 {
+/// `linux.seccomp.defaultErrnoRet`, or that of a call.
+fn errno_field(beginning: &str) -> String {
+    let name = if beginning.ends_with('.') { "errnoRet" } else { "ErrnoRet" };
+    format!("{beginning}{name}")
+}
+
+/// Whether calls are notified of, to somebody who can be.
+fn check_listener(profile: &LinuxSeccomp) -> Result<bool, Failure> {
+    let wrong = |why: &str| Err(Failure::invalid(format!("`linux.seccomp.{why}")));
+    let is_notify = |action| action == LinuxSeccompAction::ScmpActNotify;
+    let mut notifying = profile.syscalls().iter().flatten().filter(|syscall| is_notify(syscall.action()));
+    let path = profile.listener_path().as_ref().filter(|path| !path.as_os_str().is_empty());
+    if is_notify(profile.default_action()) {
+        return wrong("defaultAction`: SCMP_ACT_NOTIFY cannot be used as default action");
+    }
+    if profile.listener_metadata().as_ref().is_some_and(|text| !text.is_empty()) && path.is_none() {
+        return wrong("listenerMetadata` is given without `listenerPath`");
+    }
+    // The listener is announced by it, under the filter already.
+    if notifying.clone().any(|syscall| syscall.names().iter().any(|name| name == "write")) {
+        return wrong("syscalls`: SCMP_ACT_NOTIFY cannot be used for the write syscall");
+    }
+    match (notifying.next(), path) {
+        (Some(_), None) => wrong("listenerPath` is missing: SCMP_ACT_NOTIFY needs somebody to notify"),
+        (listens, _) => Ok(listens.is_some()),
+    }
+}
+
+/// Without any, speculation is left to the kernel's default for ordinary programs, as runc has it.
+fn flags(profile: &LinuxSeccomp, listens: bool) -> u64 {
     let number = |flag: &LinuxSeccompFilterFlag| match flag {
-        LinuxSeccompFilterFlag::SeccompFilterFlagTsync => libc::SECCOMP_FILTER_FLAG_TSYNC,
+        // The caller has one thread, and a listener excludes this flag.
+        LinuxSeccompFilterFlag::SeccompFilterFlagTsync => 0,
         LinuxSeccompFilterFlag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
         LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
-        // Means something only together with a listener, which is refused.
+        LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv if listens => {
+            libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+        }
+        // Without a listener nobody waits.
         LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => 0,
     };
-    profile.flags().iter().flatten().map(number).fold(0, |all, flag| all | flag)
+    let asked = match profile.flags() {
+        None => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+        Some(flags) => flags.iter().map(number).fold(0, |all, flag| all | flag),
+    };
+    asked | if listens { libc::SECCOMP_FILTER_FLAG_NEW_LISTENER } else { 0 }
 }
 
 #[cfg(test)]
@@ -192,12 +288,17 @@ mod tests {
     use std::collections::HashSet;
 
     use oci_spec::runtime::Capability;
+    use serde_json::json;
 
     use super::*;
 
     const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
     const EPERM: u32 = libc::SECCOMP_RET_ERRNO | 1;
     const ENOSYS: u32 = libc::SECCOMP_RET_ERRNO | 38;
+
+    fn number(name: &str, architecture: Architecture) -> Option<u32> {
+        architecture.numbers(name).next()
+    }
 
     fn default_filter(caps: &[Capability]) -> Filter {
         let caps: HashSet<Capability> = caps.iter().copied().collect();
@@ -232,7 +333,7 @@ mod tests {
         assert_eq!(ask(&filter, "keyctl", [0; 6]), EPERM);
         assert_eq!(ask(&filter, "clone3", [0; 6]), ENOSYS);
         assert_eq!(bpf::run(&filter.program, NATIVE.audit, 5000, [0; 6]), ENOSYS, "newer than the table");
-        assert_eq!(bpf::run(&filter.program, NATIVE.audit, X32_FIRST + 1, [0; 6]), ENOSYS);
+        assert_eq!(bpf::run(&filter.program, NATIVE.audit, X32_FIRST + 5000, [0; 6]), ENOSYS);
         assert_eq!(bpf::run(&filter.program, 0x1234, 0, [0; 6]), libc::SECCOMP_RET_KILL_PROCESS);
     }
 
@@ -262,6 +363,103 @@ mod tests {
         let filter = default_filter(&[]);
         assert_eq!(bpf::run(&filter.program, X86.audit, 3, [0; 6]), ALLOW, "read");
         assert_eq!(bpf::run(&filter.program, X86.audit, 21, [0; 6]), EPERM, "mount");
+    }
+
+    fn compile(profile: serde_json::Value) -> Result<Filter, String> {
+        let profile = serde_json::from_value(profile).expect("a profile");
+        Filter::compile(&profile).map_err(|failure| failure.message)
+    }
+
+    #[test]
+    fn x32_programs_have_numbers_of_their_own_when_they_are_asked_for() {
+        let calls = json!([{"names": ["read", "ioctl"], "action": "SCMP_ACT_ALLOW"}]);
+        let profile = |arch| {
+            json!({
+                "defaultAction": "SCMP_ACT_ERRNO", "architectures": [arch], "syscalls": calls.clone()
+            })
+        };
+        let ask = |filter: &Filter, number| bpf::run(&filter.program, X86_64.audit, number, [0; 6]);
+        let with = compile(profile("SCMP_ARCH_X32")).expect("x32");
+        assert_eq!([0, 16, X32_FIRST, X32_FIRST + 514].map(|number| ask(&with, number)), [ALLOW; 4]);
+        assert_eq!([1, X32_FIRST + 16, X32_FIRST + 1].map(|number| ask(&with, number)), [EPERM; 3]);
+        assert_eq!(ask(&with, X32_FIRST + 5000), ENOSYS);
+        let without = compile(profile("SCMP_ARCH_X86_64")).expect("x86-64");
+        assert_eq!([X32_FIRST, X32_FIRST + 514].map(|number| ask(&without, number)), [ENOSYS; 2]);
+    }
+
+    #[test]
+    fn every_number_has_the_answer_that_a_search_in_order_would_give() {
+        let filter = default_filter(&[]);
+        let profile = docker_default(&HashSet::new());
+        let mut answers = vec![EPERM; NATIVE.last_number() as usize + 1];
+        let plain = |syscall: &&LinuxSyscall| syscall.args().as_ref().is_none_or(Vec::is_empty);
+        for syscall in profile.syscalls().iter().flatten().filter(plain) {
+            let verdict = verdict(syscall.action(), syscall.errno_ret(), String::new).expect("verdict");
+            for name in syscall.names() {
+                if let Some(number) = number(name, NATIVE) {
+                    answers[number as usize] = verdict;
+                }
+            }
+        }
+        let conditional = ["socket", "personality", "clone"].map(|name| number(name, NATIVE));
+        for (number, expected) in (0_u32..).zip(answers) {
+            if !conditional.contains(&Some(number)) {
+                assert_eq!(bpf::run(&filter.program, NATIVE.audit, number, [0; 6]), expected, "{number}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_by_its_field() {
+        let call = |call: serde_json::Value| json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [call]});
+        let table = [
+            (call(json!({"names": [], "action": "SCMP_ACT_LOG"})), "linux.seccomp.syscalls[0].names"),
+            (
+                call(json!({"names": ["x"], "action": "SCMP_ACT_LOG", "errnoRet": 1})),
+                "`linux.seccomp.syscalls[0].errnoRet`",
+            ),
+            (
+                call(json!({"names": ["x"], "action": "SCMP_ACT_ERRNO", "errnoRet": 4096})),
+                "`linux.seccomp.syscalls[0].errnoRet`",
+            ),
+            (
+                call(json!({"names": ["x"], "action": "SCMP_ACT_LOG",
+                    "args": [{"index": 6, "value": 1, "op": "SCMP_CMP_EQ"}]})),
+                "`linux.seccomp.syscalls[0].args[0].index`",
+            ),
+            (
+                json!({"defaultAction": "SCMP_ACT_ALLOW", "defaultErrnoRet": 1}),
+                "`linux.seccomp.defaultErrnoRet`",
+            ),
+            (json!({"defaultAction": "SCMP_ACT_NOTIFY"}), "`linux.seccomp.defaultAction`"),
+            (
+                json!({"defaultAction": "SCMP_ACT_LOG", "listenerMetadata": "x"}),
+                "`linux.seccomp.listenerMetadata`",
+            ),
+            (call(json!({"names": ["open"], "action": "SCMP_ACT_NOTIFY"})), "`linux.seccomp.listenerPath`"),
+            (call(json!({"names": ["write"], "action": "SCMP_ACT_NOTIFY"})), "write syscall"),
+        ];
+        for (profile, expected) in table {
+            let says = compile(profile).expect_err("refused");
+            assert!(says.contains(expected), "{says}");
+        }
+    }
+
+    #[test]
+    fn flags_are_the_kernels() {
+        let flags = |flags: serde_json::Value, action: &str| {
+            let call = json!([{"names": ["open"], "action": action}]);
+            let profile = json!({
+                "defaultAction": "SCMP_ACT_ALLOW", "flags": flags, "listenerPath": "/x", "syscalls": call
+            });
+            compile(profile).expect("compiles").flags
+        };
+        assert_eq!(flags(json!(null), "SCMP_ACT_LOG"), libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW);
+        assert_eq!(flags(json!(["SECCOMP_FILTER_FLAG_LOG"]), "SCMP_ACT_LOG"), libc::SECCOMP_FILTER_FLAG_LOG);
+        let wait = json!(["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV", "SECCOMP_FILTER_FLAG_TSYNC"]);
+        assert_eq!(flags(wait.clone(), "SCMP_ACT_LOG"), 0);
+        let listener = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
+        assert_eq!(flags(wait, "SCMP_ACT_NOTIFY"), listener);
     }
 
     #[test]

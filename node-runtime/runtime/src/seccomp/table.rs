@@ -170,3 +170,44 @@ pub(super) const SYSCALLS: &[(&str, [i16; 3])] = &[
     ("wait4", [61, 114, 260]), ("waitid", [247, 284, 95]), ("waitpid", [-1, 7, -1]), ("write", [1, 4, 64]),
     ("writev", [20, 146, 66]),
 ];
+
+/// The last number of each architecture.
+pub(super) const LAST_NUMBERS: [u32; 3] = [469, 469, 469];
+
+/// The last number that is x32's own.
+pub(super) const X32_LAST: u32 = 547;
+
+/// Calls whose x32 number is not x86-64's: those that pass structures of pointers. Sorted by name.
+// arch/x86/entry/syscalls/syscall_64.tbl
+#[rustfmt::skip]
+const X32: &[(&str, u32)] = &[
+    ("execve", 520), ("execveat", 545), ("get_robust_list", 531), ("getsockopt", 542), ("io_setup", 543),
+    ("io_submit", 544), ("ioctl", 514), ("kexec_load", 528), ("move_pages", 533), ("mq_notify", 527),
+    ("preadv", 534), ("preadv2", 546), ("process_vm_readv", 539), ("process_vm_writev", 540),
+    ("ptrace", 521), ("pwritev", 535), ("pwritev2", 547), ("readv", 515), ("recvfrom", 517),
+    ("recvmmsg", 537), ("recvmsg", 519), ("rt_sigaction", 512), ("rt_sigpending", 522),
+    ("rt_sigqueueinfo", 524), ("rt_sigreturn", 513), ("rt_sigtimedwait", 523), ("rt_tgsigqueueinfo", 536),
+    ("sendmmsg", 538), ("sendmsg", 518), ("set_robust_list", 530), ("setsockopt", 541),
+    ("sigaltstack", 525), ("timer_create", 526), ("vmsplice", 532), ("waitid", 529), ("writev", 516),
+];
+
+/// A call's own number in x32, where it has one.
+pub(super) fn x32_number(name: &str) -> Option<u32> {
+    X32.binary_search_by_key(&name, |(known, _)| known).ok().map(|row| X32[row].1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_sorted_and_their_ends_known() {
+        assert!(SYSCALLS.windows(2).all(|pair| pair[0].0 < pair[1].0));
+        assert!(X32.windows(2).all(|pair| pair[0].0 < pair[1].0));
+        assert_eq!(X32.iter().map(|(_, number)| *number).max(), Some(X32_LAST));
+        for (column, last) in LAST_NUMBERS.iter().enumerate() {
+            let numbers = SYSCALLS.iter().filter_map(|(_, row)| u32::try_from(row[column]).ok());
+            assert_eq!(numbers.max(), Some(*last));
+        }
+    }
+}

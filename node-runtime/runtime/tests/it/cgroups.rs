@@ -34,6 +34,7 @@ pub const CASES: &[Case] = &[
     ("nested_cgroups_are_removed", nested_cgroups_are_removed),
     ("a_cgroup_in_use_is_refused", a_cgroup_in_use_is_refused),
     ("a_parent_with_processes_hands_nothing_down", a_parent_with_processes_hands_nothing_down),
+    ("below_a_threaded_cgroup_no_container_can_be", below_a_threaded_cgroup_no_container_can_be),
     ("a_missing_path_is_made_from_the_id", a_missing_path_is_made_from_the_id),
     ("out_of_memory_is_told", out_of_memory_is_told),
 ];
@@ -127,7 +128,7 @@ fn processes_are_counted_out() -> Result<()> {
     ensure!(seen(json!({"pids": {"limit": 12}}), "pids", "pids.max", "pids.max")? == "12");
     ensure!(seen(json!({"pids": {"limit": -1}}), "pids", "pids.max", "pids.max")? == "max");
     // The shell gives up when it cannot fork, so the forks are another's.
-    let script = "sh -c 'for i in 1 2 3 4 5 6 7 8 9 10; do sleep 100 & done' 2>&1 | cat";
+    let script = "sh -c 'for i in 1 2 3 4 5 6 7 8 9 10; do sleep 100 >/dev/null 2>&1 & done' 2>&1 | cat";
     let complaint = said(json!({"pids": {"limit": 8}}), &format!("{script}; true"))?;
     ensure!(complaint.contains("fork"), "{complaint}");
     Ok(())
@@ -227,14 +228,16 @@ fn reads_and_writes_of_a_device_are_slowed() -> Result<()> {
 }
 
 fn huge_pages_are_limited() -> Result<()> {
-    if !PathBuf::from("/sys/kernel/mm/hugepages/hugepages-2048kB").exists() || !only_v2()? {
+    let is_ours = only_v2()? || Layout::detect()?.v1_mount("hugetlb").is_some();
+    if !PathBuf::from("/sys/kernel/mm/hugepages/hugepages-2048kB").exists() || !is_ours {
         // On a hybrid machine the controller would have to be enabled at the machine's own root.
         println!("    skipped: no huge pages, or not ours to hand down");
         return Ok(());
     }
     let limit = json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 4_194_304}]});
-    ensure!(seen(limit.clone(), "hugetlb", "", "hugetlb.2MB.max")? == "4194304");
-    ensure!(seen(limit, "hugetlb", "", "hugetlb.2MB.rsvd.max")? == "4194304");
+    ensure!(seen(limit.clone(), "hugetlb", "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max")? == "4194304");
+    let reserved = seen(limit, "hugetlb", "hugetlb.2MB.rsvd.limit_in_bytes", "hugetlb.2MB.rsvd.max")?;
+    ensure!(reserved == "4194304", "{reserved}");
     Ok(())
 }
 
@@ -288,18 +291,19 @@ fn what_the_version_has_not_is_refused() -> Result<()> {
             (json!({"memory": {"swappiness": 3}}), "memory.swappiness"),
             (json!({"memory": {"disableOOMKiller": true}}), "memory.disableOOMKiller"),
             (json!({"cpu": {"realtimeRuntime": 1000}}), "cpu.realtimeRuntime"),
-            (json!({"network": {"classID": 3}}), "network.classID"),
         ]
     } else {
         ensure!(seen(json!({"memory": {"swappiness": 3}}), "memory", "memory.swappiness", "")? == "3");
         let oom = seen(json!({"memory": {"disableOOMKiller": true}}), "memory", "memory.oom_control", "")?;
         ensure!(oom.contains("oom_kill_disable 1"), "{oom}");
-        &[
-            (json!({"rdma": {"mlx": {"hcaHandles": 3}}}), "rdma"),
-            (json!({"network": {"classID": 3}}), "network.classID"),
-        ]
+        &[(json!({"rdma": {"mlx": {"hcaHandles": 3}}}), "rdma")]
     };
-    for (resources, field) in refused {
+    let class = (json!({"network": {"classID": 3}}), "network.classID");
+    let has_class = Layout::detect()?.v1_mount("net_cls").is_some();
+    if has_class {
+        ensure!(seen(class.0.clone(), "net_cls", "net_cls.classid", "")? == "3");
+    }
+    for (resources, field) in refused.iter().chain((!has_class).then_some(&class)) {
         let bundle = limited(resources.clone(), "true")?;
         let error = bundle.fails(&["create", &bundle.id])?;
         ensure!(error.contains(&format!("linux.resources.{field}")), "{error}");
@@ -319,7 +323,7 @@ fn an_impossible_value_makes_nothing() -> Result<()> {
     ] {
         let bundle = limited(resources, "true")?;
         let error = bundle.fails(&["create", &bundle.id])?;
-        ensure!(error.contains(&format!("linux.resources.{field}: ")), "{error}");
+        ensure!(error.contains(&format!("`linux.resources.{field}`: ")), "{error}");
         bundle.nothing_is_left()?;
     }
     Ok(())
@@ -415,6 +419,24 @@ fn a_parent_with_processes_hands_nothing_down() -> Result<()> {
     fs::remove_dir(&parent)?;
     let error = refused?;
     ensure!(error.contains("memory.limit") && error.contains("has processes of its own"), "{error}");
+    Ok(())
+}
+
+fn below_a_threaded_cgroup_no_container_can_be() -> Result<()> {
+    let Some(mount) = Layout::detect()?.unified.clone() else {
+        println!("    skipped: version 1 has no threads of its own");
+        return Ok(());
+    };
+    let name = format!("rswarm-threaded-{}", std::process::id());
+    fs::create_dir_all(mount.join(&name).join("t"))?;
+    let mut bundle = Bundle::sh("true")?;
+    bundle.spec["linux"]["cgroupsPath"] = format!("/{name}/c").into();
+    let refused = fs::write(mount.join(&name).join("t/cgroup.type"), "threaded")
+        .map_err(anyhow::Error::from)
+        .and_then(|()| bundle.fails(&["create", &bundle.id]));
+    Cgroup::at(format!("/{name}").as_ref())?.remove()?;
+    let error = refused?;
+    ensure!(error.contains("no process can be in cgroup") && error.contains("threaded"), "{error}");
     Ok(())
 }
 

@@ -6,7 +6,14 @@
 
 mod cgroups;
 mod cli;
+mod escape;
+mod hooks;
+mod mounts;
+mod namespaces;
+mod process;
+mod seccomp;
 mod support;
+mod user_mounts;
 
 use std::fs;
 use std::process::ExitCode;
@@ -16,7 +23,17 @@ use anyhow::Result;
 /// A test's name and the test.
 pub type Case = (&'static str, fn() -> Result<()>);
 
-const MODULES: &[(&str, &[Case])] = &[("cgroups", cgroups::CASES), ("cli", cli::CASES)];
+const MODULES: &[(&str, &[Case])] = &[
+    ("cgroups", cgroups::CASES),
+    ("cli", cli::CASES),
+    ("mounts", mounts::CASES),
+    ("user_mounts", user_mounts::CASES),
+    ("escape", escape::CASES),
+    ("namespaces", namespaces::CASES),
+    ("process", process::CASES),
+    ("seccomp", seccomp::CASES),
+    ("hooks", hooks::CASES),
+];
 
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().skip(1).collect();

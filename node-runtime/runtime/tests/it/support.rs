@@ -89,6 +89,30 @@ impl Bundle {
         anyhow::bail!("the status never became {wanted}")
     }
 
+    /// Waits for a file that the container makes.
+    pub fn appears(&self, name: &str) -> Result<()> {
+        for _ in 0..2000 {
+            if self.path(name).exists() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        anyhow::bail!("{name} never appeared")
+    }
+
+    /// Waits until the words in the container's file `/said` are these.
+    pub fn says(&self, wanted: &str) -> Result<()> {
+        let mut said = String::new();
+        for _ in 0..2000 {
+            said = fs::read_to_string(self.path("bundle/rootfs/said")).unwrap_or_default();
+            if said.split_whitespace().collect::<Vec<_>>().join(" ") == wanted {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        anyhow::bail!("it said `{said}`")
+    }
+
     pub fn nothing_is_left(&self) -> Result<()> {
         ensure!(!self.path("root").join(&self.id).exists(), "it is remembered");
         let hierarchies = fs::read_dir("/sys/fs/cgroup")?.flatten().map(|entry| entry.path());

@@ -1,0 +1,161 @@
+//! The bundle's `config.json`: read, and asked about.
+
+mod locate;
+#[cfg(test)]
+mod mutation;
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
+
+use crate::failure::Failure;
+
+/// Reads a bundle's configuration.
+///
+/// # Errors
+/// With the path, and where in the file the mistake is.
+pub fn load(bundle: &Path) -> Result<Spec, Failure> {
+    let path = bundle.join("config.json");
+    let bytes =
+        std::fs::read(&path).map_err(|error| Failure::os(format!("read `{}`", path.display()), error))?;
+    parse(&bytes)
+        .map_err(|why| Failure::invalid(format!("`{}` is not a runtime spec: {why}", path.display())))
+}
+
+/// Reads a configuration; an error begins with the path of the value that is wrong.
+pub(crate) fn parse(bytes: &[u8]) -> Result<Spec, String> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        let words = error.to_string();
+        match locate::path_at(bytes, error.line(), error.column()) {
+            path if path.is_empty() => words,
+            path => format!("`{path}{}`: {words}", within(bytes, &path, &words)),
+        }
+    })
+}
+
+/// A capability's parser stops behind the whole list, and its words quote what it stumbled over: the element.
+fn within(bytes: &[u8], path: &str, words: &str) -> String {
+    let Ok(value) = serde_json::from_slice::<serde_json::Value>(bytes) else { return String::new() };
+    let pointer = format!("/{}", path.replace('.', "/"));
+    let list = value.pointer(&pointer).and_then(serde_json::Value::as_array);
+    let quoted = |element: &serde_json::Value| {
+        element.as_str().is_some_and(|text| words.split(' ').any(|word| word == text))
+    };
+    let index = list.and_then(|list| list.iter().position(quoted));
+    index.map(|index| format!("[{index}]")).unwrap_or_default()
+}
+
+/// Where the root file system is, absolute.
+///
+/// # Errors
+/// When the configuration has none.
+pub fn root_path(spec: &Spec, bundle: &Path) -> Result<PathBuf, Failure> {
+    let root = spec.root().as_ref().ok_or_else(|| Failure::invalid("config.json has no root"))?;
+    Ok(bundle.join(root.path()))
+}
+
+/// The configured process.
+pub(crate) fn process(spec: &Spec) -> Result<&Process, Failure> {
+    spec.process().as_ref().ok_or_else(|| Failure::invalid("config.json has no process"))
+}
+
+/// The Linux part.
+pub(crate) fn linux(spec: &Spec) -> Result<&Linux, Failure> {
+    spec.linux().as_ref().ok_or_else(|| Failure::invalid("config.json has no linux part"))
+}
+
+/// Whether the container has a namespace of this type that is not simply the caller's.
+pub(crate) fn has_namespace(linux: &Linux, typ: LinuxNamespaceType) -> bool {
+    linux.namespaces().iter().flatten().any(|namespace| namespace.typ() == typ)
+}
+
+/// Whether that is a new one.
+pub(crate) fn has_new_namespace(linux: &Linux, typ: LinuxNamespaceType) -> bool {
+    let is_new = |path: &Option<PathBuf>| path.as_ref().is_none_or(|path| path.as_os_str().is_empty());
+    let mut all = linux.namespaces().iter().flatten();
+    all.any(|namespace| namespace.typ() == typ && is_new(namespace.path()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::validate;
+
+    fn refusal(change: impl FnOnce(&mut Value)) -> String {
+        let mut config = serde_json::to_value(Spec::default()).expect("json");
+        change(&mut config);
+        let bytes = serde_json::to_vec(&config).expect("json");
+        let checked = parse(&bytes).map_err(Failure::invalid).and_then(|spec| validate::config(&spec));
+        checked.expect_err("refused").message
+    }
+
+    #[test]
+    fn the_default_spec_is_valid() {
+        assert_eq!(validate::config(&Spec::default()), Ok(()));
+    }
+
+    #[test]
+    fn a_wrong_type_is_told_by_its_path() {
+        let says = refusal(|config| config["linux"]["resources"]["memory"] = json!({"limit": "x"}));
+        assert!(says.starts_with("`linux.resources.memory.limit`: invalid type"), "{says}");
+        let bounding = json!({"bounding": ["CAP_CHOWN", "CAP_KILL", "CAP_NONE"]});
+        let says = refusal(|config| config["process"]["capabilities"] = bounding);
+        assert!(says.starts_with("`process.capabilities.bounding[2]`: "), "{says}");
+    }
+
+    #[test]
+    fn every_wrong_value_is_told_by_its_field() {
+        type Row = (&'static str, Value, &'static str);
+        let deep = json!([{"type": "mount"}, {"type": "pid"}, {"type": "pid"}]);
+        let limit = json!([{"type": "RLIMIT_NOFILE", "soft": 2, "hard": 1}]);
+        let twice = json!([{"type": "RLIMIT_CPU", "soft": 1, "hard": 1}, {"type": "RLIMIT_CPU", "hard": 1}]);
+        let table: &[Row] = &[
+            ("/ociVersion", json!("2.0.0"), "`ociVersion` `2.0.0` is not supported"),
+            ("/ociVersion", json!("one"), "`ociVersion` `one` is no version"),
+            ("/process/args", json!([]), "`process.args` is empty"),
+            ("/process/args", json!(["a", "b\u{0}"]), "`process.args[1]` contains a zero byte"),
+            ("/process/env", json!(["A=b", "C"]), "`process.env[1]` is no variable"),
+            ("/process/cwd", json!("tmp"), "`process.cwd` `tmp` is not an absolute path"),
+            ("/process/oomScoreAdj", json!(1001), "`process.oomScoreAdj`"),
+            ("/process/rlimits", limit, "`process.rlimits[0].soft`"),
+            ("/process/rlimits", twice, "`process.rlimits[1].type`"),
+            ("/process/user/umask", json!(4096), "`process.user.umask`"),
+            ("/process/consoleSize", json!({"height": 70000, "width": 1}), "`process.consoleSize.height`"),
+            ("/process/capabilities", json!({"effective": ["CAP_KILL"]}), "`process.capabilities.effective`"),
+            ("/process/capabilities", json!({"ambient": ["CAP_KILL"]}), "`process.capabilities.ambient`"),
+            (
+                "/process/ioPriority",
+                json!({"class": "IOPRIO_CLASS_BE", "priority": 9}),
+                "ioPriority.priority",
+            ),
+            ("/hostname", json!("x".repeat(65)), "`hostname`"),
+            ("/hooks", json!({"poststop": [{"path": "relative"}]}), "`hooks.poststop[0].path`"),
+            ("/hooks", json!({"prestart": [{"path": "/x", "timeout": 0}]}), "`hooks.prestart[0].timeout`"),
+            ("/linux/namespaces", json!([{"type": "pid"}]), "`linux.namespaces` has no mount namespace"),
+            ("/linux/namespaces", deep, "`linux.namespaces[2].type` Pid is there already"),
+            (
+                "/linux/namespaces",
+                json!([{"type": "mount", "path": "/proc/1/ns/mnt"}]),
+                "`linux.namespaces[0].path` is of a mount namespace",
+            ),
+            ("/linux/uidMappings", json!([{"size": 1}]), "`linux.uidMappings` is given, but"),
+            ("/linux/timeOffsets", json!({"boottime": {"secs": 1}}), "`linux.timeOffsets` is given, but"),
+            ("/linux/netDevices", json!({"eth7": {}}), "`linux.netDevices.eth7`"),
+            ("/linux/intelRdt", json!({}), "`linux.intelRdt`"),
+            ("/linux/personality", json!({"domain": "LINUX", "flags": ["X"]}), "`linux.personality.flags`"),
+            ("/linux/memoryPolicy", json!({"mode": "MPOL_BIND"}), "`linux.memoryPolicy.nodes`"),
+            ("/linux/resources/memory", json!({"limit": -2}), "`linux.resources.memory.limit`"),
+            ("/linux/resources/cpu", json!({"cpus": "1-x"}), "`linux.resources.cpu.cpus`"),
+            ("/linux/resources/pids", json!({"limit": -5}), "`linux.resources.pids.limit`"),
+        ];
+        for (pointer, value, expected) in table {
+            let says = refusal(|config| {
+                let (parent, name) = pointer.rsplit_once('/').expect("a path");
+                config.pointer_mut(parent).expect("a parent")[name] = value.clone();
+            });
+            assert!(says.contains(expected), "{pointer}: {says}");
+        }
+    }
+}
