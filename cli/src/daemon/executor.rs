@@ -102,7 +102,8 @@ impl EngineExecutor {
     fn container_config(&self, task: &Task) -> ContainerConfig {
         let spec = task.spec.clone().unwrap_or_default();
         let service = task.service_annotations.clone().unwrap_or_default();
-        let limits = spec.resources.and_then(|resources| resources.limits).unwrap_or_default();
+        let resources = spec.resources.unwrap_or_default();
+        let limits = resources.limits.unwrap_or_default();
         let endpoints: Vec<EndpointConfig> = task.networks.iter().map(endpoint).collect();
         let ports = task.endpoint.clone().unwrap_or_default().ports;
         ContainerConfig {
@@ -111,6 +112,8 @@ impl EngineExecutor {
                 nano_cpus: limits.nano_cpus,
                 memory: limits.memory,
                 pids: limits.pids,
+                memory_swap: memory_and_swap(limits.memory, resources.swap),
+                memory_swappiness: resources.memory_swappiness,
                 ..Default::default()
             },
             network_mode: endpoints.first().map(|endpoint| endpoint.network.clone()).unwrap_or_default(),
@@ -324,6 +327,15 @@ fn bound_ports(container: &Container) -> Vec<PortConfig> {
         }
     }
     found
+}
+
+/// The engine's sum of memory and swap, from a service's swap beyond its memory.
+fn memory_and_swap(memory: i64, swap: Option<i64>) -> i64 {
+    match swap {
+        Some(-1) => -1,
+        Some(swap) if memory > 0 => memory.saturating_add(swap),
+        _ => 0,
+    }
 }
 
 fn endpoint(attachment: &NetworkAttachment) -> EndpointConfig {

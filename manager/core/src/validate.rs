@@ -177,6 +177,7 @@ fn container(spec: &ContainerSpec, findings: &mut Findings) {
         findings.add_if(nameless, FIELD, format!("invalid environment variable: \"{variable}\""));
     }
     findings.add_if(spec.stop_grace.is_some_and(|ns| ns < 0), FIELD, "stop-grace-period cannot be negative");
+    confinement(spec, findings);
     if let Some(check) = &spec.healthcheck {
         for (name, ns) in [
             ("Interval", check.interval),
@@ -188,6 +189,39 @@ fn container(spec: &ContainerSpec, findings: &mut Findings) {
             findings.add_if(wrong, FIELD, format!("{name} in Healthcheck cannot be less than 1ms"));
         }
         findings.add_if(check.retries < 0, FIELD, "Retries in Healthcheck cannot be negative");
+    }
+}
+
+/// What can be told without knowing the node; whether a capability or a runtime is there, only the node knows.
+fn confinement(spec: &ContainerSpec, findings: &mut Findings) {
+    const FIELD: &str = "ContainerSpec";
+    let score = -1000..=1000;
+    findings.add_if(
+        !score.contains(&spec.oom_score_adj),
+        FIELD,
+        format!("Invalid value {}, range for oom score adj is [-1000, 1000]", spec.oom_score_adj),
+    );
+    for ulimit in &spec.ulimits {
+        // -1 is without limit.
+        let soft_is_more = ulimit.hard != -1 && (ulimit.soft > ulimit.hard || ulimit.soft == -1);
+        let name = &ulimit.name;
+        findings.add_if(name.is_empty(), FIELD, "invalid ulimit: it has no name");
+        findings.add_if(
+            soft_is_more,
+            FIELD,
+            format!(
+                "ulimit soft limit must be less than or equal to hard limit: {} > {}",
+                ulimit.soft, ulimit.hard
+            ),
+        );
+    }
+    for key in spec.sysctls.keys() {
+        let is_namespaced = ["net.", "kernel.", "fs.mqueue."].iter().any(|prefix| key.starts_with(prefix));
+        findings.add_if(
+            !is_namespaced,
+            FIELD,
+            format!("sysctl '{key}' is not allowed: it is not a namespace's own"),
+        );
     }
 }
 
@@ -496,6 +530,26 @@ mod tests {
         for name in ["-a", "a-", "a b", "a.b", "ü"] {
             assert_eq!(named(name), ["name must be valid as a DNS name component"], "{name}");
         }
+    }
+
+    #[test]
+    fn confinement_is_checked_as_far_as_it_can_be() {
+        let found = problems(|spec| {
+            let container = container(spec);
+            container.oom_score_adj = 2000;
+            container.ulimits.push(Ulimit { name: "nofile".into(), soft: 5, hard: 4 });
+            container.ulimits.push(Ulimit { name: "core".into(), soft: 5, hard: -1 });
+            container.sysctls.insert("vm.swappiness".into(), "1".into());
+            container.sysctls.insert("net.core.somaxconn".into(), "1".into());
+        });
+        assert_eq!(
+            found,
+            [
+                "ContainerSpec: Invalid value 2000, range for oom score adj is [-1000, 1000]",
+                "ContainerSpec: ulimit soft limit must be less than or equal to hard limit: 5 > 4",
+                "ContainerSpec: sysctl 'vm.swappiness' is not allowed: it is not a namespace's own",
+            ]
+        );
     }
 
     #[test]

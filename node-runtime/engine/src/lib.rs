@@ -25,6 +25,8 @@ mod registry;
 mod shared;
 mod signal;
 mod spec;
+pub mod stats;
+pub mod top;
 pub mod volume;
 
 pub use config::{ContainerConfig, EndpointConfig, EngineConfig, RestartName, RestartPolicy};
@@ -34,3 +36,5 @@ pub use engine::{
     AttachStream, Attachment, ContainerUpdate, Created, Engine, EngineInfo, RemoveOptions, WaitCondition,
     Waited,
 };
+pub use merge::clean_path;
+pub use spec::{MASKED_PATHS, READONLY_PATHS};

@@ -31,7 +31,7 @@ pub mod seccomp;
 pub mod spec;
 mod sys;
 mod terminal;
-mod user;
+pub mod user;
 mod validate;
 
 pub use confine::hard_limit;

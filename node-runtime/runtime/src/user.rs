@@ -161,6 +161,14 @@ impl Accounts {
     }
 }
 
+/// Whether Docker's user text names somebody in the account files of a container.
+///
+/// # Errors
+/// In Docker's words, when it does not.
+pub fn check(passwd: String, group: String, text: &str) -> Result<(), Failure> {
+    Accounts { passwd, group }.look_up(text).map(drop)
+}
+
 /// Adds groups, each once.
 pub(crate) fn add_groups(identity: &mut Identity, more: impl IntoIterator<Item = u32>) {
     let all: BTreeSet<u32> = identity.groups.drain(..).chain(more).collect();

@@ -334,7 +334,11 @@ fn bad_requests() -> Result<()> {
                     c.spec.mounts = vec![volume("a1", "/x"), volume("b1", "/x/")];
                 }),
             ),
-            ("unknown capability", Kind::InvalidArgument, with(|c| c.spec.cap_add = vec!["FLY".into()])),
+            (
+                "invalid CapAdd: unknown capability: \"CAP_FLY\"",
+                Kind::InvalidArgument,
+                with(|c| c.spec.cap_add = vec!["FLY".into()]),
+            ),
             (
                 "hard limit",
                 Kind::InvalidArgument,

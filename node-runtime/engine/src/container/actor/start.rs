@@ -107,7 +107,9 @@ impl Actor {
         let health = self.check();
         if let Some(check) = health.clone() {
             let (state, own) = (self.published.subscribe(), self.own.clone());
-            self.shared.scope.spawn(health::probe_loop(check, shim.clone(), state, own, cancel.clone()));
+            let probes =
+                health::probe_loop(self.shared.clone(), check, shim.clone(), state, own, cancel.clone());
+            self.shared.scope.spawn(probes);
         }
         let (send, exit) = oneshot::channel();
         let (waiting, cancelled) = (shim.clone(), self.shared.scope.token());
