@@ -343,7 +343,13 @@ impl Membership {
         let own = self.addresses.advertise.to_string();
         let via = self.agent.managers().into_iter().filter(|manager| *manager != own).collect();
         let config = manager_config(&self.identity, &self.addresses, &self.paths);
-        let manager = Manager::start(config, Boot::Join { via }, self.scope.child("manager")).await?;
+        let started = Manager::start(config, Boot::Join { via }, self.scope.child("manager")).await;
+        let manager = started.inspect_err(|error| {
+            // Trying again would only read the same damage.
+            if !error.may_pass() && !matches!(error, StartError::NoManagers) {
+                self.failure = Some(Chain(error).to_string());
+            }
+        })?;
         self.routes.send_replace(routes(Some(&manager), &self.executor));
         self.manager = Some(manager);
         tracing::info!("this node is now a manager");
