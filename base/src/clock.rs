@@ -21,6 +21,15 @@ impl Timestamp {
         SystemClock.now()
     }
 
+    /// The machine's time of day, which may be set: for shells that live for months and write times that others
+    /// compare with theirs, such as those of log lines.
+    #[must_use]
+    #[allow(clippy::disallowed_methods, reason = "the one reader of time")]
+    pub fn wall() -> Timestamp {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Timestamp(i64::try_from(since_epoch.as_nanos()).unwrap_or(i64::MAX))
+    }
+
     /// Whether this is "never".
     #[must_use]
     pub fn is_zero(self) -> bool {

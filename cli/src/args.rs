@@ -28,7 +28,8 @@ Containers:
   ps          List containers
   logs        Print what a container wrote
   exec        Run a command in a running container
-  start, stop, restart, kill, pause, unpause, rm, create, attach, wait, rename, port, top
+  start, stop, restart, kill, pause, unpause, rm, create, attach, wait, rename, port,
+  top, stats, update
 
 Images:
   pull        Download an image from a registry
@@ -210,6 +211,10 @@ mod tests {
             "logs -f -n 10 -t web",
             "stop -t 3 web",
             "rm -fv a b",
+            "top web -o pid,cmd",
+            "top web aux",
+            "stats --no-stream --format json web",
+            "update -m 64m --memory-swap=-1 web",
             "images -q",
             "image inspect web",
             "network create -d overlay --attachable app",

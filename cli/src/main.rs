@@ -35,11 +35,16 @@ const DEFAULT_HOST: &str = "unix:///run/rswarm/rswarm.sock";
 const USAGE: u8 = 1;
 const RUN_USAGE: u8 = 125;
 
+/// Links of these names are the runtime. podman and others know by `runc` what a runtime can do.
+const RUNTIME_NAMES: &[&str] = &["rswarm-runtime", "runc"];
+
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     match role(&args) {
         Role::Shim => exit_code(rswarm_shim::serve::main(args[2..].to_vec())),
         Role::Runtime => exit_code(rswarm_runtime::cli::main(args[2..].to_vec())),
+        Role::Init => exit_code(rswarm_shim::init::main(&args[1..])),
+        Role::NamedRuntime => exit_code(rswarm_runtime::cli::main(args[1..].to_vec())),
         Role::Whoami => ExitCode::from(whoami::main(args.into_iter().skip(1))),
         Role::EnterNetns => failed(&netns::exec(args.into_iter().skip(2))),
         Role::Dockerd => match Dockerd::try_parse_from(&args) {
@@ -55,6 +60,9 @@ fn main() -> ExitCode {
 enum Role {
     Shim,
     Runtime,
+    Init,
+    /// The runtime under a name of its own, for callers that give a runtime no first word.
+    NamedRuntime,
     Whoami,
     EnterNetns,
     Dockerd,
@@ -65,6 +73,8 @@ fn role(args: &[OsString]) -> Role {
     let name = args.first().map(Path::new).and_then(Path::file_name);
     match args.get(1).and_then(|word| word.to_str()) {
         _ if name == Some(OsStr::new("dockerd")) => Role::Dockerd,
+        _ if name == Some(OsStr::new(rswarm_shim::init::NAME)) => Role::Init,
+        _ if RUNTIME_NAMES.iter().any(|own| name == Some(OsStr::new(own))) => Role::NamedRuntime,
         Some("shim") => Role::Shim,
         Some("runtime") => Role::Runtime,
         Some("whoami") => Role::Whoami,
@@ -174,8 +184,11 @@ mod tests {
         let role = |line: &str| role(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
         assert_eq!(role("/usr/bin/rswarm shim --state-dir /x"), Role::Shim);
         assert_eq!(role("rswarm runtime create"), Role::Runtime);
+        assert_eq!(role("/sbin/docker-init -- shim"), Role::Init);
         assert_eq!(role("/rswarm whoami"), Role::Whoami);
         assert_eq!(role("/tmp/dockerd --debug"), Role::Dockerd);
+        assert_eq!(role("/usr/bin/rswarm-runtime --root /x create shim"), Role::NamedRuntime);
+        assert_eq!(role("runc shim"), Role::NamedRuntime);
         assert_eq!(role("rswarm daemon"), Role::CommandLine);
         assert_eq!(role("rswarm ps shim"), Role::CommandLine);
     }

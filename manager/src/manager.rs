@@ -75,6 +75,12 @@ impl Manager {
         self.store.status().is_leading()
     }
 
+    /// This manager's id in the raft group.
+    #[must_use]
+    pub fn raft_id(&self) -> u64 {
+        self.store.status().raft_id
+    }
+
     /// The nodes that vote in the raft group, as far as this manager knows.
     #[must_use]
     pub fn voters(&self) -> Vec<String> {

@@ -17,6 +17,7 @@ use rswarm_proto::wire::{Batch, StateSnapshot, Transaction};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
 
 use crate::Leader;
 use crate::blocking::{blocking, gone};
@@ -96,8 +97,14 @@ pub(crate) struct Start {
 pub enum Ended {
     /// The group goes on without this member.
     Removed,
-    /// It cannot go on.
-    Failed(String),
+    /// It cannot go on. Its log is closed by the time this is heard of.
+    Failed {
+        /// Why.
+        reason: String,
+        /// Whether the same node may start again from its log, perhaps later: the disk was full, or could not
+        /// be written. Else the log or what it holds is damaged, and stays so.
+        passing: bool,
+    },
 }
 
 /// The mailbox of a task that does not run yet.
@@ -156,6 +163,15 @@ enum Failure {
     },
     #[error(transparent)]
     State(#[from] StateError),
+}
+
+impl Failure {
+    fn may_pass(&self) -> bool {
+        match self {
+            Failure::Wal(error) => error.may_pass(),
+            Failure::Entry { .. } | Failure::State(_) => false,
+        }
+    }
 }
 
 /// Why a raft snapshot's data is no state.
@@ -219,7 +235,14 @@ impl Raft {
     }
 
     /// Runs until it is cancelled (then `None`) or cannot or need not go on.
-    pub(crate) async fn run(mut self, cancel: tokio_util::sync::CancellationToken) -> Option<Ended> {
+    pub(crate) async fn run(mut self, cancel: CancellationToken) -> Option<Ended> {
+        let ended = self.run_until(cancel).await;
+        // The log may be opened again, or removed: nothing of this one may be written any more.
+        self.work.shutdown().await;
+        ended
+    }
+
+    async fn run_until(&mut self, cancel: CancellationToken) -> Option<Ended> {
         self.readdress();
         self.skip_first_election();
         let mut ticks = interval(self.tick);
@@ -571,7 +594,7 @@ impl Raft {
 }
 
 fn failed(failure: &Failure) -> Ended {
-    let reason = Chain(failure).to_string();
-    tracing::error!(error = %reason, "the raft log cannot go on; this manager stops");
-    Ended::Failed(reason)
+    let (reason, passing) = (Chain(failure).to_string(), failure.may_pass());
+    tracing::error!(error = %reason, passing, "the raft log cannot go on; this manager stops");
+    Ended::Failed { reason, passing }
 }

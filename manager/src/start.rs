@@ -69,6 +69,14 @@ pub enum StartError {
     /// The new cluster's first objects contradict one another.
     #[error("the first objects of the cluster cannot be stored")]
     Found(#[source] Rejected),
+    /// It stopped while it took up what its log holds.
+    #[error("the manager stopped while it started: {reason}")]
+    Failed {
+        /// Why.
+        reason: String,
+        /// As in [`Ended::Failed`].
+        passing: bool,
+    },
     /// No manager can be reached.
     #[error(transparent)]
     Connect(#[from] ConnectError),
@@ -83,6 +91,25 @@ pub enum StartError {
     NoManagers,
 }
 
+impl StartError {
+    /// Whether the same start may succeed later: the disk could not be written, or no manager was there to
+    /// let the node in.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            StartError::Wal(error) => error.may_pass(),
+            StartError::Failed { passing, .. } => *passing,
+            StartError::Connect(_) | StartError::Refused(_) | StartError::Timeout => is_passing(self),
+            StartError::Exists(_)
+            | StartError::Absent(_)
+            | StartError::Restore { .. }
+            | StartError::State(_)
+            | StartError::Found(_)
+            | StartError::NoManagers => false,
+        }
+    }
+}
+
 impl Classify for StartError {
     fn kind(&self) -> Kind {
         match self {
@@ -93,6 +120,7 @@ impl Classify for StartError {
             StartError::Exists(_) | StartError::NoManagers => Kind::FailedPrecondition,
             StartError::Absent(_)
             | StartError::Restore { .. }
+            | StartError::Failed { .. }
             | StartError::State(_)
             | StartError::Found(_) => Kind::Internal,
         }
@@ -110,6 +138,7 @@ impl Classify for StartError {
             | StartError::NoManagers
             | StartError::Absent(_)
             | StartError::Restore { .. }
+            | StartError::Failed { .. }
             | StartError::State(_)
             | StartError::Found(_) => None,
         }
@@ -139,15 +168,27 @@ pub(crate) async fn start(config: ManagerConfig, boot: Boot, scope: Scope) -> Re
         tick: config.tick,
     };
     let (raft, store) = Raft::new(start, commands, mailbox);
-    let ended = run_raft(raft, &scope);
+    let mut ended = run_raft(raft, &scope);
     // What is known to be decided is applied at once; the rest comes with the next leader.
     let mut status = store.status.clone();
-    let _ = status.wait_for(|status| status.applied >= committed).await;
+    if status.wait_for(|status| status.applied >= committed).await.is_err() {
+        check_failed(&mut ended).await?;
+    }
     let manager = assemble(&config, store, ended, scope);
     if has_state {
         announce(&manager, config, raft_id);
     }
     Ok(manager)
+}
+
+/// Why the raft task is gone, if that is a failure.
+async fn check_failed(ended: &mut watch::Receiver<Option<Ended>>) -> Result<(), StartError> {
+    match ended.wait_for(Option::is_some).await.as_deref() {
+        Ok(Some(Ended::Failed { reason, passing })) => {
+            Err(StartError::Failed { reason: reason.clone(), passing: *passing })
+        }
+        Ok(Some(Ended::Removed) | None) | Err(_) => Ok(()),
+    }
 }
 
 /// Elections and heartbeats as the cluster's spec has them.
@@ -389,4 +430,35 @@ fn announce(manager: &Manager, config: ManagerConfig, raft_id: u64) {
         };
         token.run_until_cancelled(tell).await;
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::found::{NewCluster, found};
+    use rswarm_manager_core::peer::eraftpb::Entry;
+
+    #[tokio::test]
+    async fn a_log_that_cannot_be_applied_is_no_started_manager() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let request = NewCluster { hostname: "m1".to_owned(), ..NewCluster::default() };
+        let (founding, identity) = found(request, SystemClock.now()).expect("founded");
+        let data_dir = dir.path().join("raft");
+        let advertise_addr = "127.0.0.1:1".to_owned();
+        let config = ManagerConfig { identity, data_dir, advertise_addr, tick: crate::TICK };
+        let opened = open(&config, Boot::Bootstrap(Box::new(founding))).await.expect("made");
+        let mut wal = opened.wal;
+        let mut entry = Entry::default();
+        (entry.index, entry.term, entry.data) = (2, 1, vec![0xff; 4].into());
+        let mut hard_state = opened.restored.hard_state;
+        hard_state.set_commit(2);
+        let persist = Persist { entries: vec![entry], hard_state: Some(hard_state), ..Persist::default() };
+        wal.persist(&persist).expect("written");
+        drop(wal);
+        let scope = Scope::root("test");
+        let error = start(config, Boot::Restart, scope.clone()).await.err().expect("refused");
+        assert!(matches!(&error, StartError::Failed { passing: false, .. }), "{}", Chain(&error));
+        assert!(error.to_string().contains("entry 2"), "{error}");
+        scope.shutdown(Duration::from_secs(5)).await;
+    }
 }

@@ -90,3 +90,46 @@ fn a_worker_without_managers_keeps_its_tasks_over_a_restart() -> Result<()> {
     ensure!(running(&lab.hosts[1])? == before, "the worker's containers changed when the manager came back");
     lab.finish()
 }
+
+/// Demoted and promoted while it was off, a manager comes back with a log of a member that is none any more;
+/// or its log is lost. Either way it joins the others anew.
+#[test]
+fn a_manager_that_lost_its_place_joins_anew() -> Result<()> {
+    let mut lab = cluster(3, 3)?;
+    let reachable = |lab: &rswarm_tests::harness::Lab| -> Result<bool> {
+        let nodes = lab.hosts[0].docker(&["node", "ls", "--format", "{{.ManagerStatus}}"])?;
+        let from_h3 = lab.hosts[2].docker(&["node", "ls", "-q"]).is_ok_and(|ids| ids.lines().count() == 3);
+        Ok(nodes.matches("Reachable").count() + nodes.matches("Leader").count() == 3 && from_h3)
+    };
+    lab.hosts[2].kill()?;
+    eventually(Duration::from_secs(15), "h3 is seen to be away", || {
+        Ok(lab.hosts[0].docker(&["node", "ls"])?.contains("Unreachable"))
+    })?;
+    lab.hosts[0].docker(&["node", "demote", "h3"])?;
+    lab.hosts[0].docker(&["node", "promote", "h3"])?;
+    lab.hosts[2].start()?;
+    lab.hosts[2].ready()?;
+    eventually(Duration::from_secs(40), "h3 manages again after it was demoted and promoted", || {
+        reachable(&lab)
+    })?;
+
+    lab.hosts[2].kill()?;
+    std::fs::remove_dir_all(lab.hosts[2].dir.join("data/swarm/raft"))?;
+    lab.hosts[2].start()?;
+    lab.hosts[2].ready()?;
+    eventually(Duration::from_secs(40), "h3 manages again without its old log", || reachable(&lab))?;
+    lab.finish()
+}
+
+#[test]
+fn a_node_that_is_removed_while_it_runs_gives_up_its_tasks() -> Result<()> {
+    let lab = cluster(2, 1)?;
+    deploy(&lab.hosts[0], "web", 2)?;
+    converged(&lab.hosts[0], "web", 2, Duration::from_secs(20))?;
+    ensure!(!running(&lab.hosts[1])?.is_empty(), "h2 runs one of the tasks");
+    lab.hosts[0].docker(&["node", "rm", "--force", "h2"])?;
+    eventually(Duration::from_secs(20), "both tasks run on h1 and none on h2", || {
+        Ok(running(&lab.hosts[0])?.len() == 2 && running(&lab.hosts[1])?.is_empty())
+    })?;
+    lab.finish()
+}

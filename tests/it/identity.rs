@@ -106,7 +106,10 @@ fn a_flipped_byte_in_the_log_is_reported_with_file_and_offset() -> Result<()> {
         Ok(text.contains(&name) && text.contains("offset"))
     })?;
     ensure!(lab.hosts[0].docker(&["node", "ls"]).is_err(), "the node serves a state from a damaged log");
-    Ok(())
+    // The engine is there all the same, and says what is wrong.
+    let error = lab.hosts[0].docker(&["info", "--format", "{{.Swarm.LocalNodeState}} {{.Swarm.Error}}"])?;
+    ensure!(error.starts_with("error ") && error.contains(&name), "{error}");
+    lab.finish()
 }
 
 #[test]

@@ -1,10 +1,13 @@
 //! Real daemons as hosts in network namespaces, driven by the docker CLI and by rswarm's own.
 //! Needs root; every test makes its own lab and leaves nothing.
 
+mod churn;
 mod cluster;
+mod containers;
 mod engine;
 mod faults;
 mod identity;
 mod playground;
 mod refusals;
 mod support;
+mod terminal;

@@ -5,4 +5,5 @@
 
 pub mod harness;
 pub mod host;
+pub mod terminal;
 pub mod traces;

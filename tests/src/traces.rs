@@ -62,7 +62,7 @@ fn mounts(dir: &Path) -> Vec<String> {
 }
 
 /// Cgroups of a host's daemon, parents first, in every hierarchy.
-fn cgroups(host: &Host) -> Vec<String> {
+pub fn cgroups(host: &Host) -> Vec<String> {
     let Ok(id) = std::fs::read_to_string(host.dir.join("data/daemon-id")) else { return Vec::new() };
     let name = format!("rswarm-{}", id.trim());
     let found = Command::new("find")

@@ -40,18 +40,18 @@ impl Disk {
         Ok(Disk { root: root.to_owned() })
     }
 
-    /// All kept tasks by id.
+    /// All kept tasks by id. A damaged file is set aside: the managers send again what it held.
     ///
     /// # Errors
-    /// When a file cannot be read or parsed; its path is in the text.
+    /// When a file cannot be read; its path is in the text.
     pub fn tasks(&self) -> io::Result<BTreeMap<String, StoredTask>> {
         self.load("tasks")
     }
 
-    /// All kept networks by id.
+    /// All kept networks by id. A damaged file is set aside: the managers send again what it held.
     ///
     /// # Errors
-    /// When a file cannot be read or parsed; its path is in the text.
+    /// When a file cannot be read; its path is in the text.
     pub fn networks(&self) -> io::Result<BTreeMap<String, NetworkView>> {
         self.load("networks")
     }
@@ -115,10 +115,43 @@ impl Disk {
             let id =
                 path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".json"));
             let Some(id) = id.filter(|id| !id.starts_with('.')) else { continue };
-            if let Some(value) = fsx::read_json(&path)? {
-                found.insert(id.to_owned(), value);
+            match fsx::read_json(&path) {
+                Ok(Some(value)) => drop(found.insert(id.to_owned(), value)),
+                Ok(None) => {}
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => set_aside(&path, &error)?,
+                Err(error) => return Err(error),
             }
         }
         Ok(found)
+    }
+}
+
+/// Keeps a file that cannot be parsed for whoever wants to know why, under a name that is not read.
+fn set_aside(path: &Path, error: &io::Error) -> io::Result<()> {
+    tracing::error!(%error, "a damaged file is set aside; the managers send its content again");
+    std::fs::rename(path, path.with_extension("damaged"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_file_is_set_aside_and_the_others_are_read() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let disk = Disk::open(dir.path()).expect("open");
+        let task = |id: &str| StoredTask {
+            task: Task { id: id.to_owned(), ..Task::default() },
+            status: TaskStatus::default(),
+        };
+        for id in ["good", "bad"] {
+            disk.put_task(&task(id)).expect("kept");
+        }
+        let bad = dir.path().join("tasks/bad.json");
+        let half = std::fs::read(&bad).expect("read").len() / 2;
+        std::fs::File::options().write(true).open(&bad).expect("open").set_len(half as u64).expect("cut");
+        assert_eq!(disk.tasks().expect("read").into_keys().collect::<Vec<_>>(), ["good"]);
+        assert!(!bad.exists() && bad.with_extension("damaged").exists());
+        assert_eq!(disk.tasks().expect("read again").len(), 1);
     }
 }

@@ -1,5 +1,6 @@
 //! The daemon's options: flags as dockerd's, a JSON file with the same names, every default in one table.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -42,6 +43,24 @@ pub struct DaemonArgs {
     /// Node name in the cluster, instead of the machine's hostname
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
+    /// OCI runtime that containers may choose, NAME=PATH; may be repeated
+    #[arg(long = "add-runtime", value_name = "NAME=PATH")]
+    pub runtimes: Vec<String>,
+    /// Runtime of containers that choose none [default: the built-in one]
+    #[arg(long, value_name = "NAME")]
+    pub default_runtime: Option<String>,
+    /// Give every container that does not say otherwise an init
+    #[arg(long)]
+    pub init: bool,
+    /// Program that is the init [default: this one]
+    #[arg(long, value_name = "FILE")]
+    pub init_path: Option<PathBuf>,
+    /// Log driver of containers that choose none [default: json-file]
+    #[arg(long, value_name = "NAME")]
+    pub log_driver: Option<String>,
+    /// Log option of containers that choose no driver, NAME=VALUE; may be repeated
+    #[arg(long = "log-opt", value_name = "NAME=VALUE")]
+    pub log_opts: Vec<String>,
     /// How much is logged
     #[arg(short, long, value_name = "LEVEL")]
     pub log_level: Option<LogLevel>,
@@ -91,9 +110,22 @@ struct ConfigFile {
     bridge: Option<String>,
     labels: Vec<String>,
     node_name: Option<String>,
+    runtimes: BTreeMap<String, RuntimeFile>,
+    default_runtime: Option<String>,
+    init: bool,
+    init_path: Option<PathBuf>,
+    log_driver: Option<String>,
+    log_opts: BTreeMap<String, String>,
     log_level: Option<LogLevel>,
     log_format: Option<LogFormat>,
     debug: bool,
+}
+
+/// A runtime in `daemon.json`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RuntimeFile {
+    path: PathBuf,
 }
 
 /// The merged options, with defaults filled in.
@@ -119,6 +151,18 @@ pub struct Settings {
     pub labels: Vec<(String, String)>,
     /// Node name, when it is not the hostname.
     pub node_name: Option<String>,
+    /// Other OCI runtimes, by name.
+    pub runtimes: BTreeMap<String, PathBuf>,
+    /// The runtime of containers that choose none; empty is the built-in one.
+    pub default_runtime: String,
+    /// Whether containers that do not say get an init.
+    pub init: bool,
+    /// The init program, when it is another.
+    pub init_path: Option<PathBuf>,
+    /// The log driver of containers that choose none; empty is json-file.
+    pub log_driver: String,
+    /// Its options.
+    pub log_opts: BTreeMap<String, String>,
     /// Least severe level that is logged.
     pub log_level: LogLevel,
     /// How log lines look.
@@ -137,6 +181,12 @@ pub enum SettingsError {
     /// A label without `=`.
     #[error("bad attribute format: {0}: want KEY=VALUE")]
     Label(String),
+    /// A runtime without a path, or a name that is the built-in runtime's.
+    #[error("invalid runtime `{0}`: want NAME=PATH, and a name other than the built-in runtime's")]
+    Runtime(String),
+    /// A default runtime that is not there.
+    #[error("specified default runtime `{0}` does not exist: name it with --add-runtime")]
+    DefaultRuntime(String),
     /// Only `none` and the default are known.
     #[error("bridge `{0}` cannot be used: this daemon makes its own; only `none` is accepted")]
     Bridge(String),
@@ -157,6 +207,14 @@ impl Settings {
         if hosts.is_empty() {
             hosts.push(format!("unix://{}", exec_root.join("rswarm.sock").display()));
         }
+        let named = file.runtimes.into_iter().map(|(name, runtime)| (name, runtime.path));
+        let runtimes = runtimes(args.runtimes, named)?;
+        let default_runtime = args.default_runtime.or(file.default_runtime).unwrap_or_default();
+        if !rswarm_engine::is_builtin_runtime(&default_runtime) && !runtimes.contains_key(&default_runtime) {
+            return Err(SettingsError::DefaultRuntime(default_runtime));
+        }
+        let mut log_opts = file.log_opts;
+        log_opts.extend(labels(args.log_opts)?);
         let debug = args.debug || file.debug;
         let level = args.log_level.or(file.log_level);
         Ok(Settings {
@@ -170,6 +228,12 @@ impl Settings {
             default_bridge: default_bridge(args.bridge.or(file.bridge))?,
             labels: labels([args.labels, file.labels].concat())?,
             node_name: args.node_name.or(file.node_name),
+            runtimes,
+            default_runtime,
+            init: args.init || file.init,
+            init_path: args.init_path.or(file.init_path),
+            log_driver: args.log_driver.or(file.log_driver).unwrap_or_default(),
+            log_opts,
             log_level: level.unwrap_or(if debug { LogLevel::Debug } else { LogLevel::Info }),
             log_format: args.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
         })
@@ -198,6 +262,9 @@ fn refuse_twice(args: &DaemonArgs, file: &ConfigFile) -> Result<(), SettingsErro
         ("cgroup-parent", args.cgroup_parent.is_some() && file.cgroup_parent.is_some()),
         ("bridge", args.bridge.is_some() && file.bridge.is_some()),
         ("node-name", args.node_name.is_some() && file.node_name.is_some()),
+        ("default-runtime", args.default_runtime.is_some() && file.default_runtime.is_some()),
+        ("init-path", args.init_path.is_some() && file.init_path.is_some()),
+        ("log-driver", args.log_driver.is_some() && file.log_driver.is_some()),
         ("log-level", args.log_level.is_some() && file.log_level.is_some()),
         ("log-format", args.log_format.is_some() && file.log_format.is_some()),
     ]
@@ -213,6 +280,25 @@ fn default_bridge(name: Option<String>) -> Result<bool, SettingsError> {
         Some("none") => Ok(false),
         Some(other) => Err(SettingsError::Bridge(other.to_owned())),
     }
+}
+
+fn runtimes(
+    flags: Vec<String>,
+    named: impl Iterator<Item = (String, PathBuf)>,
+) -> Result<BTreeMap<String, PathBuf>, SettingsError> {
+    let mut runtimes = BTreeMap::new();
+    let flags = flags.into_iter().map(|text| match text.split_once('=') {
+        Some((name, path)) => (name.to_owned(), PathBuf::from(path)),
+        None => (text, PathBuf::new()),
+    });
+    for (name, path) in flags.chain(named) {
+        // `runc` may be taken: it is only another name of the built-in one.
+        if (rswarm_engine::is_builtin_runtime(&name) && name != "runc") || path.as_os_str().is_empty() {
+            return Err(SettingsError::Runtime(name));
+        }
+        runtimes.insert(name, path);
+    }
+    Ok(runtimes)
 }
 
 fn labels(texts: Vec<String>) -> Result<Vec<(String, String)>, SettingsError> {
@@ -248,6 +334,26 @@ mod tests {
     fn an_unknown_key_is_an_error_that_names_it() {
         let error = with_file(r#"{"labls": []}"#, DaemonArgs::default()).expect_err("unknown key");
         assert!(rswarm_base::Chain(&error).to_string().contains("labls"));
+    }
+
+    #[test]
+    fn runtimes_are_named_and_the_default_is_one_of_them() {
+        let with = |runtimes: &[&str], default: Option<&str>| {
+            let runtimes = runtimes.iter().map(ToString::to_string).collect();
+            let default_runtime = default.map(str::to_owned);
+            with_file("{}", DaemonArgs { runtimes, default_runtime, ..DaemonArgs::default() })
+        };
+        let settings = with(&["crun=/usr/bin/crun", "runc=/usr/sbin/runc"], Some("crun")).expect("valid");
+        assert_eq!(settings.runtimes["runc"], Path::new("/usr/sbin/runc"));
+        assert_eq!(settings.default_runtime, "crun");
+        assert!(with(&[], Some("runc")).is_ok());
+        assert!(matches!(with(&[], Some("kata")), Err(SettingsError::DefaultRuntime(_))));
+        for wrong in ["crun", "crun=", "=/x", "rswarm=/x"] {
+            assert!(matches!(with(&[wrong], None), Err(SettingsError::Runtime(_))), "{wrong}");
+        }
+        let file = r#"{"runtimes": {"crun": {"path": "/usr/bin/crun"}}, "log-driver": "local"}"#;
+        let settings = with_file(file, DaemonArgs::default()).expect("valid");
+        assert_eq!((settings.runtimes.len(), settings.log_driver.as_str()), (1, "local"));
     }
 
     #[test]

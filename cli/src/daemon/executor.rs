@@ -10,7 +10,7 @@ use rswarm_base::error::{Chain, Classify};
 use rswarm_base::ipam::Subnet;
 use rswarm_base::{Kind, Timestamp};
 use rswarm_engine::config::TaskRef;
-use rswarm_engine::container::HealthStatus;
+use rswarm_engine::container::{HealthStatus, Status};
 use rswarm_engine::logs::{LogOptions, LogSource};
 use rswarm_engine::{Container, ContainerConfig, EndpointConfig, Engine, RemoveOptions, WaitCondition};
 use rswarm_image::{Progress, Reference, RegistryAuth};
@@ -102,7 +102,8 @@ impl EngineExecutor {
     fn container_config(&self, task: &Task) -> ContainerConfig {
         let spec = task.spec.clone().unwrap_or_default();
         let service = task.service_annotations.clone().unwrap_or_default();
-        let limits = spec.resources.and_then(|resources| resources.limits).unwrap_or_default();
+        let resources = spec.resources.unwrap_or_default();
+        let limits = resources.limits.unwrap_or_default();
         let endpoints: Vec<EndpointConfig> = task.networks.iter().map(endpoint).collect();
         let ports = task.endpoint.clone().unwrap_or_default().ports;
         ContainerConfig {
@@ -111,6 +112,8 @@ impl EngineExecutor {
                 nano_cpus: limits.nano_cpus,
                 memory: limits.memory,
                 pids: limits.pids,
+                memory_swap: memory_and_swap(limits.memory, resources.swap),
+                memory_swappiness: resources.memory_swappiness,
                 ..Default::default()
             },
             network_mode: endpoints.first().map(|endpoint| endpoint.network.clone()).unwrap_or_default(),
@@ -212,7 +215,8 @@ impl Executor for EngineExecutor {
     /// A task with a health check runs once its container is healthy.
     async fn start(&self, task: &Task) -> Result<Started, ExecError> {
         let container = self.container_of(&task.id).ok_or_else(|| gone(task))?;
-        if !container.state.status.is_live()
+        // One that has run and ended, unseen by a daemon that was away, is not run again: `wait` tells its end.
+        if container.state.status == Status::Created
             && let Err(error) = self.engine.start(&container.id).await
             && error.kind() != Kind::NotModified
         {
@@ -323,6 +327,15 @@ fn bound_ports(container: &Container) -> Vec<PortConfig> {
         }
     }
     found
+}
+
+/// The engine's sum of memory and swap, from a service's swap beyond its memory.
+fn memory_and_swap(memory: i64, swap: Option<i64>) -> i64 {
+    match swap {
+        Some(-1) => -1,
+        Some(swap) if memory > 0 => memory.saturating_add(swap),
+        _ => 0,
+    }
 }
 
 fn endpoint(attachment: &NetworkAttachment) -> EndpointConfig {

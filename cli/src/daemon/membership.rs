@@ -9,17 +9,18 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use rswarm_base::id::IdGen;
 use rswarm_base::{Chain, Classify, Kind, Scope, Timestamp, fsx};
-use rswarm_manager::{Boot, Ended, Manager, ManagerConfig, TICK};
+use rswarm_manager::{Boot, Ended, Manager, ManagerConfig, StartError, TICK};
 use rswarm_proto::tls::{self, Identity};
 use rswarm_proto::wire::NodeRole;
 use rswarm_worker::disk::Disk;
 use rswarm_worker::logs::TaskLogsService;
 use rswarm_worker::{Agent, AgentConfig, AgentHandle, Executor};
+use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::service::Routes;
@@ -31,6 +32,19 @@ use super::executor::EngineExecutor;
 const RETRY: Duration = Duration::from_secs(1);
 /// How long the parts of a node may take to end.
 const END_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a manager that hears of no leader goes on while the others do not count it as a member.
+const DISOWNED_AFTER: Duration = Duration::from_secs(10);
+
+/// Written before a node's first step into a cluster and removed after its last: a daemon that was killed
+/// in between knows what it was about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Entering {
+    /// Founding a cluster, which nobody has heard of yet.
+    Founding,
+    /// Joining one through these managers.
+    Joining(Vec<String>),
+}
 
 /// Where a cluster's files are, under the daemon's data root.
 #[derive(Debug, Clone)]
@@ -71,6 +85,35 @@ impl Paths {
         fsx::read_json(&self.addresses())
     }
 
+    fn entering(&self) -> PathBuf {
+        self.root.join("entering.json")
+    }
+
+    /// Notes that the node is about to enter a cluster.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn begin(&self, entering: &Entering) -> std::io::Result<()> {
+        std::fs::create_dir_all(&self.root)?;
+        fsx::write_json(&self.entering(), entering)
+    }
+
+    /// Notes that it has entered.
+    ///
+    /// # Errors
+    /// When the file cannot be removed.
+    pub fn settle(&self) -> std::io::Result<()> {
+        fsx::remove_all(&self.entering())
+    }
+
+    /// What the last daemon was about when it ended.
+    ///
+    /// # Errors
+    /// When the file cannot be read or parsed.
+    pub fn unfinished(&self) -> std::io::Result<Option<Entering>> {
+        fsx::read_json(&self.entering())
+    }
+
     /// Forgets the cluster.
     ///
     /// # Errors
@@ -94,7 +137,7 @@ pub enum EnterError {
     Identity(#[from] tls::IdentityError),
     /// The manager does not start.
     #[error(transparent)]
-    Manager(#[from] rswarm_manager::StartError),
+    Manager(#[from] StartError),
     /// The agent does not start.
     #[error(transparent)]
     Agent(#[from] rswarm_worker::agent::StartError),
@@ -136,6 +179,7 @@ pub struct Membership {
     paths: Paths,
     scope: Scope,
     renew_fraction: f64,
+    disowned_since: Option<Instant>,
     /// Why the manager gave up, if it did: this node serves no state that it cannot vouch for.
     pub failure: Option<String>,
 }
@@ -177,9 +221,11 @@ impl Membership {
 
     /// Resolves when the node should look at itself again: its role, its trust roots or its certificate.
     pub async fn due(&mut self) {
-        if self.is_stale() {
+        let has_ended = ended(self.manager.as_ref()).now_or_never().is_some();
+        if has_ended || self.is_stale() || self.is_disowned() {
             return tokio::time::sleep(RETRY).await;
         }
+        self.disowned_since = None;
         let until = self.identity.renew_at(self.renew_fraction).since(Timestamp::now());
         tokio::select! {
             _ = self.agent.membership.changed() => {}
@@ -198,6 +244,21 @@ impl Membership {
         role_differs || manager_differs || self.identity.renew_at(self.renew_fraction) <= Timestamp::now()
     }
 
+    /// Whether this manager hears of no leader, and the others say that it is not a member, or another one: it
+    /// was removed from their group while it was away, and nobody there will ever tell it.
+    fn is_disowned(&self) -> bool {
+        let Some(manager) = self.manager.as_ref().filter(|manager| manager.leader().borrow().is_none())
+        else {
+            return false;
+        };
+        let membership = self.agent.membership.borrow();
+        let Some(node) = membership.update.as_ref().and_then(|update| update.node.as_ref()) else {
+            return false;
+        };
+        membership.manager.is_some()
+            && node.manager_status.as_ref().is_none_or(|status| status.raft_id != manager.raft_id())
+    }
+
     /// Brings the node in line with what its managers say: trust roots, certificate, manager or not.
     pub async fn follow(&mut self) {
         if let Err(error) = self.try_follow().await {
@@ -206,17 +267,18 @@ impl Membership {
     }
 
     async fn try_follow(&mut self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        if let Some(Some(Ended::Failed(reason))) = ended(self.manager.as_ref()).now_or_never() {
-            tracing::error!(reason, "the manager of this node cannot go on");
-            self.routes.send_replace(routes(None, &self.executor));
-            self.failure = Some(reason);
-            self.manager = None;
-        }
+        self.follow_manager().await?;
         let (update, manager) = {
             let membership = self.agent.membership.borrow();
             (membership.update.clone(), membership.manager.clone())
         };
-        let Some(update) = update else { return Ok(()) };
+        let Some(update) = update else {
+            // A manager may be all the managers that there are: it does not wait to hear from one.
+            if self.role() == NodeRole::Manager && self.manager.is_none() && self.failure.is_none() {
+                self.become_manager().await?;
+            }
+            return Ok(());
+        };
         if !update.root_pem.is_empty() && update.root_pem != self.identity.credentials().root_pem {
             self.identity.set_roots(&update.root_pem)?;
             self.identity.save(&self.paths.certificates())?;
@@ -242,7 +304,42 @@ impl Membership {
         Ok(())
     }
 
-    async fn become_manager(&mut self) -> Result<(), rswarm_manager::StartError> {
+    /// Draws the line under a manager that has ended by itself, or that its group has left behind.
+    async fn follow_manager(&mut self) -> std::io::Result<()> {
+        match ended(self.manager.as_ref()).now_or_never().flatten() {
+            Some(Ended::Failed { reason, passing }) => {
+                tracing::error!(reason, passing, "the manager of this node cannot go on");
+                self.routes.send_replace(routes(None, &self.executor));
+                // Without a failure on record it is started again: a full disk may have room by then.
+                self.failure = (!passing).then_some(reason);
+                self.manager = None;
+                return Ok(());
+            }
+            Some(Ended::Removed) => return self.give_up_membership().await,
+            None => {}
+        }
+        if !self.is_disowned() {
+            return Ok(());
+        }
+        let since = *self.disowned_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < DISOWNED_AFTER {
+            return Ok(());
+        }
+        tracing::warn!("the managers do not count this node's raft log among theirs any more");
+        self.give_up_membership().await
+    }
+
+    /// A raft id is never used again: whoever lost its place joins anew, with an empty log.
+    async fn give_up_membership(&mut self) -> std::io::Result<()> {
+        self.disowned_since = None;
+        self.routes.send_replace(routes(None, &self.executor));
+        if let Some(manager) = self.manager.take() {
+            manager.stop().await;
+        }
+        fsx::remove_all(&self.paths.raft())
+    }
+
+    async fn become_manager(&mut self) -> Result<(), StartError> {
         let own = self.addresses.advertise.to_string();
         let via = self.agent.managers().into_iter().filter(|manager| *manager != own).collect();
         let config = manager_config(&self.identity, &self.addresses, &self.paths);
@@ -254,12 +351,9 @@ impl Membership {
     }
 
     async fn become_worker(&mut self) -> std::io::Result<()> {
-        self.routes.send_replace(routes(None, &self.executor));
-        if let Some(manager) = self.manager.take() {
-            manager.stop().await;
-        }
+        self.give_up_membership().await?;
         tracing::info!("this node is now a worker");
-        fsx::remove_all(&self.paths.raft())
+        Ok(())
     }
 
     /// Ends all parts and leaves containers and networks as they are: the daemon stops.
@@ -310,13 +404,7 @@ impl Parts {
                 tracing::error!(error = %Chain(&error), "the node's gRPC server ended");
             }
         });
-        let manager = match self.identity.subject().role {
-            NodeRole::Manager => {
-                let config = manager_config(&self.identity, &self.addresses, &self.paths);
-                Some(Manager::start(config, self.boot, self.scope.child("manager")).await?)
-            }
-            NodeRole::Worker => None,
-        };
+        let (manager, failure) = self.manager().await?;
         sender.send_replace(routes(manager.as_ref(), &self.executor));
         let mut managers = self.managers;
         if manager.is_some() {
@@ -340,8 +428,36 @@ impl Parts {
             paths: self.paths,
             scope: self.scope,
             renew_fraction: renew_fraction(),
-            failure: None,
+            disowned_since: None,
+            failure,
         })
+    }
+
+    /// The manager of a node that is one, or why it does not run: that must not keep the daemon from its
+    /// containers when it comes back.
+    async fn manager(&self) -> Result<(Option<Manager>, Option<String>), EnterError> {
+        if self.identity.subject().role == NodeRole::Worker {
+            // Left behind when a demotion was cut short.
+            fsx::remove_all(&self.paths.raft()).map_err(EnterError::Files)?;
+            return Ok((None, None));
+        }
+        let returns = matches!(self.boot, Boot::Restart);
+        let config = manager_config(&self.identity, &self.addresses, &self.paths);
+        match Manager::start(config, self.boot.clone(), self.scope.child("manager")).await {
+            Ok(manager) => Ok((Some(manager), None)),
+            Err(StartError::Absent(_)) if returns => {
+                tracing::warn!(
+                    "this manager has no raft log, as when its promotion was cut short: it joins the others"
+                );
+                Ok((None, None))
+            }
+            Err(error) if returns => {
+                tracing::error!(error = %Chain(&error), "the manager of this node does not start");
+                // One that may pass is tried again as soon as the node has heard from its managers.
+                Ok((None, (!error.may_pass()).then(|| Chain(&error).to_string())))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
@@ -367,8 +483,7 @@ fn routes(manager: Option<&Manager>, executor: &Arc<EngineExecutor>) -> Routes {
     services.add_service(TaskLogsService::server(executor.clone()))
 }
 
-/// Certificates are renewed at a random point of the second half of their life, so that nodes do not ask at once.
+/// For [`Identity::renew_at`]: between 0 and 1.
 fn renew_fraction() -> f64 {
-    let random = IdGen::from_system().number() % 300;
-    0.5 + random as f64 / 1000.0
+    (IdGen::from_system().number() % 1000) as f64 / 1000.0
 }

@@ -17,6 +17,7 @@ use rswarm_api::{ClusterError, ClusterNode};
 use rswarm_base::telemetry::{self, Format};
 use rswarm_base::{Chain, Scope, fsx, id};
 use rswarm_engine::{Engine, EngineConfig};
+use rswarm_proto::model::container::LogDriver;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub use args::{DaemonArgs, LogFormat, LogLevel};
@@ -113,6 +114,12 @@ fn engine_config(
         registry_mirrors: settings.registry_mirrors.clone(),
         insecure_registries: settings.insecure_registries.clone(),
         default_bridge: settings.default_bridge,
+        runtimes: settings.runtimes.clone(),
+        default_runtime: settings.default_runtime.clone(),
+        init: settings.init,
+        // This binary is an init too, by the name that it has in the container.
+        init_path: settings.init_path.clone().or_else(|| Some(defaults.exe.clone())),
+        log: LogDriver { name: settings.log_driver.clone(), options: settings.log_opts.clone() },
         ..defaults
     })
 }

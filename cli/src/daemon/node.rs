@@ -22,7 +22,7 @@ use tonic::transport::Channel;
 
 use super::address::{Addresses, with_default_port};
 use super::executor::EngineExecutor;
-use super::membership::{Membership, Paths};
+use super::membership::{Entering, Membership, Paths};
 
 /// Requests that may wait for the actor: one at a time is usual.
 const INBOX: usize = 16;
@@ -189,12 +189,28 @@ impl NodeActor {
         let damaged = |error: std::io::Error| {
             ClusterError::new(Kind::Internal, "the cluster's files cannot be read").because(error)
         };
-        let identity = Identity::load(&self.config.paths.certificates()).map_err(ClusterError::from_error)?;
-        let addresses = self.config.paths.load_addresses().map_err(damaged)?;
-        if let (Some(identity), Some(addresses)) = (identity, addresses) {
-            self.enter(identity, addresses, Boot::Restart, Vec::new()).await?;
+        let paths = self.config.paths.clone();
+        let unfinished = paths.unfinished().map_err(damaged)?;
+        let identity = Identity::load(&paths.certificates()).map_err(ClusterError::from_error)?;
+        let addresses = paths.load_addresses().map_err(damaged)?;
+        match (unfinished, identity, addresses) {
+            (None, Some(identity), Some(addresses)) => {
+                self.enter(identity, addresses, Boot::Restart, Vec::new()).await
+            }
+            (None, ..) => Ok(()),
+            (Some(Entering::Joining(via)), Some(identity), Some(addresses)) => {
+                let boot = Boot::Join { via: via.clone() };
+                if let Err(error) = self.enter_or_wipe(identity, addresses, boot, via).await {
+                    tracing::error!(error = %Chain(&error), "a join that was cut short could not be finished: this node is in no cluster");
+                }
+                Ok(())
+            }
+            // Nobody was told of it: there is nothing to go on with.
+            (Some(_), ..) => {
+                tracing::warn!("the last daemon ended while it entered a cluster: this node is in none");
+                paths.wipe().map_err(damaged)
+            }
         }
-        Ok(())
     }
 
     async fn enter(
@@ -305,11 +321,24 @@ impl NodeActor {
         boot: Boot,
         managers: Vec<String>,
     ) -> Result<(), ClusterError> {
-        let entered = self.enter(identity, addresses, boot, managers).await;
-        if entered.is_err()
-            && let Err(error) = self.config.paths.wipe()
-        {
-            tracing::error!(%error, "the files of a cluster that was not entered could not be removed");
+        let paths = self.config.paths.clone();
+        let unwritable = |error: std::io::Error| {
+            ClusterError::new(Kind::Internal, "the cluster's files could not be written").because(error)
+        };
+        let entering =
+            if managers.is_empty() { Entering::Founding } else { Entering::Joining(managers.clone()) };
+        paths.begin(&entering).map_err(unwritable)?;
+        let entered = match self.enter(identity, addresses, boot, managers).await {
+            Ok(()) => paths.settle().map_err(unwritable),
+            refused => refused,
+        };
+        if entered.is_err() {
+            if let Some(membership) = self.membership.take() {
+                membership.leave().await;
+            }
+            if let Err(error) = paths.wipe() {
+                tracing::error!(%error, "the files of a cluster that was not entered could not be removed");
+            }
         }
         entered
     }

@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 const MAGIC: &[u8; 8] = b"RSWRAFT1";
 const SUM: usize = 8;
 pub(super) const FILE_HEADER: usize = 8 + 1 + 8 + SUM;
-const FRAME_HEADER: usize = 4 + 1 + 8 + 8 + SUM;
+pub(super) const FRAME_HEADER: usize = 4 + 1 + 8 + 8 + SUM;
 const NONCE: usize = 24;
 const TAG: usize = 16;
 

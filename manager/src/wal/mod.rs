@@ -5,10 +5,11 @@
 //! log-<sequence>           records in the order they were written       snapshot-<index>
 //! ```
 //! A write is one `write` and one `fdatasync`, however many entries it holds. Nothing is ever changed in
-//! place: an entry that replaces others is appended, and reading takes the last word. What an interrupted
-//! write can leave, the end of the last segment cut short, is removed at start. Anything else that is not as
-//! it was written stops the node with the file and the offset: a raft member that forgets what it
-//! acknowledged could make the whole cluster forget it.
+//! place: an entry that replaces others is appended, and reading takes the last word. A raft snapshot is in
+//! its place before the log says so (its *marker*), and segments that it covers go: entries that it covers
+//! may be missing. What an interrupted write can leave, the end of the last segment cut short, is removed at
+//! start. Anything else that is not as it was written stops the node with the file and the offset: a raft
+//! member that forgets what it acknowledged could make the whole cluster forget it.
 
 mod frame;
 mod keys;
@@ -33,6 +34,11 @@ use keys::DataKey;
 use segment::Segments;
 
 const MEMBER_FILE: &str = "member";
+/// A marker's body when the entries before it go on after its raft snapshot, which was made here.
+const KEEPS: &[u8] = &[];
+/// A marker's body when they are void: the raft snapshot was received, and raft takes only one that its log
+/// disagrees with. It says so because the entry that shows it may be gone with an older segment.
+const VOIDS: &[u8] = &[1];
 
 /// The log, open for appending.
 pub struct Wal {
@@ -119,15 +125,30 @@ impl Wal {
         let (metadata, data) = latest.map_or_else(Default::default, |mut snapshot| {
             (snapshot.take_metadata(), snapshot.take_data().to_vec())
         });
-        let mut replay = Replay::default();
+        let mut replay = Replay { latest: metadata.get_index(), ..Replay::default() };
         let segments = Segments::open(dir, &sealer, |record| replay.record(record))?;
-        replay.check_marked(metadata.get_index(), &segments)?;
+        replay.check_marked(&segments)?;
         replay.marker(metadata.get_index(), metadata.get_term());
+        let is_marked = replay.is_marked();
         let hard_state = replay.hard_state;
-        let wal = Wal { dir: dir.to_owned(), sealer, segments, hard_state: hard_state.clone() };
+        let mut wal = Wal { dir: dir.to_owned(), sealer, segments, hard_state: hard_state.clone() };
         let restored = Restored { hard_state, snapshot: metadata, entries: replay.entries };
         wal.check_continuous(&restored)?;
+        if !is_marked {
+            wal.mark(&restored)?;
+        }
         Ok(Opened { wal, member, restored, data })
+    }
+
+    /// Notes the raft snapshot that was found: its writer was interrupted before the log knew. What follows
+    /// must not be read as following the entries before it.
+    fn mark(&mut self, restored: &Restored) -> Result<(), WalError> {
+        let (index, term) = (restored.snapshot.get_index(), restored.snapshot.get_term());
+        let body = if restored.entries.is_empty() { VOIDS } else { KEEPS };
+        let mut writer = self.segments.writer(&self.sealer, &self.hard_state)?;
+        writer.push(RecordKind::Marker, index, term, body);
+        let bytes = writer.bytes;
+        self.segments.append(&bytes, None, true)
     }
 
     /// Writes what raft wants written; it is durable afterwards when raft wants that too.
@@ -138,19 +159,19 @@ impl Wal {
         if let Some(snapshot) = &persist.snapshot {
             snapshot::write(&self.dir, &self.sealer, snapshot.get_metadata(), snapshot.get_data())?;
         }
-        if let Some(hard_state) = &persist.hard_state {
-            self.hard_state = hard_state.clone();
-        }
+        // A segment that begins here begins with what held before: its first record is durable before the
+        // entries are that the new hard state may speak of.
         let mut writer = self.segments.writer(&self.sealer, &self.hard_state)?;
         if let Some(snapshot) = &persist.snapshot {
             let metadata = snapshot.get_metadata();
-            writer.push(RecordKind::Marker, metadata.get_index(), metadata.get_term(), &[]);
+            writer.push(RecordKind::Marker, metadata.get_index(), metadata.get_term(), VOIDS);
         }
         for entry in &persist.entries {
             push_entry(&mut writer, entry);
         }
         if let Some(hard_state) = &persist.hard_state {
             push_hard_state(&mut writer, hard_state);
+            self.hard_state = hard_state.clone();
         }
         let bytes = writer.bytes;
         let last = persist.entries.last().map(Entry::get_index);
@@ -176,7 +197,7 @@ impl Wal {
     /// When the disk fails.
     pub fn compact(&mut self, index: u64, term: u64, base: u64) -> Result<(), WalError> {
         let mut writer = self.segments.writer(&self.sealer, &self.hard_state)?;
-        writer.push(RecordKind::Marker, index, term, &[]);
+        writer.push(RecordKind::Marker, index, term, KEEPS);
         let bytes = writer.bytes;
         self.segments.append(&bytes, None, true)?;
         snapshot::remove_older(&self.dir, index)?;
@@ -213,9 +234,12 @@ fn push_hard_state(writer: &mut Writer<'_>, hard_state: &HardState) {
 /// What the records of a log add up to.
 #[derive(Default)]
 struct Replay {
+    /// The latest raft snapshot on disk: entries up to it may be missing.
+    latest: u64,
     hard_state: HardState,
+    /// Without a gap.
     entries: Vec<Entry>,
-    /// The raft snapshot that `entries` follow, as far as the log itself says.
+    /// The raft snapshot that the log continues, as far as it was read.
     base: u64,
     /// The highest raft snapshot that the log says there is, and its record's place.
     marked: Option<(u64, u64, usize)>,
@@ -234,6 +258,9 @@ impl Replay {
                 if self.marked.is_none_or(|(index, _, _)| index < record.index) {
                     self.marked = Some((record.index, segment, record.offset));
                 }
+                if record.body == VOIDS {
+                    self.entries.clear();
+                }
                 self.marker(record.index, record.term);
                 Ok(())
             }
@@ -247,45 +274,56 @@ impl Replay {
 
     fn entry(&mut self, record: &Record) -> Result<(), Damage> {
         let entry: Entry = decode(record)?;
-        if let Some(first) = self.entries.first().map(Entry::get_index) {
-            // An entry before all others replaces them, as one in their midst replaces those after it.
-            let keep = entry.get_index().saturating_sub(first);
-            if keep > self.entries.len() as u64 {
+        let index = entry.get_index();
+        let next = match (self.entries.last(), self.base) {
+            (Some(last), _) => last.get_index() + 1,
+            // Without a raft snapshot so far, the log begins wherever its oldest segment does.
+            (None, 0) => index,
+            (None, base) => base + 1,
+        };
+        if index > next {
+            // What is between was removed because a raft snapshot covers it, or voided by one that the log
+            // was not told of.
+            if index > self.latest + 1 {
                 return Err(Damage::new(record.offset, "entries before this one are missing"));
             }
-            self.entries.truncate(usize::try_from(keep).unwrap_or(usize::MAX));
-        } else if self.base > 0 && entry.get_index() != self.base + 1 {
-            return Err(Damage::new(record.offset, "entries before this one are missing"));
+            self.entries.clear();
         }
+        // An entry before all others replaces them, as one in their midst replaces those after it.
+        let first = self.entries.first().map_or(index, Entry::get_index);
+        self.entries.truncate(usize::try_from(index.saturating_sub(first)).unwrap_or(usize::MAX));
         self.entries.push(entry);
         Ok(())
     }
 
-    /// The log continues a raft snapshot: entries that do not agree with it are void, and so are those that
-    /// it covers.
+    /// The log continues a raft snapshot: entries that do not agree with it are void, and those that it covers
+    /// are not needed. When the entry that would tell is gone with an older segment, the rest agrees.
     fn marker(&mut self, index: u64, term: u64) {
         if index < self.base {
             return; // a raft snapshot made here, overtaken by one that was received meanwhile
         }
         self.base = index;
-        let agrees = self.entries.iter().any(|entry| entry.get_index() == index && entry.get_term() == term);
-        let follows = self.entries.first().is_some_and(|first| first.get_index() == index + 1);
-        if agrees {
-            self.entries.retain(|entry| entry.get_index() > index);
-        } else if !follows {
+        let same = self.entries.iter().find(|entry| entry.get_index() == index);
+        if same.is_some_and(|entry| entry.get_term() != term) {
             self.entries.clear();
         }
+        self.entries.retain(|entry| entry.get_index() > index);
     }
 
     /// The log must not speak of a later raft snapshot than the latest on disk.
-    fn check_marked(&self, latest: u64, segments: &Segments) -> Result<(), DamagedFile> {
+    fn check_marked(&self, segments: &Segments) -> Result<(), DamagedFile> {
         match self.marked {
-            Some((index, segment, offset)) if index > latest => {
+            Some((index, segment, offset)) if index > self.latest => {
                 let what = "the raft snapshot that the log continues is missing";
                 Err(DamagedFile { path: segments.path(segment), offset, what })
             }
             Some(_) | None => Ok(()),
         }
+    }
+
+    /// Whether the log speaks of the latest raft snapshot, if there is any.
+    fn is_marked(&self) -> bool {
+        self.latest == self.marked.map_or(0, |(index, _, _)| index)
     }
 }
 
@@ -392,6 +430,21 @@ pub enum WalError {
     },
 }
 
+impl WalError {
+    /// Whether the log may be usable again later: a disk that is full, or fails to write, may have room or
+    /// work again. Opening checks all that such a failure can leave. Damage stays.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            WalError::Write { .. } => true,
+            WalError::Damaged(_)
+            | WalError::Missing { .. }
+            | WalError::Locked { .. }
+            | WalError::Read { .. } => false,
+        }
+    }
+}
+
 impl Classify for WalError {
     fn kind(&self) -> Kind {
         Kind::Internal
@@ -406,10 +459,13 @@ impl Classify for WalError {
             WalError::Locked { .. } => {
                 Some("restore `swarm-node.key` from the same backup as the log".to_owned())
             }
-            WalError::Read { .. } | WalError::Write { .. } => None,
+            WalError::Write { path, .. } => Some(format!("check free space with `df -h {}`", path.display())),
+            WalError::Read { .. } => None,
         }
     }
 }
 
+#[cfg(test)]
+mod crashes;
 #[cfg(test)]
 mod tests;

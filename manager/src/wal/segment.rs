@@ -24,6 +24,8 @@ pub(super) struct Segments {
     current: Segment,
     file: File,
     length: u64,
+    /// How much of it is known to be durable.
+    synced: u64,
     /// From which length on a segment is closed.
     pub(super) limit: u64,
 }
@@ -41,7 +43,7 @@ impl Segments {
         let (file, length) = begin(dir, sealer, 1, &HardState::default())?;
         let current = Segment { sequence: 1, last: 0 };
         let (dir, closed, limit) = (dir.to_owned(), VecDeque::new(), SEGMENT_BYTES);
-        Ok(Segments { dir, closed, current, file, length, limit })
+        Ok(Segments { dir, closed, current, file, length, synced: length, limit })
     }
 
     /// Reads all segments in order; each record goes to `take` with its segment's sequence number.
@@ -74,12 +76,15 @@ impl Segments {
             Ok(()) => {}
             Err(damage) if damage.is_torn => {
                 tracing::warn!(path = %path.display(), offset = damage.offset, "an unfinished write was removed");
-                file.set_len(damage.offset as u64).and_then(|()| file.sync_all()).map_err(failed)?;
+                file.set_len(damage.offset as u64).map_err(failed)?;
             }
             Err(damage) => return Err(WalError::Damaged(damage.in_file(&path))),
         }
+        // Whoever wrote it may have been killed before it was durable; from here on it counts as acknowledged.
+        file.sync_all().and_then(|()| fsx::sync_dir(dir)).map_err(failed)?;
         let length = file.metadata().map_err(failed)?.len();
-        Ok(Segments { dir: dir.to_owned(), closed, current, file, length, limit: SEGMENT_BYTES })
+        let (dir, limit) = (dir.to_owned(), SEGMENT_BYTES);
+        Ok(Segments { dir, closed, current, file, length, synced: length, limit })
     }
 
     /// For the next records; begins a new segment when the current one is full.
@@ -90,10 +95,10 @@ impl Segments {
     ) -> Result<Writer<'a>, WalError> {
         if self.length >= self.limit {
             // Everything in the old segment must be durable before a new one makes it a closed one.
-            let full = path(&self.dir, self.current.sequence);
-            self.file.sync_data().map_err(|source| WalError::Write { path: full, source })?;
+            self.file.sync_data().map_err(|source| self.give_up(source))?;
             let sequence = self.current.sequence + 1;
             (self.file, self.length) = begin(&self.dir, sealer, sequence, hard_state)?;
+            self.synced = self.length;
             self.closed.push_back(std::mem::replace(&mut self.current, Segment { sequence, last: 0 }));
         }
         let offset = usize::try_from(self.length).expect("a segment fits in memory");
@@ -106,10 +111,24 @@ impl Segments {
             self.file.write_all(bytes)?;
             if sync { self.file.sync_data() } else { Ok(()) }
         };
-        write().map_err(|source| WalError::Write { path: path(&self.dir, self.current.sequence), source })?;
+        write().map_err(|source| self.give_up(source))?;
         self.length += bytes.len() as u64;
+        if sync {
+            self.synced = self.length;
+        }
         self.current.last = self.current.last.max(last.unwrap_or(0));
         Ok(())
+    }
+
+    /// After a failed write or sync, reads may show what the disk does not have (fsync(2), `EIO`), and whoever
+    /// opens the log next would believe it. So what is not known to be durable goes; nobody was told of it.
+    fn give_up(&self, source: io::Error) -> WalError {
+        let path = self.path(self.current.sequence);
+        let cut = OpenOptions::new().write(true).open(&path).and_then(|file| file.set_len(self.synced));
+        if let Err(error) = cut {
+            tracing::warn!(path = %path.display(), %error, "an unfinished write could not be removed");
+        }
+        WalError::Write { path, source }
     }
 
     /// Removes the oldest closed segments, as long as they hold no entry after `index`.
@@ -182,4 +201,36 @@ fn missing(dir: &Path, sequence: u64) -> WalError {
 /// Sequence numbers of the segments in a directory, in order.
 fn list(dir: &Path) -> Result<Vec<u64>, WalError> {
     super::numbered(dir, PREFIX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::frame::Kind;
+    use super::*;
+
+    #[test]
+    fn a_failed_write_leaves_what_was_durable_before_it() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let sealer = Sealer::new(&[1; 32]);
+        let mut segments = Segments::create(dir.path(), &sealer).expect("created");
+        for (index, sync) in [(1, true), (2, false), (3, true)] {
+            let mut writer = segments.writer(&sealer, &HardState::default()).expect("begun");
+            writer.push(Kind::Entry, index, 1, b"entry");
+            let bytes = writer.bytes;
+            if index == 3 {
+                segments.file = OpenOptions::new().write(true).open("/dev/full").expect("opened");
+                let error = segments.append(&bytes, Some(index), sync).expect_err("full");
+                assert!(error.may_pass(), "{error}");
+            } else {
+                segments.append(&bytes, Some(index), sync).expect("written");
+            }
+        }
+        let mut found = Vec::new();
+        let take = |(_, record): (u64, Record)| {
+            found.push((record.kind, record.index));
+            Ok(())
+        };
+        Segments::open(dir.path(), &sealer, take).expect("opened");
+        assert_eq!(found, [(Kind::HardState, 0), (Kind::Entry, 1)]);
+    }
 }

@@ -3,10 +3,11 @@
 use super::*;
 use rswarm_base::Chain;
 use rswarm_manager_core::peer::bootstrap;
+use rswarm_manager_core::peer::eraftpb::SnapshotMetadata;
 use std::collections::BTreeSet;
 use std::fs;
 
-fn entry(index: u64, term: u64, size: usize) -> Entry {
+pub(super) fn entry(index: u64, term: u64, size: usize) -> Entry {
     let mut entry = Entry::default();
     entry.set_index(index);
     entry.set_term(term);
@@ -23,11 +24,11 @@ fn entries(indices: std::ops::RangeInclusive<u64>, term: u64) -> Persist {
     Persist { entries, hard_state: Some(hard_state), sync: true, snapshot: None }
 }
 
-fn key() -> WrappingKey {
+pub(super) fn key() -> WrappingKey {
     WrappingKey::derive("a node's key")
 }
 
-fn member() -> Member {
+pub(super) fn member() -> Member {
     Member { raft_id: 7, seeds: Vec::new() }
 }
 
@@ -45,6 +46,42 @@ fn fails(dir: &Path) -> String {
 
 fn seen(opened: &Opened) -> Vec<(u64, u64)> {
     opened.restored.entries.iter().map(|entry| (entry.get_index(), entry.get_term())).collect()
+}
+
+pub(super) fn metadata(index: u64, term: u64) -> SnapshotMetadata {
+    let mut metadata = SnapshotMetadata::default();
+    metadata.set_index(index);
+    metadata.set_term(term);
+    metadata
+}
+
+/// A raft snapshot from a leader.
+fn received(index: u64, term: u64) -> Persist {
+    let mut received = bootstrap(7, b"received".to_vec());
+    *received.snapshot.as_mut().expect("set").mut_metadata() = metadata(index, term);
+    received.hard_state.as_mut().expect("set").set_commit(index);
+    received
+}
+
+/// A log with entries 2 to 20 in a segment that is full.
+fn full_segment(dir: &Path) -> Wal {
+    let mut wal = create(dir);
+    wal.segments.limit = 2 << 10;
+    wal.persist(&entries(2..=20, 1)).expect("written");
+    wal
+}
+
+/// How long a segment is when it appears: its header and the first record.
+pub(super) fn begun(bytes: &[u8]) -> usize {
+    let header = frame::FILE_HEADER;
+    let body = u32::from_le_bytes(bytes[header..header + 4].try_into().expect("4 bytes"));
+    header + frame::FRAME_HEADER + body as usize
+}
+
+fn cut(dir: &Path, segment: u64, length: usize) {
+    let path = dir.join(format!("log-{segment:016}"));
+    let file = fs::OpenOptions::new().write(true).open(path).expect("segment");
+    file.set_len(length as u64).expect("cut");
 }
 
 /// A log whose entries 2 to 40 fill two segments and begin a third.
@@ -169,16 +206,17 @@ fn a_log_shorter_than_what_was_committed_is_refused() {
 #[test]
 fn segments_roll_over_and_go_once_a_snapshot_covers_them() {
     let (_guard, dir) = temporary();
-    let mut wal = three_segments(&dir);
+    drop(three_segments(&dir));
     let logs = || numbered(&dir, "log-").expect("list").len();
     assert_eq!(logs(), 3);
     let opened = reopen(&dir);
     assert_eq!((opened.restored.entries.len(), opened.restored.hard_state.get_commit()), (39, 40));
-    let mut metadata = opened.restored.snapshot.clone();
-    metadata.set_index(38);
-    wal.snapshot_files().write(&metadata, b"later state").expect("written");
+    opened.wal.snapshot_files().write(&metadata(38, 1), b"later state").expect("written");
+    drop(opened);
     // Before the log knows of it, and after.
-    assert_eq!(seen(&reopen(&dir)), [(39, 1), (40, 1)]);
+    let opened = reopen(&dir);
+    assert_eq!(seen(&opened), [(39, 1), (40, 1)]);
+    let mut wal = opened.wal;
     wal.compact(38, 1, 36).expect("compacted");
     drop(wal);
     assert_eq!(logs(), 1);
@@ -213,12 +251,7 @@ fn a_received_snapshot_voids_entries_that_disagree_with_it() {
     let (_guard, dir) = temporary();
     let mut wal = create(&dir);
     wal.persist(&entries(2..=9, 1)).expect("written");
-    let mut received = bootstrap(7, b"received".to_vec());
-    let snapshot = received.snapshot.as_mut().expect("set");
-    snapshot.mut_metadata().set_index(6);
-    snapshot.mut_metadata().set_term(3);
-    received.hard_state.as_mut().expect("set").set_commit(6);
-    wal.persist(&received).expect("written");
+    wal.persist(&received(6, 3)).expect("written");
     drop(wal);
     let opened = reopen(&dir);
     assert_eq!((seen(&opened).as_slice(), opened.data.as_slice()), (&[][..], &b"received"[..]));
@@ -236,4 +269,83 @@ fn a_joiner_starts_with_an_empty_log() {
     let opened = reopen(&dir);
     assert_eq!(opened.restored, Restored::default());
     assert!(opened.data.is_empty());
+}
+
+#[test]
+fn a_snapshot_may_be_noted_in_a_segment_that_begins_after_it() {
+    for rolls_when_noted in [false, true] {
+        let (_guard, dir) = temporary();
+        let mut wal = full_segment(&dir);
+        wal.snapshot_files().write(&metadata(10, 1), b"state").expect("written");
+        // The log goes on meanwhile, in a new segment that either of the two begins.
+        if rolls_when_noted {
+            wal.compact(10, 1, 10).expect("compacted");
+        }
+        wal.persist(&entries(21..=24, 1)).expect("written");
+        if !rolls_when_noted {
+            wal.compact(10, 1, 10).expect("compacted");
+        }
+        wal.persist(&entries(25..=26, 1)).expect("written");
+        wal.snapshot_files().write(&metadata(22, 1), b"later state").expect("written");
+        wal.compact(22, 1, 20).expect("compacted");
+        drop(wal);
+        assert_eq!(numbered(&dir, "log-").expect("list"), [2]);
+        assert_eq!(seen(&reopen(&dir)), [(23, 1), (24, 1), (25, 1), (26, 1)]);
+    }
+}
+
+#[test]
+fn a_received_snapshot_counts_although_the_log_was_not_told() {
+    // The snapshot is beyond the log, or the log has something else in its place.
+    for last in [30, 60] {
+        let (_guard, dir) = temporary();
+        let mut wal = create(&dir);
+        wal.persist(&entries(2..=last, 1)).expect("written");
+        let before = fs::metadata(dir.join("log-0000000000000001")).expect("log").len() as usize;
+        wal.persist(&received(50, 3)).expect("written");
+        drop(wal);
+        let log = fs::read(dir.join("log-0000000000000001")).expect("bytes");
+        for end in (before..log.len()).step_by(16) {
+            fs::write(dir.join("log-0000000000000001"), &log).expect("write");
+            cut(&dir, 1, end);
+            let mut opened = reopen(&dir);
+            assert_eq!((seen(&opened).as_slice(), opened.data.as_slice()), (&[][..], &b"received"[..]));
+            opened.wal.persist(&entries(51..=52, 3)).expect("written");
+            drop(opened);
+            for _ in 0..2 {
+                assert_eq!(seen(&reopen(&dir)), [(51, 3), (52, 3)], "{last}, cut at {end}");
+            }
+        }
+    }
+}
+
+#[test]
+fn void_entries_stay_void_when_what_disagreed_is_gone() {
+    let (_guard, dir) = temporary();
+    let mut wal = create(&dir);
+    wal.segments.limit = 700;
+    wal.persist(&entries(2..=6, 1)).expect("written");
+    wal.persist(&entries(7..=9, 1)).expect("written");
+    // Entry 6, of another term, goes with the first segment.
+    wal.persist(&received(6, 3)).expect("written");
+    drop(wal);
+    assert_eq!(numbered(&dir, "log-").expect("list"), [2]);
+    assert_eq!(seen(&reopen(&dir)), []);
+}
+
+#[test]
+fn a_new_segment_begins_with_what_was_committed_before_it() {
+    let (_guard, dir) = temporary();
+    let mut wal = full_segment(&dir);
+    let mut persist = entries(21..=24, 1);
+    persist.hard_state.as_mut().expect("set").set_commit(24);
+    wal.persist(&persist).expect("written");
+    drop(wal);
+    let second = fs::read(dir.join("log-0000000000000002")).expect("bytes");
+    for end in (begun(&second)..second.len()).rev().step_by(8) {
+        cut(&dir, 2, end);
+        let opened = reopen(&dir);
+        assert!(opened.restored.entries.len() >= 19, "cut at {end}");
+        assert_eq!(opened.restored.hard_state.get_commit(), 2, "cut at {end}");
+    }
 }

@@ -1,7 +1,7 @@
 //! Losing managers, and getting them back.
 
 use crate::harness::{Host, PATIENCE, leader, trio};
-use rswarm_manager::{Boot, StartError};
+use rswarm_manager::{Boot, Ended, StartError};
 use rswarm_proto::wire::ClusterSpec;
 use std::fs;
 use std::time::Duration;
@@ -150,4 +150,42 @@ async fn one_survivor_can_begin_anew_with_everything_it_has() {
     let again = Host::join(survivor).await;
     again.wait("caught up", |manager| manager.state().borrow().network_named("more").is_some()).await;
     let _ = PATIENCE;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manager_that_a_full_disk_stopped_goes_on_when_there_is_room() {
+    let spec = ClusterSpec { snapshot_interval: 10, ..ClusterSpec::default() };
+    let mut host = Host::bootstrap(spec).await;
+    // Where the next raft snapshots are written before they get their names, nothing fits.
+    for index in 0..200 {
+        let name = format!(".snapshot-{index:016}.{}.tmp", std::process::id());
+        std::os::unix::fs::symlink("/dev/full", host.raft_dir().join(name)).expect("linked");
+    }
+    let manager = host.manager().clone();
+    let mut written = Vec::new();
+    let writes = async {
+        for number in 0.. {
+            let name = format!("n{number}");
+            if host.write(&name).await.is_ok() {
+                written.push(name);
+            }
+        }
+    };
+    let ended = async {
+        tokio::select! {
+            ended = manager.ended() => ended,
+            () = writes => unreachable!("it goes on for ever"),
+        }
+    };
+    let ended = tokio::time::timeout(PATIENCE, ended).await.expect("it stops");
+    let Ended::Failed { reason, passing } = ended else { panic!("{ended:?}") };
+    assert!(passing && reason.contains("No space left on device"), "{reason}");
+    host.kill().await;
+    // Starting removes what unfinished writes left, and with it the cause.
+    host.restart().await;
+    for name in &written {
+        assert!(host.has(name), "{name} was acknowledged");
+    }
+    host.wait("it leads", |manager| manager.is_leading()).await;
+    host.write("after").await.expect("written");
 }

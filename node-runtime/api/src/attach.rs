@@ -4,7 +4,7 @@ use axum::http::HeaderMap;
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-use crate::connection::{Raw, Socket};
+use crate::connection::{Raw, Watch};
 use crate::error::ApiError;
 use crate::router::common_headers;
 use crate::stream::FRAME_HEAD;
@@ -52,28 +52,31 @@ pub(crate) enum End {
     Detached,
 }
 
-/// Copies until the output ends, the client goes away or detaches. `settled` is awaited between the output's
-/// last byte and the end that the client sees: clients ask for the exit code right after it.
-pub(crate) async fn pump<P: Socket>(
-    raw: Raw,
-    program: P,
-    wiring: &Wiring,
-    settled: impl Future<Output = ()>,
-) -> End {
+/// Copies until the output ends, the client goes away or detaches.
+pub(crate) async fn pump(raw: Raw, program: impl AsyncRead + AsyncWrite + Unpin, wiring: &Wiring) -> End {
+    let watch = raw.socket.watch();
     let (mut from_client, mut to_client) = tokio::io::split(raw.socket);
     let (mut from_program, mut to_program) = tokio::io::split(program);
     let output = async {
         let _ = copy_output(&mut from_program, &mut to_client, wiring).await;
-        settled.await;
         End::Closed
     };
     let input = copy_input(raw.early, &mut from_client, &mut to_program, wiring);
     let end = tokio::select! {
         end = output => end,
         end = input => end,
+        () = hung_up(watch) => End::Closed,
     };
     let _ = to_client.shutdown().await;
     end
+}
+
+/// A client that only listens would else be noticed with the next byte of output, which may never come.
+async fn hung_up(watch: Option<Watch>) {
+    match watch {
+        Some(watch) => watch.hung_up().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Program to client. Frames of a stream that was not asked for are left out.
@@ -301,7 +304,7 @@ mod tests {
         let (program, engine) = tokio::io::duplex(1024);
         let raw = Raw { early: Bytes::from_static(b"early "), socket: Box::new(server), upgrade: true };
         rswarm_base::Scope::root("test").spawn(async move {
-            pump(raw, engine, &wiring, async {}).await;
+            pump(raw, engine, &wiring).await;
         });
         (client, program)
     }

@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
+use std::os::fd::AsFd as _;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -18,7 +19,8 @@ use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rswarm_base::Scope;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, Interest};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::router::Gate;
@@ -31,9 +33,66 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A client's socket of any kind.
-pub(crate) trait Socket: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+pub(crate) trait Socket: AsyncRead + AsyncWrite + Send + Unpin + 'static {
+    /// To see when the other side is gone; `None` where that cannot be seen.
+    fn watch(&self) -> Option<Watch>;
+}
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Socket for T {}
+impl Socket for UnixStream {
+    fn watch(&self) -> Option<Watch> {
+        let twin: std::os::unix::net::UnixStream = self.as_fd().try_clone_to_owned().ok()?.into();
+        UnixStream::from_std(twin).ok().map(Watch::Unix)
+    }
+}
+
+impl Socket for TcpStream {
+    fn watch(&self) -> Option<Watch> {
+        let twin: std::net::TcpStream = self.as_fd().try_clone_to_owned().ok()?.into();
+        TcpStream::from_std(twin).ok().map(Watch::Tcp)
+    }
+}
+
+impl Socket for Box<dyn Socket> {
+    fn watch(&self) -> Option<Watch> {
+        (**self).watch()
+    }
+}
+
+#[cfg(test)]
+impl Socket for tokio::io::DuplexStream {
+    fn watch(&self) -> Option<Watch> {
+        None
+    }
+}
+
+/// Another hold on a client's socket, for events only: nothing is read or written through it.
+pub(crate) enum Watch {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl Watch {
+    /// Resolves when the other side has closed the connection altogether, which a half-close is not: the kernel
+    /// tells of it as the end of writing, while a half-close ends reading alone.
+    pub async fn hung_up(&self) {
+        loop {
+            let ready = match self {
+                Watch::Unix(socket) => socket.ready(Interest::WRITABLE).await,
+                Watch::Tcp(socket) => socket.ready(Interest::WRITABLE).await,
+            };
+            if ready.is_ok_and(|ready| !ready.is_write_closed()) {
+                // That there is room is seen; the kernel tells of the next change.
+                let seen = || Err::<(), _>(std::io::ErrorKind::WouldBlock.into());
+                let _ = match self {
+                    Watch::Unix(socket) => socket.try_io(Interest::WRITABLE, seen),
+                    Watch::Tcp(socket) => socket.try_io(Interest::WRITABLE, seen),
+                };
+            } else {
+                return;
+            }
+        }
+    }
+}
 
 /// A connection that was taken over.
 pub(crate) struct Raw {

@@ -22,13 +22,13 @@ use crate::attach::{self, DetachKeys, End, Wiring};
 use crate::connection::{Hijacker, Raw};
 use crate::error::ApiError;
 use crate::filters::Filters;
-use crate::logs;
 use crate::request::{JsonBody, Query};
 use crate::router::App;
 use crate::stream::{content_type, json_line, streaming};
 use crate::translate::{create, inspect, ports, summary};
 use crate::types;
 use crate::version::ApiVersion;
+use crate::{logs, stats};
 
 const FILTERS: [&str; 15] = [
     "ancestor",
@@ -70,8 +70,8 @@ pub(crate) fn routes() -> Router<App> {
         .route("/containers/{id}/unpause", post(unpause))
         .route("/containers/{id}/update", post(update))
         .route("/containers/{id}/attach/ws", get(|| unsupported("attaching over a websocket")))
-        .route("/containers/{id}/top", get(|| unsupported("listing a container's processes")))
-        .route("/containers/{id}/stats", get(|| unsupported("a container's statistics")))
+        .route("/containers/{id}/top", get(top))
+        .route("/containers/{id}/stats", get(stats::container))
         .route("/containers/{id}/changes", get(|| unsupported("listing a container's changes")))
         .route("/containers/{id}/export", get(|| unsupported("exporting a container")))
         .route(
@@ -92,12 +92,12 @@ async fn unsupported(what: &'static str) -> ApiError {
 async fn create(
     State(app): State<App>,
     query: Query,
+    version: ApiVersion,
     JsonBody(body): JsonBody<Option<types::CreateBody>>,
 ) -> Result<(StatusCode, Json<types::ContainerCreated>), ApiError> {
     let body =
         body.ok_or_else(|| ApiError::invalid("Config cannot be empty in order to create a container"))?;
-    let mounts_of = |reference: &str| Ok(app.engine.inspect(reference)?.mounts.to_vec());
-    let wanted = create::container(&body, mounts_of)?;
+    let wanted = create::container(&body, version)?;
     check_platform(&app, query.text("platform"), &body.config.image)?;
     let name = query.has("name").then(|| query.text("name")).filter(|name| !name.is_empty());
     let created = app.engine.create(name, wanted.config).await?;
@@ -134,6 +134,8 @@ async fn inspect(
 ) -> Result<Json<types::ContainerInspect>, ApiError> {
     let container = app.engine.inspect(&id)?;
     let mut shown = inspect::container(&container, version);
+    let execs = app.engine.exec_ids(&container.id);
+    shown.exec_ids = (!execs.is_empty()).then_some(execs);
     if query.flag("size") {
         let (written, whole) = sizes(&app, &container).await?;
         shown.size_rw = Some(written);
@@ -148,6 +150,15 @@ async fn sizes(app: &App, container: &Container) -> Result<(i64, i64), ApiError>
     let image = app.engine.images().get(&container.image_id).map(|image| image.size).unwrap_or_default();
     let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
     Ok((bytes(written), bytes(written.saturating_add(image))))
+}
+
+async fn top(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    query: Query,
+) -> Result<Json<types::TopBody>, ApiError> {
+    let top = app.engine.top(&id, query.text("ps_args")).await?;
+    Ok(Json(types::TopBody { titles: top.titles, processes: top.processes }))
 }
 
 async fn list(
@@ -357,10 +368,11 @@ async fn rename(
 async fn update(
     State(app): State<App>,
     Path(id): Path<String>,
+    version: ApiVersion,
     JsonBody(body): JsonBody<types::ContainerUpdateBody>,
 ) -> Result<Json<types::ContainerUpdated>, ApiError> {
     let mut warnings = Vec::new();
-    let resources = create::resources(&body.resources, &mut warnings)?;
+    let resources = create::resources(&body.resources, version, &mut warnings)?;
     let restart = body.restart_policy.as_ref().filter(|policy| !policy.name.is_empty());
     let restart = restart.map(create::restart_policy).transpose()?;
     warnings.extend(app.engine.update(&id, ContainerUpdate { resources, restart }).await?);
@@ -494,7 +506,7 @@ async fn attach(
             let _ = raw.socket.shutdown().await;
             return;
         };
-        if attach::pump(raw, streams, &wiring, async {}).await == End::Detached {
+        if attach::pump(raw, streams, &wiring).await == End::Detached {
             announce_detach(&app, &container);
         }
     };

@@ -1,30 +1,26 @@
 //! Exec: further processes in a running container.
 
-use std::time::Duration;
-
 use axum::Json;
 use axum::Router;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use bytes::Bytes;
+use rswarm_base::Chain;
 use rswarm_engine::exec::{Exec, ExecConfig};
+use tokio::io::AsyncWriteExt as _;
 
-use crate::attach::{self, DetachKeys, Wiring};
+use crate::attach::{self, DetachKeys, End, Wiring};
 use crate::connection::{Hijacker, Raw};
 use crate::containers::terminal_size;
 use crate::error::ApiError;
 use crate::request::{JsonBody, Query};
 use crate::router::App;
-use crate::stream::content_type;
+use crate::stream::{Output, content_type, frame};
 use crate::translate::create::console_size;
 use crate::types;
 use crate::version::ApiVersion;
-
-/// How long an exec may outlive its output before the client is told of the end without an exit code.
-const EXIT_PATIENCE: Duration = Duration::from_secs(1);
-/// How often it is looked at meanwhile; the exit code is known a moment after the output's end.
-const EXIT_POLL: Duration = Duration::from_millis(2);
 
 pub(crate) fn routes() -> Router<App> {
     Router::new()
@@ -42,9 +38,7 @@ async fn create(
     if body.cmd.words().is_empty() {
         return Err(ApiError::invalid("No exec command specified"));
     }
-    if DetachKeys::parse(&body.detach_keys)? != DetachKeys::default() {
-        return Err(ApiError::unsupported("other detach keys than ctrl-p,ctrl-q for exec (DetachKeys)"));
-    }
+    DetachKeys::parse(&body.detach_keys)?;
     let config = ExecConfig {
         command: body.cmd.words().to_vec(),
         env: body.env,
@@ -56,6 +50,7 @@ async fn create(
         attach_stdout: body.attach_stdout,
         attach_stderr: body.attach_stderr,
         console_size: console_size(body.console_size.unwrap_or_default())?,
+        detach_keys: body.detach_keys,
     };
     let id = app.engine.exec_create(&id, config).await?;
     Ok((StatusCode::CREATED, Json(types::IdBody { id })))
@@ -70,9 +65,8 @@ async fn start(
 ) -> Result<Response, ApiError> {
     let size = console_size(body.console_size.unwrap_or_default())?;
     let config = app.engine.exec_inspect(&id)?.config;
-    // Errors of the start are answers; once the connection is taken over there is none to give.
-    let mut streams = app.engine.exec_start(&id, size).await?;
     if body.detach {
+        let mut streams = app.engine.exec_start(&id, size).await?;
         // The process must not stand still for want of a reader.
         app.scope.spawn(async move {
             let _ = tokio::io::copy(&mut streams, &mut tokio::io::sink()).await;
@@ -85,25 +79,35 @@ async fn start(
         stdout: config.attach_stdout,
         stderr: config.attach_stderr,
         close_stdin: true,
-        detach_keys: DetachKeys::default(),
+        detach_keys: DetachKeys::parse(&config.detach_keys)?,
     };
     let content_type = content_type(version, config.tty);
     let then = move |mut raw: Raw| async move {
-        if attach::accept(&mut raw, content_type).await.is_ok() {
-            attach::pump(raw, streams, &wiring, exit_known(&app, &id)).await;
+        if attach::accept(&mut raw, content_type).await.is_err() {
+            return;
+        }
+        match app.engine.exec_start(&id, size).await {
+            Ok(streams) => {
+                if attach::pump(raw, streams, &wiring).await == End::Detached {
+                    app.engine.exec_detached(&id);
+                }
+            }
+            Err(error) => {
+                let text = Chain(&error).to_string();
+                say(&mut raw, config.tty, &text).await;
+            }
         }
     };
     Ok(hijacker.take(then).await)
 }
 
-/// Resolves when the exit code of an exec whose output ended can be asked for. One that closed its output and
-/// goes on is not waited for long.
-async fn exit_known(app: &App, id: &str) {
-    let deadline = tokio::time::Instant::now() + EXIT_PATIENCE;
-    while app.engine.exec_inspect(id).is_ok_and(|exec| exec.running) && tokio::time::Instant::now() < deadline
-    {
-        tokio::time::sleep(EXIT_POLL).await;
-    }
+/// As moby: the connection is the client's by now, so that a start's failure is a line of output.
+async fn say(raw: &mut Raw, tty: bool, text: &str) {
+    let line = format!("{text}\r\n");
+    let bytes = if tty { Bytes::from(line) } else { frame(Output::Stdout, line.as_bytes()) };
+    // A client that is gone needs no explanation.
+    let _ = raw.socket.write_all(&bytes).await;
+    let _ = raw.socket.shutdown().await;
 }
 
 async fn inspect(
@@ -131,7 +135,7 @@ fn exec(exec: &Exec) -> types::ExecInspect {
         open_stdout: exec.config.attach_stdout,
         can_remove: exec.exit_code.is_some(),
         container_id: exec.container_id.clone(),
-        detach_keys: String::new(),
+        detach_keys: exec.config.detach_keys.clone(),
         pid: exec.pid.into(),
     }
 }

@@ -24,6 +24,7 @@ mod request;
 mod router;
 mod secrets;
 mod services;
+mod stats;
 mod stream;
 mod swarm;
 mod system;

@@ -127,7 +127,7 @@ async fn find(shared: &Shared, record: &mut Record) -> Result<Found, OpenError> 
         }
     };
     match shim.state().await {
-        Ok(ShimState::Running { pid, started_at, paused }) => {
+        Ok(ShimState::Running { pid, started_at, paused, log_dropped: _ }) => {
             let state = &mut record.container.state;
             state.status = if paused { Status::Paused } else { Status::Running };
             if state.started_at != started_at {
@@ -158,8 +158,9 @@ async fn find(shared: &Shared, record: &mut Record) -> Result<Found, OpenError> 
 
 /// No shim: if the container ran by its record, its exit is on disk or unknown.
 async fn gone(shared: &Shared, container: &Container, ran: bool) -> Found {
+    let exit = if ran { Some(actor::stored_exit(shared, container).await) } else { None };
     launch::clean(shared, &container.id).await;
-    if ran { Found::Exited(actor::stored_exit(container).await) } else { Found::Still }
+    exit.map_or(Found::Still, Found::Exited)
 }
 
 fn starts_at_boot(record: &Record) -> bool {

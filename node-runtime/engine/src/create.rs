@@ -16,7 +16,7 @@ use crate::config::{ContainerConfig, RestartName};
 use crate::container::actor::Actor;
 use crate::container::record::Record;
 use crate::container::wiring::{self, Mode};
-use crate::container::{Container, MountKind, MountPoint, State, launch, logfile};
+use crate::container::{Container, MountKind, MountPoint, Recursion, State, launch, logfile};
 use crate::engine::Created;
 use crate::error::{Cause, CreateError, FileError, NameError};
 use crate::files::{self, ResolvConf};
@@ -38,13 +38,20 @@ pub(crate) async fn create(
     let id = rswarm_base::id::engine_id();
     let reservation = reserve(shared, name, &id)?;
     let exposed = merge::with_image(&mut config, &image.config);
-    complete(&mut config);
+    complete(&mut config, shared);
     let command = merge::command(&config.spec);
     let Some((path, args)) = command.split_first() else {
         return Err(CreateError::Invalid("no command specified".to_owned()));
     };
     check(shared, &config)?;
-    let warnings = warnings(&config);
+    let inherited = inherited(shared, &config)?;
+    // What another container has there is better than a new, empty volume.
+    config.spec.mounts.retain(|mount| {
+        let target = clean_path(&mount.target);
+        !is_anonymous(mount) || inherited.iter().all(|point| point.destination != target)
+    });
+    let mut warnings = warnings(&config);
+    warnings.extend(spec::discard_unsupported(&mut config.resources, &shared.host.support));
     let endpoints = wiring::endpoints(shared, &id, &reservation.name, &config)?;
     let container = Container {
         dir: shared.containers_dir().join(&id),
@@ -66,7 +73,7 @@ pub(crate) async fn create(
         id,
     };
     let id = container.id.clone();
-    let record = make(shared, container).await?;
+    let record = make(shared, container, inherited).await?;
     reservation.keep();
     let (actor, handle) = Actor::new(shared.clone(), record);
     shared.event(&handle.container(), "create", &[]);
@@ -90,7 +97,12 @@ fn reserve(shared: &Shared, name: Option<String>, id: &str) -> Result<Reservatio
 }
 
 /// Fills in what follows from the rest.
-fn complete(config: &mut ContainerConfig) {
+fn complete(config: &mut ContainerConfig, shared: &Shared) {
+    if config.spec.cgroupns_mode.is_empty() {
+        // moby: private where cgroups are version 2, the host's where they are not, and for privileged ones.
+        let private = shared.host.cgroup_v2 && !config.spec.privileged;
+        config.spec.cgroupns_mode = if private { "private" } else { "host" }.to_owned();
+    }
     if Mode::of(&config.network_mode) == Mode::Host && config.spec.hostname.is_empty() {
         let name = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned());
         config.spec.hostname = name.unwrap_or_default();
@@ -180,12 +192,8 @@ fn check_modes(config: &ContainerConfig) -> Result<(), CreateError> {
         return conflict("hostname and the UTS mode");
     }
     match spec.ipc_mode.as_str() {
-        "" | "private" | "host" | "none" => {}
-        // Its /dev/shm would have to be a mount of the machine, which containers here never are.
-        "shareable" => return Err(CreateError::Invalid("ipc mode shareable is not supported".to_owned())),
-        mode if mode.starts_with("container:") => {
-            return Err(CreateError::Invalid(format!("ipc mode {mode} is not supported")));
-        }
+        "" | "private" | "shareable" | "host" | "none" => {}
+        mode if mode.strip_prefix("container:").is_some_and(|name| !name.is_empty()) => {}
         mode => return invalid("IPC", mode),
     }
     if !matches!(spec.pid_mode.as_str(), "" | "private" | "host") && !spec.pid_mode.starts_with("container:")
@@ -229,6 +237,14 @@ fn check_mounts(mounts: &[Mount]) -> Result<(), CreateError> {
         if !PROPAGATIONS.contains(&mount.propagation.as_str()) {
             return wrong(format!("invalid propagation mode: {}", mount.propagation));
         }
+        // A container's mounts are made below its shim's, which take the host's but do not give theirs.
+        if matches!(mount.propagation.as_str(), "shared" | "rshared") {
+            return wrong(format!(
+                "bind propagation {} is not supported: mounts made in the container would not reach the host; \
+                 use rslave for mounts made on the host",
+                mount.propagation
+            ));
+        }
         if !targets.insert(target.clone()) {
             return Err(CreateError::Invalid(format!("Duplicate mount point: {target}")));
         }
@@ -239,19 +255,26 @@ fn check_mounts(mounts: &[Mount]) -> Result<(), CreateError> {
 const PROPAGATIONS: [&str; 7] = ["", "private", "rprivate", "shared", "rshared", "slave", "rslave"];
 
 /// Volumes, layers, directory and record; undone when one of them fails.
-async fn make(shared: &Arc<Shared>, mut container: Container) -> Result<Record, CreateError> {
-    let made = make_parts(shared, &mut container).await;
+async fn make(
+    shared: &Arc<Shared>,
+    mut container: Container,
+    inherited: Vec<MountPoint>,
+) -> Result<Record, CreateError> {
+    let made = make_parts(shared, &mut container, inherited).await;
     if made.is_err() {
         undo(shared, container).await;
     }
     made
 }
 
-async fn make_parts(shared: &Arc<Shared>, container: &mut Container) -> Result<Record, CreateError> {
-    let mounts = inherited(shared, container)?;
+async fn make_parts(
+    shared: &Arc<Shared>,
+    container: &mut Container,
+    inherited: Vec<MountPoint>,
+) -> Result<Record, CreateError> {
     // Blocking work owns what it works on; a claim on a volume is known to `undo` by the container's id.
     let (own, asked) = (shared.clone(), container.clone());
-    let resolved = blocking(move || resolve_mounts(&own, &asked, mounts));
+    let resolved = blocking(move || resolve_mounts(&own, &asked, inherited));
     let (mounts, result) = resolved.await;
     container.mounts = Arc::new(mounts);
     result?;
@@ -290,23 +313,30 @@ async fn undo(shared: &Arc<Shared>, container: Container) {
     blocking(erase).await;
 }
 
-/// The mounts of the containers named in `volumes_from`, except where the container has its own.
-fn inherited(shared: &Shared, container: &Container) -> Result<Vec<MountPoint>, CreateError> {
-    let own: BTreeSet<String> =
-        container.config.spec.mounts.iter().map(|mount| clean_path(&mount.target)).collect();
+/// A volume without a name.
+fn is_anonymous(mount: &Mount) -> bool {
+    mount.r#type() == mount::Type::Volume && mount.source.is_empty()
+}
+
+/// The mounts of the containers named in `volumes_from`, except where the container is given another.
+fn inherited(shared: &Shared, config: &ContainerConfig) -> Result<Vec<MountPoint>, CreateError> {
+    let own = config.spec.mounts.iter().filter(|mount| !is_anonymous(mount));
+    let own: BTreeSet<String> = own.map(|mount| clean_path(&mount.target)).collect();
     let mut mounts: Vec<MountPoint> = Vec::new();
-    for from in &container.config.volumes_from {
+    for from in &config.volumes_from {
         let (name, mode) = from.split_once(':').unwrap_or((from, "rw"));
-        if !matches!(mode, "ro" | "rw") {
-            return Err(CreateError::Invalid(format!("invalid mode for volumes-from: {mode}")));
+        // SELinux labels are nobody's here.
+        if !mode.split(',').all(|mode| matches!(mode, "ro" | "rw" | "z" | "Z")) {
+            return Err(CreateError::Invalid(format!("invalid mode: {mode}")));
         }
+        let writable = !mode.split(',').any(|mode| mode == "ro");
         let other = shared.registry.find(name)?.container();
         for mount in other.mounts.iter().filter(|mount| mount.kind != MountKind::Tmpfs) {
             if own.contains(&mount.destination) || mounts.iter().any(|m| m.destination == mount.destination) {
                 continue;
             }
             mounts.push(MountPoint {
-                writable: mount.writable && mode == "rw",
+                writable: mount.writable && writable,
                 anonymous: false,
                 ..mount.clone()
             });
@@ -344,6 +374,7 @@ fn resolve(shared: &Shared, container: &Container, asked: &Mount) -> Result<Moun
         writable: !asked.read_only,
         propagation: String::new(),
         anonymous: false,
+        recursion: recursion(asked),
     };
     match asked.r#type() {
         mount::Type::Tmpfs => {}
@@ -367,6 +398,15 @@ fn resolve(shared: &Shared, container: &Container, asked: &Mount) -> Result<Moun
         }
     }
     Ok(point)
+}
+
+fn recursion(asked: &Mount) -> Recursion {
+    match asked.recursion() {
+        mount::Recursion::Enabled => Recursion::Enabled,
+        mount::Recursion::Disabled => Recursion::Disabled,
+        mount::Recursion::Writable => Recursion::Writable,
+        mount::Recursion::Readonly => Recursion::Readonly,
+    }
 }
 
 fn volume_of(asked: &Mount) -> VolumeCreate {

@@ -41,6 +41,32 @@ impl Classify for Cause {
     }
 }
 
+/// A runtime's failure with the end that containerd gives to those it cannot classify: clients match on the words.
+#[derive(Debug, Error)]
+#[error("{words}: unknown")]
+pub(crate) struct RuntimeWords {
+    words: String,
+    kind: Kind,
+    hint: Option<String>,
+}
+
+impl RuntimeWords {
+    pub(crate) fn of(error: &(impl Classify + Error)) -> RuntimeWords {
+        let words = rswarm_base::Chain(error).to_string();
+        RuntimeWords { words, kind: error.kind(), hint: error.hint() }
+    }
+}
+
+impl Classify for RuntimeWords {
+    fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    fn hint(&self) -> Option<String> {
+        self.hint.clone()
+    }
+}
+
 /// A file of the engine's own could not be read or written.
 #[derive(Debug, Error)]
 #[error("`{path}` could not be {verb}")]
@@ -244,7 +270,10 @@ pub enum StartError {
     #[error(transparent)]
     Volume(#[from] VolumeError),
     /// The runtime could not start the container's process. The cause has runc's wording.
-    #[error("failed to create task for container")]
+    #[error(
+        "failed to create task for container: failed to create shim task: OCI runtime create failed: \
+         runc create failed: unable to start container process: error during container init"
+    )]
     Launch {
         /// What goes into the container's state: 126, 127 or 128.
         exit_code: i32,
@@ -318,6 +347,9 @@ pub enum ControlError {
     /// The request is wrong.
     #[error("{0}")]
     Invalid(String),
+    /// It could not be done, in one sentence.
+    #[error("{0}")]
+    Failed(String),
     /// The new name cannot be had.
     #[error(transparent)]
     Name(#[from] NameError),
@@ -345,6 +377,7 @@ impl Classify for ControlError {
             ControlError::AlreadyStopped(_) => Kind::NotModified,
             ControlError::NotRunning(_) | ControlError::Conflict(_) => Kind::Conflict,
             ControlError::Invalid(_) => Kind::InvalidArgument,
+            ControlError::Failed(_) => Kind::Internal,
             ControlError::Name(error) => error.kind(),
             ControlError::Start(error) => error.kind(),
             ControlError::Below(error) => error.kind(),
@@ -362,6 +395,7 @@ impl Classify for ControlError {
             | ControlError::NotRunning(_)
             | ControlError::Conflict(_)
             | ControlError::Invalid(_)
+            | ControlError::Failed(_)
             | ControlError::Name(_) => None,
         }
     }
@@ -586,6 +620,9 @@ pub enum ExecError {
     /// The request is wrong.
     #[error("{0}")]
     Invalid(String),
+    /// The runtime could not start the process. The cause has runc's wording.
+    #[error("OCI runtime exec failed: exec failed: unable to start container process")]
+    Start(#[source] Cause),
     /// The shim or the runtime.
     #[error(transparent)]
     Below(#[from] Cause),
@@ -597,14 +634,15 @@ impl Classify for ExecError {
             ExecError::Lookup(error) => error.kind(),
             ExecError::NotFound(_) => Kind::NotFound,
             ExecError::Conflict(_) => Kind::Conflict,
-            ExecError::Invalid(_) => Kind::InvalidArgument,
+            // moby: a command that cannot be executed is the caller's mistake.
+            ExecError::Invalid(_) | ExecError::Start(_) => Kind::InvalidArgument,
             ExecError::Below(error) => error.kind(),
         }
     }
 
     fn hint(&self) -> Option<String> {
         match self {
-            ExecError::Below(error) => error.hint(),
+            ExecError::Below(error) | ExecError::Start(error) => error.hint(),
             ExecError::Lookup(_)
             | ExecError::NotFound(_)
             | ExecError::Conflict(_)

@@ -1,6 +1,7 @@
 //! Further processes inside a running container: those that clients ask for, and health probes.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,6 +21,8 @@ use crate::{merge, spec};
 const KEPT: Duration = Duration::from_secs(300);
 /// How much of a probe's output is kept.
 const OUTPUT_MAX: usize = 4096;
+/// How much of a container's account files is read.
+const ACCOUNTS_MAX: u64 = 10 << 20;
 
 /// A process to run beside the container's own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -44,6 +47,8 @@ pub struct ExecConfig {
     pub attach_stderr: bool,
     /// Size of the terminal at the start: width, height.
     pub console_size: Option<(u16, u16)>,
+    /// The keys that let go of its terminal, as the client wrote them.
+    pub detach_keys: String,
 }
 
 /// An exec and how it went.
@@ -193,10 +198,41 @@ impl Execs {
         }
     }
 
+    /// Those of a container that have not ended.
+    pub(crate) fn of(&self, container_id: &str) -> Vec<String> {
+        let table = self.lock();
+        let own = table.values().filter(|entry| entry.exec.container_id == container_id);
+        own.filter(|entry| entry.ended.is_none()).map(|entry| entry.exec.id.clone()).collect()
+    }
+
     /// Forgets the execs of a removed container.
     pub(crate) fn forget(&self, container_id: &str) {
         self.lock().retain(|_, entry| entry.exec.container_id != container_id);
     }
+}
+
+/// Whether a user text names somebody in the container: looked up in its own files, as they are now. Blocks.
+///
+/// # Errors
+/// In Docker's words.
+pub(crate) fn check_user(init: i32, user: &str) -> Result<(), String> {
+    use rustix::fs::{Mode, OFlags, ResolveFlags};
+    let root = format!("/proc/{init}/root");
+    let root = rustix::fs::open(root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|_| "container is not running".to_owned())?;
+    // A file that is not there is an empty one; no link in it leads out of the container.
+    let read = |path: &str| -> String {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let file = rustix::fs::openat2(&root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT);
+        let mut bytes = Vec::new();
+        if let Ok(file) = file {
+            let _ =
+                io::Read::read_to_end(&mut io::Read::take(fs::File::from(file), ACCOUNTS_MAX), &mut bytes);
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    let (passwd, group) = (read("etc/passwd"), read("etc/group"));
+    rswarm_runtime::user::check(passwd, group, user).map_err(|failure| failure.to_string())
 }
 
 /// What the shim is asked for.

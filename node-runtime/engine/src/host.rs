@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use nix::sys::resource::{Resource, getrlimit};
 use oci_spec::runtime::LinuxDeviceType;
 use rswarm_proto::model::container::Device;
+use rswarm_runtime::cgroup::Cgroup;
 
 use crate::files::ResolvConf;
-use crate::spec::{Host, HostDevice, bounding_set};
+use crate::spec::{Host, HostDevice, Support, bounding_set, parse_set};
 
 /// The bit of `CAP_SYS_RESOURCE`.
 const SYS_RESOURCE: u64 = 1 << 24;
@@ -28,7 +29,57 @@ pub(crate) fn facts() -> Host {
         may_raise_limits: bits("CapEff") & SYS_RESOURCE != 0,
         cpus: std::thread::available_parallelism().map_or(1, usize::from),
         cgroup_v2: Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
+        support: support(),
     }
+}
+
+/// What the machine's cgroups can limit: the files that a cgroup has, or would have.
+fn support() -> Support {
+    // Any path will do: it is the hierarchies' roots that are looked at.
+    let probe = Cgroup::at(Path::new("/any")).ok();
+    let root = |controller: &str| {
+        let dir = probe.as_ref().and_then(|cgroup| cgroup.directory(controller).map(Path::to_owned));
+        dir.and_then(|dir| dir.parent().map(Path::to_owned))
+    };
+    let unified = probe.as_ref().is_some_and(|cgroup| cgroup.only_unified().is_some());
+    let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+    let listed = |controller: &str| controllers.split_whitespace().any(|name| name == controller);
+    // The root of version 2 has no files for limits: a controller there has all of its own.
+    let has = |controller: &str, v1: &str| {
+        if unified { listed(controller) } else { root(controller).is_some_and(|dir| dir.join(v1).exists()) }
+    };
+    let cpuset = root("cpuset");
+    let set = |v1: &str, v2: &str| {
+        let file = cpuset.as_ref().map(|dir| dir.join(if unified { v2 } else { v1 }));
+        let text = file.and_then(|file| fs::read_to_string(file).ok());
+        text.and_then(|text| parse_set(&text)).unwrap_or_default()
+    };
+    Support {
+        memory: has("memory", "memory.limit_in_bytes"),
+        swap: has("memory", "memory.memsw.limit_in_bytes") && fs::metadata("/proc/swaps").is_ok(),
+        reservation: has("memory", "memory.soft_limit_in_bytes"),
+        swappiness: !unified && has("memory", "memory.swappiness"),
+        oom_kill_disable: !unified && has("memory", "memory.oom_control"),
+        pids: if unified { listed("pids") } else { root("pids").is_some() },
+        shares: has("cpu", "cpu.shares"),
+        quota: has("cpu", "cpu.cfs_quota_us"),
+        realtime: !unified && has("cpu", "cpu.rt_runtime_us"),
+        cpuset: has("cpuset", "cpuset.cpus"),
+        blkio_weight: has("blkio", "blkio.weight") || (unified && listed("io")),
+        blkio_throttle: has("blkio", "blkio.throttle.read_bps_device") || (unified && listed("io")),
+        cpus: set("cpuset.cpus", "cpuset.cpus.effective"),
+        mems: set("cpuset.mems", "cpuset.mems.effective"),
+    }
+}
+
+/// The numbers of a block device, by its path.
+///
+/// # Errors
+/// In Go's words, as Docker passes them on.
+pub(crate) fn block_device(path: &str) -> Result<(i64, i64), String> {
+    let meta = fs::metadata(path).map_err(|error| format!("stat {path}: {}", describe(&error)))?;
+    let number = |part: u64| i64::try_from(part).unwrap_or(0);
+    Ok((number(nix::sys::stat::major(meta.rdev())), number(nix::sys::stat::minor(meta.rdev()))))
 }
 
 fn hard_limits() -> BTreeMap<String, u64> {

@@ -25,11 +25,16 @@ mod registry;
 mod shared;
 mod signal;
 mod spec;
+pub mod stats;
+pub mod top;
 pub mod volume;
 
 pub use config::{ContainerConfig, EndpointConfig, EngineConfig, RestartName, RestartPolicy};
 pub use container::Container;
+pub use container::launch::is_builtin_runtime;
 pub use engine::{
     AttachStream, Attachment, ContainerUpdate, Created, Engine, EngineInfo, RemoveOptions, WaitCondition,
     Waited,
 };
+pub use merge::clean_path;
+pub use spec::{MASKED_PATHS, READONLY_PATHS};

@@ -124,7 +124,8 @@ fn merge_health(spec: &mut ContainerSpec, image: &ImageConfig) {
 }
 
 /// An absolute path without `.`, `..`, doubled or trailing slashes.
-pub(crate) fn clean_path(path: &str) -> String {
+#[must_use]
+pub fn clean_path(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
         match part {

@@ -70,6 +70,19 @@ impl Shared {
         self.events.local("container", action, &container.id, attributes);
     }
 
+    /// `exec_create` and `exec_start` carry the command line in the action, as Docker's do: the program, a blank,
+    /// the arguments.
+    pub(crate) fn exec_event(&self, container: &Container, action: &str, id: &str, command: &[String]) {
+        let (program, arguments) = command.split_first().map_or(("", &[][..]), |(p, a)| (p.as_str(), a));
+        let action = format!("{action}: {program} {}", arguments.join(" "));
+        self.event(container, &action, &[("execID", id.to_owned())]);
+    }
+
+    /// The end of a process in a container.
+    pub(crate) fn exec_died(&self, container: &Container, id: &str, exit_code: i32) {
+        self.event(container, "exec_die", &[("execID", id.to_owned()), ("exitCode", exit_code.to_string())]);
+    }
+
     /// Announces that a container came onto or left its networks.
     pub(crate) fn network_events(&self, container: &Container, action: &str) {
         for endpoint in container.endpoints.iter().filter(|endpoint| !endpoint.endpoint_id.is_empty()) {

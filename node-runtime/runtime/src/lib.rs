@@ -31,7 +31,7 @@ pub mod seccomp;
 pub mod spec;
 mod sys;
 mod terminal;
-mod user;
+pub mod user;
 mod validate;
 
 pub use confine::hard_limit;
@@ -43,3 +43,4 @@ pub use overlay::Rootfs;
 pub use program::readonly_program;
 pub use sys::{exit_now, fork, send_signal};
 pub use terminal::{Stdio, resize};
+pub use user::fill_in;

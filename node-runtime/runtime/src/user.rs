@@ -1,13 +1,16 @@
 //! Docker's user text, looked up in the container's own `/etc/passwd` and `/etc/group`.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{self, Read};
+use std::path::Path;
 
 use oci_spec::runtime::Process;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::failure::{Context, Failure};
+use crate::init::{environment, identity};
 use crate::procfs::Proc;
 
 /// Tens of thousands of accounts.
@@ -39,6 +42,39 @@ struct Group<'a> {
     name: &'a str,
     gid: u32,
     members: &'a str,
+}
+
+/// Fills in whom a process runs as, and its home, for a runtime that knows numbers only: `user` and `groups` are
+/// looked up in the account files below `root`, which no link in them leads out of.
+///
+/// # Errors
+/// A name that is not there, in Docker's words.
+pub fn fill_in(
+    root: &Path,
+    process: &mut Process,
+    user: Option<&str>,
+    groups: &[String],
+) -> Result<(), Failure> {
+    let root = File::open(root).with_context(|| format!("open `{}`", root.display()))?;
+    let accounts =
+        Accounts { passwd: read_below(&root, "etc/passwd"), group: read_below(&root, "etc/group") };
+    let identity = identity(process, user, groups, &accounts)?;
+    let env = environment(process, &accounts, &identity);
+    let mut numbers = process.user().clone();
+    numbers.set_uid(identity.uid).set_gid(identity.gid).set_additional_gids(Some(identity.groups));
+    process.set_user(numbers).set_env(Some(env));
+    Ok(())
+}
+
+fn read_below(root: &File, path: &str) -> String {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let mut text = Vec::new();
+    if let Ok(file) = rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {
+        // Unreadable is as good as missing, as it is to the built-in runtime.
+        let _ = File::from(file).take(LENGTH_MAX).read_to_end(&mut text);
+    }
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 impl Accounts {
@@ -125,6 +161,14 @@ impl Accounts {
     }
 }
 
+/// Whether Docker's user text names somebody in the account files of a container.
+///
+/// # Errors
+/// In Docker's words, when it does not.
+pub fn check(passwd: String, group: String, text: &str) -> Result<(), Failure> {
+    Accounts { passwd, group }.look_up(text).map(drop)
+}
+
 /// Adds groups, each once.
 pub(crate) fn add_groups(identity: &mut Identity, more: impl IntoIterator<Item = u32>) {
     let all: BTreeSet<u32> = identity.groups.drain(..).chain(more).collect();
@@ -151,7 +195,7 @@ fn read_regular(path: &str, proc: &Proc) -> io::Result<String> {
         return Ok(String::new());
     }
     let mut bytes = Vec::new();
-    let file = std::fs::File::from(proc.reopen(&found, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?);
+    let file = File::from(proc.reopen(&found, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?);
     file.take(LENGTH_MAX + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > LENGTH_MAX {
         return Err(io::Error::other(format!("it is longer than {LENGTH_MAX} bytes")));

@@ -7,9 +7,10 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use oci_spec::runtime::{Linux, LinuxCapabilities, LinuxNamespaceType, LinuxResources, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxCapabilities, LinuxNamespaceType, Process, Spec};
 
 use crate::attributes;
+use crate::cgroup::check_resources;
 use crate::failure::Failure;
 use crate::hooks::{self, Point};
 use crate::lsm;
@@ -67,7 +68,7 @@ pub(crate) fn config(config: &Spec) -> Checked {
     if let Some(policy) = linux.memory_policy() {
         attributes::memory_policy(policy)?;
     }
-    linux.resources().as_ref().map_or(Ok(()), resources)
+    linux.resources().as_ref().map_or(Ok(()), check_resources)
 }
 
 // spec: oci-runtime config.md#specification-version
@@ -279,36 +280,6 @@ fn not_done(linux: &Linux) -> Checked {
     }
     if linux.intel_rdt().is_some() {
         return wrong("linux.intelRdt", "is not supported by this runtime");
-    }
-    Ok(())
-}
-
-/// Amounts that are less than nothing; -1 is without a limit.
-// spec: oci-runtime config-linux.md#control-groups
-fn resources(resources: &LinuxResources) -> Checked {
-    let at_least = |least: i64, field: &str, value: Option<i64>| {
-        let why = format!("is less than {least}");
-        require(value.is_none_or(|value| value >= least), &format!("linux.resources.{field}"), &why)
-    };
-    if let Some(memory) = resources.memory() {
-        at_least(-1, "memory.limit", memory.limit())?;
-        at_least(-1, "memory.reservation", memory.reservation())?;
-        at_least(-1, "memory.swap", memory.swap())?;
-        at_least(-1, "memory.kernelTCP", memory.kernel_tcp())?;
-        let swappiness = memory.swappiness().unwrap_or(0);
-        require(swappiness <= 200, "linux.resources.memory.swappiness", "is more than 200")?;
-    }
-    if let Some(cpu) = resources.cpu() {
-        at_least(-1, "cpu.quota", cpu.quota())?;
-        at_least(0, "cpu.idle", cpu.idle())?;
-        let lists = [("cpus", cpu.cpus()), ("mems", cpu.mems())];
-        for (name, list) in lists {
-            let Some(list) = list.as_ref().filter(|list| !list.is_empty()) else { continue };
-            attributes::numbers(list, &format!("linux.resources.cpu.{name}"))?;
-        }
-    }
-    if let Some(pids) = resources.pids() {
-        at_least(-1, "pids.limit", Some(pids.limit()))?;
     }
     Ok(())
 }

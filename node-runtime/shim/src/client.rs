@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::Stdio;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use rswarm_base::{Classify, Kind};
@@ -173,7 +173,7 @@ pub async fn launch(exe: &Path, launch: &Launch) -> Result<Shim, LaunchError> {
         .append(true)
         .open(launch.state_dir.join(SHIM_LOG))
         .map_err(prepare)?;
-    let program = rswarm_runtime::readonly_program(exe).map_err(spawn)?;
+    let program = program(exe).map_err(spawn)?;
     let mut child = Command::new(format!("/proc/{}/fd/{}", std::process::id(), program.as_raw_fd()))
         .arg0(exe.as_os_str())
         .args(["shim", "--state-dir"])
@@ -192,6 +192,21 @@ pub async fn launch(exe: &Path, launch: &Launch) -> Result<Shim, LaunchError> {
         Ok(Launched::Created { .. }) => Shim::open(&launch.state_dir).map_err(prepare),
         Ok(Launched::Failed(failure)) => Err(LaunchError::Runtime(failure)),
         Err(_) => Err(LaunchError::Silent { log: log_tail(&launch.state_dir) }),
+    }
+}
+
+/// The read-only view of the program, made once: to take one down waits for the kernel. All shims of a daemon are
+/// of its own version, whatever has been installed in its place meanwhile.
+fn program(exe: &Path) -> io::Result<Arc<OwnedFd>> {
+    static VIEW: OnceLock<(PathBuf, Arc<OwnedFd>)> = OnceLock::new();
+    if VIEW.get().is_none() {
+        let view = Arc::new(rswarm_runtime::readonly_program(exe)?);
+        // Somebody else's is as good.
+        let _ = VIEW.set((exe.to_owned(), view));
+    }
+    match VIEW.get() {
+        Some((path, view)) if path == exe => Ok(view.clone()),
+        Some(_) | None => rswarm_runtime::readonly_program(exe).map(Arc::new),
     }
 }
 

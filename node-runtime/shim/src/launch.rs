@@ -1,5 +1,6 @@
 //! What a shim is told when it is launched, and what it reports: plain data, kept as JSON.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use rswarm_base::Timestamp;
@@ -50,15 +51,39 @@ pub struct Launch {
     pub runtime: Option<RuntimeBinary>,
 }
 
-/// A log in Docker's json-file format.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Where and how a container's output is kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogFile {
-    /// The current file; older ones are `<path>.1`, `<path>.2`, …
+    /// The current file; older ones are `<path>.1`, `<path>.2`, … (`.gz` behind it when compressed).
     pub path: PathBuf,
     /// Rotates before a file grows beyond this many bytes; zero never rotates.
     pub max_size: u64,
     /// How many files there are at most, the current one included.
     pub max_files: u32,
+    /// How lines are written.
+    #[serde(default)]
+    pub format: LogFormat,
+    /// Older files are compressed.
+    #[serde(default)]
+    pub compress: bool,
+    /// `None`: the container waits for the disk. Else so many bytes wait at most, and lines that do not fit
+    /// are lost and counted.
+    #[serde(default)]
+    pub buffer: Option<u64>,
+    /// Attributes of every json-file line.
+    #[serde(default)]
+    pub attrs: BTreeMap<String, String>,
+}
+
+/// How lines look on disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// Docker's json-file: one JSON object a line.
+    #[default]
+    Json,
+    /// Ours: framed in binary, see [`crate::log::local`].
+    Local,
 }
 
 /// Another OCI runtime, called with runc's command line.
@@ -79,6 +104,9 @@ pub struct Exit {
     pub at: Timestamp,
     /// The kernel killed a process of the container for want of memory.
     pub oom_killed: bool,
+    /// The shim was killed, and the container with it: nobody saw how it ended. Never in an exit file.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shim_killed: bool,
 }
 
 /// Where a shim's container is in its life.
@@ -98,6 +126,9 @@ pub enum ShimState {
         started_at: Timestamp,
         /// All its processes are frozen.
         paused: bool,
+        /// How many lines of its output could not be logged.
+        #[serde(default)]
+        log_dropped: u64,
     },
     /// Ended; nothing of it is left but its exit.
     Stopped(Exit),

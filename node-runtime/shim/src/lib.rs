@@ -6,9 +6,12 @@
 //! (the daemon's side).
 
 pub mod client;
+pub mod init;
 pub mod launch;
-mod log;
+pub mod log;
+mod note;
 pub mod protocol;
 pub mod serve;
+mod sys;
 
-pub use launch::{Exit, Launch, LogFile, RuntimeBinary, ShimState};
+pub use launch::{Exit, Launch, LogFile, LogFormat, RuntimeBinary, ShimState};

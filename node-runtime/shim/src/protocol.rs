@@ -204,6 +204,33 @@ mod tests {
         assert_eq!(buffer, [0]);
     }
 
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(256))]
+
+        #[test]
+        fn any_bytes_are_refused_or_waited_for(mut bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..600)) {
+            let before = bytes.clone();
+            match decode::<Request>(&mut bytes) {
+                Ok(Some(_)) => assert!(bytes.len() < before.len()),
+                Ok(None) | Err(_) => assert_eq!(bytes, before),
+            }
+        }
+
+        #[test]
+        fn a_damaged_request_is_an_error_or_another(at in proptest::prelude::any::<proptest::sample::Index>(), byte in proptest::prelude::any::<u8>()) {
+            let mut bytes = encode(&Request::ExecStart(ExecRequest { id: "x".into(), args: vec!["a".into()], ..ExecRequest::default() }));
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            let _ = decode::<Request>(&mut bytes);
+        }
+
+        #[test]
+        fn a_damaged_launch_file_is_an_error_or_another(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
+            let _ = serde_json::from_slice::<crate::Launch>(&bytes);
+            let _ = serde_json::from_slice::<Exit>(&bytes);
+        }
+    }
+
     #[test]
     fn a_length_beyond_the_limit_and_foreign_json_are_errors() {
         assert!(decode::<Request>(&mut vec![0xff; 8]).is_err());

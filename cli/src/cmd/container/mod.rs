@@ -6,6 +6,8 @@ pub mod logs;
 mod options;
 mod run;
 mod session;
+mod stats;
+mod update;
 
 use clap::{Args, Subcommand};
 use hyper::header;
@@ -57,6 +59,10 @@ pub enum ContainerAction {
     Port(PortArgs),
     /// Print a container's processes
     Top(TopArgs),
+    /// Show what containers use, as it changes
+    Stats(stats::StatsArgs),
+    /// Change containers' limits and restart policy
+    Update(update::UpdateArgs),
 }
 
 /// What comes after `container`.
@@ -89,6 +95,9 @@ pub struct StartArgs {
     /// Pass standard input on
     #[arg(short, long)]
     interactive: bool,
+    /// Keys that detach from a terminal
+    #[arg(long, value_name = "KEYS", value_parser = DetachKeys::parse)]
+    detach_keys: Option<DetachKeys>,
     /// Names or IDs
     #[arg(required = true, value_name = "CONTAINER")]
     names: Vec<String>,
@@ -170,7 +179,12 @@ pub struct PortArgs {
 #[derive(Debug, Args)]
 pub struct TopArgs {
     /// Name or ID, then options of `ps`
-    #[arg(required = true, trailing_var_arg = true, value_name = "CONTAINER [PS OPTIONS]")]
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "CONTAINER [PS OPTIONS]"
+    )]
     name_and_options: Vec<String>,
 }
 
@@ -263,6 +277,8 @@ impl ContainerAction {
             }
             ContainerAction::Port(args) => port(context, args).await,
             ContainerAction::Top(args) => top(context, args).await,
+            ContainerAction::Stats(args) => args.run(context).await,
+            ContainerAction::Update(args) => args.run(context).await,
         }
         .map_err(super::Failure::from)
     }
@@ -295,7 +311,7 @@ async fn start(context: &Context, args: StartArgs) -> Result<u8, super::Failure>
             let problem = "only one container can be attached to at a time";
             return Err(CommandError::Usage(problem.into()).into());
         };
-        return run::start_attached(context, name, args.interactive).await;
+        return run::start_attached(context, name, args.interactive, args.detach_keys).await;
     }
     Ok(change(context, &args.names, |name| Call::post(format!("/containers/{name}/start"))).await?)
 }

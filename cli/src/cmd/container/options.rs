@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use rswarm_api::types::{
-    CreateBody, DeviceMapping, Empty, EndpointIpamConfig, EndpointSettings, HostConfig, HostResources,
-    KeySet, LogConfig, Mount, NetworkingConfig, PortBinding, PortMap, RestartPolicy, Ulimit,
+    CreateBody, DeviceMapping, DeviceRequest, Empty, EndpointIpamConfig, EndpointSettings, HostConfig,
+    HostResources, KeySet, LogConfig, Mount, NetworkingConfig, PortBinding, PortMap, RestartPolicy,
+    ThrottleDevice, Ulimit, WeightDevice,
 };
 
 use crate::cmd::{CommandError, mount, words};
@@ -111,6 +112,27 @@ pub struct ContainerOptions {
     /// Weight of its disk access, 10 to 1000
     #[arg(long, value_name = "WEIGHT")]
     blkio_weight: Option<u16>,
+    /// Weight of a device, `DEVICE:WEIGHT`
+    #[arg(long, value_name = "WEIGHT", value_parser = weight_device)]
+    blkio_weight_device: Vec<WeightDevice>,
+    /// Limit reading from a device, `DEVICE:BYTES` a second
+    #[arg(long, value_name = "LIMIT", value_parser = device_bytes)]
+    device_read_bps: Vec<ThrottleDevice>,
+    /// Limit writing to a device, `DEVICE:BYTES` a second
+    #[arg(long, value_name = "LIMIT", value_parser = device_bytes)]
+    device_write_bps: Vec<ThrottleDevice>,
+    /// Limit reads from a device, `DEVICE:COUNT` a second
+    #[arg(long, value_name = "LIMIT", value_parser = device_operations)]
+    device_read_iops: Vec<ThrottleDevice>,
+    /// Limit writes to a device, `DEVICE:COUNT` a second
+    #[arg(long, value_name = "LIMIT", value_parser = device_operations)]
+    device_write_iops: Vec<ThrottleDevice>,
+    /// Period of the real-time scheduler in microseconds
+    #[arg(long, value_name = "MICROSECONDS")]
+    cpu_rt_period: Option<i64>,
+    /// Real-time CPU time per period in microseconds
+    #[arg(long, value_name = "MICROSECONDS")]
+    cpu_rt_runtime: Option<i64>,
     /// Limit a resource of each process, `NAME=SOFT[:HARD]`
     #[arg(long, value_name = "LIMIT", value_parser = words::ulimit)]
     ulimit: Vec<Ulimit>,
@@ -180,6 +202,12 @@ pub struct ContainerOptions {
     /// Give it a device, `HOST[:CONTAINER[:PERMISSIONS]]`
     #[arg(long, value_parser = device)]
     device: Vec<DeviceMapping>,
+    /// Give it GPUs: refused by daemons without a driver for them
+    #[arg(long, value_name = "GPUS")]
+    gpus: Vec<String>,
+    /// Isolation: default
+    #[arg(long)]
+    isolation: Option<String>,
     /// Allow devices by rule, as in `c 1:3 rwm`
     #[arg(long, value_name = "RULE")]
     device_cgroup_rule: Vec<String>,
@@ -359,6 +387,7 @@ impl ContainerOptions {
             shm_size: self.shm_size.unwrap_or_default(),
             sysctls: words::key_values(&self.sysctl),
             runtime: text(&self.runtime),
+            isolation: text(&self.isolation),
             resources: self.resources(),
             mounts: self.mount.clone(),
             init: self.init.then_some(true),
@@ -373,6 +402,14 @@ impl ContainerOptions {
             nano_cpus: self.cpus.unwrap_or_default(),
             cgroup_parent: self.cgroup_parent.clone().unwrap_or_default(),
             blkio_weight: self.blkio_weight.unwrap_or_default(),
+            blkio_weight_device: list(&self.blkio_weight_device),
+            blkio_device_read_bps: list(&self.device_read_bps),
+            blkio_device_write_bps: list(&self.device_write_bps),
+            blkio_device_read_iops: list(&self.device_read_iops),
+            blkio_device_write_iops: list(&self.device_write_iops),
+            cpu_realtime_period: self.cpu_rt_period.unwrap_or_default(),
+            cpu_realtime_runtime: self.cpu_rt_runtime.unwrap_or_default(),
+            device_requests: list(&self.gpus.iter().map(|gpus| gpu_request(gpus)).collect::<Vec<_>>()),
             cpu_period: self.cpu_period.unwrap_or_default(),
             cpu_quota: self.cpu_quota.unwrap_or_default(),
             cpuset_cpus: self.cpuset_cpus.clone().unwrap_or_default(),
@@ -427,6 +464,47 @@ fn absolute(source: &str) -> Result<String, CommandError> {
     let path =
         path.map_err(|source_error| CommandError::Read { path: source.into(), source: source_error })?;
     Ok(path.display().to_string())
+}
+
+/// `DEVICE:REST`.
+fn device_and<T>(text: &str, parse: impl Fn(&str) -> Option<T>) -> Result<(String, T), String> {
+    let invalid = || format!("bad format: {text}");
+    let (path, rest) = text.rsplit_once(':').ok_or_else(invalid)?;
+    if !path.starts_with("/dev/") {
+        return Err(format!("bad format for device path: {text}"));
+    }
+    Ok((path.to_owned(), parse(rest).ok_or_else(invalid)?))
+}
+
+fn weight_device(text: &str) -> Result<WeightDevice, String> {
+    let (path, weight) = device_and(text, |weight| weight.parse().ok())?;
+    if weight != 0 && !(10..=1000).contains(&weight) {
+        return Err(format!("invalid weight for device: {text}"));
+    }
+    Ok(WeightDevice { path, weight })
+}
+
+fn device_bytes(text: &str) -> Result<ThrottleDevice, String> {
+    let bytes = |bytes: &str| units::parse_bytes(bytes).ok().and_then(|bytes| u64::try_from(bytes).ok());
+    device_and(text, bytes).map(|(path, rate)| ThrottleDevice { path, rate })
+}
+
+fn device_operations(text: &str) -> Result<ThrottleDevice, String> {
+    device_and(text, |count| count.parse().ok()).map(|(path, rate)| ThrottleDevice { path, rate })
+}
+
+/// `all`, a number, or `device=ID`.
+fn gpu_request(text: &str) -> DeviceRequest {
+    let ids = text.trim_matches('"').strip_prefix("device=");
+    DeviceRequest {
+        count: match ids {
+            Some(_) => 0,
+            None => text.parse().unwrap_or(-1),
+        },
+        device_ids: ids.map(|ids| ids.split(',').map(str::to_owned).collect()),
+        capabilities: Some(vec![vec!["gpu".to_owned()]]),
+        ..DeviceRequest::default()
+    }
 }
 
 fn list<T: Clone>(values: &[T]) -> Option<Vec<T>> {

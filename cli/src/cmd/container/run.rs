@@ -84,16 +84,24 @@ pub async fn run(context: &Context, args: RunArgs) -> Result<u8, Failure> {
 }
 
 /// `start --attach`: as `run`, for a container that exists.
-pub async fn start_attached(context: &Context, name: &str, interactive: bool) -> Result<u8, Failure> {
+pub async fn start_attached(
+    context: &Context,
+    name: &str,
+    interactive: bool,
+    detach_keys: Option<DetachKeys>,
+) -> Result<u8, Failure> {
     let found: ContainerInspect = context.client.json(Call::get(super::inspect_path(name))).await?;
     let stdin = interactive && found.config.open_stdin;
-    let stream = context.client.hijack(session::attach_call(&found.id, stdin, true, true)).await?;
+    let stream = context
+        .client
+        .hijack(session::attach_call(&found.id, stdin, true, true).maybe("detachKeys", detach_keys.as_ref()))
+        .await?;
     let condition = if found.host_config.auto_remove { "removed" } else { "next-exit" };
     let exit = wait_for_exit(context, &found.id, condition).await?;
     context.client.done(Call::post(format!("/containers/{}/start", found.id))).await?;
     let target = session::Target::Container(found.id);
     let tty = found.config.tty;
-    let options = session::Options { tty, stdin, target, signals: true, detach_keys: None };
+    let options = session::Options { tty, stdin, target, signals: true, detach_keys };
     match session::follow(context, stream, options).await? {
         End::Detached => Ok(0),
         End::Closed => Ok(exit_code(exit).await?),

@@ -62,6 +62,15 @@ pub struct Settings {
     /// Limit processes
     #[arg(long, value_name = "COUNT")]
     limit_pids: Option<i64>,
+    /// Swap beyond the memory limit; -1 is no limit
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true, value_parser = units::parse_bytes_or_unlimited)]
+    memory_swap: Option<i64>,
+    /// How readily memory is swapped, 0 to 100; -1 is the node's own
+    #[arg(long, value_name = "PERCENT", allow_hyphen_values = true)]
+    memory_swappiness: Option<i64>,
+    /// OCI runtime of containers, by its name on the nodes
+    #[arg(long)]
+    runtime: Option<String>,
     /// CPU time to keep free on the node
     #[arg(long, value_name = "CPUS", value_parser = units::parse_nano_cpus)]
     reserve_cpu: Option<i64>,
@@ -211,6 +220,7 @@ impl Settings {
         set(&mut container.dir, &self.workdir);
         set(&mut container.stop_signal, &self.stop_signal);
         set(&mut container.isolation, &self.isolation);
+        set(&mut container.runtime, &self.runtime);
         if let Some(entrypoint) = &self.entrypoint {
             container.command = shell_words(entrypoint);
         }
@@ -232,6 +242,8 @@ impl Settings {
                 pids: self.limit_pids.unwrap_or(before.pids),
             });
         }
+        resources.swap_bytes = self.memory_swap.or(resources.swap_bytes);
+        resources.memory_swappiness = self.memory_swappiness.or(resources.memory_swappiness);
         if self.reserve_cpu.is_some() || self.reserve_memory.is_some() {
             let reservations = resources.reservations.get_or_insert_default();
             reservations.nano_cpus = self.reserve_cpu.unwrap_or(reservations.nano_cpus);

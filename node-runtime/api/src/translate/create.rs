@@ -1,21 +1,17 @@
 //! `POST /containers/create`: Docker's three configurations into the engine's one.
 
 use rswarm_engine::config::AttachedStreams;
-use rswarm_engine::container::{MountKind, MountPoint};
 use rswarm_engine::{ContainerConfig, EndpointConfig, RestartName, RestartPolicy};
 use rswarm_proto::wire;
 
 use super::{filled, healthcheck, mounts, parse_mac, ports, refuse, ulimits};
 use crate::error::ApiError;
 use crate::types::{self, CreateBody, HostConfig, HostResources};
+use crate::version::ApiVersion;
 
-/// Warnings of Docker's on machines with cgroup v2, where these knobs do not exist.
-const NO_SWAPPINESS: &str = "Your kernel does not support memory swappiness capabilities or the cgroup is not \
-                             mounted. Memory swappiness discarded.";
-const NO_OOM_KILL_DISABLE: &str = "Your kernel does not support OomKillDisable. OomKillDisable discarded.";
-const NO_KERNEL_MEMORY: &str = "Specifying a kernel memory limit is deprecated and has no effect.";
-/// Less than this no container starts with; Docker's own limit.
-const MEMORY_MIN: i64 = 6 << 20;
+/// Docker's warning to clients that can still name it: newer ones are not told.
+const NO_KERNEL_MEMORY: &str =
+    "Specifying a kernel memory limit is deprecated and will be removed in a future release.";
 const NANOS_PER_SECOND: i64 = 1_000_000_000;
 
 /// What the engine is asked for, and what the client is told about it.
@@ -25,11 +21,8 @@ pub(crate) struct Wanted {
     pub warnings: Vec<String>,
 }
 
-/// `from` gives the mounts of a container named in `VolumesFrom`.
-pub(crate) fn container(
-    body: &CreateBody,
-    from: impl Fn(&str) -> Result<Vec<MountPoint>, ApiError>,
-) -> Result<Wanted, ApiError> {
+/// Docker's three configurations as one.
+pub(crate) fn container(body: &CreateBody, version: ApiVersion) -> Result<Wanted, ApiError> {
     let host = body.host_config.clone().unwrap_or_default();
     let config = &body.config;
     refuse_host(&host)?;
@@ -37,10 +30,11 @@ pub(crate) fn container(
     let mut spec = process(config)?;
     confine(&mut spec, &host);
     names(&mut spec, &host);
-    spec.mounts = all_mounts(config, &host, from)?;
+    spec.mounts = all_mounts(config, &host)?;
+    of_old_clients(&mut spec, version);
     let network_mode = if config.network_disabled { "none" } else { &host.network_mode };
     let mut warnings = Vec::new();
-    let resources = resources(&host.resources, &mut warnings)?;
+    let resources = resources(&host.resources, version, &mut warnings)?;
     let restart = restart_policy(&host.restart_policy)?;
     if host.auto_remove && restart.name != RestartName::No {
         return Err(ApiError::invalid("can't create 'AutoRemove' container with restart policy"));
@@ -54,6 +48,7 @@ pub(crate) fn container(
         resources,
         ports,
         exposed,
+        volumes_from: host.volumes_from.clone().unwrap_or_default(),
         publish_all: host.publish_all_ports,
         log: wire::LogDriver {
             name: host.log_config.kind.clone(),
@@ -99,20 +94,42 @@ fn refuse_host(host: &HostConfig) -> Result<(), ApiError> {
 
 fn refuse_resources(resources: &HostResources) -> Result<(), ApiError> {
     refuse(!resources.cgroup_parent.is_empty(), "--cgroup-parent (CgroupParent)")?;
-    refuse(resources.blkio_weight != 0, "--blkio-weight (BlkioWeight)")?;
-    refuse(filled(resources.blkio_weight_device.as_ref()), "--blkio-weight-device (BlkioWeightDevice)")?;
-    refuse(filled(resources.blkio_device_read_bps.as_ref()), "--device-read-bps (BlkioDeviceReadBps)")?;
-    refuse(filled(resources.blkio_device_write_bps.as_ref()), "--device-write-bps (BlkioDeviceWriteBps)")?;
-    refuse(filled(resources.blkio_device_read_iops.as_ref()), "--device-read-iops (BlkioDeviceReadIOps)")?;
-    refuse(filled(resources.blkio_device_write_iops.as_ref()), "--device-write-iops (BlkioDeviceWriteIOps)")?;
-    refuse(resources.cpu_realtime_period != 0, "--cpu-rt-period (CpuRealtimePeriod)")?;
-    refuse(resources.cpu_realtime_runtime != 0, "--cpu-rt-runtime (CpuRealtimeRuntime)")?;
-    refuse(filled(resources.device_cgroup_rules.as_ref()), "--device-cgroup-rule (DeviceCgroupRules)")?;
-    refuse(filled(resources.device_requests.as_ref()), "--gpus (DeviceRequests)")?;
+    if let Some(request) = resources.device_requests.iter().flatten().next() {
+        return Err(no_device_driver(request));
+    }
     refuse(resources.cpu_count != 0, "CpuCount")?;
     refuse(resources.cpu_percent != 0, "CpuPercent")?;
     refuse(resources.io_maximum_iops != 0, "IOMaximumIOps")?;
     refuse(resources.io_maximum_bandwidth != 0, "IOMaximumBandwidth")
+}
+
+/// As dockerd without a driver for the devices, which also refuses them: GPUs need a vendor's hook.
+fn no_device_driver(request: &types::DeviceRequest) -> ApiError {
+    let capabilities = request.capabilities.iter().flatten().map(|all| format!("[{}]", all.join(" ")));
+    let capabilities = capabilities.collect::<Vec<_>>().join(" ");
+    ApiError::new(
+        rswarm_base::Kind::Internal,
+        format!("could not select device driver \"{}\" with capabilities: [{capabilities}]", request.driver),
+    )
+    .hint("pass the device nodes by --device and the libraries by --volume")
+}
+
+/// What clients of older versions mean by the same words.
+// docker-api: version history, 1.44, 1.41, 1.40
+fn of_old_clients(spec: &mut wire::ContainerSpec, version: ApiVersion) {
+    if !version.at_least(44) {
+        for mount in spec.mounts.iter_mut().filter(|mount| mount.read_only) {
+            if mount.recursion() == wire::mount::Recursion::Enabled {
+                mount.set_recursion(wire::mount::Recursion::Writable);
+            }
+        }
+    }
+    if !version.at_least(41) && spec.cgroupns_mode.is_empty() {
+        "host".clone_into(&mut spec.cgroupns_mode);
+    }
+    if !version.at_least(40) && spec.ipc_mode.is_empty() {
+        "shareable".clone_into(&mut spec.ipc_mode);
+    }
 }
 
 /// The process: what the image gives is filled in by the engine.
@@ -183,6 +200,7 @@ fn confine(spec: &mut wire::ContainerSpec, host: &HostConfig) {
     spec.userns_mode = host.userns_mode.clone();
     spec.runtime = host.runtime.clone();
     spec.annotations = host.annotations.clone();
+    spec.device_cgroup_rules = host.resources.device_cgroup_rules.clone().unwrap_or_default();
     spec.devices = host
         .resources
         .devices
@@ -204,12 +222,8 @@ fn names(spec: &mut wire::ContainerSpec, host: &HostConfig) {
     spec.dns_options = host.dns_options.clone().unwrap_or_default();
 }
 
-/// `-v`, `--mount`, `--tmpfs`, `VolumesFrom`, and anonymous volumes where nothing else is mounted.
-fn all_mounts(
-    config: &types::ContainerConfig,
-    host: &HostConfig,
-    from: impl Fn(&str) -> Result<Vec<MountPoint>, ApiError>,
-) -> Result<Vec<wire::Mount>, ApiError> {
+/// `-v`, `--mount`, `--tmpfs`, and anonymous volumes where nothing else is mounted.
+fn all_mounts(config: &types::ContainerConfig, host: &HostConfig) -> Result<Vec<wire::Mount>, ApiError> {
     let mut all = Vec::new();
     for bind in host.binds.iter().flatten() {
         all.push(mounts::parse_bind(bind)?);
@@ -221,13 +235,6 @@ fn all_mounts(
         all.push(mounts::parse_tmpfs(target, options)?);
     }
     mounts::check_targets(&all)?;
-    for reference in host.volumes_from.iter().flatten() {
-        for mount in volumes_from(reference, &from)? {
-            if !all.iter().any(|other| other.target == mount.target) {
-                all.push(mount);
-            }
-        }
-    }
     for volume in config.volumes.iter().flatten().map(|(text, _)| mounts::parse_bind(text)) {
         let volume = volume?;
         if !all.iter().any(|other| other.target == volume.target) {
@@ -237,67 +244,14 @@ fn all_mounts(
     Ok(all)
 }
 
-/// `CONTAINER[:ro|:rw]`: its binds and volumes.
-fn volumes_from(
-    text: &str,
-    from: impl Fn(&str) -> Result<Vec<MountPoint>, ApiError>,
-) -> Result<Vec<wire::Mount>, ApiError> {
-    let (reference, mode) = text.split_once(':').unwrap_or((text, ""));
-    if !matches!(mode, "" | "ro" | "rw") {
-        return Err(ApiError::invalid(format!("invalid mode: {mode}")));
-    }
-    let mounts = from(reference)?.into_iter().filter_map(|point| {
-        let (kind, source) = match point.kind {
-            MountKind::Bind => (wire::mount::Type::Bind, point.source),
-            MountKind::Volume => (wire::mount::Type::Volume, point.name),
-            MountKind::Tmpfs => return None,
-        };
-        let mut mount = wire::Mount {
-            source,
-            target: point.destination,
-            read_only: mode == "ro" || !point.writable,
-            propagation: point.propagation,
-            ..wire::Mount::default()
-        };
-        mount.set_type(kind);
-        Some(mount)
-    });
-    Ok(mounts.collect())
-}
-
-/// Limits of `create` and `update`. What this kernel cannot do is a warning, as with Docker.
+/// Limits of `create` and `update`; the engine checks them.
 pub(crate) fn resources(
     limits: &HostResources,
+    version: ApiVersion,
     warnings: &mut Vec<String>,
 ) -> Result<wire::ResourceLimits, ApiError> {
     refuse_resources(limits)?;
-    if limits.memory != 0 && limits.memory < MEMORY_MIN {
-        return Err(ApiError::invalid("Minimum memory limit allowed is 6MB"));
-    }
-    if limits.nano_cpus < 0 {
-        return Err(ApiError::invalid("NanoCPUs can not be set to a negative value"));
-    }
-    if limits.nano_cpus > 0 && (limits.cpu_period != 0 || limits.cpu_quota != 0) {
-        return Err(ApiError::invalid(
-            "Conflicting options: Nano CPUs and CPU Period cannot both be set, nor CPU Quota",
-        ));
-    }
-    if limits.memory_swap > 0 && limits.memory == 0 {
-        return Err(ApiError::invalid("You should always set the Memory limit when using Memoryswap limit"));
-    }
-    if limits.memory_swap > 0 && limits.memory_swap < limits.memory {
-        return Err(ApiError::invalid("Minimum memoryswap limit should be larger than memory limit"));
-    }
-    if limits.memory_reservation > 0 && limits.memory > 0 && limits.memory < limits.memory_reservation {
-        return Err(ApiError::invalid("Minimum memory limit can not be less than memory reservation limit"));
-    }
-    if limits.memory_swappiness.is_some_and(|value| value != -1) {
-        warnings.push(NO_SWAPPINESS.to_owned());
-    }
-    if limits.oom_kill_disable == Some(true) {
-        warnings.push(NO_OOM_KILL_DISABLE.to_owned());
-    }
-    if limits.kernel_memory != 0 || limits.kernel_memory_tcp != 0 {
+    if (limits.kernel_memory != 0 || limits.kernel_memory_tcp != 0) && !version.at_least(51) {
         warnings.push(NO_KERNEL_MEMORY.to_owned());
     }
     Ok(wire::ResourceLimits {
@@ -311,7 +265,27 @@ pub(crate) fn resources(
         cpu_period: limits.cpu_period,
         cpuset_cpus: limits.cpuset_cpus.clone(),
         cpuset_mems: limits.cpuset_mems.clone(),
+        memory_swappiness: limits.memory_swappiness,
+        oom_kill_disable: limits.oom_kill_disable == Some(true),
+        blkio_weight: limits.blkio_weight.into(),
+        blkio_weight_devices: weights(limits.blkio_weight_device.as_deref()),
+        blkio_read_bps: rates(limits.blkio_device_read_bps.as_deref()),
+        blkio_write_bps: rates(limits.blkio_device_write_bps.as_deref()),
+        blkio_read_iops: rates(limits.blkio_device_read_iops.as_deref()),
+        blkio_write_iops: rates(limits.blkio_device_write_iops.as_deref()),
+        cpu_realtime_period: limits.cpu_realtime_period,
+        cpu_realtime_runtime: limits.cpu_realtime_runtime,
     })
+}
+
+fn rates(devices: Option<&[types::ThrottleDevice]>) -> Vec<wire::DeviceRate> {
+    let devices = devices.unwrap_or_default().iter();
+    devices.map(|device| wire::DeviceRate { path: device.path.clone(), rate: device.rate }).collect()
+}
+
+fn weights(devices: Option<&[types::WeightDevice]>) -> Vec<wire::DeviceRate> {
+    let devices = devices.unwrap_or_default().iter();
+    devices.map(|device| wire::DeviceRate { path: device.path.clone(), rate: device.weight.into() }).collect()
 }
 
 pub(crate) fn restart_policy(policy: &types::RestartPolicy) -> Result<RestartPolicy, ApiError> {

@@ -24,12 +24,8 @@ const RUN: &str = r#"{"Hostname":"","Domainname":"","User":"","AttachStdin":true
 "Gateway":"","IPAddress":"","IPPrefixLen":0,"IPv6Gateway":"","GlobalIPv6Address":"","GlobalIPv6PrefixLen":0,
 "DNSNames":null}}}}"#;
 
-fn no_mounts(_: &str) -> Result<Vec<MountPoint>, ApiError> {
-    Ok(Vec::new())
-}
-
 fn wanted(text: &str) -> Result<Wanted, ApiError> {
-    container(&serde_json::from_str(text).expect("body"), no_mounts)
+    container(&serde_json::from_str(text).expect("body"), crate::version::MAX)
 }
 
 fn with_host(host: &str) -> Result<Wanted, ApiError> {
@@ -72,11 +68,6 @@ fn known_options_that_cannot_be_honoured_are_refused_by_name() {
         (r#"{"Links":["a:b"]}"#, "Links"),
         (r#"{"StorageOpt":{"size":"1G"}}"#, "StorageOpt"),
         (r#"{"CgroupParent":"/x"}"#, "CgroupParent"),
-        (r#"{"BlkioWeight":10}"#, "BlkioWeight"),
-        (r#"{"BlkioDeviceReadBps":[{"Path":"/dev/sda","Rate":1}]}"#, "BlkioDeviceReadBps"),
-        (r#"{"DeviceRequests":[{"Count":-1}]}"#, "DeviceRequests"),
-        (r#"{"DeviceCgroupRules":["c 1:1 r"]}"#, "DeviceCgroupRules"),
-        (r#"{"CpuRealtimeRuntime":1}"#, "CpuRealtimeRuntime"),
         (r#"{"MaskedPaths":["/proc/x"]}"#, "MaskedPaths"),
     ];
     for (host, name) in refused {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use rswarm_engine::container::{Container, Endpoint, Health, MountKind, MountPoint, State, Status};
-use rswarm_engine::{ContainerConfig, RestartName};
+use rswarm_engine::{ContainerConfig, MASKED_PATHS, READONLY_PATHS, RestartName};
 use rswarm_proto::wire;
 
 use super::{healthcheck_out, mac, mounts, ports, ulimits_out};
@@ -129,12 +129,16 @@ fn host_config(config: &ContainerConfig) -> types::HostConfig {
     let spec = &config.spec;
     let list = |items: &[String]| (!items.is_empty()).then(|| items.to_vec());
     let binds: Vec<String> = spec.mounts.iter().filter_map(mounts::bind_out).collect();
-    let unconfined = spec.security_opt.iter().any(|option| option == "systempaths=unconfined");
+    let unconfined =
+        spec.privileged || spec.security_opt.iter().any(|option| option == "systempaths=unconfined");
+    let paths = |paths: &[&str]| {
+        if unconfined { Vec::new() } else { paths.iter().map(ToString::to_string).collect() }
+    };
     types::HostConfig {
         resources: resources(config),
         binds: list(&binds),
         log_config: types::LogConfig {
-            kind: config.log.name.clone(),
+            kind: or(&config.log.name, "json-file"),
             config: Some(config.log.options.clone()),
         },
         network_mode: config.network_mode.clone(),
@@ -155,6 +159,7 @@ fn host_config(config: &ContainerConfig) -> types::HostConfig {
         oom_score_adj: spec.oom_score_adj,
         pid_mode: spec.pid_mode.clone(),
         privileged: spec.privileged,
+        volumes_from: list(&config.volumes_from),
         publish_all_ports: config.publish_all,
         readonly_rootfs: spec.read_only,
         security_opt: list(&spec.security_opt),
@@ -165,8 +170,8 @@ fn host_config(config: &ContainerConfig) -> types::HostConfig {
         sysctls: spec.sysctls.clone(),
         runtime: or(&spec.runtime, "rswarm"),
         mounts: spec.mounts.iter().filter(|mount| needs_object(mount)).map(mounts::mount_out).collect(),
-        masked_paths: unconfined.then(Vec::new),
-        readonly_paths: unconfined.then(Vec::new),
+        masked_paths: Some(paths(MASKED_PATHS)),
+        readonly_paths: Some(paths(READONLY_PATHS)),
         init: spec.init,
         ..types::HostConfig::default()
     }
@@ -202,12 +207,37 @@ fn resources(config: &ContainerConfig) -> types::HostResources {
         cpuset_cpus: limits.cpuset_cpus.clone(),
         cpuset_mems: limits.cpuset_mems.clone(),
         devices: Some(devices.collect()),
+        device_cgroup_rules: (!config.spec.device_cgroup_rules.is_empty())
+            .then(|| config.spec.device_cgroup_rules.clone()),
+        memory_swappiness: limits.memory_swappiness.filter(|value| *value != -1),
+        oom_kill_disable: Some(limits.oom_kill_disable),
+        blkio_weight: u16::try_from(limits.blkio_weight).unwrap_or(u16::MAX),
+        blkio_weight_device: Some(weights_out(&limits.blkio_weight_devices)),
+        blkio_device_read_bps: Some(rates_out(&limits.blkio_read_bps)),
+        blkio_device_write_bps: Some(rates_out(&limits.blkio_write_bps)),
+        blkio_device_read_iops: Some(rates_out(&limits.blkio_read_iops)),
+        blkio_device_write_iops: Some(rates_out(&limits.blkio_write_iops)),
+        cpu_realtime_period: limits.cpu_realtime_period,
+        cpu_realtime_runtime: limits.cpu_realtime_runtime,
         memory_reservation: limits.memory_reservation,
         memory_swap: limits.memory_swap,
         pids_limit: (limits.pids != 0).then_some(limits.pids),
         ulimits: Some(ulimits_out(&config.spec.ulimits)),
         ..types::HostResources::default()
     }
+}
+
+fn rates_out(devices: &[wire::DeviceRate]) -> Vec<types::ThrottleDevice> {
+    let devices = devices.iter();
+    devices.map(|device| types::ThrottleDevice { path: device.path.clone(), rate: device.rate }).collect()
+}
+
+fn weights_out(devices: &[wire::DeviceRate]) -> Vec<types::WeightDevice> {
+    let weight = |rate: u64| u16::try_from(rate).unwrap_or(u16::MAX);
+    let devices = devices.iter();
+    devices
+        .map(|device| types::WeightDevice { path: device.path.clone(), weight: weight(device.rate) })
+        .collect()
 }
 
 fn restart_policy(config: &ContainerConfig) -> types::RestartPolicy {

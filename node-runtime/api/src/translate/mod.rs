@@ -12,6 +12,7 @@ pub(crate) mod network;
 pub(crate) mod node;
 pub(crate) mod ports;
 pub(crate) mod service;
+pub(crate) mod stats;
 pub(crate) mod summary;
 pub(crate) mod task;
 

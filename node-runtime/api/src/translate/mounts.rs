@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use rswarm_proto::wire;
-use rswarm_proto::wire::mount::Type;
+use rswarm_proto::wire::mount::{Recursion, Type};
+
+use rswarm_engine::clean_path as clean;
 
 use super::refuse;
 use crate::error::ApiError;
@@ -131,15 +133,38 @@ fn bind(mount: &types::Mount, result: &mut wire::Mount) -> Result<(), ApiError> 
     if !options.propagation.is_empty() && !PROPAGATIONS.contains(&options.propagation.as_str()) {
         return Err(ApiError::invalid(format!("invalid propagation mode: {}", options.propagation)));
     }
-    refuse(options.non_recursive, "bind-recursive=disabled (BindOptions.NonRecursive)")?;
-    refuse(options.read_only_non_recursive, "bind-recursive=writable (BindOptions.ReadOnlyNonRecursive)")?;
-    refuse(
-        options.read_only_force_recursive,
-        "bind-recursive=readonly (BindOptions.ReadOnlyForceRecursive)",
-    )?;
+    result.set_recursion(recursion(mount, options)?);
     result.propagation = options.propagation.clone();
     result.create_source = options.create_mountpoint;
     Ok(())
+}
+
+/// `bind-recursive`: what becomes of the mounts below the source.
+// moby: volume/mounts, linux_parser.go
+fn recursion(mount: &types::Mount, options: &types::BindOptions) -> Result<Recursion, ApiError> {
+    let invalid =
+        |why: &str| Err(ApiError::invalid(format!("invalid mount config for type \"bind\": {why}")));
+    if options.read_only_non_recursive && options.read_only_force_recursive {
+        return invalid("ReadOnlyNonRecursive and ReadOnlyForceRecursive must not be specified together");
+    }
+    if options.read_only_non_recursive && !mount.read_only {
+        return invalid("mount source is not read-only: ReadOnlyNonRecursive must not be specified");
+    }
+    if options.read_only_force_recursive {
+        return match (mount.read_only, options.non_recursive, options.propagation.as_str()) {
+            (false, ..) => {
+                invalid("mount source is not read-only: ReadOnlyForceRecursive must not be specified")
+            }
+            (_, true, _) => invalid("ReadOnlyForceRecursive and NonRecursive must not be specified together"),
+            (_, _, "rprivate") => Ok(Recursion::Readonly),
+            _ => invalid("ReadOnlyForceRecursive needs propagation rprivate"),
+        };
+    }
+    Ok(match (options.non_recursive, options.read_only_non_recursive) {
+        (true, _) => Recursion::Disabled,
+        (false, true) => Recursion::Writable,
+        (false, false) => Recursion::Enabled,
+    })
 }
 
 fn volume(mount: &types::Mount, result: &mut wire::Mount) -> Result<(), ApiError> {
@@ -216,21 +241,6 @@ fn check_volume_name(name: &str) -> Result<(), ApiError> {
     )))
 }
 
-/// Without a slash at the end, doubled slashes and dots.
-fn clean(path: &str) -> String {
-    let mut parts: Vec<&str> = Vec::new();
-    for part in path.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => {
-                parts.pop();
-            }
-            part => parts.push(part),
-        }
-    }
-    format!("/{}", parts.join("/"))
-}
-
 /// A mount as `--mount` would have said it.
 pub(crate) fn mount_out(mount: &wire::Mount) -> types::Mount {
     let mut result = types::Mount {
@@ -242,13 +252,14 @@ pub(crate) fn mount_out(mount: &wire::Mount) -> types::Mount {
     match mount.r#type() {
         Type::Bind => {
             result.kind = "bind".into();
-            if !mount.propagation.is_empty() || mount.create_source {
-                result.bind_options = Some(types::BindOptions {
-                    propagation: mount.propagation.clone(),
-                    create_mountpoint: mount.create_source,
-                    ..types::BindOptions::default()
-                });
-            }
+            let options = types::BindOptions {
+                propagation: mount.propagation.clone(),
+                create_mountpoint: mount.create_source,
+                non_recursive: mount.recursion() == Recursion::Disabled,
+                read_only_non_recursive: mount.recursion() == Recursion::Writable,
+                read_only_force_recursive: mount.recursion() == Recursion::Readonly,
+            };
+            result.bind_options = (options != types::BindOptions::default()).then_some(options);
         }
         Type::Volume => {
             result.kind = "volume".into();
@@ -286,7 +297,8 @@ fn tmpfs_options_out(mount: &wire::Mount) -> Option<types::TmpfsOptions> {
 /// A mount as `-v` would have said it; `None` for a tmpfs and for what only `--mount` can say.
 pub(crate) fn bind_out(mount: &wire::Mount) -> Option<String> {
     let is_bind = mount.r#type() == Type::Bind;
-    if mount.r#type() == Type::Tmpfs || (is_bind && !mount.create_source) || mount.source.is_empty() {
+    let special = is_bind && (!mount.create_source || mount.recursion() != Recursion::Enabled);
+    if mount.r#type() == Type::Tmpfs || special || mount.source.is_empty() {
         return None;
     }
     let mut options = Vec::new();
@@ -341,6 +353,9 @@ mod tests {
     fn mounts_come_back_as_they_were() {
         let mounts = [
             r#"{"Type":"bind","Source":"/a","Target":"/b","ReadOnly":true,"BindOptions":{"Propagation":"rslave"}}"#,
+            r#"{"Type":"bind","Source":"/a","Target":"/b","ReadOnly":true,"BindOptions":{"NonRecursive":true}}"#,
+            r#"{"Type":"bind","Source":"/a","Target":"/b","ReadOnly":true,"BindOptions":{"ReadOnlyNonRecursive":true}}"#,
+            r#"{"Type":"bind","Source":"/a","Target":"/b","ReadOnly":true,"BindOptions":{"Propagation":"rprivate","ReadOnlyForceRecursive":true}}"#,
             r#"{"Type":"volume","Source":"data","Target":"/b","VolumeOptions":{"NoCopy":true,"Labels":{"a":"b"},"DriverConfig":{"Name":"local","Options":{"type":"nfs"}}}}"#,
             r#"{"Type":"tmpfs","Target":"/b","TmpfsOptions":{"SizeBytes":1024,"Mode":511,"Options":[["exec"],["uid","7"]]}}"#,
         ];
@@ -355,10 +370,6 @@ mod tests {
     #[test]
     fn what_cannot_be_honoured_is_refused_by_name() {
         let refused = [
-            (
-                r#"{"Type":"bind","Source":"/a","Target":"/b","BindOptions":{"NonRecursive":true}}"#,
-                "NonRecursive",
-            ),
             (r#"{"Type":"volume","Source":"data","Target":"/b","VolumeOptions":{"Subpath":"x"}}"#, "Subpath"),
             (r#"{"Type":"image","Source":"web","Target":"/b"}"#, "type image"),
             (r#"{"Type":"tmpfs","Source":"web","Target":"/b"}"#, "Source must not"),

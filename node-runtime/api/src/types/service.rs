@@ -163,6 +163,9 @@ docker! {
         pub ulimits: Vec<Ulimit>,
         #[serde(skip_serializing_if = "crate::types::omit")]
         pub oom_score_adj: i32,
+        /// Ours: the OCI runtime, by its name on the nodes.
+        #[serde(skip_serializing_if = "crate::types::omit")]
+        pub runtime: String,
     }
 
     pub struct Privileges {

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Container, Health, HealthStatus, Probe, Request, Status};
 use crate::exec;
+use crate::shared::Shared;
 
 /// Docker's defaults.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -89,6 +90,7 @@ impl Check {
 
 /// Probes a running container until `cancel`; results go to its actor. A frozen container is left alone.
 pub(crate) async fn probe_loop(
+    shared: Arc<Shared>,
     check: Check,
     shim: Shim,
     state: watch::Receiver<Arc<Container>>,
@@ -104,7 +106,7 @@ pub(crate) async fn probe_loop(
             if state.borrow().state.status == Status::Paused {
                 continue;
             }
-            let probe = probe(&check, &shim, &container).await;
+            let probe = probe(&shared, &check, &shim, &container).await;
             let Some(actor) = actor.upgrade() else { return };
             if actor.send(Request::Probed(probe)).await.is_err() {
                 return;
@@ -118,10 +120,13 @@ pub(crate) async fn probe_loop(
 }
 
 /// One probe; one that takes too long is killed.
-async fn probe(check: &Check, shim: &Shim, container: &Container) -> Probe {
+async fn probe(shared: &Shared, check: &Check, shim: &Shim, container: &Container) -> Probe {
     let start = Timestamp::now();
     let request = exec::internal_request(container, check.command.clone());
     let id = request.id.clone();
+    for action in ["exec_create", "exec_start"] {
+        shared.exec_event(container, action, &id, &check.command);
+    }
     let (exit_code, output) = match tokio::time::timeout(check.timeout, exec::run(shim, request)).await {
         Ok(Ok(done)) => done,
         Ok(Err(error)) => (-1, rswarm_base::Chain(&error).to_string()),
@@ -131,6 +136,7 @@ async fn probe(check: &Check, shim: &Shim, container: &Container) -> Probe {
             (-1, format!("Health check exceeded timeout ({:?})", check.timeout))
         }
     };
+    shared.exec_died(container, &id, exit_code);
     Probe { start, end: Timestamp::now(), exit_code, output }
 }
 

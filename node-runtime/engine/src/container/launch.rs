@@ -14,10 +14,10 @@ use tokio::sync::oneshot;
 
 use super::record::Record;
 use super::wiring::{self, Wired};
-use super::{Container, Endpoint, MountKind, inject, logfile};
+use super::{Container, Endpoint, MountKind, inject, logfile, shm};
 use crate::blocking::blocking;
 use crate::config::EngineConfig;
-use crate::error::{Cause, FileError, StartError};
+use crate::error::{Cause, FileError, RuntimeWords, StartError};
 use crate::merge::clean_path;
 use crate::shared::Shared;
 use crate::spec::{self, Input, Namespace, Security, VolumeSource};
@@ -101,8 +101,12 @@ fn launch_failure<E>(error: E, exit_code: impl FnOnce(&E) -> i32) -> StartError
 where
     E: rswarm_base::Classify + Send + Sync + 'static,
 {
-    let exit_code = exit_code(&error);
-    StartError::Launch { exit_code, source: Cause::new(error) }
+    let (exit_code, words) = (exit_code(&error), rswarm_base::Chain(&error).to_string());
+    // moby looks users up itself, before it asks a runtime.
+    if words.starts_with("unable to find ") {
+        return StartError::Invalid(words);
+    }
+    StartError::Launch { exit_code, source: Cause::new(RuntimeWords::of(&error)) }
 }
 
 /// Writes the bundle and says what the shim shall do.
@@ -116,7 +120,10 @@ async fn prepare(
     let state_dir = shared.state_dir(&container.id);
     let rootfs = state_dir.join("rootfs");
     let spec = generate(shared, container, wired, &rootfs).await?;
-    let log = logfile::parse(&config.log, &log_path(container)).map_err(StartError::Invalid)?;
+    let mut log = logfile::parse(&config.log, &log_path(container)).map_err(StartError::Invalid)?;
+    if let Some(log) = &mut log {
+        log.attrs = logfile::attributes(container).map_err(StartError::Invalid)?;
+    }
     let launch = Launch {
         id: container.id.clone(),
         state_dir,
@@ -167,6 +174,7 @@ async fn generate(
         host::devices(&config.devices).map_err(StartError::Invalid)?
     };
     let cgroup = shared.cgroup(&container.id);
+    let shm = shm_of(shared, container).await?;
     let input = Input {
         container,
         host: &shared.host,
@@ -178,11 +186,34 @@ async fn generate(
         ipc: joined(shared, &config.ipc_mode, "ipc")?,
         volumes: &volumes(shared, container)?,
         devices: &devices,
+        numbers: &host::block_device,
+        shm: shm.as_deref(),
         security: &security,
         init: if wants_init(shared, config) { shared.config.init_path.as_deref() } else { None },
         ulimits: &shared.config.ulimits,
     };
     spec::generate(&input).map_err(StartError::Invalid)
+}
+
+/// The `/dev/shm` that it shares with others: its own, or that of the container whose IPC namespace it joins.
+async fn shm_of(shared: &Shared, container: &Container) -> Result<Option<PathBuf>, StartError> {
+    let mode = &container.config.spec.ipc_mode;
+    if mode == "shareable" {
+        let (state_dir, container) = (shared.state_dir(&container.id), container.clone());
+        let path = state_dir.join("shm");
+        let mounted = blocking(move || shm::mount(&state_dir, &container)).await;
+        return Ok(Some(mounted.map_err(FileError::write(&path))?));
+    }
+    let Some(name) = mode.strip_prefix("container:") else { return Ok(None) };
+    let donor = shared.running(name, "IPC")?;
+    let shm = shm::shared(&shared.state_dir(&donor.id));
+    shm.map(Some).ok_or_else(|| {
+        // moby: getIPCContainer
+        StartError::Invalid(format!(
+            "failed to join IPC namespace: container {}: non-shareable IPC (hint: use IpcMode:shareable for the donor container)",
+            donor.id
+        ))
+    })
 }
 
 /// `host`, `container:X`, or one of its own.
@@ -218,6 +249,12 @@ pub(crate) fn check_init(shared: &Shared, spec: &ContainerSpec) -> Result<(), St
     Ok(())
 }
 
+/// Whether a runtime's name is one of the built-in runtime's. The empty name is.
+#[must_use]
+pub fn is_builtin_runtime(name: &str) -> bool {
+    BUILT_IN.contains(&name)
+}
+
 /// The runtime of that name; `None` is the built-in one.
 ///
 /// # Errors
@@ -231,9 +268,9 @@ pub(crate) fn runtime(config: &EngineConfig, name: &str) -> Result<Option<Runtim
     }
 }
 
-/// `<dir>/<id>-json.log`.
+/// Where its log is, when it keeps one.
 pub(crate) fn log_path(container: &Container) -> PathBuf {
-    container.dir.join(format!("{}-json.log", container.id))
+    logfile::path(&container.dir, &container.id, &container.config.log)
 }
 
 /// `<dir>/exit.json`.
@@ -266,6 +303,7 @@ pub(crate) async fn clean(shared: &Shared, id: &str) {
     let (state_dir, cgroup) = (shared.state_dir(id), shared.cgroup(id));
     let work = move || {
         remove_cgroup(&cgroup)?;
+        shm::unmount(&state_dir).map_err(|error| error.to_string())?;
         fsx::remove_all(&state_dir).map_err(|error| error.to_string())
     };
     if let Err(error) = blocking(work).await {

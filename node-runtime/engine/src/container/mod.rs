@@ -8,11 +8,12 @@ pub(crate) mod launch;
 pub(crate) mod logfile;
 pub(crate) mod record;
 pub(crate) mod restart;
+mod shm;
 pub(crate) mod state;
 pub(crate) mod wiring;
 
 pub(crate) use actor::Request;
 pub use state::{
-    Attributes, BoundPort, Container, Endpoint, Health, HealthStatus, MountKind, MountPoint, Probe, State,
-    Status,
+    Attributes, BoundPort, Container, Endpoint, Health, HealthStatus, MountKind, MountPoint, Probe,
+    Recursion, State, Status,
 };

@@ -212,6 +212,24 @@ pub struct MountPoint {
     pub propagation: String,
     /// Whether the volume was made for this container alone and goes with `rm -v`.
     pub anonymous: bool,
+    /// For a bind: what becomes of the mounts below its source.
+    #[serde(default)]
+    pub recursion: Recursion,
+}
+
+/// How a bind takes the mounts below its source along.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recursion {
+    /// All of them, read-only with it.
+    #[default]
+    Enabled,
+    /// None.
+    Disabled,
+    /// All of them, writable also below a read-only one.
+    Writable,
+    /// All of them, read-only or not at all.
+    Readonly,
 }
 
 /// What is mounted.

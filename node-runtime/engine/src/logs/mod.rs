@@ -1,6 +1,7 @@
-//! Reads a container's json-file log: the last lines, all lines, and those that are still to come.
+//! Reads a container's log in either format: the last lines, all lines, and those that are still to come.
 
 mod file;
+mod format;
 mod line;
 
 use std::collections::BTreeMap;
@@ -12,10 +13,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use rswarm_base::Timestamp;
+use rswarm_shim::LogFormat;
 use tokio::sync::watch;
 
 use crate::blocking::blocking;
-use crate::container::Container;
+use crate::container::{Container, logfile};
 use crate::error::{FileError, LogsError};
 use file::Files;
 use line::Joiner;
@@ -92,7 +94,8 @@ pub(crate) async fn open(
     options: LogOptions,
     state: watch::Receiver<Arc<Container>>,
 ) -> Result<LogStream, LogsError> {
-    let opened = blocking(move || (Reader::open(&path, options), path)).await;
+    let format = logfile::format(&state.borrow().config.log);
+    let opened = blocking(move || (Reader::open(&path, format, options), path)).await;
     let reader = opened.0.map_err(FileError::read(&opened.1))?;
     let follower = options.follow.then(|| Follower::new(state));
     let batches = stream::unfold(Some((reader, follower)), move |turn| async move {
@@ -169,23 +172,26 @@ struct Batch {
 
 struct Reader {
     files: Files,
+    format: LogFormat,
     joiner: Joiner,
 }
 
 impl Reader {
-    fn open(path: &Path, options: LogOptions) -> std::io::Result<Reader> {
+    fn open(path: &Path, format: LogFormat, options: LogOptions) -> std::io::Result<Reader> {
         let files = match options.tail {
-            None => Files::from_start(path)?,
-            Some(lines) => Files::from_tail(path, lines)?,
+            None => Files::from_start(path, format)?,
+            Some(lines) => Files::from_tail(path, format, lines)?,
         };
-        Ok(Reader { files, joiner: Joiner::default() })
+        Ok(Reader { files, format, joiner: Joiner::default() })
     }
 
     /// An unreadable log ends: there is nobody to tell in the middle of a stream.
     fn batch(&mut self) -> Batch {
         let mut entries = Vec::new();
-        let more =
-            self.files.read_lines(|raw| entries.extend(line::parse(raw).and_then(|l| self.joiner.push(l))));
+        let (format, joiner) = (self.format, &mut self.joiner);
+        let more = self.files.read_records(|raw| {
+            entries.extend(format::parse(format, raw).and_then(|part| joiner.push(part)));
+        });
         let at_end = match more {
             Ok(more) => !more,
             Err(error) => {

@@ -115,3 +115,87 @@ async fn a_follower_goes_across_a_rotation_and_ends_with_the_container() {
     assert_eq!(next().await.as_deref(), Some("line 6"), "what was written before the end is not lost");
     assert_eq!(next().await, None);
 }
+
+/// A record as `rswarm_shim::log::local` says it is.
+fn frame(n: i64, text: &str) -> Vec<u8> {
+    let (text, partial) = text.strip_suffix('\n').map_or((text, 4), |text| (text, 0));
+    let flags = if n % 2 == 0 { 1 } else { 2 } | partial;
+    let mut out = vec![0xa7, flags];
+    out.extend(u16::try_from(text.len()).expect("short").to_le_bytes());
+    out.extend((n * 1_000_000_000 + 1).to_le_bytes());
+    out.extend(text.as_bytes());
+    out.extend(u16::try_from(text.len() + 14).expect("short").to_le_bytes());
+    out
+}
+
+fn frames(range: std::ops::Range<i64>) -> Vec<u8> {
+    let records = range.flat_map(|n| frame(n, &format!("line {n}\n")));
+    b"RSWLOG\x01\n".iter().copied().chain(records).collect()
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(bytes).expect("memory");
+    gzip.finish().expect("memory")
+}
+
+async fn read_local(path: &Path, options: LogOptions) -> Vec<String> {
+    let mut config = ContainerConfig::default();
+    config.log.name = "local".to_owned();
+    let container = crate::spec::tests::container(config, Vec::new());
+    let (_sender, state) = watch::channel(Arc::new(container));
+    let stream = open(path.to_owned(), options, state).await.expect("open");
+    stream.map(|entry| String::from_utf8_lossy(&entry.line).trim_end().to_owned()).collect().await
+}
+
+#[tokio::test]
+async fn local_and_compressed_files_are_one_log() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("x.log");
+    fs::write(dir.path().join("x.log.2.gz"), gzip(&frames(0..3000))).expect("write");
+    fs::write(dir.path().join("x.log.1"), frames(3000..3005)).expect("write");
+    fs::write(&path, frames(3005..3009)).expect("write");
+    let all: Vec<String> = (0..3009).map(|n| format!("line {n}")).collect();
+    assert_eq!(read_local(&path, LogOptions::default()).await, all);
+    for n in [0, 1, 4, 5, 9, 10, 500, 3009, 4000] {
+        assert_eq!(read_local(&path, tail(n)).await, all[all.len().saturating_sub(n)..], "tail {n}");
+    }
+    let since = LogOptions { since: Some(Timestamp(3006 * 1_000_000_000)), ..LogOptions::default() };
+    assert_eq!(read_local(&path, since).await, all[3006..]);
+}
+
+#[tokio::test]
+async fn a_damaged_log_is_read_around_the_damage() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("x.log");
+    let whole = frames(0..200);
+    for at in (0..whole.len()).step_by(97) {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 0x55;
+        fs::write(&path, &damaged).expect("write");
+        let read = read_local(&path, LogOptions::default()).await;
+        assert!(read.len() >= 198, "{} lines after damage at {at}", read.len());
+        assert_eq!(read_local(&path, tail(3)).await.len(), 3, "damage at {at}");
+    }
+    fs::write(dir.path().join("x.log.1.gz"), &gzip(&frames(0..500))[..200]).expect("write");
+    fs::write(&path, [&b"garbage\xa7"[..], &frames(0..2)].concat()).expect("write");
+    let read = read_local(&path, LogOptions::default()).await;
+    assert_eq!(read[read.len() - 2..], ["line 0", "line 1"]);
+}
+
+#[tokio::test]
+async fn a_follower_notices_that_a_single_file_was_emptied() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("x.log");
+    fs::write(&path, lines(0..9)).expect("write");
+    let (_sender, receiver) = state(Status::Running);
+    let options = LogOptions { follow: true, tail: Some(1), ..LogOptions::default() };
+    let mut stream = open(path.clone(), options, receiver).await.expect("open");
+    let mut next =
+        async || stream.next().await.map(|entry| String::from_utf8_lossy(&entry.line).trim().to_owned());
+    assert_eq!(next().await.as_deref(), Some("line 8"));
+    let file = fs::OpenOptions::new().append(true).open(&path).expect("append");
+    file.set_len(0).expect("empty");
+    (&file).write_all(lines(9..10).as_bytes()).expect("write");
+    assert_eq!(next().await.as_deref(), Some("line 9"));
+}

@@ -139,7 +139,9 @@ fn parse_all(texts: &[String]) -> Result<Parsed, String> {
 /// # Errors
 /// The first that is not, in one sentence.
 pub(super) fn check(spec: &ContainerSpec) -> Result<(), String> {
-    parse_all(&spec.cap_add).and(parse_all(&spec.cap_drop)).map(|_| ())
+    parse_all(&spec.cap_add).map_err(|why| format!("invalid CapAdd: {why}"))?;
+    parse_all(&spec.cap_drop).map_err(|why| format!("invalid CapDrop: {why}"))?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -22,7 +22,8 @@ use crate::merge;
 pub(crate) use capabilities::bounding_set;
 pub(crate) use mounts::VolumeSource;
 pub(crate) use resources::{
-    HostDevice, check as check_resources, merge as merge_resources, to_oci as oci_resources,
+    HostDevice, Support, check as check_resources, discard as discard_unsupported, merge as merge_resources,
+    parse_set, to_oci as oci_resources,
 };
 pub(crate) use security::{Seccomp, Security};
 
@@ -39,6 +40,8 @@ pub(crate) struct Host {
     pub cpus: usize,
     /// Whether the kernel's cgroups are v2 only.
     pub cgroup_v2: bool,
+    /// What they can limit.
+    pub support: Support,
 }
 
 /// Where a namespace of the container comes from.
@@ -53,7 +56,6 @@ pub(crate) enum Namespace {
 }
 
 /// What generation needs beside the container.
-#[derive(Debug)]
 pub(crate) struct Input<'a> {
     pub container: &'a Container,
     pub host: &'a Host,
@@ -68,6 +70,10 @@ pub(crate) struct Input<'a> {
     pub volumes: &'a BTreeMap<String, VolumeSource>,
     /// The host's devices that the container gets; all of them when it is privileged.
     pub devices: &'a [HostDevice],
+    /// Finds the block devices that limits name.
+    pub numbers: resources::Numbers<'a>,
+    /// The directory that is its `/dev/shm`, when others share it.
+    pub shm: Option<&'a Path>,
     pub security: &'a Security,
     /// The program that runs as the first process, when there is one.
     pub init: Option<&'a Path>,
@@ -109,6 +115,16 @@ pub(crate) fn check(spec: &ContainerSpec, host: &Host) -> Result<(), String> {
     if let Some(unknown) = spec.ulimits.iter().find(|ulimit| !ULIMITS.contains(&ulimit.name.as_str())) {
         return Err(format!("invalid ulimit type: {}", unknown.name));
     }
+    if !(-1000..=1000).contains(&spec.oom_score_adj) {
+        return Err(format!(
+            "Invalid value {}, range for oom score adj is [-1000, 1000]",
+            spec.oom_score_adj
+        ));
+    }
+    if spec.shm_size < 0 {
+        return Err("SHM size can not be less than 0".to_owned());
+    }
+    spec.device_cgroup_rules.iter().try_for_each(|rule| resources::parse_rule(rule).map(drop))?;
     rlimits(&spec.ulimits, &[], host).map(drop)
 }
 
@@ -147,13 +163,13 @@ fn linux(input: &Input<'_>) -> Result<Linux, String> {
     let mut linux = Linux::default();
     linux
         .set_namespaces(Some(namespaces(input)))
-        .set_resources(Some(resources::resources(input)))
+        .set_resources(Some(resources::resources(input)?))
         .set_devices(Some(resources::nodes(input.devices)))
         .set_cgroups_path(Some(PathBuf::from(input.cgroup)))
         .set_sysctl(Some(sysctls(input)?))
         .set_seccomp(seccomp(input)?)
-        .set_masked_paths(Some(paths(MASKED)))
-        .set_readonly_paths(Some(paths(READ_ONLY)));
+        .set_masked_paths(Some(paths(MASKED_PATHS)))
+        .set_readonly_paths(Some(paths(READONLY_PATHS)));
     Ok(linux)
 }
 
@@ -172,7 +188,8 @@ fn seccomp(input: &Input<'_>) -> Result<Option<LinuxSeccomp>, String> {
     }
 }
 
-const MASKED: &[&str] = &[
+/// What a container cannot see of the kernel, unless it is privileged or asks for all.
+pub const MASKED_PATHS: &[&str] = &[
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -187,7 +204,9 @@ const MASKED: &[&str] = &[
     "/sys/firmware",
 ];
 
-const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+/// What it can see and not change.
+pub const READONLY_PATHS: &[&str] =
+    &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 fn namespaces(input: &Input<'_>) -> Vec<LinuxNamespace> {
     let config = &input.container.config.spec;

@@ -6,7 +6,7 @@ use oci_spec::runtime::Mount;
 use rswarm_proto::model::container::{self as model, mount};
 
 use super::{INIT_TARGET, Input, Namespace};
-use crate::container::{MountKind, MountPoint};
+use crate::container::{MountKind, MountPoint, Recursion};
 use crate::merge::clean_path;
 
 /// Docker's `/dev/shm`.
@@ -45,6 +45,7 @@ fn mount(destination: &str, typ: &str, source: &str, options: &[&str]) -> Mount 
 fn kernel(input: &Input<'_>) -> Vec<Mount> {
     let config = &input.container.config.spec;
     let access = if config.privileged { "rw" } else { "ro" };
+    let cgroups = if input.security.writable_cgroups { "rw" } else { access };
     let mut mounts = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
@@ -55,7 +56,7 @@ fn kernel(input: &Input<'_>) -> Vec<Mount> {
             &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         ),
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access]),
-        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", access]),
+        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", cgroups]),
     ];
     if input.ipc == Namespace::Host {
         mounts.push(mount("/dev/mqueue", "bind", "/dev/mqueue", &["rbind", "nosuid", "noexec", "nodev"]));
@@ -63,7 +64,9 @@ fn kernel(input: &Input<'_>) -> Vec<Mount> {
         return mounts;
     }
     mounts.push(mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]));
-    if config.ipc_mode != "none" {
+    if let Some(shm) = input.shm {
+        mounts.push(mount("/dev/shm", "bind", &shm.to_string_lossy(), &["rbind", "rprivate"]));
+    } else if config.ipc_mode != "none" {
         let size = format!("size={}", if config.shm_size > 0 { config.shm_size } else { SHM_SIZE });
         mounts.push(mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &size]));
     }
@@ -99,9 +102,15 @@ fn users(input: &Input<'_>) -> Result<Vec<Mount>, String> {
 }
 
 fn bind(source: &str, point: &MountPoint) -> Mount {
-    let access = if point.writable { "rw" } else { "rro" };
+    let bind = if point.recursion == Recursion::Disabled { "bind" } else { "rbind" };
+    // moby: read-only is so for all mounts below too, since Docker 25.
+    let access = match (point.writable, point.recursion) {
+        (true, _) => "rw",
+        (false, Recursion::Enabled | Recursion::Readonly) => "rro",
+        (false, Recursion::Disabled | Recursion::Writable) => "ro",
+    };
     let propagation = if point.propagation.is_empty() { "rprivate" } else { &point.propagation };
-    mount(&point.destination, "bind", source, &["rbind", access, propagation])
+    mount(&point.destination, "bind", source, &[bind, access, propagation])
 }
 
 fn volume(input: &Input<'_>, point: &MountPoint) -> Result<Mount, String> {

@@ -11,6 +11,8 @@ pub(crate) struct Security {
     pub seccomp: Seccomp,
     /// No masked and no read-only paths.
     pub unmasked: bool,
+    /// The container may make cgroups below its own.
+    pub writable_cgroups: bool,
 }
 
 /// A container's system call filter.
@@ -43,12 +45,15 @@ impl Security {
         // The colon is how Docker once wrote it.
         let (key, value) = option.split_once(['=', ':']).unwrap_or((option, ""));
         match (key, value) {
-            ("no-new-privileges", "" | "true") => self.no_new_privileges = true,
-            ("no-new-privileges", "false") => self.no_new_privileges = false,
+            ("no-new-privileges", "") => self.no_new_privileges = true,
+            ("no-new-privileges", value) => self.no_new_privileges = truth(value).ok_or_else(invalid)?,
             ("seccomp", "builtin" | "default") => self.seccomp = Seccomp::Default,
             ("seccomp", "unconfined") => self.seccomp = Seccomp::Unconfined,
             ("seccomp", profile) if profile.trim_start().starts_with('{') => {
                 self.seccomp = Seccomp::Profile(profile.to_owned());
+            }
+            ("writable-cgroups", value) => {
+                self.writable_cgroups = truth(value).ok_or_else(invalid)?;
             }
             ("systempaths", "unconfined") => self.unmasked = true,
             // There is no AppArmor or SELinux confinement to take away.
@@ -58,6 +63,15 @@ impl Security {
             _ => return Err(invalid()),
         }
         Ok(())
+    }
+}
+
+/// Go's `ParseBool`.
+fn truth(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
     }
 }
 
@@ -77,13 +91,21 @@ mod tests {
         assert_eq!(parse(&["seccomp=unconfined"]).expect("valid").seccomp, Seccomp::Unconfined);
         assert_eq!(parse(&["seccomp:unconfined"]).expect("valid").seccomp, Seccomp::Unconfined);
         assert!(parse(&["systempaths=unconfined"]).expect("valid").unmasked);
+        assert!(parse(&["writable-cgroups=true"]).expect("valid").writable_cgroups);
+        assert!(!parse(&["writable-cgroups=0"]).expect("valid").writable_cgroups);
         assert_eq!(parse(&["apparmor=unconfined", "label=disable"]), Ok(Security::default()));
     }
 
     #[test]
     fn options_that_cannot_be_served_are_errors() {
-        for option in ["apparmor=strict", "label=level:s0", "seccomp=/missing.json", "magic", "systempaths=x"]
-        {
+        for option in [
+            "apparmor=strict",
+            "label=level:s0",
+            "seccomp=/missing.json",
+            "magic",
+            "systempaths=x",
+            "writable-cgroups=yes",
+        ] {
             assert!(parse(&[option]).is_err(), "{option}");
         }
     }

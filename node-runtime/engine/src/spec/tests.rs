@@ -7,7 +7,7 @@ use rswarm_proto::model::container::{Mount, mount};
 
 use super::*;
 use crate::config::ContainerConfig;
-use crate::container::{MountKind, MountPoint, State};
+use crate::container::{MountKind, MountPoint, Recursion, State};
 
 /// A container that runs `/bin/web`.
 pub(crate) fn container(config: ContainerConfig, mounts: Vec<MountPoint>) -> Container {
@@ -39,6 +39,7 @@ fn host() -> Host {
         may_raise_limits: false,
         cpus: 2,
         cgroup_v2: true,
+        support: Support::default(),
     }
 }
 
@@ -56,6 +57,8 @@ fn spec_of(config: ContainerConfig, mounts: Vec<MountPoint>, network: Namespace)
         ipc: Namespace::Own,
         volumes: &[("data".to_owned(), VolumeSource::Directory("/volumes/data/_data".to_owned()))].into(),
         devices: &[],
+        numbers: &|path| Err(format!("stat {path}")),
+        shm: None,
         security: &security,
         init: None,
         ulimits: &[Ulimit { name: "nofile".into(), soft: 1 << 20, hard: 1 << 20 }],
@@ -72,6 +75,7 @@ fn point(kind: MountKind, name: &str, source: &str, destination: &str) -> MountP
         writable: false,
         propagation: String::new(),
         anonymous: false,
+        recursion: Recursion::default(),
     }
 }
 

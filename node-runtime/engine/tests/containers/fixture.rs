@@ -359,6 +359,17 @@ pub async fn expect_gone(pid: i32) -> Result<()> {
     bail!("process {pid} is still there")
 }
 
+/// [`expect_gone`] while there is no engine.
+pub fn await_end(pid: i32) -> Result<()> {
+    for _ in 0..2000 {
+        if !fs::exists(format!("/proc/{pid}"))? {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    bail!("process {pid} is still there")
+}
+
 /// The process that a process was started by: a container's shim.
 pub fn parent(pid: i32) -> Result<i32> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;

@@ -84,13 +84,13 @@ async fn short_runs(engine: Engine) -> Result<Value> {
     let mut config = sh("sleep 0.4");
     config.auto_remove = true;
     start(&engine, "temp", config).await?;
-    Ok(Value::Null)
+    Ok(json!([engine.inspect("web")?.state.pid, engine.inspect("temp")?.state.pid]))
 }
 
 fn missed_exit() -> Result<()> {
     let host = Host::new()?;
-    host.crash("short runs")?;
-    std::thread::sleep(Duration::from_millis(1000));
+    let processes: Vec<i32> = serde_json::from_value(host.crash("short runs")?)?;
+    processes.into_iter().try_for_each(await_end)?;
     host.test(async |engine| {
         let container = engine.inspect("web")?;
         ensure!(
@@ -112,8 +112,10 @@ fn killed_shim() -> Result<()> {
         let pid = engine.inspect("web")?.state.pid;
         let ended = engine.wait("web", WaitCondition::NextExit).await?;
         kill_process(parent(pid)?)?;
-        ensure!(ended.await.exit_code == 255, "an end that nobody saw");
+        ensure!(ended.await.exit_code == 137, "killed with its shim");
         expect_gone(pid).await.context("the container does not outlive its shim")?;
+        let why = engine.inspect("web")?.state.error.clone();
+        ensure!(why.contains("shim was killed"), "{why}");
         engine.start("web").await.context("it can be started again")?;
         Ok(())
     })
@@ -148,8 +150,8 @@ fn policies() -> Result<()> {
     // As when the machine is switched off: shims and containers are gone, and nobody recorded it.
     for shim in shims {
         kill_process(shim)?;
+        await_end(shim)?;
     }
-    std::thread::sleep(Duration::from_millis(200));
     host.test(async |engine| {
         wait_for(&engine, "always", Status::Running).await?;
         wait_for(&engine, "unless", Status::Running).await?;
@@ -165,7 +167,7 @@ fn policies() -> Result<()> {
                 engine.inspect(name)?.state
             );
         }
-        ensure!(engine.inspect("never")?.state.exit_code == 255);
+        ensure!(engine.inspect("never")?.state.exit_code == 137, "killed with its shim while no daemon ran");
         Ok(())
     })
 }

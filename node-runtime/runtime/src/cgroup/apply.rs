@@ -116,7 +116,7 @@ impl Cgroup {
             return refuse(field, format!("this kernel has no `{}`", write.file));
         }
         let mut message = format!(
-            "{ROOT}.{field}: failed to write \"{}\" to {}: {}",
+            "`{ROOT}.{field}`: failed to write \"{}\" to {}: {}",
             write.value,
             path.display(),
             describe(error)
@@ -162,19 +162,16 @@ impl Cgroup {
             return Ok(());
         }
         let relative = dir.strip_prefix(mount).unwrap_or(Path::new(""));
-        let (mut parent, mut done) = (mount.clone(), Ok(()));
+        let mut parent = mount.clone();
         for part in relative {
-            for controller in missing_of(&parent.join(part), needed) {
-                // One that cannot be had is no reason to leave out the others.
-                if let Err(error) = put(&parent.join("cgroup.subtree_control"), &format!("+{controller}"))
-                    && done.is_ok()
-                {
-                    done = Err(why_not_handed_down(controller, &parent, mount, &error));
-                }
+            let missing = missing_of(&parent.join(part), needed);
+            if !missing.is_empty() {
+                hand_down_from(&parent, &missing)
+                    .map_err(|(controller, error)| why_not_handed_down(controller, &parent, mount, &error))?;
             }
             parent.push(part);
         }
-        done
+        Ok(())
     }
 
     fn set_devices(&self, rules: &Rules, is_new: bool) -> Result<(), Failure> {
@@ -216,6 +213,33 @@ fn put_planned(path: &Path, write: &Write) -> io::Result<()> {
 /// `EINVAL`: out of bounds that another file sets. `EBUSY`: below what is in use, or another file's value.
 fn depends_on_others(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EBUSY))
+}
+
+/// All at once where that goes. One that cannot be had is no reason to leave out the others.
+///
+/// A parent with processes could hand some controllers down, but would become threaded by that, and its
+/// children places where no process can be: nothing is tried there.
+fn hand_down_from<'a>(parent: &Path, controllers: &[&'a str]) -> Result<(), (&'a str, io::Error)> {
+    let busy = || (controllers[0], io::Error::from_raw_os_error(libc::EBUSY));
+    // The root has no type, and may have processes.
+    if parent.join("cgroup.type").exists() && has_processes(parent) {
+        return Err(busy());
+    }
+    let file = parent.join("cgroup.subtree_control");
+    let all: Vec<String> = controllers.iter().map(|controller| format!("+{controller}")).collect();
+    if put(&file, &all.join(" ")).is_ok() {
+        return Ok(());
+    }
+    let mut done = Ok(());
+    for (controller, word) in controllers.iter().zip(&all) {
+        done = done.and(put(&file, word).map_err(|error| (*controller, error)));
+    }
+    done
+}
+
+fn has_processes(dir: &Path) -> bool {
+    let read = fs::File::open(dir.join("cgroup.procs")).and_then(|f| Ok(rustix::io::read(f, &mut [0; 16])?));
+    read.is_ok_and(|length| length > 0)
 }
 
 fn missing_of<'a>(dir: &Path, needed: &'a [String]) -> Vec<&'a str> {

@@ -23,11 +23,11 @@ const MINOR_MAX: i64 = (1 << 20) - 1;
 
 /// A value that cannot be, as an error.
 pub(super) fn refuse(field: &str, why: impl std::fmt::Display) -> Failure {
-    Failure::invalid(format!("{ROOT}.{field}: {why}"))
+    Failure::invalid(format!("`{ROOT}.{field}`: {why}"))
 }
 
 /// Checks every value that is written into a file; device rules are checked where they are compiled.
-pub(super) fn check(resources: &LinuxResources) -> Result<(), Failure> {
+pub(crate) fn check(resources: &LinuxResources) -> Result<(), Failure> {
     resources.memory().as_ref().map_or(Ok(()), memory)?;
     resources.cpu().as_ref().map_or(Ok(()), cpu)?;
     resources.pids().as_ref().map_or(Ok(()), pids)?;
@@ -209,7 +209,7 @@ mod tests {
 
     fn refusal(json: serde_json::Value) -> String {
         let resources: LinuxResources = serde_json::from_value(json).expect("resources");
-        check(&resources).expect_err("refused").message
+        check(&resources).expect_err("refused").message.replace('`', "")
     }
 
     #[test]
@@ -253,7 +253,10 @@ mod tests {
         ];
         for (json, words) in cases {
             let said = refusal(json.clone());
-            assert!(said.starts_with("linux.resources.") && said.contains(words), "{json}: {said}");
+            assert!(
+                said.starts_with("linux.resources.") && said.contains(&words.replace('`', "")),
+                "{json}: {said}"
+            );
         }
     }
 

@@ -57,7 +57,7 @@ impl Layout {
 
     /// The usual mount points first: the kernel formats the whole mount table to let one read it, which takes
     /// longer than to make all cgroups of a container.
-    fn look() -> Result<Layout, Failure> {
+    pub(super) fn look() -> Result<Layout, Failure> {
         let usual = fs::read_to_string("/proc/self/cgroup").ok().and_then(|text| usual(&text));
         let mut layout = match usual {
             Some(layout) => layout,

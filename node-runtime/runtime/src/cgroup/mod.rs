@@ -27,6 +27,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub(crate) use self::check::check as check_resources;
 pub use self::layout::{Hierarchy, Layout};
 pub use self::oom::OomEvents;
 pub use self::place::{container_path, parent_path};
@@ -103,6 +104,14 @@ impl Cgroup {
     #[must_use]
     pub fn only_unified(&self) -> Option<&Path> {
         self.unified.as_deref().filter(|_| self.layout.is_unified())
+    }
+
+    /// The version 2 group's `cgroup.kill`, open: it kills whatever is in this very group, and nothing once the
+    /// group is gone, even if another one has its path by then. `None` where the kernel or version 2 lacks it.
+    #[must_use]
+    pub fn kill_file(&self) -> Option<File> {
+        let path = self.unified.as_ref()?.join("cgroup.kill");
+        std::fs::OpenOptions::new().write(true).open(path).ok()
     }
 
     /// All directories by the names that they have below `/sys/fs/cgroup`.

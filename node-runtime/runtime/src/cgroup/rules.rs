@@ -339,9 +339,9 @@ mod tests {
 
     #[test]
     fn a_rule_that_cannot_be_is_named() {
-        let refusal = |json| rules(json).expect_err("refused").message;
+        let refusal = |json| rules(json).expect_err("refused").message.replace('`', "");
         let cases = [
-            (serde_json::json!([{"allow": true}, {"allow": true, "access": "x"}]), "devices[1].access: `x`"),
+            (serde_json::json!([{"allow": true}, {"allow": true, "access": "x"}]), "devices[1].access: x"),
             (serde_json::json!([{"allow": true, "type": "p"}]), "devices[0].type"),
             (serde_json::json!([{"allow": true, "type": "c", "major": -2}]), "devices[0]: there can be no"),
             (serde_json::json!([{"allow": true, "type": "c", "minor": 1_i64 << 40}]), "devices[0]"),

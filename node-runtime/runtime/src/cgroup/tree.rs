@@ -41,6 +41,7 @@ impl Cgroup {
                 // Those without limits are counted too. What is missing is an error only for a limit.
                 let _ = self.enable_controllers(&self.layout.unified_controllers);
             }
+            refuse_invalid(dir)?;
         }
         for (hierarchy, dir) in self.layout.v1.iter().zip(&self.v1) {
             self.make(dir, Some(hierarchy), made)?;
@@ -123,6 +124,15 @@ impl Cgroup {
         }
         Ok(())
     }
+}
+
+/// Documentation/admin-guide/cgroup-v2.rst, "Threads"
+fn refuse_invalid(dir: &Path) -> Result<(), Failure> {
+    let typ = fs::read_to_string(dir.join("cgroup.type")).unwrap_or_default();
+    if typ.trim() != "domain invalid" {
+        return Ok(());
+    }
+    Err(Failure::invalid(format!("no process can be in cgroup {}: one above it is threaded", dir.display())))
 }
 
 fn make_parents(dir: &Path, hierarchy: Option<&Hierarchy>) -> io::Result<()> {

@@ -80,6 +80,8 @@ impl Foreground {
     fn wait(&self, console: Option<&Console>) -> Result<Ready, Failure> {
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
         let stdin = io::stdin();
+        // One that has hung up is left out: poll would tell of nothing else.
+        let console = console.filter(|console| !console.output_ended);
         if let Some(console) = console {
             fds.push(PollFd::new(&console.near, console.interest()));
             if console.wants_input() {
@@ -163,9 +165,8 @@ impl Console {
     }
 
     fn interest(&self) -> PollFlags {
-        let mut interest = PollFlags::empty();
-        interest.set(PollFlags::IN, !self.output_ended);
-        interest.set(PollFlags::OUT, !self.typed.is_empty() && !self.output_ended);
+        let mut interest = PollFlags::IN;
+        interest.set(PollFlags::OUT, !self.typed.is_empty());
         interest
     }
 

@@ -85,7 +85,7 @@ fn from_flags(args: &Parsed) -> Result<LinuxResources, Failure> {
             tracing::warn!("Kernel memory settings are ignored and will be removed");
         }
     }
-    let given = |flags: &[(&str, &str, Kind)]| -> Result<Map<String, Value>, Failure> {
+    let given = |flags: &[Figure]| -> Result<Map<String, Value>, Failure> {
         let mut part = Map::new();
         for (flag, field, kind) in flags {
             if let Some(text) = args.value(flag).filter(|text| !text.is_empty()) {
@@ -126,8 +126,11 @@ impl Kind {
     }
 }
 
+/// A flag, the name of its field, and what its text is.
+type Figure = (&'static str, &'static str, Kind);
+
 // spec: oci-runtime config-linux.md: the names are those of linux.resources.
-const PARTS: &[(&str, &[(&str, &str, Kind)])] = &[
+const PARTS: &[(&str, &[Figure])] = &[
     (
         "cpu",
         &[

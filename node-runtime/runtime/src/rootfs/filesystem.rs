@@ -60,9 +60,9 @@ impl<'a> Filesystem<'a> {
         Filesystem { typ: "tmpfs", source: Some(Path::new("tmpfs")), superblock: Vec::new(), data }
     }
 
-    /// Whether an option is given.
-    pub(super) fn has(&self, key: &str) -> bool {
-        self.data.iter().any(|(known, _)| *known == key)
+    /// An option's value.
+    pub(super) fn value(&self, key: &str) -> Option<&str> {
+        self.data.iter().find(|(known, _)| *known == key)?.1.as_deref()
     }
 
     /// Whether only mount(2) can take these options.

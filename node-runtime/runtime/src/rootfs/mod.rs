@@ -45,8 +45,10 @@ pub(crate) struct Tree<'a> {
 }
 
 impl<'a> Tree<'a> {
-    /// Mounts and makes all that belongs below the root, in the caller's mount namespace.
+    /// Mounts and makes all that belongs below the root, in the caller's mount namespace. What is made has
+    /// the modes that runc gives it, whatever our caller's umask is; so has what the container makes.
     pub(crate) fn build(plan: &'a Plan<'a>, cgroup: &Cgroup) -> Result<Tree<'a>, Failure> {
+        rustix::process::umask(Mode::WGRP | Mode::WOTH);
         let root = root::bind(&plan.root_path, plan.root.as_ref(), plan.propagation)?;
         let mut site = Site {
             root: root.as_fd(),
@@ -54,7 +56,6 @@ impl<'a> Tree<'a> {
             cgroup,
             cgroup_namespace: plan.cgroup_namespace,
             host_pids: plan.host_pids,
-            user_namespace: plan.user_namespace,
             label: plan.label(),
             readonly_later: Vec::new(),
         };
@@ -122,7 +123,6 @@ impl<'a> Tree<'a> {
         if self.plan.readonly_root() {
             sys::mount_setattr(root, false, hide::readonly()).context("make / read-only")?;
         }
-        rustix::process::umask(Mode::WGRP | Mode::WOTH);
         Ok(())
     }
 }

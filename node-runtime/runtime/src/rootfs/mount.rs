@@ -49,7 +49,6 @@ pub(super) struct Site<'a> {
     pub cgroup_namespace: bool,
     /// Processes are numbered as on the machine.
     pub host_pids: bool,
-    pub user_namespace: bool,
     /// SELinux' label for files of new file systems.
     pub label: Option<&'a str>,
     /// Mounts that become read-only when everything inside them is made.
@@ -175,7 +174,7 @@ impl Site<'_> {
     ) -> Result<OwnedFd, Failure> {
         let options = &planned.options;
         let mut wanted = Filesystem::of(planned, typ, self.label);
-        if typ == "tmpfs" && !place.made && !wanted.has("mode") {
+        if typ == "tmpfs" && !place.made && wanted.value("mode").is_none() {
             let mode = rustix::fs::fstat(&place.fd).context("look at the mount point")?.st_mode & 0o7777;
             wanted.data.push(("mode", Some(format!("{mode:04o}").into())));
         }
@@ -188,8 +187,8 @@ impl Site<'_> {
             made
         } else {
             let mut made = wanted.make(attributes);
-            let unmapped = made.as_ref().is_err_and(|refused| refused.errno == Errno::INVAL);
-            if typ == "devpts" && self.user_namespace && wanted.has("gid") && unmapped {
+            let invalid = made.as_ref().is_err_and(|refused| refused.errno == Errno::INVAL);
+            if typ == "devpts" && invalid && wanted.value("gid").is_some_and(is_nobodys) {
                 // A group that the container does not have cannot own its terminals.
                 wanted.data.retain(|(key, _)| *key != "gid");
                 made = wanted.make(attributes);
@@ -252,6 +251,17 @@ fn check_place(path: &Path, is_procfs: impl FnOnce() -> Result<bool, Failure>) -
         return Ok(());
     }
     Err(Failure::invalid(format!("\"/{}\" cannot be mounted because it is inside /proc", path.display())))
+}
+
+/// Whether a group is a number that the caller's user namespace does not map.
+fn is_nobodys(group: &str) -> bool {
+    let Ok(group) = group.parse::<u64>() else { return false };
+    let map = std::fs::read_to_string("/proc/self/gid_map").unwrap_or_default();
+    let mut lines = map.lines().map(|line| {
+        let mut numbers = line.split_whitespace().map(|number| number.parse::<u64>().unwrap_or(0));
+        (numbers.next().unwrap_or(0), numbers.nth(1).unwrap_or(0))
+    });
+    !lines.any(|(first, count)| (first..first.saturating_add(count)).contains(&group))
 }
 
 /// A detached copy of the mount at `path`.

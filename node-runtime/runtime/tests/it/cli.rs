@@ -312,22 +312,31 @@ fn descriptors_are_passed_on() -> Result<()> {
     bundle.nothing_is_left()
 }
 
+/// A parent of cgroups, whom nobody else removes.
+struct Slice(String);
+
+impl Drop for Slice {
+    fn drop(&mut self) {
+        for entry in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            let _ = fs::remove_dir(entry.path().join(&self.0));
+        }
+        let _ = fs::remove_dir(std::path::Path::new("/sys/fs/cgroup").join(&self.0));
+    }
+}
+
 fn a_systemd_path_is_a_place_in_its_slice() -> Result<()> {
+    // Dropped after the bundle, which removes what is in it.
+    let slice = Slice(format!("rswarmtest{}.slice", std::process::id()));
     let mut bundle = Bundle::sh("sleep 1000")?;
-    let slice = format!("rswarmtest{}.slice", std::process::id());
-    bundle.spec["linux"]["cgroupsPath"] = format!("{slice}:test:{}", bundle.id).into();
+    bundle.spec["linux"]["cgroupsPath"] = format!("{}:test:{}", slice.0, bundle.id).into();
     // Seen from the machine's cgroup namespace.
     bundle.spec["linux"]["namespaces"] =
         json!([{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}]);
     bundle.succeeds(&["--systemd-cgroup", "run", "--detach", &bundle.id])?;
     let pid = bundle.state()?["pid"].as_i64().context("pid")?;
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-    let deleted = bundle.succeeds(&["delete", "--force", &bundle.id]);
-    for entry in fs::read_dir("/sys/fs/cgroup")?.flatten() {
-        let _ = fs::remove_dir(entry.path().join(&slice));
-    }
-    deleted?;
-    let wanted = format!(":/{slice}/test-{}.scope", bundle.id);
+    bundle.succeeds(&["delete", "--force", &bundle.id])?;
+    let wanted = format!(":/{}/test-{}.scope", slice.0, bundle.id);
     ensure!(groups.lines().all(|line| line.ends_with(&wanted)), "{groups}");
     bundle.nothing_is_left()
 }
@@ -343,11 +352,13 @@ fn what_a_killed_create_left_is_deleted() -> Result<()> {
     let mut create =
         bundle.command(&["create", "--pidfd-socket", socket.to_str().context("path")?, &bundle.id])?;
     let mut child = create.stderr(Stdio::null()).spawn()?;
-    let mut has_init = || {
+    let has_init = || {
         let printed = bundle.call(&["ps", "--format", "json", &bundle.id])?;
         Ok::<_, anyhow::Error>(printed.status.success() && printed.stdout != b"[]\n")
     };
-    while !has_init()? {
+    // Only then has create read the configuration, which every call of ours writes anew.
+    let remembered = bundle.path("root").join(&bundle.id).join("state.json");
+    while !remembered.exists() || !has_init()? {
         ensure!(child.try_wait()?.is_none(), "create ended");
     }
     let state = bundle.state()?;
@@ -401,5 +412,7 @@ fn spec_and_features_are_printed() -> Result<()> {
     ensure!(bundle.fails(&["spec", "--bundle", dir.to_str().context("path")?])?.contains("Remove it first"));
     let features: Value = serde_json::from_str(&bundle.succeeds(&["features"])?)?;
     ensure!(features["linux"]["cgroup"]["v2"] == true, "{features}");
+    // The published shape of it.
+    serde_json::from_value::<oci_spec::runtime::Features>(features)?;
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! The program is its own runtime: it runs itself as `… runtime COMMAND`, which must find no thread, so there
 //! is no test harness. A module lists its tests in `CASES`.
 
+mod cgroups;
 mod cli;
 mod escape;
 mod hooks;
@@ -11,8 +12,8 @@ mod mounts;
 mod namespaces;
 mod process;
 mod seccomp;
-
 mod support;
+mod user_mounts;
 
 use std::fs;
 use std::process::ExitCode;
@@ -23,8 +24,10 @@ use anyhow::Result;
 pub type Case = (&'static str, fn() -> Result<()>);
 
 const MODULES: &[(&str, &[Case])] = &[
+    ("cgroups", cgroups::CASES),
     ("cli", cli::CASES),
     ("mounts", mounts::CASES),
+    ("user_mounts", user_mounts::CASES),
     ("escape", escape::CASES),
     ("namespaces", namespaces::CASES),
     ("process", process::CASES),

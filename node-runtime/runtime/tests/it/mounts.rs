@@ -68,20 +68,20 @@ fn allow(bundle: &mut Bundle, capability: &str) -> Result<()> {
 
 /// A line of a mount table.
 #[derive(Debug)]
-struct Line {
-    root: String,
-    options: Vec<String>,
+pub struct Line {
+    pub root: String,
+    pub options: Vec<String>,
     /// `shared:1`, `master:1`, …
-    tags: Vec<String>,
-    typ: String,
+    pub tags: Vec<String>,
+    pub typ: String,
     superblock: Vec<String>,
 }
 
-/// The last mount at a path. Fields as in proc_pid_mountinfo(5).
-fn line(table: &str, path: &str) -> Result<Line> {
+/// The last mount at a path, in what a command said. Fields as in proc_pid_mountinfo(5).
+pub fn line(table: &str, path: &str) -> Result<Line> {
     let words = |text: &str| text.split(',').map(str::to_owned).collect();
     for line in table.lines().rev() {
-        let (mount, filesystem) = line.split_once(" - ").context("no mount table")?;
+        let Some((mount, filesystem)) = line.split_once(" - ") else { continue };
         let (mount, filesystem): (Vec<&str>, Vec<&str>) =
             (mount.split(' ').collect(), filesystem.split(' ').collect());
         if mount[4] == path {
@@ -98,13 +98,13 @@ fn line(table: &str, path: &str) -> Result<Line> {
 }
 
 impl Line {
-    fn has(&self, option: &str) -> bool {
+    pub fn has(&self, option: &str) -> bool {
         self.options.iter().chain(&self.superblock).any(|known| known == option)
     }
 }
 
 /// Runs a shell script in a mount namespace of its own, where `"$@"` is a call of the runtime.
-fn in_namespace(bundle: &Bundle, script: &str, args: &[&str]) -> Result<Output> {
+pub fn in_namespace(bundle: &Bundle, script: &str, args: &[&str]) -> Result<Output> {
     let call = bundle.command(args)?;
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "sh", "-euc", script, "sh"]);
@@ -113,7 +113,7 @@ fn in_namespace(bundle: &Bundle, script: &str, args: &[&str]) -> Result<Output> 
     Ok(command.output()?)
 }
 
-fn said(output: &Output) -> Result<String> {
+pub fn said(output: &Output) -> Result<String> {
     ensure!(output.status.success(), "{output:?}");
     Ok(String::from_utf8(output.stdout.clone())?)
 }

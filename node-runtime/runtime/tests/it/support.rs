@@ -115,8 +115,9 @@ impl Bundle {
 
     pub fn nothing_is_left(&self) -> Result<()> {
         ensure!(!self.path("root").join(&self.id).exists(), "it is remembered");
-        for entry in fs::read_dir("/sys/fs/cgroup")?.flatten() {
-            let dir = entry.path().join(format!("rswarm-{}", self.id));
+        let hierarchies = fs::read_dir("/sys/fs/cgroup")?.flatten().map(|entry| entry.path());
+        for dir in hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]) {
+            let dir = dir.join(format!("rswarm-{}", self.id));
             ensure!(!dir.exists(), "{} is left", dir.display());
         }
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;

@@ -2,27 +2,33 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use oci_spec::runtime::Spec;
 use rswarm_base::{Timestamp, fsx};
-use rswarm_runtime::Created;
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::pipe::PipeFlags;
 
 use super::connection::{Connection, Phase};
+use super::container::Container;
+use super::keeper::Keeper;
 use super::process::Process;
 use crate::launch::{Exit, LAUNCH_FILE, Launch, SOCKET, ShimState};
-use crate::log::Stream;
+use crate::log::{Log, Stream};
+use crate::note::note;
 use crate::protocol::Reply;
+use crate::sys;
 
-/// The most that is read at once.
-const READ_MAX: usize = 32 << 10;
+/// The most that is read at once. The buffer is memory only as far as it was ever filled, and only until nothing
+/// has moved for [`REST`].
+const READ_MAX: usize = 256 << 10;
+
+/// After so long without an event the buffers go.
+const REST: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// Where the container is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,8 +42,7 @@ pub(super) enum Life {
 pub(super) struct Shim {
     pub launch: Launch,
     pub root: PathBuf,
-    pub spec: Spec,
-    pub created: Created,
+    pub container: Container,
     pub life: Life,
     /// The container's first process, then execs.
     pub processes: Vec<Process>,
@@ -48,6 +53,8 @@ pub(super) struct Shim {
     pub done: bool,
     listener: UnixListener,
     signals: SignalFd,
+    keeper: Option<Keeper>,
+    /// Empty while nothing moves.
     buffer: Vec<u8>,
 }
 
@@ -58,6 +65,7 @@ enum Source {
     Listener,
     Output(usize, Stream),
     Stdin(usize),
+    Log(usize),
     Connection(usize),
 }
 
@@ -65,17 +73,16 @@ impl Shim {
     pub(super) fn new(
         launch: Launch,
         root: PathBuf,
-        spec: Spec,
-        created: Created,
+        container: Container,
         process: Process,
         listener: UnixListener,
         signals: SignalFd,
+        keeper: Option<Keeper>,
     ) -> Shim {
         Shim {
             launch,
             root,
-            spec,
-            created,
+            container,
             life: Life::Created,
             processes: vec![process],
             connections: Vec::new(),
@@ -83,7 +90,8 @@ impl Shim {
             done: false,
             listener,
             signals,
-            buffer: vec![0; READ_MAX],
+            keeper,
+            buffer: Vec::new(),
         }
     }
 
@@ -92,30 +100,46 @@ impl Shim {
         while !(self.done && self.connections.iter().all(|connection| !connection.has_output())) {
             if let Err(error) = self.turn() {
                 // Only a bug or a kernel without memory gets here; the container must not outlive us unseen.
-                tracing::error!(%error, "shim cannot poll and ends");
+                note(format_args!("shim cannot poll and ends: {error}"));
                 break;
             }
         }
         for file in [SOCKET, LAUNCH_FILE] {
             if let Err(error) = fsx::remove_all(&self.launch.state_dir.join(file)) {
-                tracing::warn!(%error, "file is left behind");
+                note(format_args!("file is left behind: {error}"));
             }
         }
     }
 
     /// Waits for something to happen and handles all that has.
     fn turn(&mut self) -> io::Result<()> {
-        for (source, flags) in self.poll()? {
+        let happened = self.poll()?;
+        if happened.is_empty() {
+            self.rest();
+        }
+        for (source, flags) in happened {
             match source {
                 Source::Signals => self.on_signals(),
                 Source::Listener => self.on_listener(),
                 Source::Output(index, stream) => self.on_output(index, stream),
                 Source::Stdin(index) => self.processes[index].pump(),
+                Source::Log(index) => self.processes[index].pump_log(),
                 Source::Connection(index) => self.on_connection(index, flags),
             }
         }
         self.connections.retain(|connection| !connection.is_over());
         Ok(())
+    }
+
+    /// Nothing has happened for a while: no memory is held for what may come.
+    fn rest(&mut self) {
+        self.buffer = Vec::new();
+        for process in &mut self.processes {
+            if let Some(log) = &mut process.log {
+                log.rest();
+            }
+        }
+        sys::trim_memory();
     }
 
     fn poll(&self) -> io::Result<Vec<(Source, PollFlags)>> {
@@ -136,12 +160,16 @@ impl Shim {
             if let Some(fd) = process.stdin_wanted() {
                 add(Source::Stdin(index), fd.as_fd(), PollFlags::OUT);
             }
+            if let Some(fd) = process.log_wanted() {
+                add(Source::Log(index), fd, PollFlags::OUT);
+            }
         }
         for (index, connection) in self.connections.iter().enumerate() {
             let flags = self.wanted(connection);
             add(Source::Connection(index), borrow(connection), flags);
         }
-        match rustix::event::poll(&mut fds, None) {
+        let timeout = (!self.buffer.is_empty()).then_some(&REST);
+        match rustix::event::poll(&mut fds, timeout) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -177,7 +205,7 @@ impl Shim {
         while let Ok((stream, _)) = self.listener.accept() {
             match Connection::new(stream) {
                 Ok(connection) => self.connections.push(connection),
-                Err(error) => tracing::warn!(%error, "connection could not be taken"),
+                Err(error) => note(format_args!("connection could not be taken: {error}")),
             }
         }
     }
@@ -189,10 +217,13 @@ impl Shim {
 
     /// Reads once; false when there is nothing more now.
     fn read_output(&mut self, index: usize, stream: Stream) -> bool {
+        if self.buffer.is_empty() {
+            self.buffer = vec![0; READ_MAX];
+        }
         let process = &mut self.processes[index];
         let Some(bytes) = process.read(stream, &mut self.buffer) else { return false };
         if let Some(log) = &mut process.log {
-            log.output(stream, bytes, Timestamp::now());
+            log.output(stream, bytes, Timestamp::wall());
         }
         let raw = process.terminal.is_some();
         for connection in self.connections.iter_mut().filter(|connection| is_attached(connection, process)) {
@@ -218,6 +249,9 @@ impl Shim {
     /// Takes what a client sent; false when that was all.
     fn on_input(&mut self, index: usize) -> bool {
         let mut buffer = std::mem::take(&mut self.buffer);
+        if buffer.is_empty() {
+            buffer = vec![0; READ_MAX];
+        }
         let open = self.connections[index].receive(&mut buffer);
         self.buffer = buffer;
         if let Phase::Attached { exec, .. } = self.connections[index].phase.clone() {
@@ -264,7 +298,7 @@ impl Shim {
                 Ok(WaitStatus::StillAlive) | Err(nix::Error::ECHILD) => return,
                 Ok(_) | Err(nix::Error::EINTR) => continue,
                 Err(error) => {
-                    tracing::error!(%error, "children cannot be reaped");
+                    note(format_args!("children cannot be reaped: {error}"));
                     return;
                 }
             };
@@ -272,45 +306,59 @@ impl Shim {
             match self.processes.iter().position(ended) {
                 Some(0) => self.on_exit(code),
                 Some(index) => self.on_exec_exit(index, code),
-                None => {}
+                None => self.on_other_exit(pid),
             }
+        }
+    }
+
+    /// One that fell to us, or our own keeper, which is replaced.
+    fn on_other_exit(&mut self, pid: i32) {
+        if self.keeper.as_ref().is_some_and(|keeper| keeper.pid == pid) {
+            let keeper = Keeper::start(self.container.pidfd(), self.container.cgroup());
+            self.keeper = keeper.inspect_err(|error| note(format_args!("no keeper: {error}"))).ok();
         }
     }
 
     /// The container has ended: what is left of it goes, then its exit is made durable, then it is told.
     fn on_exit(&mut self, code: i32) {
-        let at = Timestamp::now();
+        let at = Timestamp::wall();
         let oom_killed = self.clear_away();
-        let exit = Exit { code: self.start_failed.unwrap_or(code), at, oom_killed };
-        if let Err(error) = fsx::write_json(&self.launch.exit_file, &exit) {
-            tracing::error!(%error, "exit could not be recorded");
+        let exit = Exit { code: self.start_failed.unwrap_or(code), at, oom_killed, shim_killed: false };
+        if let Err(error) = record_exit(&self.launch.exit_file, exit) {
+            note(format_args!("exit could not be recorded: {error}"));
         }
         self.processes[0].exit = Some(exit);
         self.life = Life::Stopped(exit);
         self.tell_exit(0, exit);
+        self.container.delete(&self.launch);
     }
 
     /// Kills what shares the container's cgroup, saves its last words, and removes cgroup and root. Returns
     /// whether memory ran out in it.
     fn clear_away(&mut self) -> bool {
-        let cgroup = self.created.cgroup.clone();
-        let note = |what: &str, result: io::Result<()>| {
+        let cgroup = self.container.cgroup().clone();
+        let told = |what: &str, result: io::Result<()>| {
             if let Err(error) = result {
-                tracing::error!(%error, "{what}");
+                note(format_args!("{what}: {error}"));
             }
         };
-        note("container's processes could not be killed", cgroup.kill());
+        told("container's processes could not be killed", cgroup.kill());
+        if let Some(keeper) = self.keeper.take() {
+            keeper.dismiss();
+        }
         let oom_killed = cgroup.oom_kills() > 0;
-        note("container's cgroup could not be removed", cgroup.remove());
+        told("container's cgroup could not be removed", cgroup.remove());
         self.drain(0);
         let process = &mut self.processes[0];
-        if let Some(log) = &mut process.log {
-            log.finish(Timestamp::now());
+        if let Some(mut log) = process.log.take() {
+            log.finish(Timestamp::wall());
+            if log.dropped() > 0 {
+                note(format_args!("{} lines of output could not be logged", log.dropped()));
+            }
         }
         process.close_stdin();
         process.terminal = None;
-        self.created.terminal = None;
-        note("container's root could not be unmounted", self.unmount_root());
+        told("container's root could not be unmounted", self.unmount_root());
         oom_killed
     }
 
@@ -320,18 +368,20 @@ impl Shim {
         let root = File::options().read(true).custom_flags(libc::O_PATH).open(&self.root)?;
         let (until, unmounted) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
         if rswarm_runtime::fork()? == 0 {
-            drop(unmounted);
+            sys::close_all_but(&[root.as_raw_fd(), until.as_raw_fd()]);
             let _ = rustix::io::read(&until, &mut [0]);
             rswarm_runtime::exit_now(0);
         }
         drop(root);
-        self.launch.rootfs.unmount(&self.root)
+        let done = self.launch.rootfs.unmount(&self.root);
+        drop(unmounted);
+        done
     }
 
     /// An exec's process has ended; those that it left running keep no stream open.
     fn on_exec_exit(&mut self, index: usize, code: i32) {
         self.drain(index);
-        let exit = Exit { code, at: Timestamp::now(), oom_killed: false };
+        let exit = Exit { code, at: Timestamp::wall(), oom_killed: false, shim_killed: false };
         let process = &mut self.processes[index];
         process.close_stdin();
         process.terminal = None;
@@ -361,14 +411,26 @@ impl Shim {
     }
 
     /// What a client is told.
-    pub(super) fn state(&self) -> ShimState {
-        let pid = self.created.pid;
+    pub(super) fn state(&mut self) -> ShimState {
+        let pid = self.container.pid;
         match self.life {
             Life::Created => ShimState::Created { pid },
-            Life::Running { started_at, paused } => ShimState::Running { pid, started_at, paused },
+            Life::Running { started_at, paused } => {
+                let log_dropped = self.processes[0].log.as_mut().map_or(0, Log::dropped);
+                ShimState::Running { pid, started_at, paused, log_dropped }
+            }
             Life::Stopped(exit) => ShimState::Stopped(exit),
         }
     }
+}
+
+/// One file, written in place: there is none from an earlier run, and half of one reads as none. The directory
+/// is synchronised too, which costs nothing where the file's own synchronisation has written its entry as well.
+fn record_exit(path: &Path, exit: Exit) -> io::Result<()> {
+    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    serde_json::to_writer(&mut file, &exit)?;
+    file.sync_all()?;
+    fsx::sync_dir(path.parent().unwrap_or(Path::new("/")))
 }
 
 fn borrow(connection: &Connection) -> BorrowedFd<'_> {

@@ -2,10 +2,17 @@
 //!
 //! [`main`] reads the launch file, detaches itself from its caller, makes the container, tells the caller, and
 //! then turns the [`event`] loop until a client sends it home. What it is asked is answered in [`request`];
-//! what processes say and hear goes through [`process`]; connections are kept in [`connection`].
+//! what processes say and hear goes through [`process`]; connections are kept in [`connection`]. Who made the
+//! container is known to [`container`] alone; that it ends when the shim does is seen to by its [`keeper`].
+//!
+//! There are thousands of these processes: what only the launch needs is dropped after it, buffers live as long
+//! as there is something to move, and the configuration is read again for an exec.
 
 mod connection;
+mod container;
 mod event;
+mod keeper;
+mod oci;
 mod process;
 mod request;
 
@@ -20,17 +27,20 @@ use std::path::{Path, PathBuf};
 use nix::sched::CloneFlags;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use oci_spec::runtime::Spec;
-use rswarm_base::{fsx, telemetry};
-use rswarm_runtime::{Create, Created, Failure, Gate, Stdio};
+use rswarm_base::fsx;
+use rswarm_runtime::{Failure, Stdio};
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::pipe::PipeFlags;
 
+use self::container::{Container, keep_oom_score};
 use self::event::Shim;
+use self::keeper::Keeper;
 use self::process::Process;
 use crate::launch::{LAUNCH_FILE, Launch, SOCKET};
 use crate::log::Log;
+use crate::note::{self, note};
 use crate::protocol::Launched;
+use crate::sys;
 
 /// The kernel takes a container's process before its shim, when memory runs out.
 const OOM_SCORE: &str = "-500";
@@ -38,11 +48,11 @@ const OOM_SCORE: &str = "-500";
 /// The entry of `rswarm shim`; called before any thread exists, with the arguments after `shim`.
 #[must_use]
 pub fn main(args: Vec<OsString>) -> i32 {
-    let _ = telemetry::init("info", telemetry::Format::Text);
+    note::listen();
     let state_dir = match parse(&args) {
         Ok(state_dir) => state_dir,
         Err(message) => {
-            tracing::error!("{message}");
+            note(format_args!("{message}"));
             return 2;
         }
     };
@@ -50,17 +60,18 @@ pub fn main(args: Vec<OsString>) -> i32 {
         Ok(true) => {}
         Ok(false) => return 0,
         Err(error) => {
-            tracing::error!(%error, "shim could not be detached from its caller");
+            note(format_args!("shim could not be detached from its caller: {error}"));
             return 1;
         }
     }
     match launch(&state_dir) {
         Ok(shim) => {
+            sys::trim_memory();
             shim.run();
             0
         }
         Err(failure) => {
-            tracing::error!(%failure, "container could not be created");
+            note(format_args!("container could not be created: {failure}"));
             say(&Launched::Failed(failure));
             1
         }
@@ -90,14 +101,14 @@ fn say(launched: &Launched) {
     let mut line = serde_json::to_vec(launched).expect("the message is plain data");
     line.push(b'\n');
     if let Err(error) = io::stdout().write_all(&line).and_then(|()| io::stdout().flush()) {
-        tracing::warn!(%error, "caller is gone already");
+        note(format_args!("caller is gone already: {error}"));
     }
     let closed = File::options().write(true).open("/dev/null").and_then(|null| {
         nix::unistd::dup2_stdout(&null)?;
         Ok(())
     });
     if let Err(error) = closed {
-        tracing::error!(%error, "standard output could not be closed");
+        note(format_args!("standard output could not be closed: {error}"));
     }
 }
 
@@ -111,42 +122,37 @@ fn launch(state_dir: &Path) -> Result<Shim, Failure> {
     let launch: Launch = fsx::read_json(&path)
         .map_err(|error| Failure::other(error.to_string()))?
         .ok_or_else(|| Failure::other(format!("{} is missing", path.display())))?;
-    if launch.runtime.is_some() {
-        return Err(Failure::invalid("not supported by this shim: a runtime other than the built-in one"));
-    }
     fsx::remove_all(&launch.exit_file).map_err(failed("remove the exit file of an earlier run"))?;
     let mut spec = rswarm_runtime::spec::load(&launch.bundle)?;
     let root = rswarm_runtime::spec::root_path(&spec, &launch.bundle)?;
-    keep_oom_score(&mut spec)?;
+    let oom_score = protect_from_oom()?;
+    keep_oom_score(&mut spec, oom_score);
     let signals = take_signals().map_err(failed("take signals"))?;
     nix::sys::prctl::set_child_subreaper(true)
         .map_err(io::Error::from)
         .map_err(failed("become a subreaper"))?;
     let listener = listen(&launch.state_dir).map_err(failed("listen on shim.sock"))?;
     leave_mounts(&launch.detach_mounts)?;
-    let made = launch.rootfs.mount(&root).and_then(|()| create(&launch, &spec));
-    let (created, process) = made.inspect_err(|_| {
+    let made = launch.rootfs.mount(&root).and_then(|()| create(&launch, &spec, oom_score));
+    let (container, process) = made.inspect_err(|_| {
         let _ = fs::remove_file(launch.state_dir.join(SOCKET));
         let _ = fs::remove_file(&path);
     })?;
-    say(&Launched::Created { pid: created.pid });
-    Ok(Shim::new(launch, root, spec, created, process, listener, signals))
+    drop(spec);
+    say(&Launched::Created { pid: container.pid });
+    let keeper = Keeper::start(container.pidfd(), container.cgroup());
+    // Without one the container still dies with the shim, but for the cases that the keeper is for.
+    let keeper = keeper.inspect_err(|error| note(format_args!("no keeper: {error}"))).ok();
+    Ok(Shim::new(launch, root, container, process, listener, signals, keeper))
 }
 
-/// The shim protects itself; the container starts with what the shim was started with.
-fn keep_oom_score(spec: &mut Spec) -> Result<(), Failure> {
+/// The shim protects itself. Returns the score that it had before, with which its container starts.
+fn protect_from_oom() -> Result<Option<i32>, Failure> {
     const FILE: &str = "/proc/self/oom_score_adj";
     let score = fs::read_to_string(FILE).map_err(failed("read oom_score_adj"))?;
-    if let Some(process) = spec.process_mut()
-        && process.oom_score_adj().is_none()
-    {
-        process.set_oom_score_adj(score.trim().parse().ok());
-    }
     // Not allowed everywhere, and no reason not to run.
-    if let Err(error) = fs::write(FILE, OOM_SCORE) {
-        tracing::debug!(%error, "oom_score_adj stays as it is");
-    }
-    Ok(())
+    let _ = fs::write(FILE, OOM_SCORE);
+    Ok(score.trim().parse().ok())
 }
 
 /// Children's ends come as events. What would end a daemon does not end a shim.
@@ -191,34 +197,26 @@ fn leave_mounts(pinned: &[PathBuf]) -> Result<(), Failure> {
 }
 
 /// Makes the container with its stdio; the shim's ends of that are the [`Process`].
-fn create(launch: &Launch, spec: &Spec) -> Result<(Created, Process), Failure> {
+fn create(
+    launch: &Launch,
+    spec: &oci_spec::runtime::Spec,
+    oom_score: Option<i32>,
+) -> Result<(Container, Process), Failure> {
     let log = launch.log.as_ref().map(Log::open).transpose().map_err(failed("open the container's log"))?;
     let (stdio, ends) = if launch.tty {
         (Stdio::Terminal(launch.console_size), Ends::default())
     } else {
         pipes(launch.open_stdin).map_err(failed("make pipes"))?
     };
-    let created = rswarm_runtime::create(Create {
-        id: &launch.id,
-        spec,
-        bundle: &launch.bundle,
-        user: launch.user.as_deref(),
-        groups: &launch.groups,
-        stdio,
-        gate: Gate::Parent,
-        preserve_fds: 0,
-        no_pivot: false,
-        new_keyring: true,
-        die_with_parent: true,
-    })?;
-    let mut process = match &created.terminal {
-        Some(near) => Process::with_terminal(created.pid, near, launch.open_stdin),
-        None => Process::with_pipes(created.pid, ends),
+    let (container, terminal) = Container::create(launch, spec, stdio, oom_score)?;
+    let mut process = match terminal {
+        Some(near) => Process::with_terminal(container.pid, near, launch.open_stdin),
+        None => Process::with_pipes(container.pid, ends),
     }
     .map_err(failed("prepare the container's stdio"))?;
     process.log = log;
     process.stdin_once = launch.stdin_once;
-    Ok((created, process))
+    Ok((container, process))
 }
 
 /// The shim's ends of a process's pipes.

@@ -1,7 +1,7 @@
 //! One process's stdio, seen from the shim: its output, its input, and how it ended.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -12,6 +12,12 @@ use crate::log::{Log, Stream};
 
 /// No more input is taken from clients while this much waits for the process.
 pub(super) const INPUT_MAX: usize = 64 << 10;
+
+/// The size that a pipe has at first: a read of all that is a sign of much to come.
+const PIPE_FIRST: usize = 64 << 10;
+
+/// The size of a busy output's pipe, the most that an ordinary user may have: fewer and larger reads and writes.
+const PIPE_BUSY: usize = 1 << 20;
 
 /// The container's first process, or one that was added by exec.
 #[derive(Debug)]
@@ -33,13 +39,13 @@ pub(super) struct Process {
 }
 
 impl Process {
-    pub(super) fn with_terminal(pid: i32, near: &OwnedFd, stdin: bool) -> io::Result<Process> {
+    pub(super) fn with_terminal(pid: i32, near: OwnedFd, stdin: bool) -> io::Result<Process> {
         let mut ends = Ends { stdin: None, stdout: Some(near.try_clone()?), stderr: None };
         if stdin {
             ends.stdin = Some(near.try_clone()?);
         }
         let mut process = Process::with_pipes(pid, ends)?;
-        process.terminal = Some(near.try_clone()?);
+        process.terminal = Some(near);
         Ok(process)
     }
 
@@ -78,6 +84,18 @@ impl Process {
         self.stdin.as_ref().filter(|_| !self.input.is_empty())
     }
 
+    /// What can be polled for room, when output waits for its log.
+    pub(super) fn log_wanted(&self) -> Option<BorrowedFd<'_>> {
+        self.log.as_ref().and_then(Log::wanted)
+    }
+
+    /// Hands over output that waits for its log.
+    pub(super) fn pump_log(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.pump();
+        }
+    }
+
     /// Whether more input can be taken.
     pub(super) fn takes_input(&self) -> bool {
         self.input.len() < INPUT_MAX
@@ -90,7 +108,13 @@ impl Process {
             match rustix::io::read(&self.outputs[index].1, &mut *buffer) {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return None,
-                Ok(length) if length > 0 => return Some(&buffer[..length]),
+                Ok(length) if length > 0 => {
+                    if length == PIPE_FIRST {
+                        // A busy one. Terminals have no such size, and beyond the user's share it stays small.
+                        let _ = rustix::pipe::fcntl_setpipe_size(&self.outputs[index].1, PIPE_BUSY);
+                    }
+                    return Some(&buffer[..length]);
+                }
                 // A terminal without a far end gives an error instead of an end.
                 Ok(_) | Err(_) => {
                     self.outputs.remove(index);

@@ -2,19 +2,19 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use rswarm_base::Timestamp;
-use rswarm_runtime::{Exec, Failure, Stdio};
+use rswarm_runtime::{Failure, Stdio};
 use rustix::process::PidfdFlags;
 
 use super::connection::Phase;
 use super::event::{Life, Shim};
 use super::process::Process;
 use super::{Ends, pipes};
+use crate::note::note;
 use crate::protocol::{ExecRequest, Hello, Reply, Request, Started, VERSION};
 
 /// What comes of a request.
@@ -116,11 +116,11 @@ impl Shim {
         if self.life != Life::Created {
             return Reply::Refused("container was started already".to_owned());
         }
-        match self.created.start() {
+        match self.container.start(&self.launch) {
             Ok(()) => {
-                let started_at = Timestamp::now();
+                let started_at = Timestamp::wall();
                 self.life = Life::Running { started_at, paused: false };
-                Reply::Started(Started { pid: self.created.pid, started_at })
+                Reply::Started(Started { pid: self.container.pid, started_at })
             }
             Err(failure) => {
                 self.start_failed = Some(failure.exit_code());
@@ -132,13 +132,13 @@ impl Shim {
 
     /// Kills a first process that runs nothing of the user's, and waits for its end.
     fn end_init(&mut self) {
-        let _ = rswarm_runtime::send_signal(&self.created.pidfd, Signal::SIGKILL as i32);
+        let _ = rswarm_runtime::send_signal(self.container.pidfd(), Signal::SIGKILL as i32);
         while !matches!(self.life, Life::Stopped(_)) {
-            let id = Id::Pid(Pid::from_raw(self.created.pid));
+            let id = Id::Pid(Pid::from_raw(self.container.pid));
             match waitid(id, WaitPidFlag::WNOWAIT | WaitPidFlag::WEXITED) {
                 Ok(_) | Err(nix::Error::EINTR) => self.reap(),
                 Err(error) => {
-                    tracing::error!(%error, "init cannot be waited for");
+                    note(format_args!("init cannot be waited for: {error}"));
                     return;
                 }
             }
@@ -149,14 +149,7 @@ impl Shim {
         if matches!(self.life, Life::Stopped(_)) {
             return Err(io::Error::other("container is not running"));
         }
-        if !all {
-            return rswarm_runtime::send_signal(&self.created.pidfd, signal);
-        }
-        if signal == Signal::SIGKILL as i32 {
-            return self.created.cgroup.kill();
-        }
-        let signal = Signal::try_from(signal)?;
-        self.created.cgroup.signal(signal)
+        self.container.kill(signal, all)
     }
 
     fn exec_kill(&self, id: &str, signal: i32) -> Reply {
@@ -172,15 +165,12 @@ impl Shim {
     fn pause(&mut self) -> Reply {
         match &mut self.life {
             Life::Running { paused: true, .. } => Reply::Refused("container is paused already".to_owned()),
-            Life::Running { paused, .. } => match self.created.cgroup.freeze() {
+            Life::Running { paused, .. } => match self.container.pause() {
                 Ok(()) => {
                     *paused = true;
                     Reply::Done
                 }
-                Err(error) => {
-                    let _ = self.created.cgroup.thaw();
-                    Reply::Failed(Failure::os("freeze container", error))
-                }
+                Err(failure) => Reply::Failed(failure),
             },
             Life::Created | Life::Stopped(_) => Reply::Refused("container is not running".to_owned()),
         }
@@ -188,12 +178,12 @@ impl Shim {
 
     fn resume(&mut self) -> Reply {
         match &mut self.life {
-            Life::Running { paused, .. } if *paused => match self.created.cgroup.thaw() {
+            Life::Running { paused, .. } if *paused => match self.container.resume() {
                 Ok(()) => {
                     *paused = false;
                     Reply::Done
                 }
-                Err(error) => Reply::Failed(Failure::os("thaw container", error)),
+                Err(failure) => Reply::Failed(failure),
             },
             Life::Running { .. } | Life::Created | Life::Stopped(_) => {
                 Reply::Refused("container is not paused".to_owned())
@@ -234,7 +224,7 @@ impl Shim {
         }
         match self.add_process(request) {
             Ok(pid) => {
-                let started = Started { pid, started_at: Timestamp::now() };
+                let started = Started { pid, started_at: Timestamp::wall() };
                 Answer::Stream(Reply::Started(started), Some(request.id.clone()))
             }
             Err(failure) => Answer::Reply(Reply::Failed(failure)),
@@ -248,28 +238,8 @@ impl Shim {
         } else {
             pipes(request.stdin).map_err(pipes_failed)?
         };
-        let process = rswarm_runtime::exec_process(
-            &self.spec,
-            request.args.clone(),
-            request.env.clone(),
-            request.cwd.clone().map(PathBuf::from),
-            request.privileged,
-        )?;
-        let added = rswarm_runtime::exec(Exec {
-            id: &self.launch.id,
-            bundle: &self.launch.bundle,
-            spec: &self.spec,
-            init: self.created.pid,
-            cgroup: &self.created.cgroup,
-            process,
-            user: request.user.as_deref().or(self.launch.user.as_deref()),
-            groups: &self.launch.groups,
-            filtered: !request.privileged,
-            stdio,
-            preserve_fds: 0,
-            die_with_parent: true,
-        })?;
-        let mut process = match &added.terminal {
+        let added = self.container.exec(&self.launch, request, stdio)?;
+        let mut process = match added.terminal {
             Some(near) => Process::with_terminal(added.pid, near, request.stdin),
             None => Process::with_pipes(added.pid, ends),
         }

@@ -94,7 +94,7 @@ impl Container {
             },
             user: None,
             groups: Vec::new(),
-            log: Some(LogFile { path: path("log"), max_size: 0, max_files: 1 }),
+            log: Some(LogFile { path: path("log"), max_files: 1, ..LogFile::default() }),
             tty: false,
             open_stdin: false,
             stdin_once: false,

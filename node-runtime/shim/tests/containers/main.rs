@@ -5,11 +5,16 @@
 
 mod cases;
 mod fixture;
+mod more;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if std::env::args_os().next().is_some_and(|name| name == "/sbin/docker-init") {
+        let args: Vec<_> = std::env::args_os().skip(1).collect();
+        return ExitCode::from(u8::try_from(rswarm_shim::init::main(&args)).unwrap_or(1));
+    }
     let args: Vec<_> = std::env::args_os().skip(1).collect();
     if args.first().is_some_and(|arg| arg == "shim") {
         let code = rswarm_shim::serve::main(args[1..].to_vec());
@@ -30,7 +35,7 @@ fn main() -> ExitCode {
         .map(str::to_owned)
         .collect();
     let mut failures = Vec::new();
-    for (name, test) in cases::ALL {
+    for (name, test) in cases::ALL.iter().chain(more::ALL) {
         if !wanted.is_empty() && !wanted.iter().any(|part| name.contains(part.as_str())) {
             continue;
         }

@@ -96,9 +96,10 @@ impl Actor {
     pub(super) async fn update(&mut self, update: ContainerUpdate) -> Result<Vec<String>, ControlError> {
         self.refuse_removing()?;
         let mut config = (*self.container().config).clone();
-        config.resources =
-            crate::spec::merge_resources(&config.resources, &update.resources, &self.shared.host)
-                .map_err(ControlError::Invalid)?;
+        let mut asked = update.resources;
+        let warnings = crate::spec::discard_unsupported(&mut asked, &self.shared.host.support);
+        config.resources = crate::spec::merge_resources(&config.resources, &asked, &self.shared.host)
+            .map_err(ControlError::Invalid)?;
         if let Some(restart) = update.restart {
             if config.auto_remove && restart.name != RestartName::No {
                 return Err(ControlError::Conflict(
@@ -114,11 +115,12 @@ impl Actor {
         self.record.container.config = Arc::new(config);
         self.save().await?;
         self.event("update", &[]);
-        Ok(Vec::new())
+        Ok(warnings)
     }
 
     pub(super) async fn apply_limits(&self, limits: &ResourceLimits) -> Result<(), ControlError> {
-        let resources = crate::spec::oci_resources(limits);
+        let resources =
+            crate::spec::oci_resources(limits, &crate::host::block_device).map_err(ControlError::Invalid)?;
         let path = self.shared.cgroup(&self.container().id);
         let apply = move || rswarm_runtime::cgroup::Cgroup::at(path.as_ref())?.apply(&resources);
         Ok(blocking(apply).await.map_err(Cause::new)?)

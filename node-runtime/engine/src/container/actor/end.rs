@@ -6,6 +6,7 @@ use std::time::Duration;
 use rswarm_base::{Chain, Timestamp};
 use rswarm_shim::Exit;
 use rswarm_shim::client::CallError;
+use rswarm_shim::launch::SOCKET;
 use tokio::time::Instant;
 
 use super::{Actor, AfterExit, Next, Reply, answer};
@@ -14,10 +15,15 @@ use crate::container::record::Record;
 use crate::container::{Container, Endpoint, Status, launch, wiring};
 use crate::engine::RemoveOptions;
 use crate::error::{Cause, ControlError, RemoveError};
+use crate::shared::Shared;
 use crate::signal;
 
 /// The code of a container whose end nobody saw.
 const UNKNOWN_EXIT: i32 = 255;
+/// The code of a container that was killed because its shim was.
+const KILLED_EXIT: i32 = 137;
+/// What its state says then.
+const SHIM_KILLED: &str = "the container's shim was killed, and the container with it";
 
 impl Actor {
     pub(super) async fn on_stop(
@@ -144,7 +150,7 @@ impl Actor {
             Ok(exit) => exit,
             Err(error) => {
                 tracing::warn!(container.id = self.container().id, error = %Chain(&error), "shim is gone");
-                stored_exit(self.container()).await
+                stored_exit(&self.shared, self.container()).await
             }
         };
         wiring::unwire(&self.shared, &self.container().id).await;
@@ -200,6 +206,9 @@ impl Actor {
         container.state.pid = 0;
         container.state.exit_code = exit.code;
         container.state.oom_killed = exit.oom_killed;
+        if exit.shim_killed {
+            SHIM_KILLED.clone_into(&mut container.state.error);
+        }
         container.state.finished_at = exit.at;
         self.forget_addresses();
     }
@@ -341,12 +350,16 @@ impl Actor {
     }
 }
 
-/// The exit that a shim left when it went, or that of a container whose end nobody saw.
-pub(crate) async fn stored_exit(container: &Container) -> Exit {
+/// The exit that a shim left when it went, or that of a container whose end nobody saw. Called before the shim's
+/// files are cleaned away: a socket without a shim says that it was killed, in this very boot.
+pub(crate) async fn stored_exit(shared: &Shared, container: &Container) -> Exit {
     let path = launch::exit_file(container);
-    let read = blocking(move || rswarm_base::fsx::read_json::<Exit>(&path));
+    let socket = shared.state_dir(&container.id).join(SOCKET);
+    let read = blocking(move || (rswarm_base::fsx::read_json::<Exit>(&path), socket.exists()));
+    let at = Timestamp::now();
     match read.await {
-        Ok(Some(exit)) => exit,
-        Ok(None) | Err(_) => Exit { code: UNKNOWN_EXIT, at: Timestamp::now(), oom_killed: false },
+        (Ok(Some(exit)), _) => exit,
+        (Ok(None) | Err(_), true) => Exit { code: KILLED_EXIT, at, oom_killed: false, shim_killed: true },
+        (Ok(None) | Err(_), false) => Exit { code: UNKNOWN_EXIT, at, oom_killed: false, shim_killed: false },
     }
 }

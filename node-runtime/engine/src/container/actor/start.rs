@@ -63,9 +63,14 @@ impl Actor {
 
     pub(super) async fn bring_up(&mut self) -> Result<(), StartError> {
         let created = launch::create(&self.shared, &self.record).await?;
-        self.record.container.endpoints = Arc::new(created.endpoints.clone());
-        // Durable before the program runs: a daemon that dies now finds the endpoints of what it adopts.
-        let stored = self.save().await.map_err(StartError::from);
+        // Durable before the program runs: a daemon that dies now finds the endpoints of what it adopts. What is
+        // on disk already, as it is without networks, needs no second wait for the disk.
+        let stored = if *self.record.container.endpoints == created.endpoints {
+            Ok(())
+        } else {
+            self.record.container.endpoints = Arc::new(created.endpoints.clone());
+            self.save().await.map_err(StartError::from)
+        };
         let clients = std::mem::take(&mut self.clients);
         let started = match stored {
             Ok(()) => launch::start(self.container(), &created, clients).await,
@@ -102,7 +107,9 @@ impl Actor {
         let health = self.check();
         if let Some(check) = health.clone() {
             let (state, own) = (self.published.subscribe(), self.own.clone());
-            self.shared.scope.spawn(health::probe_loop(check, shim.clone(), state, own, cancel.clone()));
+            let probes =
+                health::probe_loop(self.shared.clone(), check, shim.clone(), state, own, cancel.clone());
+            self.shared.scope.spawn(probes);
         }
         let (send, exit) = oneshot::channel();
         let (waiting, cancelled) = (shim.clone(), self.shared.scope.token());

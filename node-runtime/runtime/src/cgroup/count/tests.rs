@@ -1,3 +1,5 @@
+//! Files with the kernel's words in them, and what is read out of them.
+
 use super::*;
 
 /// A directory with files as the kernel writes them.

@@ -1,3 +1,5 @@
+//! Plans as lists of files and values.
+
 use super::v2::weight_of_shares;
 use super::*;
 
@@ -80,7 +82,7 @@ fn swap_is_counted_with_memory_or_alone() {
     assert_eq!(memory(serde_json::json!({"limit": -1})), ["memory.swap.max max", "memory.max max"]);
     assert_eq!(memory(serde_json::json!({"limit": 10})), ["memory.max 10"]);
     let refused = lines(&serde_json::json!({"memory": {"swap": 10}}), Version::V2).expect_err("refused");
-    assert!(refused.starts_with("linux.resources.memory.swap: "), "{refused}");
+    assert!(refused.starts_with("`linux.resources.memory.swap`: "), "{refused}");
 }
 
 #[test]
@@ -204,7 +206,7 @@ fn what_a_version_cannot_do_is_refused_by_name() {
     ];
     for (version, json, field) in cases {
         let refused = lines(&json, version).expect_err("refused");
-        assert!(refused.starts_with(&format!("linux.resources.{field}: ")), "{refused}");
+        assert!(refused.starts_with(&format!("`linux.resources.{field}`: ")), "{refused}");
     }
 }
 
@@ -213,7 +215,7 @@ fn a_controller_that_is_missing_is_named() {
     let none = |json| plan(&resources(json), &|_| None).expect_err("refused").message;
     assert_eq!(
         none(serde_json::json!({"rdma": {"x": {"hcaHandles": 1}}})),
-        "linux.resources.rdma[\"x\"]: this machine has no cgroup controller `rdma`"
+        "`linux.resources.rdma[\"x\"]`: this machine has no cgroup controller `rdma`"
     );
     assert!(none(serde_json::json!({"network": {"classID": 1}})).contains("`net_cls`"));
     assert!(none(serde_json::json!({"unified": {"memory.high": "1"}})).contains("`memory`"));

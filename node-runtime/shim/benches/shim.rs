@@ -1,0 +1,178 @@
+//! What a shim costs: the speed of its log beside a container that writes a file itself, its memory, its start.
+//!
+//! `cargo bench -p rswarm-shim` as root; all figures come from one run on one disk. The program is its own shim,
+//! as in the tests.
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a benchmark may stop, and reads the clock"
+)]
+
+#[path = "../tests/containers/fixture.rs"]
+#[allow(dead_code, reason = "the tests use more of it")]
+mod fixture;
+
+use std::fs;
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use fixture::Container;
+use rswarm_shim::LogFormat;
+use serde_json::json;
+
+/// How much a container writes.
+const BYTES: usize = 200 << 20;
+const ROUNDS: usize = 5;
+
+fn main() -> ExitCode {
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    if args.first().is_some_and(|arg| arg == "shim") {
+        let code = rswarm_shim::serve::main(args[1..].to_vec());
+        return ExitCode::from(u8::try_from(code).expect("a shim's exit code is small"));
+    }
+    if let Some(why) = fixture::missing() {
+        eprintln!("skipped: {why}");
+        return ExitCode::SUCCESS;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    match runtime.block_on(all()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn all() -> Result<()> {
+    memory_and_start().await?;
+    for width in [100, 1000] {
+        log_speed(width).await?;
+    }
+    exit_record()
+}
+
+/// The middle of some times.
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+async fn log_speed(width: usize) -> Result<()> {
+    let (mut plain, mut json, mut local, mut drops) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        plain.push(write(width, " of=/data/output", None, None).await?);
+        json.push(write(width, "", Some(LogFormat::Json), None).await?);
+        local.push(write(width, "", Some(LogFormat::Local), None).await?);
+        drops.push(write(width, "", Some(LogFormat::Local), Some(1 << 20)).await?);
+    }
+    let plain = median(plain);
+    println!("200 MiB in lines of {width} bytes: the container's own file in {plain:?}");
+    for (name, times) in [("json-file", json), ("local", local), ("local, non-blocking", drops)] {
+        let time = median(times);
+        println!("    {name}: {time:?}, {:.2} of the speed", plain.as_secs_f64() / time.as_secs_f64());
+    }
+    Ok(())
+}
+
+/// Start to exit of a container that copies a file in memory to its output.
+async fn write(width: usize, to: &str, format: Option<LogFormat>, buffer: Option<u64>) -> Result<Duration> {
+    let mut container = Container::sh(&format!("exec dd if=/data/input bs=64k{to} 2>/dev/null"))?;
+    let data = container.path("data");
+    fs::create_dir(&data)?;
+    let line = [vec![b'x'; width - 1], vec![b'\n']].concat();
+    let mut input = std::io::BufWriter::new(fs::File::create(data.join("input"))?);
+    for _ in 0..BYTES / width {
+        input.write_all(&line)?;
+    }
+    input.flush()?;
+    // What was written before is not written back while something is measured.
+    rustix::fs::sync();
+    container.spec["mounts"]
+        .as_array_mut()
+        .context("mounts")?
+        .push(json!({"destination": "/data", "type": "bind", "source": data, "options": ["rbind", "rw"]}));
+    match (&mut container.launch.log, format) {
+        (Some(log), Some(format)) => (log.format, log.buffer) = (format, buffer),
+        (log, _) => *log = None,
+    }
+    let shim = container.create().await?;
+    let started = Instant::now();
+    shim.start().await?;
+    let exit = shim.wait().await?;
+    let took = started.elapsed();
+    anyhow::ensure!(exit.code == 0, "exit code {}", exit.code);
+    container.finish(&shim).await?;
+    Ok(took)
+}
+
+async fn memory_and_start() -> Result<()> {
+    let mut starts = Vec::new();
+    for _ in 0..20 {
+        let container = Container::new(&["true"])?;
+        fs::write(container.launch.bundle.join("config.json"), serde_json::to_vec(&container.spec)?)?;
+        let started = Instant::now();
+        let shim = container.create().await?;
+        starts.push(started.elapsed());
+        shim.start().await?;
+        shim.wait().await?;
+        container.finish(&shim).await?;
+    }
+    println!("shim and created container in {:?}", median(starts));
+    let mut execs = Vec::new();
+    for _ in 0..20 {
+        let started = Instant::now();
+        let status = std::process::Command::new(std::env::current_exe()?)
+            .args(["shim", "--nothing"])
+            .stderr(std::process::Stdio::null())
+            .status()?;
+        anyhow::ensure!(status.code() == Some(2));
+        execs.push(started.elapsed());
+    }
+    println!("of which the program itself takes {:?}", median(execs));
+    let container = Container::sh("echo up; exec sleep 1000")?;
+    let shim = container.create().await?;
+    shim.start().await?;
+    fixture::eventually("it is up", || container.log().is_ok_and(|log| !log.is_empty())).await?;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    for pid in container.processes() {
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+        let of = |name: &str| -> u64 {
+            let line = rollup.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+        };
+        println!(
+            "process {pid} of the shim, idle: USS {} KiB (clean {}, dirty {}), PSS {} KiB, RSS {} KiB",
+            of("Private_Clean:") + of("Private_Dirty:"),
+            of("Private_Clean:"),
+            of("Private_Dirty:"),
+            of("Pss:"),
+            of("Rss:"),
+        );
+    }
+    shim.kill(9, false).await?;
+    shim.wait().await?;
+    container.finish(&shim).await
+}
+
+/// A rename costs a second turn of the journal.
+fn exit_record() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (mut renamed, mut in_place) = (Vec::new(), Vec::new());
+    for number in 0..30 {
+        let started = Instant::now();
+        rswarm_base::fsx::write_json(&dir.path().join(format!("renamed-{number}")), &number)?;
+        renamed.push(started.elapsed());
+        let path = dir.path().join(format!("in-place-{number}"));
+        let started = Instant::now();
+        let mut file = fs::File::create(&path)?;
+        serde_json::to_writer(&mut file, &number)?;
+        file.sync_all()?;
+        rswarm_base::fsx::sync_dir(dir.path())?;
+        in_place.push(started.elapsed());
+    }
+    println!("a durable exit: {:?}; by temporary file and rename: {:?}", median(in_place), median(renamed));
+    Ok(())
+}

@@ -1,0 +1,316 @@
+//! docker's client at a terminal and on pipes: what is typed arrives, what is said is seen, codes are kept.
+
+use std::io::{Read, Write};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rswarm_tests::harness::{Lab, eventually};
+use rswarm_tests::host::Host;
+use rswarm_tests::terminal::Terminal;
+
+/// One daemon for all of it: each check removes its containers.
+#[test]
+fn clients_at_terminals_and_pipes_behave_as_on_dockerd() -> Result<()> {
+    let lab = Lab::start(1)?;
+    let host = &lab.hosts[0];
+    host.import_busybox()?;
+    let checks: [(&str, fn(&Host) -> Result<()>); 10] = [
+        ("a shell on a terminal", shell),
+        ("detach and attach", detach_and_attach),
+        ("exec on a terminal", exec_on_a_terminal),
+        ("exec on pipes", exec_on_pipes),
+        ("exit codes", exit_codes),
+        ("half-close", half_close),
+        ("all output arrives", output_is_complete),
+        ("many watch one", many_watch_one),
+        ("signals are passed on", signals_are_passed_on),
+        ("a client that vanishes", a_client_that_vanishes_is_forgotten),
+    ];
+    for (name, check) in checks {
+        check(host).context(name)?;
+        let left = host.docker(&["ps", "-aq"])?;
+        ensure!(left.trim().is_empty(), "{name}: containers are left: {left}");
+    }
+    lab.finish()
+}
+
+fn docker(host: &Host, args: &[&str]) -> Command {
+    let mut command = Command::new("docker");
+    command.args(["-H", &host.socket()]).args(args).stdin(Stdio::null());
+    command
+}
+
+fn output(host: &Host, args: &[&str]) -> Result<Output> {
+    Ok(docker(host, args).output()?)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn shell(host: &Host) -> Result<()> {
+    let mut terminal =
+        Terminal::open(&mut docker(host, &["run", "-it", "--rm", "--name", "sh", "busybox", "sh"]))?;
+    terminal.see("/ # ")?;
+    terminal.press("stty size; echo $TERM; test -t 0 && echo yes-$((40+2))\r")?;
+    terminal.see("24 80\r\n")?;
+    terminal.see("xterm\r\n")?;
+    terminal.see("yes-42\r\n")?;
+    terminal.resize(100, 40)?;
+    // The size travels by a call of its own.
+    eventually(Duration::from_secs(10), "the container knows the new size", || {
+        terminal.press("stty size\r")?;
+        terminal.see("stty size\r\n")?;
+        terminal.see("\r\n")?;
+        Ok(host.docker(&["exec", "sh", "sh", "-c", "stty size </dev/console"])?.trim() == "40 100")
+    })?;
+    terminal.press("exit 7\r")?;
+    ensure!(terminal.end()?.code() == Some(7), "the shell's exit code is the client's");
+    eventually(Duration::from_secs(10), "--rm removes it", || {
+        Ok(host.docker(&["ps", "-aq"])?.trim().is_empty())
+    })
+}
+
+fn detach_and_attach(host: &Host) -> Result<()> {
+    let mut terminal = Terminal::open(&mut docker(host, &["run", "-it", "--name", "d", "busybox", "sh"]))?;
+    terminal.see("/ # ")?;
+    terminal.press("x=kept\r\x10\x11")?;
+    terminal.see("read escape sequence")?;
+    ensure!(terminal.end()?.success(), "leaving is no failure");
+    ensure!(state(host, "d")? == "running 0");
+
+    let mut again = Terminal::open(&mut docker(host, &["attach", "--detach-keys", "ctrl-a,b", "d"]))?;
+    again.press("\r")?;
+    again.see("/ # ")?;
+    // The beginning of the keys alone reaches the program.
+    again.press("echo $x-\x10$((1+1))\r")?;
+    again.see("kept-")?;
+    again.press("\x01b")?;
+    again.see("read escape sequence")?;
+    ensure!(again.end()?.success());
+    ensure!(state(host, "d")? == "running 0");
+
+    host.docker(&["pause", "d"])?;
+    let refused = output(host, &["attach", "d"])?;
+    ensure!(text(&refused.stderr).contains("cannot attach to a paused container"), "{refused:?}");
+    host.docker(&["unpause", "d"])?;
+    let mut last = Terminal::open(&mut docker(host, &["attach", "d"]))?;
+    last.press("\rexit 9\r")?;
+    ensure!(last.end()?.code() == Some(9), "attach gives the exit code");
+    host.docker(&["rm", "d"]).map(drop)
+}
+
+fn state(host: &Host, name: &str) -> Result<String> {
+    let text = host.docker(&["inspect", "--format", "{{.State.Status}} {{.State.ExitCode}}", name])?;
+    Ok(text.trim().to_owned())
+}
+
+fn sleeper(host: &Host, more: &[&str]) -> Result<String> {
+    let mut args = vec!["run", "-d", "--init=false"];
+    args.extend(more);
+    args.extend(["busybox", "sleep", "1000"]);
+    Ok(host.docker(&args)?.trim().to_owned())
+}
+
+fn exec_on_a_terminal(host: &Host) -> Result<()> {
+    let id = sleeper(host, &["-w", "/tmp", "-e", "A=container"])?;
+    let args = ["exec", "-it", "-u", "nobody", "-w", "/etc", "-e", "B=exec", &id, "sh"];
+    let mut terminal = Terminal::open(&mut docker(host, &args))?;
+    terminal.see("$ ")?;
+    terminal.press("id -un; pwd; echo $A-$B-$HOME; stty size\r")?;
+    terminal.see("nobody\r\n")?;
+    terminal.see("/etc\r\n")?;
+    terminal.see("container-exec-/\r\n")?;
+    terminal.see("24 80\r\n")?;
+    terminal.press("exit 3\r")?;
+    ensure!(terminal.end()?.code() == Some(3));
+
+    let mut left = Terminal::open(&mut docker(host, &["exec", "-it", "--detach-keys", "ctrl-x", &id, "sh"]))?;
+    left.see("# ")?;
+    let format = "{{len .ExecIDs}}";
+    ensure!(host.docker(&["inspect", "--format", format, &id])?.trim() == "1", "a running exec is listed");
+    left.press("\x18")?;
+    ensure!(left.end()?.code().is_some());
+    ensure!(host.docker(&["inspect", "--format", format, &id])?.trim() == "1", "the exec goes on");
+    host.docker(&["rm", "-f", &id]).map(drop)
+}
+
+fn exec_on_pipes(host: &Host) -> Result<()> {
+    let id = sleeper(host, &[])?;
+    let both = output(host, &["exec", &id, "sh", "-c", "echo out; echo err >&2; exit 5"])?;
+    ensure!((text(&both.stdout), text(&both.stderr)) == ("out\n".into(), "err\n".into()), "{both:?}");
+    ensure!(both.status.code() == Some(5));
+    let missing = output(host, &["exec", &id, "magic"])?;
+    ensure!(missing.status.code() == Some(127), "{missing:?}");
+    ensure!(
+        text(&missing.stdout) + &text(&missing.stderr)
+            == "OCI runtime exec failed: exec failed: unable to start container process: exec: \"magic\": \
+                executable file not found in $PATH: unknown\r\n",
+        "{missing:?}"
+    );
+    ensure!(output(host, &["exec", &id, "/etc/passwd"])?.status.code() == Some(126));
+    let nobody = output(host, &["exec", "-u", "magic", &id, "true"])?;
+    ensure!(
+        text(&nobody.stderr).contains("unable to find user magic: no matching entries in passwd file"),
+        "{nobody:?}"
+    );
+    ensure!(nobody.status.code() == Some(1), "{nobody:?}");
+    host.docker(&["exec", "-d", &id, "touch", "/tmp/done"])?;
+    eventually(Duration::from_secs(10), "a detached exec does its work", || {
+        Ok(output(host, &["exec", &id, "test", "-e", "/tmp/done"])?.status.success())
+    })?;
+    let plain = host.docker(&["exec", &id, "grep", "CapEff", "/proc/self/status"])?;
+    let privileged = host.docker(&["exec", "--privileged", &id, "grep", "CapEff", "/proc/self/status"])?;
+    ensure!(plain.contains("00000000a80425fb") && privileged != plain, "{plain} {privileged}");
+    // An exec dies with its container, and its client learns how.
+    let mut long =
+        docker(host, &["exec", &id, "sh", "-c", "echo up; sleep 1000"]).stdout(Stdio::piped()).spawn()?;
+    let mut up = [0; 3];
+    long.stdout.as_mut().context("piped")?.read_exact(&mut up)?;
+    host.docker(&["kill", &id])?;
+    ensure!(long.wait()?.code() == Some(137), "SIGKILL of the container is its execs'");
+    host.docker(&["rm", "-f", &id]).map(drop)
+}
+
+fn exit_codes(host: &Host) -> Result<()> {
+    let cases: [(&[&str], i32, &str); 6] = [
+        (&["busybox", "magic"], 127, "exec: \"magic\": executable file not found in $PATH"),
+        (&["busybox", "/no/such"], 127, "exec: \"/no/such\": stat /no/such: no such file or directory"),
+        (&["busybox", "/etc/passwd"], 126, "exec: \"/etc/passwd\": permission denied"),
+        (
+            &["--cap-add", "MAGIC", "busybox", "true"],
+            125,
+            "invalid CapAdd: unknown capability: \"CAP_MAGIC\"",
+        ),
+        (&["busybox", "sh", "-c", "kill -9 $$"], 137, ""),
+        (&["busybox", "false"], 1, ""),
+    ];
+    for (args, code, words) in cases {
+        let mut all = vec!["run", "--rm"];
+        all.extend(args);
+        let found = output(host, &all)?;
+        ensure!(found.status.code() == Some(code), "{args:?}: {found:?}");
+        ensure!(text(&found.stderr).contains(words), "{args:?}: {found:?}");
+        if matches!(code, 126 | 127) {
+            let start = "failed to create task for container: failed to create shim task: OCI runtime create failed: ";
+            ensure!(text(&found.stderr).contains(start), "{args:?}: {found:?}");
+        }
+    }
+    eventually(Duration::from_secs(10), "--rm removes them all", || {
+        Ok(host.docker(&["ps", "-aq"])?.trim().is_empty())
+    })
+}
+
+fn half_close(host: &Host) -> Result<()> {
+    let input: Vec<u8> = (0..2 << 20).map(|byte: u32| byte.to_le_bytes()[1]).collect();
+    for args in [vec!["run", "-i", "--rm", "busybox", "cat"], vec!["exec", "-i", "half", "cat"]] {
+        if args[0] == "exec" {
+            sleeper(host, &["--name", "half"])?;
+        }
+        let mut child = docker(host, &args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let (mut stdin, bytes) = (child.stdin.take().context("piped")?, input.clone());
+        let writer = std::thread::spawn(move || stdin.write_all(&bytes));
+        let back = child.wait_with_output()?;
+        writer.join().expect("the writer")?;
+        ensure!(back.stdout == input, "{args:?}: {} of {} bytes came back", back.stdout.len(), input.len());
+        ensure!(back.status.success());
+    }
+    host.docker(&["rm", "-f", "half"]).map(drop)
+}
+
+/// Much output and an immediate end: the last byte arrives, on both streams, also to a slow reader.
+fn output_is_complete(host: &Host) -> Result<()> {
+    const BYTES: usize = 3_000_000;
+    let script = format!("head -c {BYTES} /dev/zero; head -c {BYTES} /dev/zero >&2");
+    for _ in 0..3 {
+        let found = output(host, &["run", "--rm", "busybox", "sh", "-c", &script])?;
+        let lengths = (found.stdout.len(), found.stderr.len());
+        ensure!(lengths == (BYTES, BYTES), "{lengths:?} of {BYTES} bytes each");
+    }
+    let mut slow = docker(host, &["run", "--rm", "busybox", "sh", "-c", &script])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let mut stdout = slow.stdout.take().context("piped")?;
+    let mut first = [0; 1];
+    stdout.read_exact(&mut first)?;
+    // The container has long filled every buffer when the reader goes on.
+    eventually(Duration::from_secs(10), "the writer waits for its reader or is done", || {
+        Ok(!host.docker(&["ps", "-aq"])?.trim().is_empty())
+    })?;
+    let mut rest = Vec::new();
+    stdout.read_to_end(&mut rest)?;
+    ensure!(rest.len() + 1 == BYTES, "{} bytes", rest.len() + 1);
+    slow.wait()?;
+    eventually(Duration::from_secs(10), "--rm removes them", || {
+        Ok(host.docker(&["ps", "-aq"])?.trim().is_empty())
+    })
+}
+
+fn many_watch_one(host: &Host) -> Result<()> {
+    let script = "read line; echo said: $line; sleep 1000";
+    host.docker(&["run", "-d", "-i", "--name", "stage", "busybox", "sh", "-c", script])?;
+    let mut watchers = Vec::new();
+    for _ in 0..3 {
+        let args = ["attach", "--no-stdin", "--sig-proxy=false", "stage"];
+        let child = docker(host, &args).stdout(Stdio::piped()).spawn()?;
+        watchers.push(child);
+    }
+    eventually(Duration::from_secs(10), "all are attached", || {
+        let since = host.docker(&["inspect", "--format", "{{.Created}}", "stage"])?;
+        let args = ["events", "--since", since.trim(), "--until", "0s", "--filter", "event=attach"];
+        Ok(host.docker(&args)?.lines().count() == 3)
+    })?;
+    let mut actor = docker(host, &["attach", "--sig-proxy=false", "stage"]).stdin(Stdio::piped()).spawn()?;
+    actor.stdin.take().context("piped")?.write_all(b"hello\n")?;
+    for watcher in &mut watchers {
+        let mut said = [0; 12];
+        watcher.stdout.as_mut().context("piped")?.read_exact(&mut said)?;
+        ensure!(&said == b"said: hello\n", "{:?}", text(&said));
+    }
+    host.docker(&["rm", "-f", "stage"])?;
+    for mut child in watchers.into_iter().chain([actor]) {
+        child.wait()?;
+    }
+    Ok(())
+}
+
+fn signals_are_passed_on(host: &Host) -> Result<()> {
+    let script = "trap 'echo caught; exit 4' TERM; echo up; while :; do sleep 0.1; done";
+    let mut client =
+        docker(host, &["run", "--rm", "busybox", "sh", "-c", script]).stdout(Stdio::piped()).spawn()?;
+    let mut stdout = client.stdout.take().context("piped")?;
+    let mut up = [0; 3];
+    stdout.read_exact(&mut up)?;
+    kill(Pid::from_raw(i32::try_from(client.id())?), Signal::SIGTERM)?;
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest)?;
+    ensure!(rest == "caught\n", "{rest:?}");
+    ensure!(client.wait()?.code() == Some(4));
+    eventually(Duration::from_secs(10), "--rm removes it", || {
+        Ok(host.docker(&["ps", "-aq"])?.trim().is_empty())
+    })
+}
+
+/// Its connection ends although the container never says a word.
+fn a_client_that_vanishes_is_forgotten(host: &Host) -> Result<()> {
+    let id = sleeper(host, &[])?;
+    let before = descriptors(host)?;
+    let mut client =
+        docker(host, &["attach", "--no-stdin", "--sig-proxy=false", &id]).stdout(Stdio::null()).spawn()?;
+    eventually(Duration::from_secs(10), "the client is attached", || Ok(descriptors(host)? > before))?;
+    client.kill()?;
+    client.wait()?;
+    eventually(Duration::from_secs(10), "the daemon lets go of the client", || {
+        Ok(descriptors(host)? <= before)
+    })?;
+    host.docker(&["rm", "-f", &id]).map(drop)
+}
+
+fn descriptors(host: &Host) -> Result<usize> {
+    let pid = host.pid().context("the daemon runs")?;
+    Ok(std::fs::read_dir(format!("/proc/{pid}/fd"))?.count())
+}
