@@ -166,7 +166,9 @@ fn set_up_user_namespace(init: &Init<'_>, child: &sys::Child, channel: &Channel)
         ),
     };
     terminal::give_pipes_to(&init.stdio, root)?;
-    channel.tell(if groups { Word::Mapped } else { Word::MappedWithoutGroups })
+    // An init that is gone has said why, or its silence is heard next.
+    let _ = channel.tell(if groups { Word::Mapped } else { Word::MappedWithoutGroups });
+    Ok(())
 }
 
 /// Clones init into its namespaces: at once, or by an usher who joins existing ones first.
