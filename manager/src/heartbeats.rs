@@ -88,6 +88,10 @@ mod tests {
         let before = SystemClock.now();
         std::thread::sleep(PULSE + STANDSTILL + PULSE);
         while heartbeats.all().1 < before {
+            assert!(
+                SystemClock.now().since(before) < Duration::from_secs(20),
+                "the standstill is not noticed"
+            );
             tokio::task::yield_now().await;
         }
         assert!(heartbeats.all().0.is_empty());
