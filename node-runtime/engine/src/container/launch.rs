@@ -101,7 +101,7 @@ fn launch_failure<E>(error: E, exit_code: impl FnOnce(&E) -> i32) -> StartError
 where
     E: rswarm_base::Classify + Send + Sync + 'static,
 {
-    let (exit_code, words) = (exit_code(&error), rswarm_base::Chain(&error).to_string());
+    let (exit_code, words) = (exit_code(&error), Chain(&error).to_string());
     // moby looks users up itself, before it asks a runtime.
     if words.starts_with("unable to find ") {
         return StartError::Invalid(words);
