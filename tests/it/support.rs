@@ -120,3 +120,25 @@ pub fn containers_of(lab: &Lab, service: &str) -> Result<Vec<TaskContainer>> {
     }
     Ok(found)
 }
+
+/// A part of a test that shares its daemon with others, by name.
+pub type Check = (&'static str, fn(&Host) -> Result<()>);
+
+/// Runs all checks, each of which removes its containers, and tells of every one that failed.
+pub fn all_pass(host: &Host, checks: &[Check]) -> Result<()> {
+    let mut failures = Vec::new();
+    for (name, check) in checks {
+        if let Err(error) = check(host) {
+            failures.push(format!("{name}: {error:#}"));
+        }
+        let left = host.docker(&["ps", "-aq"])?;
+        if !left.trim().is_empty() {
+            failures.push(format!("{name}: containers are left: {}", left.trim()));
+            let mut args = vec!["rm", "-f"];
+            args.extend(left.split_whitespace());
+            host.docker(&args)?;
+        }
+    }
+    ensure!(failures.is_empty(), "{}", failures.join("\n\n"));
+    Ok(())
+}

@@ -11,13 +11,15 @@ use rswarm_tests::harness::{Lab, eventually};
 use rswarm_tests::host::Host;
 use rswarm_tests::terminal::Terminal;
 
+use crate::support::{Check, all_pass};
+
 /// One daemon for all of it: each check removes its containers.
 #[test]
 fn clients_at_terminals_and_pipes_behave_as_on_dockerd() -> Result<()> {
     let lab = Lab::start(1)?;
     let host = &lab.hosts[0];
     host.import_busybox()?;
-    let checks: [(&str, fn(&Host) -> Result<()>); 10] = [
+    let checks: [Check; 10] = [
         ("a shell on a terminal", shell),
         ("detach and attach", detach_and_attach),
         ("exec on a terminal", exec_on_a_terminal),
@@ -29,11 +31,7 @@ fn clients_at_terminals_and_pipes_behave_as_on_dockerd() -> Result<()> {
         ("signals are passed on", signals_are_passed_on),
         ("a client that vanishes", a_client_that_vanishes_is_forgotten),
     ];
-    for (name, check) in checks {
-        check(host).context(name)?;
-        let left = host.docker(&["ps", "-aq"])?;
-        ensure!(left.trim().is_empty(), "{name}: containers are left: {left}");
-    }
+    all_pass(host, &checks)?;
     lab.finish()
 }
 
@@ -75,32 +73,32 @@ fn shell(host: &Host) -> Result<()> {
 }
 
 fn detach_and_attach(host: &Host) -> Result<()> {
-    let mut terminal = Terminal::open(&mut docker(host, &["run", "-it", "--name", "d", "busybox", "sh"]))?;
+    let mut terminal = Terminal::open(&mut docker(host, &["run", "-it", "--name", "den", "busybox", "sh"]))?;
     terminal.see("/ # ")?;
-    terminal.press("x=kept\r\x10\x11")?;
-    terminal.see("read escape sequence")?;
-    ensure!(terminal.end()?.success(), "leaving is no failure");
-    ensure!(state(host, "d")? == "running 0");
+    terminal.press("x=kept; echo $((40+2))\r")?;
+    terminal.see("42\r\n")?;
+    terminal.press("\x10\x11")?;
+    ensure!(terminal.end()?.success(), "leaving is no failure of `run`");
+    ensure!(state(host, "den")? == "running 0");
 
-    let mut again = Terminal::open(&mut docker(host, &["attach", "--detach-keys", "ctrl-a,b", "d"]))?;
+    let mut again = Terminal::open(&mut docker(host, &["attach", "--detach-keys", "ctrl-a,b", "den"]))?;
     again.press("\r")?;
     again.see("/ # ")?;
-    // The beginning of the keys alone reaches the program.
-    again.press("echo $x-\x10$((1+1))\r")?;
-    again.see("kept-")?;
+    again.press("echo $x-$((1+1))\r")?;
+    again.see("kept-2\r\n")?;
     again.press("\x01b")?;
     again.see("read escape sequence")?;
-    ensure!(again.end()?.success());
-    ensure!(state(host, "d")? == "running 0");
+    ensure!(again.end()?.code() == Some(1), "docker's `attach` reports the keys");
+    ensure!(state(host, "den")? == "running 0");
 
-    host.docker(&["pause", "d"])?;
-    let refused = output(host, &["attach", "d"])?;
+    host.docker(&["pause", "den"])?;
+    let refused = output(host, &["attach", "den"])?;
     ensure!(text(&refused.stderr).contains("cannot attach to a paused container"), "{refused:?}");
-    host.docker(&["unpause", "d"])?;
-    let mut last = Terminal::open(&mut docker(host, &["attach", "d"]))?;
+    host.docker(&["unpause", "den"])?;
+    let mut last = Terminal::open(&mut docker(host, &["attach", "den"]))?;
     last.press("\rexit 9\r")?;
     ensure!(last.end()?.code() == Some(9), "attach gives the exit code");
-    host.docker(&["rm", "d"]).map(drop)
+    host.docker(&["rm", "den"]).map(drop)
 }
 
 fn state(host: &Host, name: &str) -> Result<String> {
@@ -133,7 +131,8 @@ fn exec_on_a_terminal(host: &Host) -> Result<()> {
     let format = "{{len .ExecIDs}}";
     ensure!(host.docker(&["inspect", "--format", format, &id])?.trim() == "1", "a running exec is listed");
     left.press("\x18")?;
-    ensure!(left.end()?.code().is_some());
+    left.see("read escape sequence")?;
+    ensure!(left.end()?.code() == Some(1));
     ensure!(host.docker(&["inspect", "--format", format, &id])?.trim() == "1", "the exec goes on");
     host.docker(&["rm", "-f", &id]).map(drop)
 }
@@ -185,7 +184,7 @@ fn exit_codes(host: &Host) -> Result<()> {
             125,
             "invalid CapAdd: unknown capability: \"CAP_MAGIC\"",
         ),
-        (&["busybox", "sh", "-c", "kill -9 $$"], 137, ""),
+        (&["busybox", "sh", "-c", "sh -c 'kill -9 $$'; exit $?"], 137, ""),
         (&["busybox", "false"], 1, ""),
     ];
     for (args, code, words) in cases {

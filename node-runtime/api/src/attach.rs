@@ -4,10 +4,11 @@ use axum::http::HeaderMap;
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-use crate::connection::{Raw, Watch};
+use crate::connection::Raw;
 use crate::error::ApiError;
 use crate::router::common_headers;
 use crate::stream::FRAME_HEAD;
+use crate::watch;
 
 /// Read buffer of each direction.
 const CHUNK: usize = 32 << 10;
@@ -54,6 +55,7 @@ pub(crate) enum End {
 
 /// Copies until the output ends, the client goes away or detaches.
 pub(crate) async fn pump(raw: Raw, program: impl AsyncRead + AsyncWrite + Unpin, wiring: &Wiring) -> End {
+    // A client that only listens would else be noticed with the next byte of output, which may never come.
     let watch = raw.socket.watch();
     let (mut from_client, mut to_client) = tokio::io::split(raw.socket);
     let (mut from_program, mut to_program) = tokio::io::split(program);
@@ -65,18 +67,10 @@ pub(crate) async fn pump(raw: Raw, program: impl AsyncRead + AsyncWrite + Unpin,
     let end = tokio::select! {
         end = output => end,
         end = input => end,
-        () = hung_up(watch) => End::Closed,
+        () = watch::hung_up(watch) => End::Closed,
     };
     let _ = to_client.shutdown().await;
     end
-}
-
-/// A client that only listens would else be noticed with the next byte of output, which may never come.
-async fn hung_up(watch: Option<Watch>) {
-    match watch {
-        Some(watch) => watch.hung_up().await,
-        None => std::future::pending().await,
-    }
 }
 
 /// Program to client. Frames of a stream that was not asked for are left out.

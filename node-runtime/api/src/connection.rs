@@ -3,7 +3,6 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::os::fd::AsFd as _;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -19,11 +18,11 @@ use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rswarm_base::Scope;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, Interest};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::router::Gate;
+use crate::watch::{Watch, hung_up};
 
 /// What Go's server reads of a body that nobody wanted, before it gives the connection up.
 const DRAIN_MAX: usize = 256 << 10;
@@ -38,20 +37,6 @@ pub(crate) trait Socket: AsyncRead + AsyncWrite + Send + Unpin + 'static {
     fn watch(&self) -> Option<Watch>;
 }
 
-impl Socket for UnixStream {
-    fn watch(&self) -> Option<Watch> {
-        let twin: std::os::unix::net::UnixStream = self.as_fd().try_clone_to_owned().ok()?.into();
-        UnixStream::from_std(twin).ok().map(Watch::Unix)
-    }
-}
-
-impl Socket for TcpStream {
-    fn watch(&self) -> Option<Watch> {
-        let twin: std::net::TcpStream = self.as_fd().try_clone_to_owned().ok()?.into();
-        TcpStream::from_std(twin).ok().map(Watch::Tcp)
-    }
-}
-
 impl Socket for Box<dyn Socket> {
     fn watch(&self) -> Option<Watch> {
         (**self).watch()
@@ -62,35 +47,6 @@ impl Socket for Box<dyn Socket> {
 impl Socket for tokio::io::DuplexStream {
     fn watch(&self) -> Option<Watch> {
         None
-    }
-}
-
-/// Another hold on a client's socket, for events only: nothing is read or written through it.
-pub(crate) enum Watch {
-    Unix(UnixStream),
-    Tcp(TcpStream),
-}
-
-impl Watch {
-    /// Resolves when the other side has closed the connection altogether, which a half-close is not: the kernel
-    /// tells of it as the end of writing, while a half-close ends reading alone.
-    pub async fn hung_up(&self) {
-        loop {
-            let ready = match self {
-                Watch::Unix(socket) => socket.ready(Interest::WRITABLE).await,
-                Watch::Tcp(socket) => socket.ready(Interest::WRITABLE).await,
-            };
-            if ready.is_ok_and(|ready| !ready.is_write_closed()) {
-                // That there is room is seen; the kernel tells of the next change.
-                let seen = || Err::<(), _>(std::io::ErrorKind::WouldBlock.into());
-                let _ = match self {
-                    Watch::Unix(socket) => socket.try_io(Interest::WRITABLE, seen),
-                    Watch::Tcp(socket) => socket.try_io(Interest::WRITABLE, seen),
-                };
-            } else {
-                return;
-            }
-        }
     }
 }
 
@@ -156,6 +112,7 @@ pub(crate) async fn serve<T: Socket>(socket: T, gate: Gate, scope: Scope) {
         let gate = gate.clone();
         Box::pin(async move { Ok::<_, Infallible>(gate.call(request).await) })
     });
+    let watch = socket.watch();
     let mut connection = http1::Builder::new()
         .half_close(true)
         .timer(TokioTimer::new())
@@ -163,6 +120,9 @@ pub(crate) async fn serve<T: Socket>(socket: T, gate: Gate, scope: Scope) {
     let outcome = tokio::select! {
         ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => Outcome::Ended(ended),
         Some(give) = asked.recv() => Outcome::Hijacked(give),
+        // hyper takes the end of a client's requests for no more than that: one that left altogether, and waits for
+        // nothing any more, would hold its connection until the daemon has something to say.
+        () = hung_up(watch) => Outcome::Left,
         () = scope.cancelled() => Outcome::Stopped,
     };
     match outcome {
@@ -170,6 +130,7 @@ pub(crate) async fn serve<T: Socket>(socket: T, gate: Gate, scope: Scope) {
             let _ = connection.into_parts().io.into_inner().shutdown().await;
         }
         Outcome::Ended(Err(error)) => tracing::debug!(%error, "a client connection broke"),
+        Outcome::Left => {}
         Outcome::Hijacked(give) => {
             let parts = connection.into_parts();
             let _ = give.send((parts.read_buf, Box::new(parts.io.into_inner())));
@@ -184,6 +145,7 @@ pub(crate) async fn serve<T: Socket>(socket: T, gate: Gate, scope: Scope) {
 enum Outcome {
     Ended(hyper::Result<()>),
     Hijacked(oneshot::Sender<(Bytes, Box<dyn Socket>)>),
+    Left,
     Stopped,
 }
 

@@ -28,6 +28,7 @@ use crate::stream::{content_type, json_line, streaming};
 use crate::translate::{create, inspect, ports, summary};
 use crate::types;
 use crate::version::ApiVersion;
+use crate::watch::hung_up;
 use crate::{logs, stats};
 
 const FILTERS: [&str; 15] = [
@@ -499,7 +500,10 @@ async fn attach(
             }
         }
         let ready = match attachment {
-            Some(attachment) => attachment.ready().await,
+            Some(attachment) => tokio::select! {
+                ready = attachment.ready() => ready,
+                () = hung_up(raw.socket.watch()) => None,
+            },
             None => None,
         };
         let Some(streams) = ready else {

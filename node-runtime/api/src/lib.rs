@@ -33,6 +33,7 @@ mod translate;
 pub mod types;
 mod version;
 mod volumes;
+mod watch;
 
 use std::io;
 use std::sync::Arc;

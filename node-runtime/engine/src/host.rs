@@ -30,6 +30,7 @@ pub(crate) fn facts() -> Host {
         cpus: std::thread::available_parallelism().map_or(1, usize::from),
         cgroup_v2: Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
         support: support(),
+        mqueue: Path::new("/dev/mqueue").exists(),
     }
 }
 

@@ -42,6 +42,8 @@ pub(crate) struct Host {
     pub cgroup_v2: bool,
     /// What they can limit.
     pub support: Support,
+    /// Whether message queues are mounted on the machine.
+    pub mqueue: bool,
 }
 
 /// Where a namespace of the container comes from.

@@ -40,6 +40,7 @@ fn host() -> Host {
         cpus: 2,
         cgroup_v2: true,
         support: Support::default(),
+        mqueue: true,
     }
 }
 
