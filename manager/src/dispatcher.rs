@@ -20,9 +20,9 @@ use rswarm_proto::wire::dispatcher_server::{Dispatcher, DispatcherServer};
 use rswarm_proto::wire::manager_message::Message as ToAgent;
 use rswarm_proto::wire::relay_server::{Relay, RelayServer};
 use rswarm_proto::wire::{
-    AgentMessage, Assignments, Goodbye, Hello, ManagerAddr, ManagerMessage, NodeDescription, NodeHello,
-    NodeRole, NodeStatus, NodeTaskReport, NodeUpdate, RelayReport, RelayResponse, StatusAck, TaskReport,
-    Welcome, assignments, goodbye,
+    AgentMessage, Assignments, Goodbye, HeartbeatAck, Hello, ManagerAddr, ManagerMessage, NodeDescription,
+    NodeHello, NodeRole, NodeStatus, NodeTaskReport, NodeUpdate, RelayReport, RelayResponse, StatusAck,
+    TaskReport, Welcome, assignments, goodbye,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -44,8 +44,9 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long changes of the state gather before their difference is sent.
 const GATHER: Duration = Duration::from_millis(10);
-/// Without a leader for this long, a manager has lost its quorum, and another may be better off.
-const LEADERLESS_MAX: Duration = Duration::from_secs(5);
+/// Without a leader for this long, a manager has lost its quorum, and another may be better off. An election
+/// takes less; with it and the time that agents take to move, nodes are heard again before they count as down.
+const LEADERLESS_MAX: Duration = Duration::from_secs(1);
 /// Heartbeats missed before a session is taken for dead.
 const MISSED_MAX: u32 = 5;
 /// The shortest silence that ends a session, however short the heartbeat period.
@@ -229,6 +230,7 @@ impl Session {
     ) -> End {
         let (mut state, mut leader) = (self.store.state.clone(), self.leader.clone());
         state.mark_changed();
+        leader.mark_changed();
         let (mut update_at, mut leaderless_at) = (None, None);
         let mut silent_at = self.silent_at(&state);
         loop {
@@ -280,7 +282,12 @@ impl Session {
     async fn on_message(&mut self, message: FromAgent) -> Result<(), End> {
         match message {
             FromAgent::Hello(_) => return Err(End::Wrong("a session has one hello")),
-            FromAgent::Heartbeat(_) => self.intake.report(Report::Heartbeat(self.node_id.clone())).await,
+            FromAgent::Heartbeat(_) => {
+                let ack = ManagerMessage { message: Some(ToAgent::HeartbeatAck(HeartbeatAck {})) };
+                // Where there is no room, other words are on their way, which say as much.
+                let _ = self.out.try_send(Ok(ack));
+                self.intake.report(Report::Heartbeat(self.node_id.clone())).await;
+            }
             FromAgent::Description(description) => self.describe(Some(description), None).await,
             FromAgent::Ack(ack) => {
                 tracing::trace!(assignment = ack.assignment, tables = ?ack.tables, "acknowledged")
@@ -330,7 +337,7 @@ impl Session {
         kind: assignments::Kind,
         changes: Vec<rswarm_proto::wire::AssignmentChange>,
     ) -> Result<(), End> {
-        // Sequences are raft indices, so that an agent can tell a manager that lags behind the last one.
+        // Sequences are raft indices: they grow from message to message of a session.
         let from = self.sequence.to_string();
         self.sequence = self.sent.version;
         let to = self.sequence.to_string();

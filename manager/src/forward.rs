@@ -16,6 +16,8 @@ use crate::store::{NO_LEADER, ProposeError, StoreHandle};
 
 /// How long a call waits for a leader: an election and a half.
 const LEADER_WAIT: Duration = Duration::from_secs(2);
+/// What a call that was passed on may still take once another leads: the old leader's answer may be on its way.
+const LEFT_GRACE: Duration = Duration::from_millis(500);
 /// Between two tries to reach a leader that is known and does not answer.
 const RETRY: Duration = Duration::from_millis(50);
 /// On a refusal: "not because of you; another leads".
@@ -35,7 +37,7 @@ pub(crate) struct Forward {
 /// Where the leader is.
 enum Target {
     Here,
-    There(Channel),
+    There(Leader, Channel),
 }
 
 /// Whether a call may be made twice.
@@ -74,12 +76,16 @@ impl Forward {
         loop {
             let answer = match self.target(deadline, was_forwarded).await? {
                 Target::Here => here(message.clone()).await.map(Response::new),
-                Target::There(channel) => {
+                Target::There(leader, channel) => {
                     let mut onward = Request::new(message.clone());
                     *onward.metadata_mut() = metadata.clone();
                     onward.metadata_mut().insert(FORWARDED, MetadataValue::from_static("1"));
-                    let answer = there(channel, onward).await;
-                    answer.map_err(|status| self.note_broken(status, repeat))
+                    tokio::select! {
+                        answer = there(channel, onward) => {
+                            answer.map_err(|status| self.note_broken(status, repeat))
+                        }
+                        () = self.abandoned(&leader) => Err(self.give_up(repeat)),
+                    }
                 }
             };
             match answer {
@@ -91,12 +97,54 @@ impl Forward {
         }
     }
 
-    /// A channel to the leader; `None` when that is this manager.
-    pub(crate) async fn leader(&self) -> Result<Option<Channel>, Status> {
-        match self.target(Instant::now() + LEADER_WAIT, false).await? {
-            Target::Here => Ok(None),
-            Target::There(channel) => Ok(Some(channel)),
+    /// Makes a call of this manager's own, that may be made twice, at the leader: `Ok(None)` when that is this
+    /// manager. Given up after `patience`, and as soon as another leads: a leader that was cut off does not
+    /// answer, and its connection takes long to break.
+    pub(crate) async fn relay<A, TF>(
+        &self,
+        patience: Duration,
+        there: impl FnOnce(Channel) -> TF,
+    ) -> Result<Option<A>, Status>
+    where
+        TF: Future<Output = Result<A, Status>>,
+    {
+        let (leader, channel) = match self.target(Instant::now() + LEADER_WAIT, false).await? {
+            Target::Here => return Ok(None),
+            Target::There(leader, channel) => (leader, channel),
+        };
+        tokio::select! {
+            answer = there(channel) => {
+                answer.map(Some).map_err(|status| self.note_broken(status, Repeat::Safe))
+            }
+            () = self.left(&leader) => Err(self.give_up(Repeat::Safe)),
+            () = sleep(patience) => Err(self.give_up(Repeat::Safe)),
         }
+    }
+
+    /// Resolves once `leader` no longer leads, as far as is known here.
+    async fn left(&self, leader: &Leader) {
+        let mut status = self.store.status.clone();
+        // A raft task that ended tells nothing more; whoever calls here ends with it.
+        let _ = status.wait_for(|status| status.leader.as_ref() != Some(leader)).await;
+    }
+
+    /// Resolves once an answer of `leader` need no longer be waited for.
+    async fn abandoned(&self, leader: &Leader) {
+        self.left(leader).await;
+        sleep(LEFT_GRACE).await;
+    }
+
+    /// What becomes of a call whose answer is not waited for any longer. The connection may be dead.
+    fn give_up(&self, repeat: Repeat) -> Status {
+        self.forget_channel();
+        match repeat {
+            Repeat::Safe => not_leader(),
+            Repeat::Unsafe => to_status(&ProposeError::Lost),
+        }
+    }
+
+    fn forget_channel(&self) {
+        *self.channel.lock().expect("no holder panics") = None;
     }
 
     async fn target(&self, deadline: Instant, was_forwarded: bool) -> Result<Target, Status> {
@@ -109,10 +157,17 @@ impl Forward {
             let other = status.leader.clone().filter(|_| !status.role.is_leader);
             let wait = match other {
                 Some(_) if was_forwarded => return Err(not_leader()),
-                Some(leader) => match timeout_at(deadline, self.channel_to(leader)).await {
-                    Ok(Some(channel)) => return Ok(Target::There(channel)),
-                    Ok(None) | Err(_) => deadline.min(Instant::now() + RETRY),
-                },
+                Some(leader) => {
+                    let connecting = timeout_at(deadline, self.channel_to(leader.clone()));
+                    let connected = tokio::select! {
+                        connected = connecting => connected.ok().flatten(),
+                        () = self.left(&leader) => continue,
+                    };
+                    match connected {
+                        Some(channel) => return Ok(Target::There(leader, channel)),
+                        None => deadline.min(Instant::now() + RETRY),
+                    }
+                }
                 None => deadline,
             };
             match timeout_at(wait, changes.changed()).await {
@@ -145,7 +200,7 @@ impl Forward {
         if !is_broken(&status) {
             return status;
         }
-        *self.channel.lock().expect("no holder panics") = None;
+        self.forget_channel();
         if never_sent(&status) || repeat == Repeat::Safe {
             not_leader()
         } else {

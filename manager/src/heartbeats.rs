@@ -2,37 +2,99 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use rswarm_base::Timestamp;
+use rswarm_base::{Clock, SystemClock, Timestamp};
+
+/// How often it is looked whether this process runs.
+const PULSE: Duration = Duration::from_millis(500);
+/// A pulse that is this late tells that the process, or the machine, stood still, or that its clock was set.
+const STANDSTILL: Duration = Duration::from_secs(2);
 
 /// The last heartbeats, shared by those who hear them and the leader who judges by them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Heartbeats {
-    heard: Arc<Mutex<BTreeMap<String, Timestamp>>>,
+    heard: Arc<Mutex<Heard>>,
+}
+
+#[derive(Debug, Default)]
+struct Heard {
+    /// The last heartbeat of each node.
+    last: BTreeMap<String, Timestamp>,
+    /// Since when heartbeats could be heard without a break.
+    since: Timestamp,
 }
 
 impl Heartbeats {
     /// The node lives.
     pub(crate) fn beat(&self, node_id: &str, now: Timestamp) {
-        let mut heard = self.heard.lock().expect("no holder panics");
+        let heard = &mut self.heard.lock().expect("no holder panics").last;
         match heard.get_mut(node_id) {
             Some(last) => *last = now,
             None => drop(heard.insert(node_id.to_owned(), now)),
         }
     }
 
-    /// All of them as of now.
-    pub(crate) fn all(&self) -> BTreeMap<String, Timestamp> {
-        self.heard.lock().expect("no holder panics").clone()
+    /// All of them as of now, and since when there were any to hear.
+    pub(crate) fn all(&self) -> (BTreeMap<String, Timestamp>, Timestamp) {
+        let heard = self.heard.lock().expect("no holder panics");
+        (heard.last.clone(), heard.since)
     }
 
-    /// Forgets all: a new leader has heard nobody yet.
-    pub(crate) fn clear(&self) {
-        self.heard.lock().expect("no holder panics").clear();
+    /// Forgets all: a new leader has heard nobody yet, nor has one that stood still.
+    pub(crate) fn restart(&self, since: Timestamp) {
+        *self.heard.lock().expect("no holder panics") = Heard { last: BTreeMap::new(), since };
+    }
+
+    /// Starts over whenever this process stood still: what nodes said meanwhile still waits to be heard, and
+    /// some would seem silent while others are heard again. Never returns.
+    pub(crate) async fn watch_pulse(&self) -> std::convert::Infallible {
+        loop {
+            let before = SystemClock.now();
+            tokio::time::sleep(PULSE).await;
+            let now = SystemClock.now();
+            if now.since(before) > PULSE + STANDSTILL || now < before {
+                tracing::warn!(
+                    "this process stood still, or its clock was set; nodes are given time to be heard"
+                );
+                self.restart(now);
+            }
+        }
     }
 
     /// Forgets nodes that are no longer listed.
     pub(crate) fn retain(&self, is_listed: impl Fn(&str) -> bool) {
-        self.heard.lock().expect("no holder panics").retain(|node_id, _| is_listed(node_id));
+        self.heard.lock().expect("no holder panics").last.retain(|node_id, _| is_listed(node_id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn after_a_standstill_nobody_has_been_heard() {
+        let heartbeats = Heartbeats::default();
+        heartbeats.restart(Timestamp(5));
+        heartbeats.beat("n1", SystemClock.now());
+        let watching = heartbeats.clone();
+        let scope = rswarm_base::Scope::root("pulse");
+        let token = scope.token();
+        scope.spawn(async move {
+            let _ = token.run_until_cancelled(watching.watch_pulse()).await;
+        });
+        // The pulse begins; then the only thread of this runtime stands still.
+        tokio::task::yield_now().await;
+        let before = SystemClock.now();
+        std::thread::sleep(PULSE + STANDSTILL + PULSE);
+        while heartbeats.all().1 < before {
+            assert!(
+                SystemClock.now().since(before) < Duration::from_secs(20),
+                "the standstill is not noticed"
+            );
+            tokio::task::yield_now().await;
+        }
+        assert!(heartbeats.all().0.is_empty());
+        scope.shutdown(STANDSTILL).await;
     }
 }

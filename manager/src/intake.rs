@@ -27,6 +27,11 @@ const GATHER: Duration = Duration::from_millis(100);
 const BATCH_MAX: usize = 10_000;
 /// Pause before reports are sent again that no leader took.
 const RETRY: Duration = Duration::from_millis(250);
+/// What the leader may take for a report: heartbeats are only noted, others may wait for its disk.
+const HEARTBEATS_PATIENCE: Duration = Duration::from_secs(1);
+const OTHERS_PATIENCE: Duration = Duration::from_secs(10);
+/// How long heartbeats that found no leader are worth repeating: they count from when the leader hears them.
+const HEARTBEATS_KEPT: Duration = Duration::from_secs(2);
 /// How often reports on objects that others write at the same time are decided anew.
 const CONFLICTS_MAX: usize = 8;
 
@@ -62,6 +67,7 @@ impl IntakeHandle {
 /// The task that gathers and delivers.
 pub(crate) struct Intake {
     reports: mpsc::Receiver<Report>,
+    patience: Duration,
     forward: Forward,
     writer: Writer,
 }
@@ -77,11 +83,12 @@ struct Gathered {
 impl Intake {
     /// The tasks, one for heartbeats and one for everything else, and the handle on both.
     pub(crate) fn new(forward: &Forward, writer: &Writer) -> ([Intake; 2], IntakeHandle) {
-        let intake = || {
+        let intake = |patience| {
             let (sender, reports) = mpsc::channel(REPORTS_MAX);
-            (sender, Intake { reports, forward: forward.clone(), writer: writer.clone() })
+            (sender, Intake { reports, patience, forward: forward.clone(), writer: writer.clone() })
         };
-        let ((heartbeats, first), (others, second)) = (intake(), intake());
+        let (heartbeats, first) = intake(HEARTBEATS_PATIENCE);
+        let (others, second) = intake(OTHERS_PATIENCE);
         ([first, second], IntakeHandle { heartbeats, others })
     }
 
@@ -111,23 +118,25 @@ impl Intake {
     /// Delivers until a leader has it: statuses must not get lost.
     async fn deliver(&self, mut gathered: Gathered) {
         gathered.report.heartbeats = std::mem::take(&mut gathered.heartbeats).into_iter().collect();
+        let kept_until = Instant::now() + HEARTBEATS_KEPT;
         loop {
-            let delivered = match self.forward.leader().await {
-                Ok(None) => {
-                    self.writer.write(&gathered.report).await.map_err(|error| Chain(&error).to_string())
-                }
-                Ok(Some(channel)) => {
-                    let call = RelayClient::new(channel).report(gathered.report.clone()).await;
-                    call.map(drop).map_err(|status| status.message().to_owned())
-                }
+            let report = &gathered.report;
+            let there = |channel| async { RelayClient::new(channel).report(report.clone()).await };
+            let delivered = match self.forward.relay(self.patience, there).await {
+                Ok(Some(_)) => Ok(()),
+                Ok(None) => self.writer.write(report).await.map_err(|error| Chain(&error).to_string()),
                 Err(status) => Err(status.message().to_owned()),
             };
             match delivered {
                 Ok(()) => break,
                 Err(error) => tracing::debug!(error, "reports of agents wait for a leader"),
             }
-            // A heartbeat counts now or not at all.
-            gathered.report.heartbeats.clear();
+            if Instant::now() >= kept_until {
+                gathered.report.heartbeats.clear();
+            }
+            if gathered.report == RelayReport::default() {
+                break;
+            }
             tokio::time::sleep(RETRY).await;
         }
         for waiting in gathered.waiting {

@@ -94,9 +94,13 @@ impl Leadership {
         loop {
             let now = status.borrow_and_update().clone();
             if let Some(since) = now.leading_since {
-                self.heartbeats.clear();
+                let heartbeats = self.heartbeats.clone();
+                heartbeats.restart(since);
                 tokio::select! {
+                    // The pulse comes before decisions: they must not be made on what was heard before a standstill.
+                    biased;
                     () = cancel.cancelled() => return,
+                    never = heartbeats.watch_pulse() => match never {},
                     () = self.lead(since) => {}
                 }
                 continue;
@@ -122,7 +126,7 @@ impl Leadership {
             let pause = self.reconcile_members(&view, &group).await;
             let is_due = wake_at.is_some_and(|at| at <= SystemClock.now());
             if is_due || decided_on.as_ref().is_none_or(|decided| !Arc::ptr_eq(decided, &view)) {
-                wake_at = self.reconcile(&view, since).await;
+                wake_at = self.reconcile(&view).await;
                 decided_on = Some(view);
             }
             tokio::select! {
@@ -141,12 +145,14 @@ impl Leadership {
     }
 
     /// Runs all reconcilers and proposes what they decide. Returns when to do so again at the latest.
-    async fn reconcile(&mut self, view: &Arc<State>, since: Timestamp) -> Option<Timestamp> {
+    async fn reconcile(&mut self, view: &Arc<State>) -> Option<Timestamp> {
         self.heartbeats.retain(|node_id| view.node(node_id).is_some());
-        let (view, heartbeats, mut ids) = (view.clone(), self.heartbeats.all(), self.ids.clone());
+        // The time first: should this process stand still here, it is early, and no node seems silent.
+        let now = SystemClock.now();
+        let (heartbeats, leader_since) = self.heartbeats.all();
+        let (view, mut ids) = (view.clone(), self.ids.clone());
         let job = move || {
-            let mut env =
-                Env { now: SystemClock.now(), ids: &mut ids, heartbeats: &heartbeats, leader_since: since };
+            let mut env = Env { now, ids: &mut ids, heartbeats: &heartbeats, leader_since };
             let decided = pass(&view, &mut env);
             (decided, ids)
         };

@@ -128,7 +128,14 @@ impl Transport {
     fn send_snapshot(&mut self, message: Message) {
         let to = message.to;
         let Some(place) = self.places.get(&to).cloned() else {
-            self.report(Command::SnapshotSent { to, delivered: false });
+            // Raft waits for this report before it sends the member anything else: a full mailbox must not
+            // lose it.
+            let (commands, token) = (self.commands.clone(), self.scope.token());
+            self.scope.spawn(async move {
+                let report = commands.send(Command::SnapshotSent { to, delivered: false });
+                // Without its actor there is nobody to tell.
+                let _ = token.run_until_cancelled(report).await;
+            });
             return;
         };
         let (identity, commands) = (self.identity.clone(), self.commands.clone());
@@ -275,4 +282,39 @@ async fn send_snapshot(
     });
     client.snapshot(tokio_stream::iter(std::iter::once(head).chain(pieces))).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rswarm_base::Timestamp;
+    use rswarm_proto::tls::{Authority, Credentials, Subject, new_key, signing_request};
+    use rswarm_proto::wire::NodeRole;
+
+    fn identity() -> Arc<Identity> {
+        let now = Timestamp::now();
+        let authority = Authority::generate(now).expect("root");
+        let subject =
+            Subject { node_id: "m1".to_owned(), role: NodeRole::Manager, cluster_id: "c1".to_owned() };
+        let key_pem = new_key().expect("key");
+        let csr = signing_request(&key_pem).expect("request");
+        let chain_pem = authority.issue(&csr, &subject, Duration::from_secs(3600), now).expect("issued");
+        let root_pem = authority.certificate_pem().to_owned();
+        Identity::new(Credentials { key_pem, chain_pem, root_pem }).expect("identity")
+    }
+
+    #[tokio::test]
+    async fn a_raft_snapshot_for_nobody_is_reported_however_busy_the_raft_task_is() {
+        let (commands, mut mailbox) = mpsc::channel(1);
+        commands.try_send(Command::StepDown).expect("room for one");
+        let scope = Scope::root("test");
+        let mut transport = Transport::new(1, identity(), commands, scope.clone());
+        let mut message = Message { to: 7, ..Message::default() };
+        message.set_msg_type(MessageType::MsgSnapshot);
+        transport.send(vec![message]);
+        assert!(matches!(mailbox.recv().await, Some(Command::StepDown)));
+        let report = tokio::time::timeout(Duration::from_secs(10), mailbox.recv()).await.expect("in time");
+        assert!(matches!(report, Some(Command::SnapshotSent { to: 7, delivered: false })));
+        scope.shutdown(Duration::from_secs(5)).await;
+    }
 }

@@ -18,7 +18,6 @@ const POLL: Duration = Duration::from_millis(50);
 
 /// Waits until no other test of this program runs a cluster. Clusters of several tests at once would only
 /// measure how busy the machine is. The clock of a test starts after this.
-#[must_use]
 pub fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     // A test that failed has cleaned up as well.

@@ -249,8 +249,8 @@ impl Agent {
                 }
                 self.restart_session();
             }
-            // A newer manager may say things that this node does not know.
-            None => {}
+            // Heartbeats are the session's; and a newer manager may say things that this node does not know.
+            Some(manager_message::Message::HeartbeatAck(_)) | None => {}
         }
     }
 
@@ -272,11 +272,8 @@ impl Agent {
     }
 
     async fn on_assignments(&mut self, message: &Assignments) {
-        if message.kind() == Kind::Complete && is_older(&message.to, &self.set.sequence) {
-            // A manager that lags would take running tasks for unwanted ones: look for a better one.
-            tracing::debug!(theirs = message.to, ours = self.set.sequence, "the manager is behind");
-            return self.restart_session();
-        }
+        // A complete set is taken whatever was applied before: managers read past all that any of them told
+        // before they begin a session, and a cluster that came back from a backup counts from less.
         match self.set.apply(message) {
             Ok(changed) => {
                 if message.kind() == Kind::Complete {
@@ -441,11 +438,6 @@ impl Agent {
     fn send(&self, body: agent_message::Message) -> bool {
         self.outbox.as_ref().is_some_and(|outbox| outbox.try_send(message(body)).is_ok())
     }
-}
-
-/// Sequences are raft indices in decimal; anything else is not compared.
-fn is_older(theirs: &str, ours: &str) -> bool {
-    matches!((theirs.parse::<u64>(), ours.parse::<u64>()), (Ok(theirs), Ok(ours)) if theirs < ours)
 }
 
 /// A full disk must not stop the node: what could not be kept is said, and lost only if the daemon dies too.

@@ -10,6 +10,7 @@ use rswarm_proto::tls::{self, Identity};
 use rswarm_proto::wire::dispatcher_client::DispatcherClient;
 use rswarm_proto::wire::{AgentMessage, Heartbeat, Hello, ManagerMessage, agent_message, manager_message};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 
 /// Messages to a manager that may wait; the agent coalesces what does not fit.
@@ -18,10 +19,16 @@ const OUTBOX: usize = 64;
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// Longest pause between two tries.
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
-/// A manager that does not answer within this time is given up.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
-/// Heartbeat periods without a word from the manager before the session is given up.
-const SILENCE_PERIODS: u32 = 4;
+/// A manager that does not answer within this time is given up: short at first, so that a node finds another
+/// manager before it counts as down; doubled up to [`OPEN_TIMEOUT_MAX`] while none answers.
+const OPEN_TIMEOUT_MIN: Duration = Duration::from_millis(1500);
+/// The longest that a manager may take to answer.
+const OPEN_TIMEOUT_MAX: Duration = Duration::from_secs(6);
+/// Heartbeat periods without a word from the manager before the session is given up: two answers are missing,
+/// and the next is half a period late. A node counts as down after five.
+const SILENCE_PERIODS: f64 = 2.5;
+/// The shortest silence that ends a session, however short the period.
+const SILENCE_MIN: Duration = Duration::from_secs(1);
 
 /// What the session tells the agent.
 pub(crate) enum SessionEvent {
@@ -62,18 +69,21 @@ pub(crate) struct Session {
 impl Session {
     pub(crate) async fn run(mut self, scope: Scope) {
         let mut ids = IdGen::from_system();
-        let mut backoff = BACKOFF_MIN;
+        let (mut backoff, mut patience) = (BACKOFF_MIN, OPEN_TIMEOUT_MIN);
         let mut last = String::new();
         loop {
             let manager = choose(&self.managers.borrow(), &last, ids.number());
             let opened = tokio::select! {
                 biased;
                 () = scope.cancelled() => return,
-                ended = self.serve(&manager, &scope) => ended,
+                ended = self.serve(&manager, patience, &scope) => ended,
             };
             let Err((error, opened)) = opened;
             last = manager;
-            backoff = if opened { BACKOFF_MIN } else { (backoff * 2).min(BACKOFF_MAX) };
+            (backoff, patience) = match opened {
+                true => (BACKOFF_MIN, OPEN_TIMEOUT_MIN),
+                false => ((backoff * 2).min(BACKOFF_MAX), (patience * 2).min(OPEN_TIMEOUT_MAX)),
+            };
             let reason = Chain(&error).to_string();
             tracing::debug!(reason, "session ended");
             if self.events.send(SessionEvent::Closed(reason)).await.is_err() {
@@ -91,9 +101,10 @@ impl Session {
     async fn serve(
         &mut self,
         manager: &str,
+        patience: Duration,
         scope: &Scope,
     ) -> Result<std::convert::Infallible, (SessionError, bool)> {
-        let open = tokio::time::timeout(OPEN_TIMEOUT, self.open(manager)).await;
+        let open = tokio::time::timeout(patience, self.open(manager)).await;
         let (outbox, mut inbox) = open
             .unwrap_or_else(|_| Err(SessionError::Silent(manager.into())))
             .map_err(|error| (error, false))?;
@@ -126,7 +137,8 @@ impl Session {
         Ok((outbox, stream.into_inner()))
     }
 
-    /// Passes messages on until the stream ends. Heartbeats start with the manager's welcome.
+    /// Passes messages on until the stream ends, or the manager falls silent. Heartbeats start with the manager's
+    /// welcome, and go as it says.
     async fn relay(
         &mut self,
         manager: &str,
@@ -134,22 +146,38 @@ impl Session {
         outbox: mpsc::Sender<AgentMessage>,
         session: &Scope,
     ) -> Result<std::convert::Infallible, SessionError> {
-        let mut beating = false;
+        let mut period: Option<watch::Sender<Duration>> = None;
+        let mut is_acknowledging = false;
+        let mut heard = Instant::now();
         loop {
+            let limit = period.as_ref().filter(|_| is_acknowledging).map(|period| silence(*period.borrow()));
             let received = tokio::select! {
                 biased;
                 _ = self.restart.recv() => return Err(SessionError::Closed(manager.into())),
                 () = outbox.closed() => return Err(SessionError::Closed(manager.into())),
+                // Before the silence: what has come in while the agent was busy was said in time.
                 received = inbox.message() => received,
+                () = until(limit.map(|limit| heard + limit)) => {
+                    return Err(SessionError::Silent(manager.into()));
+                }
             };
+            heard = Instant::now();
             let message = received
                 .map_err(|status| SessionError::Ended(manager.into(), Box::new(status)))?
                 .ok_or_else(|| SessionError::Closed(manager.into()))?;
-            if let Some(manager_message::Message::Welcome(welcome)) = &message.message
-                && !std::mem::replace(&mut beating, true)
-            {
-                let period = Duration::from_nanos(u64::try_from(welcome.heartbeat_period).unwrap_or(0));
-                session.spawn(beat(period.max(BACKOFF_MIN), outbox.clone(), session.clone()));
+            match &message.message {
+                Some(manager_message::Message::HeartbeatAck(_)) => {
+                    // An older manager never answers; it is not left for that.
+                    is_acknowledging = true;
+                    continue;
+                }
+                Some(manager_message::Message::Welcome(welcome)) => {
+                    set_period(&mut period, welcome.heartbeat_period, &outbox, session);
+                }
+                Some(manager_message::Message::Node(update)) if period.is_some() => {
+                    set_period(&mut period, update.heartbeat_period, &outbox, session);
+                }
+                _ => {}
             }
             self.events
                 .send(SessionEvent::Message(Box::new(message)))
@@ -163,21 +191,54 @@ impl Session {
 const MESSAGE_MAX: usize = 64 << 20;
 
 /// Heartbeats have a task of their own, so that no amount of work makes this node look dead.
-async fn beat(period: Duration, outbox: mpsc::Sender<AgentMessage>, session: Scope) {
-    let mut ticks = tokio::time::interval(period);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+/// A new period begins at once, with a heartbeat.
+async fn beat(mut period: watch::Receiver<Duration>, outbox: mpsc::Sender<AgentMessage>, session: Scope) {
     loop {
+        let pause = *period.borrow_and_update();
+        let sent = outbox.send(message(agent_message::Message::Heartbeat(Heartbeat {})));
         tokio::select! {
             biased;
             () = session.cancelled() => return,
-            _ = ticks.tick() => {}
+            sent = sent => if sent.is_err() { return },
         }
-        let sent = outbox.send(message(agent_message::Message::Heartbeat(Heartbeat {})));
-        // A manager that takes no message for this long is gone, whatever TCP still believes.
-        match tokio::time::timeout(period * SILENCE_PERIODS, sent).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) | Err(_) => return,
+        tokio::select! {
+            biased;
+            () = session.cancelled() => return,
+            changed = period.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(pause) => {}
         }
+    }
+}
+
+/// Heartbeats go with this period from now on; the first one starts them.
+fn set_period(
+    current: &mut Option<watch::Sender<Duration>>,
+    ns: i64,
+    outbox: &mpsc::Sender<AgentMessage>,
+    session: &Scope,
+) {
+    let wanted = Duration::from_nanos(u64::try_from(ns).unwrap_or(0)).max(BACKOFF_MIN);
+    match current {
+        Some(period) => {
+            period.send_if_modified(|period| std::mem::replace(period, wanted) != wanted);
+        }
+        None => {
+            let (period, changes) = watch::channel(wanted);
+            session.spawn(beat(changes, outbox.clone(), session.clone()));
+            *current = Some(period);
+        }
+    }
+}
+
+/// How long a manager that answers heartbeats may be silent.
+fn silence(period: Duration) -> Duration {
+    period.mul_f64(SILENCE_PERIODS).max(SILENCE_MIN)
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -272,7 +272,13 @@ impl Membership {
             let membership = self.agent.membership.borrow();
             (membership.update.clone(), membership.manager.clone())
         };
-        let Some(update) = update else { return Ok(()) };
+        let Some(update) = update else {
+            // A manager may be all the managers that there are: it does not wait to hear from one.
+            if self.role() == NodeRole::Manager && self.manager.is_none() && self.failure.is_none() {
+                self.become_manager().await?;
+            }
+            return Ok(());
+        };
         if !update.root_pem.is_empty() && update.root_pem != self.identity.credentials().root_pem {
             self.identity.set_roots(&update.root_pem)?;
             self.identity.save(&self.paths.certificates())?;
@@ -337,7 +343,13 @@ impl Membership {
         let own = self.addresses.advertise.to_string();
         let via = self.agent.managers().into_iter().filter(|manager| *manager != own).collect();
         let config = manager_config(&self.identity, &self.addresses, &self.paths);
-        let manager = Manager::start(config, Boot::Join { via }, self.scope.child("manager")).await?;
+        let started = Manager::start(config, Boot::Join { via }, self.scope.child("manager")).await;
+        let manager = started.inspect_err(|error| {
+            // Trying again would only read the same damage.
+            if !error.may_pass() && !matches!(error, StartError::NoManagers) {
+                self.failure = Some(Chain(error).to_string());
+            }
+        })?;
         self.routes.send_replace(routes(Some(&manager), &self.executor));
         self.manager = Some(manager);
         tracing::info!("this node is now a manager");
@@ -447,7 +459,8 @@ impl Parts {
             }
             Err(error) if returns => {
                 tracing::error!(error = %Chain(&error), "the manager of this node does not start");
-                Ok((None, Some(Chain(&error).to_string())))
+                // One that may pass is tried again as soon as the node has heard from its managers.
+                Ok((None, (!error.may_pass()).then(|| Chain(&error).to_string())))
             }
             Err(error) => Err(error.into()),
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rswarm_base::{Classify, Kind};
 use rswarm_proto::model::object::Stored;
+use rswarm_proto::wire::update_status::State as Phase;
 use rswarm_proto::wire::{Batch, Change, ObjectKind, Service, Task, Transaction, change};
 
 use crate::author::Author;
@@ -211,19 +212,12 @@ impl Draft {
                 AnyObject::Service(object)
             }
             AnyObject::Task(object) => {
-                let created_at = self.task_created_at(&object);
-                AnyObject::Task(self.stamped(object, created_at))
+                let mut object = self.stamped(object, self.now);
+                Arc::make_mut(&mut object).created_version = self.index;
+                AnyObject::Task(object)
             }
             AnyObject::Network(object) => AnyObject::Network(self.stamped(object, self.now)),
         })
-    }
-
-    /// After every other task of the slot, whatever the clocks of successive leaders say: the history of a
-    /// slot is read by this order.
-    fn task_created_at(&self, task: &Task) -> i64 {
-        let slot = self.state.tasks_of_slot(&task.service_id, task.slot);
-        let same_place = slot.filter(|other| task.slot != 0 || other.node_id == task.node_id);
-        same_place.map(|other| other.meta().created_at + 1).max().map_or(self.now, |last| last.max(self.now))
     }
 
     fn updated(&self, object: AnyObject) -> Result<(AnyObject, AnyObject), Rejected> {
@@ -241,11 +235,14 @@ impl Draft {
                 if moves_back(before, &task) {
                     return Err(Rejected::MovedBack(task.id.clone()));
                 }
-                AnyObject::Task(self.stamped(task, before.meta().created_at))
+                let mut task = self.stamped(task, before.meta().created_at);
+                Arc::make_mut(&mut task).created_version = before.created_version;
+                AnyObject::Task(task)
             }
             (AnyObject::Service(before), AnyObject::Service(service)) => {
                 let mut service = self.stamped(service, before.meta().created_at);
                 self.set_spec_version(before, Arc::make_mut(&mut service));
+                self.set_update_version(before, Arc::make_mut(&mut service));
                 AnyObject::Service(service)
             }
             (AnyObject::Cluster(before), AnyObject::Cluster(object)) => {
@@ -319,6 +316,19 @@ impl Draft {
             Some(_) if same_spec => before.previous_spec_version,
             Some(_) => before.spec_version,
         };
+    }
+
+    /// Tasks that an update makes are those made since it began, which only the log's order can tell: its times
+    /// are those of different leaders' clocks.
+    fn set_update_version(&self, before: &Service, after: &mut Service) {
+        let begun = |service: &Service| {
+            let status = service.update_status.as_ref();
+            status
+                .filter(|status| matches!(status.state(), Phase::Updating | Phase::RollbackStarted))
+                .map(|status| (status.state, status.started_at))
+        };
+        let begins = begun(after).is_some() && begun(after) != begun(before);
+        after.update_version = if begins { self.index } else { before.update_version };
     }
 
     fn stamped<T: Stored>(&self, mut object: Arc<T>, created_at: i64) -> Arc<T> {
@@ -523,6 +533,9 @@ mod tests {
         world.report(&old.id, TaskState::Failed);
         world.reconcile();
         let new = world.live(&id)[0].clone();
-        assert!(new.meta().created_at > old.meta().created_at);
+        assert!(new.meta().created_at < old.meta().created_at);
+        let slots = crate::slot::occupied(&world.state, &world.service(&id));
+        let order: Vec<&str> = slots[0].tasks.iter().map(|task| task.id.as_str()).collect();
+        assert_eq!(order, [old.id.as_str(), new.id.as_str()]);
     }
 }

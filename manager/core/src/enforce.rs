@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use rswarm_proto::model::object::Stored;
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::{Node, NodeAvailability, Task, TaskStatus};
 
@@ -52,7 +51,7 @@ impl Reconciler for Enforce {
 /// The tasks that the node can no longer have: its labels contradict their constraints, or it has become too
 /// small for all of them, in which case the latest ones go.
 fn misfits<'a>(node: &Node, mut tasks: Vec<&'a Arc<Task>>) -> impl Iterator<Item = &'a Arc<Task>> {
-    tasks.sort_by_key(|task| (task.meta().created_at, &task.id));
+    tasks.sort_by_key(|task| slot::age(task));
     let has = filter::capacity(node);
     let (mut cpus, mut memory) = (0i64, 0i64);
     tasks.retain(|task| {

@@ -112,4 +112,17 @@ mod tests {
         let after: Vec<String> = world.live(&id).iter().map(|task| task.id.clone()).collect();
         assert_eq!(before, after);
     }
+
+    #[test]
+    fn nothing_is_left_of_a_node_that_was_removed() {
+        let mut world = World::new(2);
+        let id = world.create(global("agent"));
+        world.run(Duration::from_secs(2));
+        let request = rswarm_proto::wire::RemoveRequest { id: "n1".to_owned(), force: true };
+        world.control(|state, _, ids| crate::control::remove_node(state, &request, ids)).expect("removed");
+        world.cut.insert("n1".to_owned());
+        world.run(Duration::from_secs(3));
+        let nodes: Vec<String> = world.tasks(&id).iter().map(|task| task.node_id.clone()).collect();
+        assert_eq!(nodes, ["n2"]);
+    }
 }

@@ -43,10 +43,9 @@ fn advanced(task: &Task, reported: &TaskStatus, now: Timestamp) -> Option<Task> 
         return None;
     }
     let mut status = reported.clone();
-    // An agent whose clock is ahead must not make a task's history reach into the future.
-    if status.timestamp <= 0 || status.timestamp > now.0 {
-        status.timestamp = now.0;
-    }
+    // When the leader heard of it, by the clock that everything else about the task goes by: an agent's own may
+    // be ahead or behind.
+    status.timestamp = now.0;
     if let Some(before) = &task.status {
         if status.state == before.state {
             status.timestamp = before.timestamp;
@@ -147,18 +146,20 @@ mod tests {
         world.write(Author::Dispatcher, changes);
         let stored = world.state.task(&task).expect("task");
         assert_eq!(stored.observed(), TaskState::Failed);
-        assert_eq!(stored.status.as_ref().map(|status| status.timestamp), Some(world.now.0 - 7));
+        assert_eq!(stored.status.as_ref().map(|status| status.timestamp), Some(world.now.0));
         assert!(stored.ran_at > 0 && stored.ran_at < world.now.0);
     }
 
     #[test]
-    fn a_clock_that_is_ahead_is_held_back() {
-        let (mut world, task, node) = running();
-        let ahead = report(&node, &task, TaskState::Failed, world.now.0 + 3_600_000_000_000);
-        let changes = statuses(&world.state, &[ahead], world.now);
-        world.write(Author::Dispatcher, changes);
-        let status = world.state.task(&task).and_then(|task| task.status.clone()).expect("status");
-        assert_eq!(status.timestamp, world.now.0);
+    fn an_agents_clock_does_not_matter() {
+        for skew in [3_600_000_000_000, -3_600_000_000_000] {
+            let (mut world, task, node) = running();
+            let skewed = report(&node, &task, TaskState::Failed, world.now.0 + skew);
+            let changes = statuses(&world.state, &[skewed], world.now);
+            world.write(Author::Dispatcher, changes);
+            let status = world.state.task(&task).and_then(|task| task.status.clone()).expect("status");
+            assert_eq!(status.timestamp, world.now.0);
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use rswarm_base::Timestamp;
+use rswarm_proto::model::object::Stored;
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::{Node, NodeState, NodeStatus, Task, TaskStatus};
 
@@ -17,8 +18,10 @@ use crate::state::{State, node_state};
 const SUSPECT_AFTER: u32 = 2;
 /// Heartbeat periods without one until a node's tasks are replaced.
 const DOWN_AFTER: u32 = 5;
-/// Heartbeat periods that a new leader adds for nodes it has not heard of.
-const LEADER_GRACE: u32 = 3;
+/// Heartbeat periods that are added for nodes that a new leader has not heard of, and for all nodes after the
+/// cluster's settings changed: agents take less than with it to find a leader, or to learn of a shorter period.
+/// No more, so that a leader's own node, when it dies, is replaced in time: an election comes first.
+const GRACE: u32 = 1;
 /// How long tasks of a node that is down may still run there, for all anyone knows (as swarmkit).
 const ORPHANED_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -34,8 +37,13 @@ impl Reconciler for Liveness {
     fn reconcile(&self, view: &State, env: &mut Env<'_>) -> Plan {
         let mut plan = Plan::default();
         let period = view.heartbeat_period();
+        // Only this leader has held nodes to other settings; and only its own times compare with heartbeats.
+        let changed_at =
+            view.cluster().map_or(Timestamp::ZERO, |cluster| Timestamp(cluster.meta().updated_at));
+        let changed_at = Some(changed_at).filter(|at| (env.leader_since..=env.now).contains(at));
+        let changed_at = changed_at.unwrap_or(Timestamp::ZERO);
         for node in view.nodes() {
-            let (state, next) = judge(node, period, env);
+            let (state, next) = judge(node, period, changed_at, env);
             if let Some(next) = next {
                 plan.wake(next);
             }
@@ -44,30 +52,36 @@ impl Reconciler for Liveness {
             }
         }
         for node_id in view.nodes_with_tasks() {
-            orphan(view, node_id, env.now, &mut plan);
+            orphan(view, node_id, env, &mut plan);
         }
         plan
     }
 }
 
 /// The state of a node now, and when it changes if no heartbeat comes.
-fn judge(node: &Node, period: Duration, env: &Env<'_>) -> (NodeState, Option<Timestamp>) {
+fn judge(
+    node: &Node,
+    period: Duration,
+    changed_at: Timestamp,
+    env: &Env<'_>,
+) -> (NodeState, Option<Timestamp>) {
     let heard = env.heartbeats.get(&node.id);
+    let is_heard = heard.is_some_and(|heard| env.now < heard.after(period * SUSPECT_AFTER));
     let stored = node_state(node);
-    let (from, grace) = match heard {
-        Some(heard) => (*heard, Duration::ZERO),
+    let from = match heard {
+        Some(heard) => (*heard).max(changed_at.after(period * GRACE)),
         None if stored == NodeState::Down => return (NodeState::Down, None),
-        None => (env.leader_since, period * LEADER_GRACE),
+        None => env.leader_since.max(changed_at).after(period * GRACE),
     };
-    let suspect_at = from.after(period * SUSPECT_AFTER + grace);
-    let down_at = from.after(period * DOWN_AFTER + grace);
+    let suspect_at = from.after(period * SUSPECT_AFTER);
+    let down_at = from.after(period * DOWN_AFTER);
     if env.now >= down_at {
         (NodeState::Down, None)
     } else if env.now >= suspect_at {
         // A node that was never heard of is not under suspicion yet.
         let state = if stored == NodeState::Unknown { stored } else { NodeState::Suspect };
         (if stored == NodeState::Down { stored } else { state }, Some(down_at))
-    } else if heard.is_some() {
+    } else if is_heard {
         (NodeState::ReadyNode, Some(suspect_at))
     } else {
         (stored, Some(suspect_at))
@@ -90,12 +104,13 @@ fn with_state(node: &Node, state: NodeState, now: Timestamp) -> Node {
 }
 
 /// Gives up tasks on a node that is no longer listed, or was down for very long.
-fn orphan(view: &State, node_id: &str, now: Timestamp, plan: &mut Plan) {
+fn orphan(view: &State, node_id: &str, env: &Env<'_>, plan: &mut Plan) {
+    let now = env.now;
     let given_up_at = match view.node(node_id) {
         None => now,
         Some(node) if node_state(node) == NodeState::Down => {
             let since = node.status.as_ref().map_or(0, |status| status.changed_at);
-            Timestamp(since).after(ORPHANED_AFTER)
+            env.past(Timestamp(since)).after(ORPHANED_AFTER)
         }
         Some(_) => return,
     };
@@ -121,6 +136,7 @@ fn orphaned(task: &Task, now: Timestamp) -> Task {
 mod tests {
     use super::*;
     use crate::world::{World, spec};
+    use rswarm_proto::wire::Cluster;
 
     fn state_of(world: &World, node: &str) -> NodeState {
         node_state(world.state.node(node).expect("node"))
@@ -154,11 +170,43 @@ mod tests {
         world.heartbeats.clear();
         world.leader_since = world.now;
         world.cut.extend(["n1", "n2", "n3"].map(str::to_owned));
-        world.run(Duration::from_secs(7));
+        world.run(Duration::from_secs(5));
         world.cut.clear();
         world.run(Duration::from_secs(2));
         let after: Vec<String> = world.live(&id).iter().map(|task| task.id.clone()).collect();
         assert_eq!(before, after);
+    }
+
+    #[test]
+    fn a_shorter_period_moves_nothing_before_agents_have_heard_of_it() {
+        let period = |world: &mut World, seconds: i64| {
+            let mut cluster = Cluster::clone(world.state.cluster().expect("cluster"));
+            cluster.spec.get_or_insert_default().heartbeat_period = seconds * 1_000_000_000;
+            let mut plan = Plan::default();
+            plan.update(cluster);
+            world.write(Author::Control, plan.changes);
+        };
+        let mut world = World::new(2);
+        period(&mut world, 30);
+        let id = world.create(spec("web", 2));
+        world.run(Duration::from_secs(2));
+        let before: Vec<String> = world.live(&id).iter().map(|task| task.id.clone()).collect();
+        // Agents were last heard 20 s ago, as they shall; they hear of the new period a second later.
+        let all = ["n1", "n2"].map(str::to_owned);
+        world.cut.extend(all.clone());
+        world.run(Duration::from_secs(20));
+        assert_eq!(state_of(&world, "n1"), NodeState::ReadyNode);
+        period(&mut world, 1);
+        world.run(Duration::from_secs(2));
+        assert_eq!(state_of(&world, "n1"), NodeState::ReadyNode);
+        world.cut.clear();
+        world.run(Duration::from_secs(2));
+        let after: Vec<String> = world.live(&id).iter().map(|task| task.id.clone()).collect();
+        assert_eq!(before, after);
+        // From then on it holds.
+        world.cut.insert("n1".to_owned());
+        world.run(Duration::from_secs(6));
+        assert_eq!(state_of(&world, "n1"), NodeState::Down);
     }
 
     #[test]

@@ -67,8 +67,19 @@ fn forget_history(view: &State, service: &Service, plan: &mut Plan) {
         attempts => Some(attempts.saturating_add(1)),
     };
     for slot in slot::occupied(view, service) {
-        excess(&slot, limit).for_each(|task| plan.delete(ObjectKind::Task, &task.id));
+        if slot.tasks.iter().any(|task| is_without_node(view, task)) {
+            // There is nothing more to become of the slot.
+            let over = slot.tasks.iter().filter(|task| task.observed().is_terminal());
+            over.for_each(|task| plan.delete(ObjectKind::Task, &task.id));
+        } else {
+            excess(&slot, limit).for_each(|task| plan.delete(ObjectKind::Task, &task.id));
+        }
     }
+}
+
+/// Whether the task is a global service's on a node that is no longer listed.
+fn is_without_node(view: &State, task: &Task) -> bool {
+    task.slot == 0 && view.node(&task.node_id).is_none()
 }
 
 /// The oldest tasks of a slot beyond the limit, and those that a lost node took with it. The latest always

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use prost::Message;
 use rswarm_base::{IdGen, Timestamp};
 use rswarm_proto::wire::{Batch, Change, Object, ObjectKind, Transaction, change};
 
@@ -13,6 +14,9 @@ use crate::state::{AnyObject, State};
 /// Changes that one transaction of a pass holds, as far as slots can be kept whole. Small enough that a
 /// concurrent write costs little to redo, large enough that a big service needs few of them.
 const CHANGES_PER_TRANSACTION: usize = 200;
+/// Encoded bytes of changes that one transaction of a pass holds, as far as slots can be kept whole: what the
+/// raft log puts into one entry. Far below what it refuses, however large specs are.
+const BYTES_PER_TRANSACTION: usize = 1 << 20;
 
 /// A part of the brain.
 pub trait Reconciler {
@@ -35,6 +39,15 @@ pub struct Env<'a> {
     pub heartbeats: &'a BTreeMap<String, Timestamp>,
     /// Since when this manager leads: before that it could not have heard anyone.
     pub leader_since: Timestamp,
+}
+
+impl Env<'_> {
+    /// A stored time that a leader's clock gave, as this leader can reckon with it. What seems to lie ahead
+    /// was told by another leader's clock, and happened before this one led.
+    #[must_use]
+    pub fn past(&self, at: Timestamp) -> Timestamp {
+        if at > self.now { self.leader_since } else { at }
+    }
 }
 
 /// What a reconciler wants to be done.
@@ -175,16 +188,22 @@ fn fold(
         }
     }
     let mut transactions: Vec<Transaction> = Vec::new();
+    let mut bytes = 0;
     for changes in groups.into_values() {
+        let size: usize = changes.iter().map(Message::encoded_len).sum();
         match transactions.last_mut() {
-            Some(last) if last.changes.len() + changes.len() <= CHANGES_PER_TRANSACTION => {
+            Some(last)
+                if last.changes.len() + changes.len() <= CHANGES_PER_TRANSACTION
+                    && bytes + size <= BYTES_PER_TRANSACTION =>
+            {
+                bytes += size;
                 last.changes.extend(changes);
             }
-            _ => transactions.push(Transaction {
-                id: ids.number(),
-                author: Author::Pass.name().to_owned(),
-                changes,
-            }),
+            _ => {
+                bytes = size;
+                let (id, author) = (ids.number(), Author::Pass.name().to_owned());
+                transactions.push(Transaction { id, author, changes });
+            }
         }
     }
     transactions
@@ -480,6 +499,19 @@ mod tests {
         world.commit(result.transactions);
         assert_eq!(world.spread(&id).len(), 3);
         assert!(world.live(&id).iter().all(|task| task.observed() == TaskState::Assigned));
+    }
+
+    #[test]
+    fn large_specs_make_more_transactions_not_larger_ones() {
+        let mut world = World::new(3);
+        let mut large = spec("web", 100);
+        large.task.get_or_insert_default().container.get_or_insert_default().env = vec!["A=".repeat(100_000)];
+        let id = world.create(large);
+        let result = pass(&world.state.clone(), &mut world.env());
+        assert!(result.transactions.iter().all(|transaction| transaction.encoded_len() < 2 << 20));
+        world.commit(result.transactions);
+        world.run(Duration::from_secs(2));
+        assert_eq!(world.running(&id), 100);
     }
 
     #[test]

@@ -32,7 +32,7 @@ impl Reconciler for Restart {
             for slot in slot::occupied(view, service) {
                 retire_ended(&slot, &mut plan);
                 if slot.is_live() {
-                    start_waiting(view, &slot, env, &mut plan);
+                    start_waiting(view, service, &slot, env, &mut plan);
                 } else {
                     replace(view, service, &slot, env, &mut plan);
                 }
@@ -69,13 +69,14 @@ fn replace(view: &State, service: &Service, slot: &Slot<'_>, env: &mut Env<'_>, 
 }
 
 /// Tasks that were made ready may start when their time has come and their predecessors have stopped.
-fn start_waiting(view: &State, slot: &Slot<'_>, env: &Env<'_>, plan: &mut Plan) {
+fn start_waiting(view: &State, service: &Service, slot: &Slot<'_>, env: &Env<'_>, plan: &mut Plan) {
     for task in slot.live().filter(|task| task.desired() == TaskState::Ready) {
-        if env.now.0 < task.start_after {
-            plan.wake(Timestamp(task.start_after));
+        let start_at = start_at(service, task, env);
+        if env.now < start_at {
+            plan.wake(start_at);
             continue;
         }
-        let patience = patience_ends(slot, task, env.leader_since);
+        let patience = patience_ends(slot, task, env);
         if slot.others_stopped(view, &task.id) || env.now >= patience {
             plan.update(slot::desire(task, TaskState::Running));
         } else {
@@ -84,13 +85,20 @@ fn start_waiting(view: &State, slot: &Slot<'_>, env: &Env<'_>, plan: &mut Plan) 
     }
 }
 
+/// When a task may start. The clock of the leader that made it may have been ahead: the delay is never
+/// waited for longer than once more.
+fn start_at(service: &Service, task: &Task, env: &Env<'_>) -> Timestamp {
+    let made_at = env.past(Timestamp(task.meta().created_at));
+    Timestamp(task.start_after).min(made_at.after(slot::restart_delay(service)))
+}
+
 /// Until when a task waits for its predecessors. While nobody led, nobody could tell them to stop.
-fn patience_ends(slot: &Slot<'_>, task: &Task, leader_since: Timestamp) -> Timestamp {
+fn patience_ends(slot: &Slot<'_>, task: &Task, env: &Env<'_>) -> Timestamp {
     let graces = slot.tasks.iter().filter_map(|task| task.spec.as_ref()).map(|spec| spec.stop_grace());
     let grace = graces.max().unwrap_or_default();
-    Timestamp(task.meta().created_at.max(task.start_after))
-        .max(leader_since)
-        .after(grace + PREDECESSOR_PATIENCE)
+    let made_at = env.past(Timestamp(task.meta().created_at));
+    let started_at = env.past(Timestamp(task.start_after));
+    made_at.max(started_at).max(env.leader_since).after(grace + PREDECESSOR_PATIENCE)
 }
 
 #[cfg(test)]
@@ -151,6 +159,20 @@ mod tests {
         }
         let waited = world.now.since(failed_at);
         assert!(waited >= Duration::from_secs(1) && waited <= Duration::from_secs(1) + STEP, "{waited:?}");
+    }
+
+    #[test]
+    fn a_leader_whose_clock_is_behind_waits_no_longer_than_the_delay() {
+        let mut world = World::new(1);
+        let id = world.create(policy(Condition::Any, 0));
+        world.run(Duration::from_secs(2));
+        world.report(&world.live(&id)[0].id.clone(), TaskState::Failed);
+        world.reconcile();
+        assert_eq!(world.live(&id)[0].desired(), TaskState::Ready);
+        // The next leader's clock is an hour behind.
+        world.elect(Timestamp(world.now.0 - 3_600_000_000_000));
+        world.run(Duration::from_millis(1200));
+        assert_eq!(world.live(&id)[0].desired(), TaskState::Running);
     }
 
     #[test]

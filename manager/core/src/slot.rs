@@ -54,7 +54,7 @@ pub fn occupied<'a>(view: &'a State, service: &Service) -> Vec<Slot<'a>> {
         slots.entry((task.slot, node)).or_default().push(task);
     }
     let slots = slots.into_values().map(|mut tasks| {
-        tasks.sort_by_key(|task| (task.meta().created_at, &task.id));
+        tasks.sort_by_key(|task| age(task));
         Slot { tasks }
     });
     slots.filter(Slot::is_occupied).collect()
@@ -110,6 +110,13 @@ pub fn is_stopped(view: &State, task: &Task) -> bool {
     task.observed().is_terminal() || never_started || view.is_node_lost(&task.node_id)
 }
 
+/// What tasks are sorted by to have the oldest first: the order in which they were made, whatever the clocks of
+/// the leaders said that made them.
+#[must_use]
+pub fn age(task: &Task) -> (u64, i64, &str) {
+    (task.created_version, task.meta().created_at, &task.id)
+}
+
 /// Whether the task ended because of what it is, not because a manager said so.
 #[must_use]
 pub fn ended_by_itself(task: &Task) -> bool {
@@ -141,8 +148,14 @@ pub fn verdict(service: &Service, slot: &Slot<'_>) -> Verdict {
     if policy.max_attempts > 0 && attempts(slot, policy.window) >= policy.max_attempts {
         return Verdict::Done;
     }
-    let delay = policy.delay.map_or(RESTART_DELAY, |ns| Duration::from_nanos(u64::try_from(ns).unwrap_or(0)));
-    Verdict::Replace(delay)
+    Verdict::Replace(restart_delay(service))
+}
+
+/// How long a replacement of a task that ended by itself waits.
+#[must_use]
+pub fn restart_delay(service: &Service) -> Duration {
+    let delay = restart_policy(service).delay;
+    delay.map_or(RESTART_DELAY, |ns| Duration::from_nanos(u64::try_from(ns).unwrap_or(0)))
 }
 
 /// How often the latest task's spec has been restarted in this slot, within the policy's window before its end.

@@ -2,13 +2,13 @@
 //! the update paused or rolled back when too much of it fails.
 //!
 //! No memory of earlier calls: which slots this update has touched, which of them failed and which are still
-//! under way follows from the tasks and from when the update began.
+//! under way follows from the tasks and from where in the log the update began. It begins in a write of its own,
+//! before it touches any slot.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use rswarm_base::Timestamp;
-use rswarm_proto::model::object::Stored;
 use rswarm_proto::model::service::UPDATE_MONITOR;
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::{
@@ -58,8 +58,11 @@ fn update(view: &State, service: &Arc<Service>, env: &mut Env<'_>, plan: &mut Pl
     {
         return;
     }
-    let rollout = Rollout::new(view, service, env.now);
-    if !under_way && rollout.slots.iter().all(|slot| slot.progress != Progress::Outdated) {
+    let rollout = Rollout::new(view, service, env);
+    if !under_way {
+        if rollout.slots.iter().any(|slot| slot.progress == Progress::Outdated) {
+            plan.update(rollout.begun());
+        }
         return;
     }
     if let Some(failed) = rollout.intolerable_failure() {
@@ -67,10 +70,8 @@ fn update(view: &State, service: &Arc<Service>, env: &mut Env<'_>, plan: &mut Pl
     }
     let started = rollout.advance(env, plan);
     let settled = rollout.slots.iter().all(|slot| slot.progress.is_settled());
-    if under_way && settled && !started {
+    if settled && !started {
         plan.update(rollout.completed());
-    } else if !under_way {
-        plan.update(rollout.begun());
     }
     rollout.wakes(plan);
 }
@@ -125,19 +126,32 @@ struct Rollout<'a> {
     service: &'a Arc<Service>,
     config: UpdateConfig,
     is_rollback: bool,
+    under_way: bool,
     started_at: Timestamp,
     now: Timestamp,
+    leader_since: Timestamp,
     slots: Vec<Updated<'a>>,
 }
 
 impl<'a> Rollout<'a> {
-    fn new(view: &'a State, service: &'a Arc<Service>, now: Timestamp) -> Rollout<'a> {
+    fn new(view: &'a State, service: &'a Arc<Service>, env: &Env<'_>) -> Rollout<'a> {
+        let (now, leader_since) = (env.now, env.leader_since);
         let is_rollback = phase(service) == Phase::RollbackStarted;
         let under_way = is_rollback || phase(service) == Phase::Updating;
         let started = service.update_status.as_ref().map_or(now.0, |status| status.started_at);
         let started_at = if under_way { Timestamp(started) } else { now };
         let config = config(service, is_rollback);
-        let mut rollout = Rollout { view, service, config, is_rollback, started_at, now, slots: Vec::new() };
+        let mut rollout = Rollout {
+            view,
+            service,
+            config,
+            is_rollback,
+            under_way,
+            started_at,
+            now,
+            leader_since,
+            slots: Vec::new(),
+        };
         let slots = slot::occupied(view, service).into_iter().filter(|slot| rollout.is_reachable(slot));
         rollout.slots = slots.map(|slot| rollout.assess(slot)).collect();
         rollout
@@ -151,7 +165,9 @@ impl<'a> Rollout<'a> {
 
     fn assess(&self, slot: Slot<'a>) -> Updated<'a> {
         let is_current = |task: &Arc<Task>| !slot::is_dirty(self.view, self.service, task);
-        let is_ours = |task: &Arc<Task>| task.meta().created_at >= self.started_at.0 && is_current(task);
+        let is_ours = |task: &Arc<Task>| {
+            self.under_way && task.created_version >= self.service.update_version && is_current(task)
+        };
         let touched = slot.tasks.iter().any(|task| is_ours(task));
         let failed = slot.tasks.iter().copied().find(|task| is_ours(task) && self.failed_under_watch(task));
         let current = slot.live().filter(|task| is_current(task)).last();
@@ -183,13 +199,18 @@ impl<'a> Rollout<'a> {
         if task.observed() < TaskState::Running {
             return Progress::UnderWay;
         }
-        let ran_at = Timestamp(task.ran_at);
+        let ran_at = self.past(task.ran_at);
         let (next_at, settled_at) = (ran_at.after(self.delay()), ran_at.after(self.monitor()));
         match self.now {
             now if now < next_at => Progress::Delay(next_at),
             now if now < settled_at => Progress::Watched(settled_at),
             _ => Progress::Settled,
         }
+    }
+
+    /// See [`Env::past`].
+    fn past(&self, at: i64) -> Timestamp {
+        if at > self.now.0 { self.leader_since } else { Timestamp(at) }
     }
 
     /// Whether the task ended by itself before it had run as long as it is watched.
@@ -298,7 +319,7 @@ impl<'a> Rollout<'a> {
             Verdict::Done => false,
             Verdict::Replace(delay) => {
                 let ended = updated.slot.latest().status.as_ref().map_or(0, |status| status.timestamp);
-                let at = Timestamp(ended).after(delay);
+                let at = self.past(ended).after(delay);
                 if self.now < at {
                     plan.wake(at);
                 }
@@ -438,6 +459,53 @@ mod tests {
         assert_eq!(phase(&service), Phase::RollbackCompleted);
         assert_eq!(service.previous_spec, None);
         assert_eq!((world.running(&id), images(&world, &id)), (4, ["web:1".to_owned()].into()));
+    }
+
+    #[test]
+    fn an_update_is_watched_across_leaders_whose_clocks_differ() {
+        // The next leader's clock is an hour behind, or ahead, of the one that began the update.
+        for skew in [-3600 * SECOND, 3600 * SECOND] {
+            let failure_action = FailureAction::Rollback.into();
+            let (mut world, id) = updating(4, UpdateConfig { failure_action, ..config(1) });
+            world.change(&id, |spec| set_image(spec, BROKEN));
+            world.reconcile();
+            assert_eq!(phase(&world.service(&id)), Phase::Updating);
+            world.elect(Timestamp(world.now.0 + skew));
+            world.run(Duration::from_secs(30));
+            assert_eq!(phase(&world.service(&id)), Phase::RollbackCompleted, "{skew}");
+            assert_eq!((world.running(&id), images(&world, &id)), (4, ["web:1".to_owned()].into()));
+        }
+    }
+
+    #[test]
+    fn an_update_goes_on_under_a_leader_whose_clock_is_behind() {
+        let (mut world, id) = updating(3, UpdateConfig { delay: SECOND, ..config(1) });
+        world.change(&id, |spec| set_image(spec, "web:2"));
+        world.run(Duration::from_secs(1));
+        world.elect(Timestamp(world.now.0 - 3600 * SECOND));
+        world.run(Duration::from_secs(20));
+        assert_eq!(phase(&world.service(&id)), Phase::Completed);
+    }
+
+    #[test]
+    fn a_late_failure_is_no_early_one_because_a_workers_clock_is_behind() {
+        let (mut world, id) = updating(2, UpdateConfig { delay: 5 * SECOND, ..config(1) });
+        world.change(&id, |spec| set_image(spec, "web:2"));
+        let new = loop {
+            world.step();
+            let live = world.live(&id);
+            let of_this = |task: &&Arc<Task>| task.spec_version == world.service(&id).spec_version;
+            if let Some(new) = live.iter().find(of_this).filter(|task| task.observed() == TaskState::Running)
+            {
+                break new.id.clone();
+            }
+        };
+        // The monitor is as long as the delay and a second.
+        world.run(Duration::from_secs(7));
+        assert_eq!(phase(&world.service(&id)), Phase::Updating);
+        world.report_at(&new, TaskState::Failed, Timestamp(world.now.0 - 3600 * SECOND));
+        world.run(Duration::from_secs(30));
+        assert_eq!(phase(&world.service(&id)), Phase::Completed);
     }
 
     #[test]

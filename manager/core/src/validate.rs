@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use prost::Message;
 use rswarm_base::ipam::Subnet;
 use rswarm_proto::model::service::Mode;
 use rswarm_proto::wire::{
@@ -25,6 +26,9 @@ const MEMORY_MIN: i64 = 4 << 20;
 const DNS_LABEL_MAX: usize = 63;
 /// The prefix length below which a subnet has too few addresses to be of use (as swarmkit).
 const PREFIX_MAX: u8 = 29;
+
+/// Encoded bytes of a spec. Every task has a copy of its service's, and some copies must fit one write.
+const SPEC_BYTES_MAX: usize = 1 << 20;
 
 /// One thing that is wrong with a spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +63,13 @@ impl Findings {
         }
     }
 
+    /// What is too large for the raft log.
+    fn add_size(&mut self, spec: &impl Message) {
+        let bytes = spec.encoded_len();
+        let reason = format!("the spec is too large: it has {bytes} bytes and may have {SPEC_BYTES_MAX}");
+        self.add_if(bytes > SPEC_BYTES_MAX, "", reason);
+    }
+
     fn result(self) -> Result<(), Vec<Problem>> {
         if self.0.is_empty() { Ok(()) } else { Err(self.0) }
     }
@@ -67,6 +78,7 @@ impl Findings {
 /// Checks a service's spec, networks already resolved to ids.
 pub fn service(spec: &ServiceSpec, state: &State) -> Result<(), Vec<Problem>> {
     let mut findings = Findings::default();
+    findings.add_size(spec);
     dns_name(spec.annotations.as_ref(), &mut findings);
     match &spec.task {
         None => findings.add("TaskSpec", "a task spec must be provided"),
@@ -336,6 +348,8 @@ fn check_port(port: &PortConfig, findings: &mut Findings) {
     const FIELD: &str = "EndpointSpec";
     let known = matches!(port.protocol.as_str(), "tcp" | "udp" | "sctp");
     findings.add_if(!known, FIELD, format!("invalid protocol '{}'", port.protocol));
+    let reason = format!("port {}/sctp cannot be published: services publish tcp and udp ports", port.target);
+    findings.add_if(port.protocol == "sctp", FIELD, reason);
     let target = (1..=65535).contains(&port.target);
     findings.add_if(
         !target,
@@ -349,6 +363,7 @@ fn check_port(port: &PortConfig, findings: &mut Findings) {
 /// Checks a network's spec.
 pub fn network(spec: &NetworkSpec, state: &State) -> Result<(), Vec<Problem>> {
     let mut findings = Findings::default();
+    findings.add_size(spec);
     let name = spec.annotations.as_ref().map_or("", |annotations| annotations.name.as_str());
     if name.is_empty() {
         findings.add("", "name must be provided");
@@ -379,9 +394,22 @@ pub fn network(spec: &NetworkSpec, state: &State) -> Result<(), Vec<Problem>> {
             }
         }
     }
-    let v6 = seen.iter().any(|subnet| subnet.address().is_ipv6());
-    findings.add_if(spec.ipv6 && !v6, "", "an IPv6 network needs an IPv6 subnet: give one with --subnet");
+    unavailable(spec, &seen, &mut findings);
     findings.result()
+}
+
+/// What Docker has and nodes of this version cannot do; better refused than promised.
+fn unavailable(spec: &NetworkSpec, subnets: &[Subnet], findings: &mut Findings) {
+    let v6 = spec.ipv6 || subnets.iter().any(|subnet| subnet.address().is_ipv6());
+    let reason =
+        "IPv6 on overlay networks is not available in this version: leave out --ipv6 and IPv6 subnets";
+    findings.add_if(v6, "", reason);
+    // Docker takes the bare option for a yes.
+    let encrypted =
+        spec.options.get("encrypted").is_some_and(|value| !matches!(value.as_str(), "false" | "0"));
+    let reason = "encrypted overlay networks are not available in this version: without `encrypted`, the network's \
+                  traffic between nodes is in clear";
+    findings.add_if(encrypted, "", reason);
 }
 
 fn ipam(config: &IpamConfig, seen: &mut Vec<Subnet>, findings: &mut Findings) {
@@ -418,6 +446,7 @@ fn ipam(config: &IpamConfig, seen: &mut Vec<Subnet>, findings: &mut Findings) {
 /// Checks a node's spec.
 pub fn node(spec: &NodeSpec) -> Result<(), Vec<Problem>> {
     let mut findings = Findings::default();
+    findings.add_size(spec);
     let labels = spec.annotations.as_ref().map(|annotations| &annotations.labels);
     let nameless = labels.is_some_and(|labels| labels.keys().any(String::is_empty));
     findings.add_if(nameless, "", "a label needs a name");
@@ -429,6 +458,7 @@ pub fn cluster(spec: &ClusterSpec) -> Result<(), Vec<Problem>> {
     const HOUR: i64 = 3_600_000_000_000;
     const MILLISECOND: i64 = 1_000_000;
     let mut findings = Findings::default();
+    findings.add_size(spec);
     let name = spec.annotations.as_ref().map_or("", |annotations| annotations.name.as_str());
     findings.add_if(name != "default", "", "swarm spec name must be \"default\"");
     let expiry = spec.node_cert_expiry;
@@ -608,6 +638,58 @@ mod tests {
         assert_eq!(
             with(vec![port(70_000, Host)], Vip),
             ["EndpointSpec: invalid published port 70000: must be at most 65535"]
+        );
+    }
+
+    #[test]
+    fn sctp_ports_are_refused() {
+        let port = PortConfig { protocol: "sctp".to_owned(), target: 7, ..PortConfig::default() };
+        let endpoint = EndpointSpec { ports: vec![port], ..EndpointSpec::default() };
+        assert_eq!(
+            problems(|spec| spec.endpoint = Some(endpoint)),
+            ["EndpointSpec: port 7/sctp cannot be published: services publish tcp and udp ports"]
+        );
+    }
+
+    #[test]
+    fn a_spec_that_does_not_fit_the_log_is_refused() {
+        let found = problems(|spec| container(spec).env = vec!["A=".repeat(SPEC_BYTES_MAX)]);
+        assert_eq!(found.len(), 1);
+        assert!(found[0].starts_with("the spec is too large: it has 20"), "{}", found[0]);
+        assert_eq!(problems(|spec| container(spec).env = vec!["A=".repeat(1000)]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_the_data_path_cannot_do_is_refused() {
+        let check = |change: fn(&mut NetworkSpec)| {
+            let annotations = Some(Annotations { name: "net".to_owned(), ..Annotations::default() });
+            let mut spec = NetworkSpec { annotations, ..NetworkSpec::default() };
+            change(&mut spec);
+            let found = network(&spec, &World::new(1).state).err().unwrap_or_default();
+            found
+                .iter()
+                .map(|problem| problem.to_string().chars().take(32).collect())
+                .collect::<Vec<String>>()
+        };
+        let v6 = ["IPv6 on overlay networks is not "];
+        assert_eq!(check(|spec| spec.ipv6 = true), v6);
+        assert_eq!(
+            check(|spec| {
+                let subnet = "fd00:1::/64".to_owned();
+                spec.ipam = vec![IpamConfig { subnet, ..IpamConfig::default() }];
+            }),
+            v6
+        );
+        let encrypted = ["encrypted overlay networks are n"];
+        assert_eq!(check(|spec| drop(spec.options.insert("encrypted".to_owned(), String::new()))), encrypted);
+        assert_eq!(
+            check(|spec| drop(spec.options.insert("encrypted".to_owned(), "false".to_owned()))),
+            Vec::<String>::new()
+        );
+        assert_eq!(
+            check(|spec| drop(spec.options.insert("mtu".to_owned(), "1400".to_owned()))),
+            Vec::<String>::new(),
+            "Docker ignores options that it does not know"
         );
     }
 

@@ -196,6 +196,13 @@ impl World {
         }
     }
 
+    /// Another manager leads, with a clock of its own.
+    pub(crate) fn elect(&mut self, now: Timestamp) {
+        (self.now, self.leader_since) = (now, now);
+        self.heartbeats.clear();
+        self.beat();
+    }
+
     /// Time passes, agents do one thing each for each of their tasks, the managers react.
     pub(crate) fn step(&mut self) {
         self.now = self.now.after(STEP);
@@ -221,8 +228,13 @@ impl World {
 
     /// An agent reports that a task is in another state.
     pub(crate) fn report(&mut self, task: &str, state: TaskState) {
+        self.report_at(task, state, self.now);
+    }
+
+    /// An agent with a clock of its own reports that a task is in another state.
+    pub(crate) fn report_at(&mut self, task: &str, state: TaskState, clock: Timestamp) {
         let task = self.state.task(task).expect("task").clone();
-        let report = report(&task, state, self.now).expect("a report");
+        let report = report(&task, state, clock).expect("a report");
         let changes = intake::statuses(&self.state, &[report], self.now);
         self.write(Author::Dispatcher, changes);
     }

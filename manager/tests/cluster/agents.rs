@@ -1,6 +1,6 @@
 //! Sessions of agents, on any manager; and what comes of their reports.
 
-use crate::harness::{Host, PATIENCE, enroll, leader, trio};
+use crate::harness::{Host, PATIENCE, enroll, leader, three_with, trio};
 use rswarm_base::Scope;
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::tls::{self, Identity};
@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
@@ -157,6 +157,39 @@ async fn a_session_survives_nobody_but_its_agent_moves_on() {
     let other = leader(&hosts).await;
     let mut agent = Agent::connect(&hosts[other], &identity, "").await;
     assert_eq!(agent.tasks().await.0, assignments::Kind::Complete);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reports_find_the_new_leader_when_the_old_one_is_cut_off() {
+    let (first, link) = Host::bootstrap_behind_link(ClusterSpec::default()).await;
+    let hosts = three_with(first).await;
+    // The first may have lost the lead on a slow machine; then there is nothing to see here.
+    if leader(&hosts).await != 0 {
+        return eprintln!("skipped: another manager leads");
+    }
+    let identity = worker(&hosts[1]).await;
+    let mut agent = Agent::connect(&hosts[1], &identity, "").await;
+    agent.tasks().await;
+    create_service(&hosts[0], 1).await;
+    let (_, tasks) = agent.tasks().await;
+    link.cut();
+    let cut = Instant::now();
+    agent.report(7, &tasks[0], TaskState::Running).await;
+    while !matches!(agent.next().await, FromManager::StatusAck(_)) {}
+    let took = cut.elapsed();
+    // A dead connection is given up after ten seconds, an election takes two at most.
+    assert!(took < Duration::from_secs(6), "{took:?}");
+    let node_id = identity.subject().node_id;
+    let state = hosts[1].state();
+    let status = state.node(&node_id).and_then(|node| node.status.clone()).expect("a status");
+    assert_eq!(status.state(), NodeState::ReadyNode);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heartbeats_are_answered() {
+    let host = Host::bootstrap(ClusterSpec::default()).await;
+    let mut agent = Agent::connect(&host, &worker(&host).await, "").await;
+    while !matches!(agent.next().await, FromManager::HeartbeatAck(_)) {}
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

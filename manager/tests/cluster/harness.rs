@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rswarm_base::telemetry::{self, Format};
 use rswarm_base::{Scope, Timestamp};
-use rswarm_manager::{Boot, Manager, ManagerConfig, NewCluster, StartError, found};
+use rswarm_manager::{Boot, Founding, Manager, ManagerConfig, NewCluster, StartError, found};
 use rswarm_manager_core::State;
 use rswarm_proto::tls::{self, Enrollment, Identity};
 use rswarm_proto::token::JoinToken;
@@ -17,7 +17,8 @@ use rswarm_proto::wire::{
     NodeAvailability, Object, ObjectKind,
 };
 use tempfile::TempDir;
-use tokio::net::TcpListener;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
@@ -37,6 +38,8 @@ pub struct Host {
     pub dir: TempDir,
     pub addr: String,
     pub running: Option<Running>,
+    /// Where it listens, when a link stands between that and its address.
+    listen: Option<String>,
 }
 
 /// The manager's process, so to speak.
@@ -50,7 +53,21 @@ impl Host {
     pub async fn bootstrap(spec: ClusterSpec) -> Host {
         let request = NewCluster { spec, hostname: "m1".to_owned(), ..NewCluster::default() };
         let (founding, identity) = found(request, Timestamp::now()).expect("founded");
+        let host = Host::new(identity).await;
+        Host::found_on(host, founding).await
+    }
+
+    /// The first manager of a new cluster, and the link through which all others reach it.
+    pub async fn bootstrap_behind_link(spec: ClusterSpec) -> (Host, Link) {
+        let request = NewCluster { spec, hostname: "m1".to_owned(), ..NewCluster::default() };
+        let (founding, identity) = found(request, Timestamp::now()).expect("founded");
         let mut host = Host::new(identity).await;
+        let link = Link::to(host.addr.clone()).await;
+        host.listen = Some(std::mem::replace(&mut host.addr, link.addr.clone()));
+        (Host::found_on(host, founding).await, link)
+    }
+
+    async fn found_on(mut host: Host, founding: Founding) -> Host {
         host.start(Boot::Bootstrap(Box::new(founding))).await.expect("started");
         host.wait("it leads", |manager| manager.is_leading()).await;
         host
@@ -73,7 +90,7 @@ impl Host {
             LOG.get_or_init(|| telemetry::init(&env::var("RSWARM_LOG").unwrap_or_default(), Format::Text));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
         let addr = listener.local_addr().expect("address").to_string();
-        Host { identity, dir: tempfile::tempdir().expect("tempdir"), addr, running: None }
+        Host { identity, dir: tempfile::tempdir().expect("tempdir"), addr, running: None, listen: None }
     }
 
     pub fn raft_dir(&self) -> PathBuf {
@@ -82,7 +99,7 @@ impl Host {
 
     pub async fn start(&mut self, boot: Boot) -> Result<(), StartError> {
         let scope = Scope::root("host");
-        let listener = TcpListener::bind(&self.addr).await.expect("port");
+        let listener = TcpListener::bind(self.listen.as_ref().unwrap_or(&self.addr)).await.expect("port");
         let (services, routes) = watch::channel(Routes::default());
         let (identity, serving) = (self.identity.clone(), scope.clone());
         scope.spawn(async move {
@@ -185,9 +202,68 @@ pub async fn enroll(via: &Host, token: &str) -> Arc<Identity> {
     Identity::new(tls::join(&via.addr, &token, enrollment).await.expect("let in")).expect("an identity")
 }
 
+/// The way to a host. When it is cut, what is sent gets lost, without a word to anyone.
+pub struct Link {
+    pub addr: String,
+    is_cut: watch::Sender<bool>,
+    scope: Scope,
+}
+
+impl Link {
+    async fn to(host: String) -> Link {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
+        let addr = listener.local_addr().expect("address").to_string();
+        let (is_cut, cut) = watch::channel(false);
+        let scope = Scope::root("link");
+        let (connections, token) = (scope.clone(), scope.token());
+        scope.spawn(async move {
+            let accept = async {
+                loop {
+                    let (near, _) = listener.accept().await.expect("a connection");
+                    let (host, cut, token) = (host.clone(), cut.clone(), connections.token());
+                    connections.spawn(async move {
+                        token.run_until_cancelled(carry(near, host, cut)).await;
+                    });
+                }
+            };
+            token.run_until_cancelled(accept).await;
+        });
+        Link { addr, is_cut, scope }
+    }
+
+    pub fn cut(&self) {
+        self.is_cut.send_replace(true);
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.scope.cancel();
+    }
+}
+
+async fn carry(mut near: TcpStream, host: String, mut cut: watch::Receiver<bool>) {
+    if !*cut.borrow() {
+        let Ok(mut far) = TcpStream::connect(&host).await else { return };
+        tokio::select! {
+            _ = copy_bidirectional(&mut near, &mut far) => return,
+            _ = cut.wait_for(|is_cut| *is_cut) => {}
+        }
+        // Both ends stay open: neither hears of it.
+        let _far = far;
+        std::future::pending::<()>().await;
+    }
+    std::future::pending().await
+}
+
 /// Three managers that all vote.
 pub async fn trio(spec: ClusterSpec) -> Vec<Host> {
     let first = Host::bootstrap(spec).await;
+    three_with(first).await
+}
+
+/// Two more managers beside the first; all vote.
+pub async fn three_with(first: Host) -> Vec<Host> {
     let second = Host::join(&first).await;
     let third = Host::join(&first).await;
     let hosts = vec![first, second, third];

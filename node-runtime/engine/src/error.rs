@@ -51,7 +51,7 @@ pub(crate) struct RuntimeWords {
 }
 
 impl RuntimeWords {
-    pub(crate) fn of(error: &(impl Classify + Error)) -> RuntimeWords {
+    pub(crate) fn of(error: &impl Classify) -> RuntimeWords {
         let words = rswarm_base::Chain(error).to_string();
         RuntimeWords { words, kind: error.kind(), hint: error.hint() }
     }

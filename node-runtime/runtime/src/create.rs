@@ -14,7 +14,6 @@ use crate::channel::{Channel, Said, Word};
 use crate::confine;
 use crate::failure::{Context, Failure};
 use crate::hooks::{self, State};
-use crate::idmap::Maps;
 use crate::init::{Init, close_inherited};
 use crate::last::Gate;
 use crate::namespaces::{Namespaces, User, enter_pid_namespace, leave_pid_namespace};
@@ -141,18 +140,35 @@ fn set_up(
         die_with_parent: request.die_with_parent,
         channel: theirs,
     };
-    if let User::New(maps) = &init.namespaces.user {
-        terminal::give_pipes_to(&init.stdio, maps.root())?;
-    }
     let child = clone_init(&init, &ours)?;
-    let maps = match &init.namespaces.user {
-        User::New(maps) => Some(maps.clone()),
-        User::Host | User::Existing(_) => None,
-    };
     let state = State { pid: child.pid, ..init.state.clone() };
+    let ready = set_up_user_namespace(&init, &child, &ours);
     // Only init may hold its end of the channel: then silence means that it is gone.
     drop(init);
-    Parent { child, maps, state }.listen(request.spec, ours, cgroup)
+    Parent { child, state }.listen(ready, request.spec, ours, cgroup)
+}
+
+/// What needs the machine's privileges and init's present identity: after this it is root of its namespace and
+/// nobody outside.
+fn set_up_user_namespace(init: &Init<'_>, child: &sys::Child, channel: &Channel) -> Result<(), Failure> {
+    let what = "look at the user namespace";
+    let (root, groups) = match &init.namespaces.user {
+        User::Host => return Ok(()),
+        User::New(maps) => {
+            let process = spec::process(init.spec)?;
+            confine::raise_limits(child.pid, process.rlimits().as_deref().unwrap_or_default())?;
+            attributes::set_oom_score(&init.proc, &child.pid.to_string(), process)?;
+            (maps.root(), maps.write(&init.proc, child.pid)?)
+        }
+        User::Existing(_) => (
+            init.proc.ids_of_root(child.pid).context(what)?,
+            init.proc.can_set_groups(&child.pid.to_string()).context(what)?,
+        ),
+    };
+    terminal::give_pipes_to(&init.stdio, root)?;
+    // An init that is gone has said why, or its silence is heard next.
+    let _ = channel.tell(if groups { Word::Mapped } else { Word::MappedWithoutGroups });
+    Ok(())
 }
 
 /// Clones init into its namespaces: at once, or by an usher who joins existing ones first.
@@ -188,14 +204,19 @@ fn clone_init(init: &Init<'_>, ours: &Channel) -> Result<sys::Child, Failure> {
 /// What the parent has to hand while init asks.
 struct Parent {
     child: sys::Child,
-    maps: Option<Maps>,
     state: State,
 }
 
 impl Parent {
     /// Does what only the parent can, until init is ready or has said why not.
-    fn listen(self, spec: &Spec, channel: Channel, cgroup: &Cgroup) -> Result<Created, Failure> {
-        match self.serve(spec, &channel, cgroup) {
+    fn listen(
+        self,
+        ready: Result<(), Failure>,
+        spec: &Spec,
+        channel: Channel,
+        cgroup: &Cgroup,
+    ) -> Result<Created, Failure> {
+        match ready.and_then(|()| self.serve(spec, &channel, cgroup)) {
             Ok(terminal) => {
                 let (sys::Child { pid, pidfd }, cgroup) = (self.child, cgroup.clone());
                 Ok(Created { pid, pidfd, cgroup, terminal, channel })
@@ -210,7 +231,6 @@ impl Parent {
     }
 
     fn serve(&self, spec: &Spec, channel: &Channel, cgroup: &Cgroup) -> Result<Option<OwnedFd>, Failure> {
-        self.set_up_user_namespace(spec, channel)?;
         loop {
             match channel.hear()? {
                 Said::Hooks => {
@@ -227,17 +247,6 @@ impl Parent {
                 Said::Born(..) => return Err(Failure::other("init is out of step")),
             }
         }
-    }
-
-    /// What needs the machine's privileges and init's present identity: after this it is root of its namespace
-    /// and nobody outside.
-    fn set_up_user_namespace(&self, spec: &Spec, channel: &Channel) -> Result<(), Failure> {
-        let Some(maps) = &self.maps else { return Ok(()) };
-        let (process, proc) = (spec::process(spec)?, Proc::open().context("open /proc")?);
-        confine::raise_limits(self.child.pid, process.rlimits().as_deref().unwrap_or_default())?;
-        attributes::set_oom_score(&proc, &self.child.pid.to_string(), process)?;
-        let groups = maps.write(&proc, self.child.pid)?;
-        channel.tell(if groups { Word::Mapped } else { Word::MappedWithoutGroups })
     }
 }
 

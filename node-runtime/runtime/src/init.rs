@@ -128,8 +128,7 @@ impl Init<'_> {
         let namespaces = &self.namespaces;
         let mut can_set_groups = true;
         match namespaces.user {
-            User::New(_) => can_set_groups = self.channel.wait_until_mapped()?,
-            User::Existing(_) => {}
+            User::New(_) | User::Existing(_) => can_set_groups = self.channel.wait_until_mapped()?,
             User::Host => {
                 self.before_user_namespace()?;
                 namespaces.join.iter().try_for_each(Existing::join)?;

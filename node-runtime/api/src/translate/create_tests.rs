@@ -103,12 +103,6 @@ fn contradictions_are_invalid() {
 }
 
 #[test]
-fn knobs_that_the_kernel_lost_are_warned_about_as_docker_does() {
-    let wanted = with_host(r#"{"MemorySwappiness":60,"OomKillDisable":true}"#).expect("container");
-    assert_eq!(wanted.warnings, [NO_SWAPPINESS, NO_OOM_KILL_DISABLE]);
-}
-
-#[test]
 fn unconfined_system_paths_are_two_empty_lists() {
     let spec = with_host(r#"{"MaskedPaths":[],"ReadonlyPaths":[]}"#).expect("container").config.spec;
     assert_eq!(spec.security_opt, ["systempaths=unconfined"]);
@@ -129,32 +123,4 @@ fn a_network_of_the_users_gets_its_settings_and_the_mode_is_among_them() {
     );
     let text = r#"{"Image":"a","HostConfig":{"NetworkMode":"host"},"NetworkingConfig":{"EndpointsConfig":{"back":{}}}}"#;
     assert!(wanted(text).is_err());
-}
-
-#[test]
-fn mounts_of_other_containers_yield_to_own_ones() {
-    let body = r#"{"Image":"a","Volumes":{"/x":{},"/z":{}},"HostConfig":{"Binds":["/own:/x"],"VolumesFrom":["other:ro"]}}"#;
-    let from = |reference: &str| {
-        assert_eq!(reference, "other");
-        let point = |destination: &str, kind| MountPoint {
-            kind,
-            name: "vol".into(),
-            source: "/theirs".into(),
-            destination: destination.into(),
-            driver: String::new(),
-            writable: true,
-            propagation: String::new(),
-            anonymous: false,
-        };
-        Ok(vec![point("/x", MountKind::Bind), point("/y", MountKind::Volume), point("/t", MountKind::Tmpfs)])
-    };
-    let wanted = container(&serde_json::from_str(body).expect("body"), from).expect("container");
-    let mounts: Vec<_> = wanted
-        .config
-        .spec
-        .mounts
-        .iter()
-        .map(|m| (m.source.as_str(), m.target.as_str(), m.read_only))
-        .collect();
-    assert_eq!(mounts, [("/own", "/x", false), ("vol", "/y", true), ("", "/z", false)]);
 }

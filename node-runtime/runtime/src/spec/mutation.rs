@@ -41,7 +41,7 @@ fn rich() -> Value {
     linux["memoryPolicy"] = json!({"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"]});
     linux["sysctl"] = json!({"net.ipv4.ip_forward": "1"});
     linux["resources"] = json!({
-        "memory": {"limit": 1_000_000, "swap": -1}, "cpu": {"shares": 5, "cpus": "0", "quota": 100},
+        "memory": {"limit": 1_000_000, "swap": -1}, "cpu": {"shares": 5, "cpus": "0", "quota": 5000},
         "pids": {"limit": 7}, "devices": [{"allow": false, "access": "rwm"}],
         "blockIO": {"weight": 10}, "hugepageLimits": [{"pageSize": "2MB", "limit": 5}],
     });

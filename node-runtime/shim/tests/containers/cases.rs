@@ -561,8 +561,8 @@ async fn a_failed_launch_leaves_nothing() -> Result<()> {
         "error mounting \"/none/such\" to rootfs at \"/data\": open /none/such: no such file or directory";
     ensure!((words.as_str(), code) == (wanted, 128), "{words} {code}");
     let mut container = Container::sh("true")?;
-    container.spec["hooks"] = json!({"prestart": [{"path": "/bin/true"}]});
-    ensure!(refused(&container).await?.0 == "not supported by this runtime: hooks");
+    container.spec["linux"]["intelRdt"] = json!({});
+    ensure!(refused(&container).await?.0 == "`linux.intelRdt` is not supported by this runtime");
     let mut container = Container::sh("true")?;
     container.spec["mounts"][1]["options"] = json!(["mode=755", "nonsense=1"]);
     let (words, _) = refused(&container).await?;

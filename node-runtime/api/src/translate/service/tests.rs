@@ -1,5 +1,9 @@
 //! What `docker service create` sends survives the way in and out.
 
+use std::collections::BTreeMap;
+
+use rswarm_proto::wire::update_status;
+
 use super::*;
 
 /// As the docker command line 28 sends for `service create` with most of its options.
