@@ -84,11 +84,6 @@ fn contradictions_are_invalid() {
             r#"{"AutoRemove":true,"RestartPolicy":{"Name":"always"}}"#,
             "can't create 'AutoRemove' container with restart policy",
         ),
-        (r#"{"Memory":1000}"#, "Minimum memory limit allowed is 6MB"),
-        (
-            r#"{"Memory":8388608,"MemorySwap":7340032}"#,
-            "Minimum memoryswap limit should be larger than memory limit",
-        ),
         (
             r#"{"RestartPolicy":{"Name":"always","MaximumRetryCount":2}}"#,
             "invalid restart policy: maximum retry count can only be used with 'on-failure'",

@@ -82,7 +82,7 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         (container(r#""Hosts":["nonsense"]"#), Kind::InvalidArgument, "nonsense"),
         (template(r#""PluginSpec":{}"#), Kind::NotImplemented, "PluginSpec"),
         (template(r#""Runtime":"plugin""#), Kind::NotImplemented, "runtime"),
-        (template(r#""Resources":{"SwapBytes":1}"#), Kind::NotImplemented, "SwapBytes"),
+        (template(r#""Resources":{"SwapBytes":1}"#), Kind::InvalidArgument, "a memory limit must be set"),
         (
             template(
                 r#""Resources":{"Reservations":{"GenericResources":[{"DiscreteResourceSpec":{"Kind":"gpu","Value":1}}]}}"#,
