@@ -70,10 +70,27 @@ impl Containerd<'_> {
         succeeds(&mut self.command(args), self.place.dir.path())
     }
 
+    /// Runs a container that speaks until it is heard, and then ends with this code. ctr opens a container's
+    /// output when it gets to it, and not at all once the container has ended: short words may be lost.
+    fn heard(&self, command: &mut Command, words: &str, code: i32) -> Result<()> {
+        let (said, heard) = (self.place.path("said"), self.place.path("rootfs/heard"));
+        let mut child = command.stdin(Stdio::null()).stdout(File::create(&said)?).spawn()?;
+        let listened = becomes("it speaks", || {
+            Ok(fs::read_to_string(&said)?.starts_with(words) || has_ended(&mut child)?)
+        });
+        File::create(&heard)?;
+        let status = child.wait()?;
+        fs::remove_file(heard)?;
+        listened?;
+        let said = fs::read_to_string(said)?;
+        ensure!(said.starts_with(words) && status.code() == Some(code), "{status}: {said}");
+        Ok(())
+    }
+
     fn short_ones(&self) -> Result<()> {
         let dir = self.place.dir.path();
-        let output = gives(&mut self.run(&["--rm"], "short", &["sh", "-c", "echo out; exit 3"]), dir, 3)?;
-        ensure!(output.stdout == "out\n", "{output:?}");
+        let script = "until [ -e /heard ]; do echo out; sleep 0.1; done; exit 3";
+        self.heard(&mut self.run(&["--rm"], "short", &["sh", "-c", script]), "out\n", 3)?;
         let output = gives(&mut self.run(&["--rm"], "none", &["missing"]), dir, 1)?;
         ensure!(output.stderr.contains("executable file not found in $PATH"), "{output:?}");
         Ok(())
@@ -83,14 +100,9 @@ impl Containerd<'_> {
         let dir = self.place.dir.path();
         succeeds(&mut self.run(&["--detach", "--null-io"], "long", &["sleep", "1000"]), dir)?;
         ensure!(self.status()? == "RUNNING");
-        let output =
-            self.succeeds(&["task", "exec", "--exec-id", "one", "long", "sh", "-c", "echo in; pwd"])?;
-        ensure!(output == "in\n/\n", "{output}");
-        gives(
-            &mut self.command(&["task", "exec", "--exec-id", "two", "long", "sh", "-c", "exit 4"]),
-            dir,
-            4,
-        )?;
+        let script = "until [ -e /heard ]; do echo in; pwd; sleep 0.1; done; exit 4";
+        let exec = ["task", "exec", "--exec-id", "one", "long", "sh", "-c", script];
+        self.heard(&mut self.command(&exec), "in\n/\n", 4)?;
         let output =
             gives(&mut self.command(&["task", "exec", "--exec-id", "three", "long", "missing"]), dir, 1)?;
         ensure!(output.stderr.contains("executable file not found in $PATH"), "{output:?}");
@@ -128,4 +140,8 @@ impl Drop for Containerd<'_> {
         let _ = self.process.wait();
         debug_assert!(!Path::new("/proc").join(self.process.id().to_string()).exists());
     }
+}
+
+fn has_ended(child: &mut Child) -> Result<bool> {
+    Ok(child.try_wait()?.is_some())
 }
