@@ -479,6 +479,8 @@ pub fn cluster(spec: &ClusterSpec) -> Result<(), Vec<Problem>> {
 
 #[cfg(test)]
 mod tests {
+    use rswarm_proto::wire::Ulimit;
+
     use super::*;
     use crate::world::{World, node, spec};
 
@@ -592,8 +594,11 @@ mod tests {
     fn amounts_have_least_values() {
         let reserve = |reserved: Resources, limits: Resources| {
             problems(|spec| {
-                let requirements =
-                    ResourceRequirements { limits: Some(limits), reservations: Some(reserved) };
+                let requirements = ResourceRequirements {
+                    limits: Some(limits),
+                    reservations: Some(reserved),
+                    ..Default::default()
+                };
                 spec.task.get_or_insert_default().resources = Some(requirements);
             })
         };

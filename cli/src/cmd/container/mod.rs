@@ -62,7 +62,7 @@ pub enum ContainerAction {
     /// Show what containers use, as it changes
     Stats(stats::StatsArgs),
     /// Change containers' limits and restart policy
-    Update(update::UpdateArgs),
+    Update(Box<update::UpdateArgs>),
 }
 
 /// What comes after `container`.
