@@ -85,6 +85,11 @@ fn contradictions_are_invalid() {
             "can't create 'AutoRemove' container with restart policy",
         ),
         (
+            r#"{"Mounts":[{"Type":"bind","Source":"/a","Target":"/b","BindOptions":{"ReadOnlyForceRecursive":true}}]}"#,
+            "invalid mount config for type \"bind\": mount source is not read-only: ReadOnlyForceRecursive must not be \
+             specified",
+        ),
+        (
             r#"{"RestartPolicy":{"Name":"always","MaximumRetryCount":2}}"#,
             "invalid restart policy: maximum retry count can only be used with 'on-failure'",
         ),
@@ -118,4 +123,38 @@ fn a_network_of_the_users_gets_its_settings_and_the_mode_is_among_them() {
     );
     let text = r#"{"Image":"a","HostConfig":{"NetworkMode":"host"},"NetworkingConfig":{"EndpointsConfig":{"back":{}}}}"#;
     assert!(wanted(text).is_err());
+}
+
+#[test]
+fn old_clients_mean_what_their_version_meant() {
+    let of = |version: &str, host: &str| {
+        let body = serde_json::from_str(&format!(r#"{{"Image":"a","HostConfig":{host}}}"#)).expect("body");
+        let version = crate::version::check(Some(version)).expect("version");
+        container(&body, version).expect("container").config.spec
+    };
+    use wire::mount::Recursion;
+    assert_eq!(of("1.43", r#"{"Binds":["/a:/b:ro"]}"#).mounts[0].recursion(), Recursion::Writable);
+    assert_eq!(of("1.44", r#"{"Binds":["/a:/b:ro"]}"#).mounts[0].recursion(), Recursion::Enabled);
+    assert_eq!(
+        (of("1.40", "{}").cgroupns_mode.as_str(), of("1.41", "{}").cgroupns_mode.as_str()),
+        ("host", "")
+    );
+    assert_eq!((of("1.39", "{}").ipc_mode.as_str(), of("1.40", "{}").ipc_mode.as_str()), ("shareable", ""));
+}
+
+#[test]
+fn every_limit_and_rule_arrives() {
+    let host = r#"{"BlkioWeight":300,"BlkioDeviceReadBps":[{"Path":"/dev/sda","Rate":7}],"MemorySwappiness":5,
+        "OomKillDisable":true,"DeviceCgroupRules":["c 1:1 r"],"CpuRealtimeRuntime":9,"VolumesFrom":["data:ro"]}"#;
+    let config = with_host(host).expect("container").config;
+    assert_eq!((config.resources.blkio_weight, config.resources.blkio_read_bps[0].rate), (300, 7));
+    assert_eq!((config.resources.memory_swappiness, config.resources.oom_kill_disable), (Some(5), true));
+    assert_eq!(
+        (config.resources.cpu_realtime_runtime, &config.volumes_from[..]),
+        (9, &["data:ro".to_owned()][..])
+    );
+    assert_eq!(config.spec.device_cgroup_rules, ["c 1:1 r"]);
+    let gpus = r#"{"DeviceRequests":[{"Count":-1,"Capabilities":[["gpu"]]}]}"#;
+    let error = with_host(gpus).expect_err("no driver");
+    assert_eq!(error.message, "could not select device driver \"\" with capabilities: [[gpu]]");
 }

@@ -58,11 +58,7 @@ fn runs() -> Result<()> {
         for line in ["out\n", "err:err\n", &format!("{}\n", &created.id[..12]), "0\n", "/\n"] {
             ensure!(text.contains(line), "no {line:?} in {text:?}");
         }
-        ensure!(
-            actions(&engine, &created.id) == ["create", "start", "die"],
-            "{:?}",
-            actions(&engine, &created.id)
-        );
+        expect_actions(&engine, &created.id, &["create", "start", "die"]).await?;
         let again = engine.wait("web", WaitCondition::NotRunning).await?.await;
         ensure!(again.exit_code == 7, "a wait on a stopped one returns at once");
         engine.start("web").await.context("second start")?;

@@ -16,7 +16,7 @@ const CREATE: &str = r#"{"Name":"web","Labels":{"tier":"front"},"TaskTemplate":{
 "Hosts":["10.0.0.9 db"],"DNSConfig":{"Nameservers":["9.9.9.9"]},"Isolation":"default","Sysctls":{"net.core.somaxconn":"1024"},
 "CapabilityAdd":["CAP_NET_ADMIN"],"CapabilityDrop":["CAP_MKNOD"],
 "Ulimits":[{"Name":"nofile","Hard":20,"Soft":10}],"OomScoreAdj":7},
-"Resources":{"Limits":{"NanoCPUs":500000000,"MemoryBytes":67108864,"Pids":9},"Reservations":{"NanoCPUs":100000000,"MemoryBytes":33554432}},
+"Resources":{"Limits":{"NanoCPUs":500000000,"MemoryBytes":67108864,"Pids":9},"Reservations":{"NanoCPUs":100000000,"MemoryBytes":33554432},"SwapBytes":33554432,"MemorySwappiness":10},
 "RestartPolicy":{"Condition":"on-failure","Delay":2000000000,"MaxAttempts":3,"Window":60000000000},
 "Placement":{"Constraints":["node.role==worker"],"Preferences":[{"Spread":{"SpreadDescriptor":"node.labels.zone"}}],"MaxReplicas":2,"Platforms":[{"Architecture":"amd64","OS":"linux"}]},
 "Networks":[{"Target":"netid","Aliases":["www"]}],"LogDriver":{"Name":"json-file","Options":{"max-size":"1m"}},
@@ -82,7 +82,8 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         (container(r#""Hosts":["nonsense"]"#), Kind::InvalidArgument, "nonsense"),
         (template(r#""PluginSpec":{}"#), Kind::NotImplemented, "PluginSpec"),
         (template(r#""Runtime":"plugin""#), Kind::NotImplemented, "runtime"),
-        (template(r#""Resources":{"SwapBytes":1}"#), Kind::InvalidArgument, "a memory limit must be set"),
+        (template(r#""Resources":{"SwapBytes":1}"#), Kind::InvalidArgument, "memory limit must be set"),
+        (template(r#""Resources":{"MemorySwappiness":101}"#), Kind::InvalidArgument, "memory swappiness"),
         (
             template(
                 r#""Resources":{"Reservations":{"GenericResources":[{"DiscreteResourceSpec":{"Kind":"gpu","Value":1}}]}}"#,
@@ -191,4 +192,18 @@ fn only_tasks_that_run_on_ready_nodes_count() {
     };
     let status = status(&service, &tasks, |node| node == "up");
     assert_eq!((status.running_tasks, status.desired_tasks, status.completed_tasks), (1, 3, 0));
+}
+
+#[test]
+fn the_runtime_is_ours_by_field_and_by_label() {
+    let runtime = |container: &str| {
+        let text = format!(r#"{{"TaskTemplate":{{"ContainerSpec":{{"Image":"web"{container}}}}}}}"#);
+        let stored = spec(&parse(&text), &no_networks()).expect("spec");
+        let shown = serde_json::to_value(spec_out(&stored)).expect("json");
+        let chosen = stored.task.and_then(|task| task.container).expect("container").runtime;
+        (chosen, shown["TaskTemplate"]["ContainerSpec"].get("Runtime").is_some())
+    };
+    assert_eq!(runtime(""), (String::new(), false));
+    assert_eq!(runtime(r#","Runtime":"crun""#), ("crun".to_owned(), true));
+    assert_eq!(runtime(r#","Labels":{"rswarm.runtime":"crun"}"#), ("crun".to_owned(), false));
 }
