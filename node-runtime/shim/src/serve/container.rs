@@ -196,11 +196,12 @@ fn create(launch: &Launch, spec: &Spec, stdio: Stdio) -> Result<Created, Failure
     })
 }
 
-/// Processes start with the score that the shim was started with, not with the one that it has given itself.
+/// Processes that ask for no score have 0, as with Docker, however well the daemon is protected; or the shim's own
+/// first one where that is higher, since lowering it takes a privilege.
 pub(super) fn keep_oom_score(spec: &mut Spec, score: Option<i32>) {
     if let Some(process) = spec.process_mut()
         && process.oom_score_adj().is_none()
     {
-        process.set_oom_score_adj(score);
+        process.set_oom_score_adj(score.map(|score| score.max(0)));
     }
 }
