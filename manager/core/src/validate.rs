@@ -597,7 +597,7 @@ mod tests {
                 let requirements = ResourceRequirements {
                     limits: Some(limits),
                     reservations: Some(reserved),
-                    ..Default::default()
+                    ..ResourceRequirements::default()
                 };
                 spec.task.get_or_insert_default().resources = Some(requirements);
             })
