@@ -35,7 +35,7 @@ pub fn remove(dir: &Path, hosts: &mut [Host]) {
     // A killed process takes a moment to leave its cgroup.
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
-        let left: Vec<String> = hosts.iter().flat_map(|host| cgroups(host)).collect();
+        let left: Vec<String> = hosts.iter().flat_map(cgroups).collect();
         for path in left.iter().rev() {
             let _ = std::fs::remove_dir(path);
         }
