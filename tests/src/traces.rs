@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
@@ -31,8 +32,17 @@ pub fn remove(dir: &Path, hosts: &mut [Host]) {
     for path in mounts(dir).iter().rev() {
         let _ = umount2(Path::new(path), MntFlags::MNT_DETACH);
     }
-    for path in hosts.iter().flat_map(cgroups).collect::<Vec<_>>().iter().rev() {
-        let _ = std::fs::remove_dir(path);
+    // A killed process takes a moment to leave its cgroup.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        let left: Vec<String> = hosts.iter().flat_map(cgroups).collect();
+        for path in left.iter().rev() {
+            let _ = std::fs::remove_dir(path);
+        }
+        if left.is_empty() || Instant::now() > deadline {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
