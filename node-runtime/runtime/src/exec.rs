@@ -19,7 +19,7 @@ use crate::confine;
 use crate::create::check_inherited;
 use crate::failure::{Context, Failure};
 use crate::hooks::State;
-use crate::init::{become_root, close_inherited, end_with_parent, environment, identity};
+use crate::init::{become_known, become_root, close_inherited, end_with_parent};
 use crate::keyring;
 use crate::last::{Gate, LastStep};
 use crate::lsm;
@@ -29,7 +29,6 @@ use crate::seccomp::{Filter, notify};
 use crate::spec;
 use crate::sys;
 use crate::terminal::{self, Stdio};
-use crate::user::Accounts;
 use crate::validate;
 
 /// What is run, and where.
@@ -206,13 +205,7 @@ impl Newcomer<'_> {
         let can_set_groups = self.enter_namespaces()?;
         keyring::join(request.id, self.own_users, &self.proc, process)?;
         let terminal = terminal::take(&request.stdio, process)?.map(|pair| pair.near);
-        let accounts = Accounts::read(process, request.user, request.groups, &self.proc)?;
-        let identity = identity(process, request.user, request.groups, &accounts)?;
-        let env = environment(process, &accounts, &identity);
-        terminal::give_to(identity.uid)?;
-        let linux = spec::linux(request.spec)?;
-        attributes::apply(process, linux.personality().as_ref(), linux.memory_policy().as_ref())?;
-        confine::limit(process.rlimits().as_deref().unwrap_or_default())?;
+        let (identity, env) = become_known(request.spec, process, request.user, request.groups, &self.proc)?;
         Ok(LastStep {
             process,
             identity,

@@ -99,13 +99,7 @@ impl Init<'_> {
             tree.bind_console(&pair.far)?;
         }
         tree.protect()?;
-        let accounts = Accounts::read(process, self.user, self.groups, &self.proc)?;
-        let identity = identity(process, self.user, self.groups, &accounts)?;
-        let env = environment(process, &accounts, &identity);
-        terminal::give_to(identity.uid)?;
-        let linux = linux(spec)?;
-        attributes::apply(process, linux.personality().as_ref(), linux.memory_policy().as_ref())?;
-        confine::limit(process.rlimits().as_deref().unwrap_or_default())?;
+        let (identity, env) = become_known(spec, process, self.user, self.groups, &self.proc)?;
         Ok(LastStep {
             process,
             identity,
@@ -192,6 +186,25 @@ pub(crate) fn become_root(can_set_groups: bool) -> Result<(), Failure> {
         nix::unistd::setgroups(&[]).context("setgroups")?;
     }
     confine::become_user(0, 0)
+}
+
+/// Looks up whom the process runs as, gives it its standard files, and sets its attributes and limits; called
+/// when `/` is the container's, by the first process and by added ones.
+pub(crate) fn become_known(
+    spec: &Spec,
+    process: &Process,
+    user: Option<&str>,
+    groups: &[String],
+    proc: &Proc,
+) -> Result<(Identity, Vec<String>), Failure> {
+    let accounts = Accounts::read(process, user, groups, proc)?;
+    let identity = identity(process, user, groups, &accounts)?;
+    let env = environment(process, &accounts, &identity);
+    terminal::give_to(identity.uid)?;
+    let linux = linux(spec)?;
+    attributes::apply(process, linux.personality().as_ref(), linux.memory_policy().as_ref())?;
+    confine::limit(process.rlimits().as_deref().unwrap_or_default())?;
+    Ok((identity, env))
 }
 
 /// Whom a process runs as: Docker's user text when there is one, else the spec's numbers.
