@@ -92,20 +92,22 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// Whether the same start may succeed later: the disk could not be written, or no manager was there to
-    /// let the node in.
+    /// Whether the same start may succeed later: the disk could not be written, or the managers did not let the
+    /// node in, which is theirs to change.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
             StartError::Wal(error) => error.may_pass(),
             StartError::Failed { passing, .. } => *passing,
-            StartError::Connect(_) | StartError::Refused(_) | StartError::Timeout => is_passing(self),
+            StartError::Connect(_)
+            | StartError::Refused(_)
+            | StartError::Timeout
+            | StartError::NoManagers => true,
             StartError::Exists(_)
             | StartError::Absent(_)
             | StartError::Restore { .. }
             | StartError::State(_)
-            | StartError::Found(_)
-            | StartError::NoManagers => false,
+            | StartError::Found(_) => false,
         }
     }
 }

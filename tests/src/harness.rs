@@ -32,6 +32,7 @@ pub struct Lab {
     pub dir: PathBuf,
     /// The hosts, in order of their addresses.
     pub hosts: Vec<Host>,
+    finished: bool,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -43,7 +44,7 @@ impl Lab {
         let name = format!("rswarm-it-{}-{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
         let dir = std::env::temp_dir().join(&name);
         std::fs::create_dir_all(&dir)?;
-        let mut lab = Lab { name, dir, hosts: Vec::new(), _turn: turn };
+        let mut lab = Lab { name, dir, hosts: Vec::new(), finished: false, _turn: turn };
         lab.make_switch()?;
         for number in 1..=count {
             lab.add_host(number)?;
@@ -129,13 +130,15 @@ impl Lab {
         }
         let left = traces::of(&self.dir, &self.hosts);
         ensure!(left.is_empty(), "left behind: {left:#?}");
+        self.finished = true;
         Ok(())
     }
 }
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        // A failed test returns an error more often than it panics: what was not finished is explained.
+        if !self.finished {
             for host in &self.hosts {
                 host.print_log_tail();
             }

@@ -23,6 +23,8 @@ use rswarm_worker::{Agent, AgentConfig, AgentHandle, Executor};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tonic::Status;
+use tonic::body::Body;
 use tonic::service::Routes;
 
 use super::address::Addresses;
@@ -296,10 +298,12 @@ impl Membership {
             self.identity.save(&self.paths.certificates())?;
             tracing::info!(role = ?self.role(), "new node certificate");
         }
-        match (self.role(), self.manager.is_some()) {
-            (NodeRole::Manager, false) => self.become_manager().await?,
-            (NodeRole::Worker, true) => self.become_worker().await?,
-            (NodeRole::Manager, true) | (NodeRole::Worker, false) => {}
+        match (self.role(), self.manager.is_some(), self.failure.is_some()) {
+            (NodeRole::Manager, false, false) => self.become_manager().await?,
+            (NodeRole::Worker, true, _) | (NodeRole::Worker, _, true) => self.become_worker().await?,
+            (NodeRole::Manager, true, _)
+            | (NodeRole::Manager, _, true)
+            | (NodeRole::Worker, false, false) => {}
         }
         Ok(())
     }
@@ -332,6 +336,7 @@ impl Membership {
     /// A raft id is never used again: whoever lost its place joins anew, with an empty log.
     async fn give_up_membership(&mut self) -> std::io::Result<()> {
         self.disowned_since = None;
+        self.failure = None;
         self.routes.send_replace(routes(None, &self.executor));
         if let Some(manager) = self.manager.take() {
             manager.stop().await;
@@ -346,7 +351,7 @@ impl Membership {
         let started = Manager::start(config, Boot::Join { via }, self.scope.child("manager")).await;
         let manager = started.inspect_err(|error| {
             // Trying again would only read the same damage.
-            if !error.may_pass() && !matches!(error, StartError::NoManagers) {
+            if !error.may_pass() {
                 self.failure = Some(Chain(error).to_string());
             }
         })?;
@@ -485,11 +490,38 @@ fn manager_config(identity: &Arc<Identity>, addresses: &Addresses, paths: &Paths
 }
 
 fn routes(manager: Option<&Manager>, executor: &Arc<EngineExecutor>) -> Routes {
-    let services = manager.map(Manager::services).unwrap_or_default();
-    services.add_service(TaskLogsService::server(executor.clone()))
+    let logs = TaskLogsService::server(executor.clone());
+    match manager {
+        Some(manager) => manager.services().add_service(logs),
+        None => unmanaged(Routes::new(logs)),
+    }
+}
+
+/// tonic answers a call that nobody serves with a bare "unimplemented", which reads as final. Here it is not:
+/// a node that is being promoted is known as a manager before it serves as one.
+fn unmanaged(services: Routes) -> Routes {
+    let refuse = async || Status::unavailable("no manager runs on this node").into_http::<Body>();
+    Routes::from(services.into_axum_router().fallback(refuse))
 }
 
 /// For [`Identity::renew_at`]: between 0 and 1.
 fn renew_fraction() -> f64 {
     (IdGen::from_system().number() % 1000) as f64 / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::codegen::{Service, http};
+
+    #[tokio::test]
+    async fn a_node_without_a_manager_says_so_in_a_way_that_is_tried_again() {
+        let call = http::Request::post("/rswarm.v1.Raft/Join").body(Body::empty()).expect("a request");
+        let answer = unmanaged(Routes::default()).call(call).await.expect("infallible");
+        let status = Status::from_header_map(answer.headers()).expect("a gRPC status");
+        assert_eq!(
+            (status.code(), status.message()),
+            (tonic::Code::Unavailable, "no manager runs on this node")
+        );
+    }
 }
