@@ -145,11 +145,11 @@ async fn find(shared: &Shared, record: &mut Record) -> Result<Found, OpenError> 
         }
         Ok(ShimState::Created { .. }) => {
             tracing::info!(container.id = id, "a start that was cut short is taken back");
-            launch::end(shared, &id, &shim).await;
+            launch::end(shared, &record.container, &shim).await;
             Ok(Found::Still)
         }
         Ok(ShimState::Stopped(exit)) => {
-            launch::end(shared, &id, &shim).await;
+            launch::end(shared, &record.container, &shim).await;
             Ok(Found::Exited(exit))
         }
         Err(_) => Ok(gone(shared, &record.container, ran).await),
@@ -159,7 +159,7 @@ async fn find(shared: &Shared, record: &mut Record) -> Result<Found, OpenError> 
 /// No shim: if the container ran by its record, its exit is on disk or unknown.
 async fn gone(shared: &Shared, container: &Container, ran: bool) -> Found {
     let exit = if ran { Some(actor::stored_exit(shared, container).await) } else { None };
-    launch::clean(shared, &container.id).await;
+    launch::clean(shared, &container.id, shared.cgroup(container)).await;
     exit.map_or(Found::Still, Found::Exited)
 }
 
@@ -191,14 +191,15 @@ async fn remove_strays(shared: &Shared, known: &BTreeSet<String>) {
             continue;
         }
         tracing::info!(container.id = id, "a container without a record is ended");
+        let cgroup = shared.default_cgroup(&id);
         match Shim::connect(&entry.path()).await {
             Ok(shim) => {
                 // It may have ended by itself.
                 let _ = shim.kill(crate::signal::KILL, true).await;
                 let _ = shim.wait().await;
-                launch::end(shared, &id, &shim).await;
+                launch::end_by_id(shared, &id, cgroup, &shim).await;
             }
-            Err(_) => launch::clean(shared, &id).await,
+            Err(_) => launch::clean(shared, &id, cgroup).await,
         }
     }
 }
