@@ -154,7 +154,7 @@ impl Actor {
             }
         };
         wiring::unwire(&self.shared, &self.container().id).await;
-        launch::end(&self.shared, &self.container(), &run.shim).await;
+        launch::end(&self.shared, self.container(), &run.shim).await;
         self.settle(exit).await
     }
 
