@@ -69,6 +69,10 @@ impl Host {
         let name = table.clone();
         let read = move || {
             set_sysctl("ipv4/ip_forward", "1");
+            if let Err(error) = nft::ensure(&rules::user()) {
+                // An administrator may have made it otherwise: it is his.
+                tracing::warn!(table = rules::USER, %error, "table for the administrator's rules could not be made");
+            }
             let mut inherited = BTreeMap::new();
             for map in [rules::BY_ADDRESS, rules::ANY] {
                 inherited.extend(read_ports(&name, map)?);
@@ -178,7 +182,7 @@ impl Host {
         self.apply().await
     }
 
-    /// Removes the table.
+    /// Removes the tables.
     pub async fn close(&mut self) -> Result<(), KernelError> {
         self.leases.clear();
         self.bridges.clear();
@@ -187,7 +191,8 @@ impl Host {
         self.applied = None;
         let table = self.table.clone();
         let action = format!("table `{table}` could not be removed");
-        self.home.act(action, move || nft::commit(None, None, &table)).await.map(|_| ())
+        let remove = move || nft::commit(None, None, &table).and(nft::commit(None, None, rules::USER));
+        self.home.act(action, remove).await.map(|_| ())
     }
 
     async fn apply(&mut self) -> Result<(), KernelError> {
