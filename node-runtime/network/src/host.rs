@@ -3,7 +3,7 @@
 mod mesh;
 mod port;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
@@ -176,10 +176,18 @@ impl Host {
         self.apply().await
     }
 
-    /// Withdraws what nobody adopted.
+    /// Withdraws what nobody adopted, and forgets the connections of containers that ended unseen.
     pub async fn settle(&mut self) -> Result<(), KernelError> {
-        self.inherited.clear();
-        self.apply().await
+        let inherited = std::mem::take(&mut self.inherited);
+        self.apply().await?;
+        let leased = self.leases.values().map(|lease| lease.target);
+        let live: BTreeSet<Ipv4Addr> =
+            leased.chain(self.mesh.targets().into_values()).map(|target| target.address).collect();
+        let gone: BTreeSet<Ipv4Addr> = inherited.values().map(|target| target.address).collect();
+        for address in gone.difference(&live) {
+            conntrack::forget(&self.home, Doomed::AnsweredBy((*address).into())).await;
+        }
+        Ok(())
     }
 
     /// Removes the tables.

@@ -2,6 +2,7 @@
 //! steps that [`crate::plan`] decides on. Blocking: runs on a thread inside the namespace.
 
 mod marked;
+mod pair;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,8 +19,8 @@ use nix::sys::time::TimeVal;
 use rswarm_base::ipam::Subnet;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{
-    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan,
-    LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -29,6 +30,8 @@ use rtnetlink::packet_route::route::{
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
+pub use self::pair::Pair;
+use self::pair::port_flags;
 use crate::model::Mac;
 use crate::plan::{
     Address, Forward, Found, FoundLink, Gateway, Link, LinkKind, Neighbour, Plan, Port, Step, Vxlan, steps,
@@ -54,19 +57,6 @@ pub struct Underlay {
     pub route: Route,
     /// The sandbox.
     pub sandbox: RawFd,
-}
-
-/// One end of a pair of virtual interfaces to be made here, the other one in another namespace.
-#[derive(Debug, Clone)]
-pub struct Pair {
-    /// The end here.
-    pub near: Link,
-    /// The other end's name.
-    pub far_name: String,
-    /// The other end's MAC.
-    pub far_mac: Mac,
-    /// The other end's namespace.
-    pub far_netns: RawFd,
 }
 
 impl Route {
@@ -170,42 +160,11 @@ impl Route {
             .collect())
     }
 
-    /// Makes a pair of virtual interfaces, the far end straight in its namespace: neither is ever seen
-    /// anywhere else.
-    pub fn create_pair(&mut self, pair: &Pair) -> io::Result<()> {
-        let mut far = LinkMessage::default();
-        far.attributes = vec![
-            LinkAttribute::IfName(pair.far_name.clone()),
-            LinkAttribute::NetNsFd(pair.far_netns),
-            LinkAttribute::Address(pair.far_mac.0.to_vec()),
-            LinkAttribute::Mtu(pair.near.mtu),
-        ];
-        let mut near = new_link(&pair.near);
-        near.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Veth),
-            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(far))),
-        ]));
-        self.request(RouteNetlinkMessage::NewLink(near), NLM_F_CREATE | NLM_F_EXCL)
-    }
-
     /// Deletes a link; one that does not exist is no error.
     pub fn delete_link(&mut self, name: &str) -> io::Result<()> {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
         absent_is_fine(self.request(RouteNetlinkMessage::DelLink(message), 0))
-    }
-
-    /// Says by which of its bridge's ports a MAC is reached, before it has sent anything.
-    pub fn set_station(&mut self, port: &str, mac: Mac) -> io::Result<()> {
-        let links = self.links()?;
-        let link = links.iter().find(|link| link.link.name == port).ok_or_else(|| no_such_link(port))?;
-        let mut message = NeighbourMessage::default();
-        message.header.family = AddressFamily::Bridge;
-        message.header.ifindex = link.index;
-        message.header.state = NeighbourState::Noarp;
-        message.header.flags = NeighbourFlags::Controller;
-        message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.0.to_vec())];
-        self.request(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
     }
 
     /// Brings a link up.
@@ -301,13 +260,7 @@ impl Route {
         self.request(RouteNetlinkMessage::SetLink(message), 0)?;
         let mut message = LinkMessage::default();
         message.header.index = link;
-        message.attributes = vec![LinkAttribute::LinkInfo(vec![
-            LinkInfo::PortKind(InfoPortKind::Bridge),
-            LinkInfo::PortData(InfoPortData::BridgePort(vec![
-                InfoBridgePort::HairpinMode(port.hairpin),
-                InfoBridgePort::Isolated(port.isolated),
-            ])),
-        ])];
+        message.attributes = vec![port_flags(port)];
         self.request(RouteNetlinkMessage::NewLink(message), 0)
     }
 

@@ -18,7 +18,7 @@ use self::derive::Backends;
 use self::uplink::{UPLINK, uplink_address};
 use crate::actor::Owner;
 use crate::bridge::{
-    self, Bridge, Context, InMesh, Inside, adopt_ports, connect, disconnect, pair_name, shutting_down,
+    self, Bridge, Context, InMesh, Inside, Near, adopt_ports, connect, disconnect, pair_name, shutting_down,
     withdraw,
 };
 use crate::conntrack::{self, Doomed};
@@ -297,7 +297,7 @@ impl OverlayNetwork {
             kind: LinkKind::Veth,
             mtu: self.mtu,
             mac: None,
-            port: Some(Port { bridge: BRIDGE.to_owned(), hairpin: true, isolated: false }),
+            port: Some(near_port()),
             alias: self.context.alias(container),
         }
     }
@@ -363,8 +363,8 @@ impl OverlayNetwork {
             default_route: attached.gateway.filter(|_| request.default_route),
             mesh: place.map(|(subnet, gateway)| InMesh { subnet, gateway }),
         };
-        let neighbours = BTreeSet::from([neighbour(&attached)]);
-        connect(&sandbox, self.near(&container), neighbours, &netns, inside).await?;
+        let near = Near { link: self.near(&container), port: near_port(), is_routed: true };
+        connect(&sandbox, near, &netns, inside).await?;
         self.endpoints.insert(container.clone(), attached.clone());
         match self.publish(&container, attached.address, request.publish, &overlay).await {
             Ok(ports) => attached.ports = ports,
@@ -532,6 +532,11 @@ fn settings() {
     // A client of the mesh comes in by the bridge, and the way to it may be another one.
     set_sysctl("ipv4/conf/all/rp_filter", "0");
     set_sysctl("ipv4/conf/default/rp_filter", "0");
+}
+
+/// How a container's end is a port of the bridge: what it sends to a virtual address may come back to it.
+fn near_port() -> Port {
+    Port { bridge: BRIDGE.to_owned(), hairpin: true, isolated: false }
 }
 
 /// A container on this node, as the bridge's neighbour.

@@ -1,12 +1,11 @@
 //! The sandbox's way out: a pair to the default bridge, with an address there.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use rswarm_base::ipam::mac_for;
 
 use super::{OverlayNetwork, UNDERLAY_MTU, WayOut};
-use crate::bridge::{Inside, connect, disconnect, pair_name, shutting_down};
+use crate::bridge::{Inside, Near, connect, disconnect, pair_name, shutting_down};
 use crate::error::{AttachError, KernelError, OverlayError};
 use crate::link::Route;
 use crate::model::{BridgeInfo, Mac, Overlay};
@@ -43,7 +42,8 @@ impl OverlayNetwork {
         if exists {
             return Ok(self.correct_uplink(sandbox, near, inside).await?);
         }
-        connect(&self.context.home, near.clone(), BTreeSet::new(), sandbox, inside).await?;
+        let end = Near { link: near.clone(), port: uplink_port(&way_out.info), is_routed: false };
+        connect(&self.context.home, end, sandbox, inside).await?;
         Ok(vec![Step::CreateLink(near)])
     }
 
@@ -58,7 +58,7 @@ impl OverlayNetwork {
             kind: LinkKind::Veth,
             mtu: UNDERLAY_MTU,
             mac: None,
-            port: Some(Port { bridge: bridge.interface.clone(), hairpin: true, isolated: false }),
+            port: Some(uplink_port(bridge)),
             alias: self.context.alias(&self.id),
         }
     }
@@ -159,4 +159,8 @@ pub fn uplink_address(found: &Found) -> Option<Ipv4Addr> {
         IpAddr::V4(address) if entry.link == UPLINK => Some(address),
         _ => None,
     })
+}
+
+fn uplink_port(bridge: &BridgeInfo) -> Port {
+    Port { bridge: bridge.interface.clone(), hairpin: true, isolated: false }
 }

@@ -219,3 +219,25 @@ async fn the_administrators_rules_come_first_and_stay() {
     daemon.networks.close_all().await.expect("close");
     assert_clean(&host, &config);
 }
+
+#[tokio::test]
+async fn connections_of_a_container_that_ended_unseen_are_forgotten() {
+    let (lab, dir) = (Lab::new(), Dir::new());
+    let (host, client) = (lab.host(1), lab.host(9));
+    let config = config("c0000041", dir.path());
+    let daemon = Daemon::start(&host, config.clone());
+    let web = publishing("web", vec![port(None, 8080, 80, Protocol::Tcp)]);
+    let web = Container::start(&daemon.networks, web).await;
+    let server = web.space.whoami(80);
+    assert!(client.asks([10, 88, 0, 1], 8080).is_some());
+    let remembered = || host.sh("cat /proc/net/nf_conntrack").contains("src=172.17.0.2");
+    assert!(remembered());
+    daemon.stop();
+    drop((server, web));
+    let daemon = Daemon::start(&host, config.clone());
+    assert!(remembered(), "it may be adopted yet");
+    daemon.networks.settle().await.expect("settle");
+    assert!(!remembered());
+    daemon.networks.close_all().await.expect("close");
+    assert_clean(&host, &config);
+}
