@@ -19,8 +19,8 @@ use nix::sys::time::TimeVal;
 use rswarm_base::ipam::Subnet;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{
-    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan, LinkAttribute, LinkFlags,
-    LinkInfo, LinkMessage,
+    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan, LinkAttribute, LinkExtentMask,
+    LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -39,7 +39,7 @@ use crate::plan::{
 
 /// The kernel answers at once or waits for its own locks; longer than this it never will.
 const ANSWER_SECONDS: i64 = 10;
-/// Making and deleting links settles in two rounds; a third must only confirm.
+/// Making and deleting links settles in two rounds, unless others do the same.
 const ROUNDS: usize = 4;
 /// Hops that an encapsulated frame may take; VXLAN's default of "inherit" would hide the underlay's.
 const VXLAN_TTL: u8 = 64;
@@ -69,16 +69,19 @@ impl Route {
         Ok(Route { socket, sequence: 0 })
     }
 
-    /// Brings the namespace to the plan; returns the steps that it took.
-    pub fn reconcile(&mut self, plan: &Plan, mut underlay: Option<Underlay>) -> io::Result<Vec<Step>> {
+    /// Brings the namespace to the plan; returns the steps that it took, and what there was before the last
+    /// of them.
+    pub fn reconcile(
+        &mut self,
+        plan: &Plan,
+        mut underlay: Option<Underlay>,
+    ) -> io::Result<(Vec<Step>, Found)> {
         let mut taken = Vec::new();
         for _ in 0..ROUNDS {
             let found = self.list()?;
             let mut todo = steps(plan, &found);
-            if todo.is_empty() {
-                return Ok(taken);
-            }
-            if todo.iter().any(Step::is_structural) {
+            let is_last = !todo.iter().any(Step::is_structural);
+            if !is_last {
                 todo.retain(Step::is_structural);
             }
             let indexes = found.links.iter().map(|link| (link.link.name.clone(), link.index)).collect();
@@ -86,6 +89,10 @@ impl Route {
                 self.take(step, &indexes, underlay.as_mut()).map_err(|error| named(&error, step))?;
             }
             taken.append(&mut todo);
+            // Each step was acknowledged. A list costs more than all steps where there are many links.
+            if is_last {
+                return Ok((taken, found));
+            }
         }
         Err(io::Error::other(format!("the kernel does not keep what it is told: {:?}", taken.last())))
     }
@@ -126,7 +133,9 @@ impl Route {
 
     /// All links.
     pub fn links(&mut self) -> io::Result<Vec<FoundLink>> {
-        let messages = self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+        let mut request = LinkMessage::default();
+        request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        let messages = self.dump(RouteNetlinkMessage::GetLink(request))?;
         let messages: Vec<LinkMessage> = messages
             .into_iter()
             .filter_map(|message| match message {
@@ -137,6 +146,53 @@ impl Route {
         let names: BTreeMap<u32, String> =
             messages.iter().map(|message| (message.header.index, link_name(message))).collect();
         Ok(messages.iter().map(|message| read_link(message, &names)).collect())
+    }
+
+    /// The MTU of the link that has this address; `None` when none has it.
+    pub fn mtu_at(&mut self, address: IpAddr) -> io::Result<Option<u32>> {
+        let messages = self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+        let has_it = |message: &RouteNetlinkMessage| match message {
+            RouteNetlinkMessage::NewAddress(message) => {
+                own_address(message).is_some_and(|own| own == address).then_some(message.header.index)
+            }
+            _ => None,
+        };
+        let Some(index) = messages.iter().find_map(has_it) else { return Ok(None) };
+        let mut request = LinkMessage::default();
+        request.header.index = index;
+        let link = self.link(request)?;
+        Ok(Some(read_link(&link, &BTreeMap::new()).link.mtu))
+    }
+
+    /// Whether a link is as it should be, without a look at any others.
+    pub fn is_as_planned(&mut self, link: &Link) -> io::Result<bool> {
+        let mut names = BTreeMap::new();
+        if let Some(port) = &link.port {
+            names.insert(self.index(&port.bridge)?, port.bridge.clone());
+        }
+        let Ok(found) = self.link(named_link(&link.name)) else { return Ok(false) };
+        let found = Found { links: vec![read_link(&found, &names)], ..Found::default() };
+        Ok(steps(&Plan { links: vec![link.clone()], ..Plan::default() }, &found).is_empty())
+    }
+
+    /// One link, by name or number.
+    fn link(&mut self, request: LinkMessage) -> io::Result<LinkMessage> {
+        self.send(RouteNetlinkMessage::GetLink(request), NLM_F_REQUEST)?;
+        loop {
+            for reply in self.receive()? {
+                match reply.payload {
+                    _ if reply.header.sequence_number != self.sequence => {}
+                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => return Ok(link),
+                    NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// A link's number.
+    fn index(&mut self, name: &str) -> io::Result<u32> {
+        Ok(self.link(named_link(name))?.header.index)
     }
 
     /// The subnets that the namespace's main routes lead to, default routes left out.
@@ -367,6 +423,12 @@ fn vxlan_info(vxlan: Vxlan) -> Vec<InfoVxlan> {
     info
 }
 
+fn named_link(name: &str) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    message
+}
+
 fn address_message(index: u32, address: &Address) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.family = family(address.address);
@@ -526,6 +588,12 @@ fn read_address(message: &AddressMessage, names: &BTreeMap<u32, String>) -> Opti
     if message.header.scope == AddressScope::Link {
         return None;
     }
+    let link = names.get(&message.header.index)?.clone();
+    Some(Address { link, address: own_address(message)?, prefix: message.header.prefix_len })
+}
+
+/// The interface's own address.
+fn own_address(message: &AddressMessage) -> Option<IpAddr> {
     // `Local` is the interface's own address; `Address` is the peer's on point-to-point links.
     let local = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(address) => Some(*address),
@@ -535,8 +603,7 @@ fn read_address(message: &AddressMessage, names: &BTreeMap<u32, String>) -> Opti
         AddressAttribute::Address(address) => Some(*address),
         _ => None,
     });
-    let link = names.get(&message.header.index)?.clone();
-    Some(Address { link, address: local.or(plain)?, prefix: message.header.prefix_len })
+    local.or(plain)
 }
 
 fn read_neighbour(message: &NeighbourMessage, names: &BTreeMap<u32, String>, found: &mut Found) {

@@ -5,7 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::RawFd;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkPayload};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use rtnetlink::packet_route::link::{
     InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags,
     LinkInfo, LinkMessage,
@@ -91,25 +91,6 @@ impl Route {
         message.header.flags = NeighbourFlags::Controller;
         message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.0.to_vec())];
         self.request(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
-    }
-
-    /// A link's number.
-    fn index(&mut self, name: &str) -> io::Result<u32> {
-        let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        self.send(RouteNetlinkMessage::GetLink(message), NLM_F_REQUEST)?;
-        loop {
-            for reply in self.receive()? {
-                match reply.payload {
-                    _ if reply.header.sequence_number != self.sequence => {}
-                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
-                        return Ok(link.header.index);
-                    }
-                    NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-                    _ => {}
-                }
-            }
-        }
     }
 }
 
