@@ -117,7 +117,7 @@ fn info_body(engine: &Engine, info: &EngineInfo, swarm: types::SwarmInfo) -> typ
             volume: list(&["local"]),
             network: list(&["bridge", "host", "null", "overlay"]),
             authorization: None,
-            log: list(&["json-file", "none"]),
+            log: list(&["json-file", "local", "none"]),
         },
         memory_limit: true,
         swap_limit: true,
