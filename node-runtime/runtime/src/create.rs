@@ -1,8 +1,10 @@
 //! The parent's side of a new container: prepare everything, clone, and listen to init until it waits.
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
@@ -17,6 +19,7 @@ use crate::hooks::{self, State};
 use crate::init::{Init, close_inherited};
 use crate::last::Gate;
 use crate::namespaces::{Namespaces, User, enter_pid_namespace, leave_pid_namespace};
+use crate::netdevice;
 use crate::procfs::Proc;
 use crate::rootfs::Plan;
 use crate::seccomp::{Filter, notify};
@@ -145,10 +148,26 @@ fn set_up(
     let child = clone_init(&init, &ours)?;
     tracing::debug!(pid = child.pid, "init made, it sets the container up");
     let state = State { pid: child.pid, ..init.state.clone() };
-    let ready = set_up_user_namespace(&init, &child, &ours);
+    let ready = move_devices(&init, &child).and_then(|()| set_up_user_namespace(&init, &child, &ours));
     // Only init may hold its end of the channel: then silence means that it is gone.
     drop(init);
     Parent { child, state }.listen(ready, request.spec, ours, cgroup)
+}
+
+/// Gives the container the machine's network devices that are to be its own. A new network namespace is there as
+/// soon as init is; one that exists, before.
+fn move_devices(init: &Init<'_>, child: &sys::Child) -> Result<(), Failure> {
+    let linux = spec::linux(init.spec)?;
+    if linux.net_devices().as_ref().is_none_or(HashMap::is_empty) {
+        return Ok(());
+    }
+    match init.namespaces.join.iter().find(|existing| existing.is(CloneFlags::CLONE_NEWNET)) {
+        Some(existing) => netdevice::move_all(linux, existing),
+        None => {
+            let own = init.proc.open_namespace(&format!("{}/ns/net", child.pid));
+            netdevice::move_all(linux, own.context("open the container's network namespace")?)
+        }
+    }
 }
 
 /// What needs the machine's privileges and init's present identity: after this it is root of its namespace and

@@ -14,6 +14,7 @@ use crate::cgroup::check_resources;
 use crate::failure::Failure;
 use crate::hooks::{self, Point};
 use crate::lsm;
+use crate::netdevice;
 use crate::spec;
 
 /// The kernel's limit on host and domain names: `__NEW_UTS_LEN`.
@@ -54,6 +55,7 @@ pub(crate) fn config(config: &Spec) -> Checked {
     all_hooks(config)?;
 
     not_done(linux)?;
+    netdevice::check(linux)?;
     if let Some(label) = lsm::given(linux.mount_label().as_deref())
         && !lsm::selinux_is_enabled()
     {
@@ -267,12 +269,6 @@ fn user_and_time(linux: &Linux) -> Checked {
 
 /// What this runtime does not do: an error, never silence.
 fn not_done(linux: &Linux) -> Checked {
-    if let Some(name) = linux.net_devices().iter().flat_map(|devices| devices.keys()).next() {
-        return wrong(
-            &format!("linux.netDevices.{name}"),
-            "is not supported by this runtime: it moves no network devices",
-        );
-    }
     if linux.intel_rdt().is_some() {
         return wrong("linux.intelRdt", "is not supported by this runtime");
     }

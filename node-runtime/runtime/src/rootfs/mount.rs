@@ -317,7 +317,10 @@ fn change_bind(mount: &OwnedFd, options: &Options) -> Result<(), Failure> {
     }
     match sys::mount_setattr(mount, false, all) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            sys::mount_setattr(mount, false, named).context("set mount options")?;
+            // The one that the kernel never locks goes anyway.
+            let mut unlocked = named;
+            unlocked.add(0, libc::MOUNT_ATTR_NOSYMFOLLOW & !named.set);
+            sys::mount_setattr(mount, false, unlocked).context("set mount options")?;
         }
         done => done.context("set mount options")?,
     }

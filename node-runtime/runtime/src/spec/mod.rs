@@ -147,7 +147,7 @@ mod tests {
             ),
             ("/linux/uidMappings", json!([{"size": 1}]), "`linux.uidMappings` is given, but"),
             ("/linux/timeOffsets", json!({"boottime": {"secs": 1}}), "`linux.timeOffsets` is given, but"),
-            ("/linux/netDevices", json!({"eth7": {}}), "`linux.netDevices.eth7`"),
+            ("/linux/netDevices", json!({"a/b": {}}), "`linux.netDevices.a/b`"),
             ("/linux/intelRdt", json!({}), "`linux.intelRdt`"),
             ("/linux/personality", json!({"domain": "LINUX", "flags": ["X"]}), "`linux.personality.flags`"),
             ("/linux/memoryPolicy", json!({"mode": "MPOL_BIND"}), "`linux.memoryPolicy.nodes`"),

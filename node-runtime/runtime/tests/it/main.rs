@@ -11,6 +11,7 @@ mod escape;
 mod hooks;
 mod mounts;
 mod namespaces;
+mod netdevices;
 mod process;
 mod seccomp;
 mod support;
@@ -32,6 +33,7 @@ const MODULES: &[(&str, &[Case])] = &[
     ("user_mounts", user_mounts::CASES),
     ("escape", escape::CASES),
     ("namespaces", namespaces::CASES),
+    ("netdevices", netdevices::CASES),
     ("process", process::CASES),
     ("seccomp", seccomp::CASES),
     ("hooks", hooks::CASES),

@@ -339,7 +339,7 @@ fn a_wrong_value_makes_nothing() -> Result<()> {
         ("/process/oomScoreAdj", json!(5000), "`process.oomScoreAdj`"),
         ("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_MAYBE"}), "`linux.seccomp.defaultAction`"),
         ("/linux/intelRdt", json!({"closID": "x"}), "`linux.intelRdt`"),
-        ("/linux/netDevices", json!({"eth9": {}}), "`linux.netDevices.eth9`"),
+        ("/linux/netDevices", json!({"eth 9": {}}), "`linux.netDevices.eth 9`"),
     ];
     for (pointer, value, field) in table {
         let mut bundle = Bundle::sh("")?;
