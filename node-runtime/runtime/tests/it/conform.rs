@@ -32,6 +32,7 @@ pub const CASES: &[Case] = &[
     ("a_path_that_is_masked_twice_is_covered_once", a_path_that_is_masked_twice_is_covered_once),
     ("a_frozen_cgroup_is_not_thawed_by_a_new_container", a_frozen_cgroup_is_not_thawed_by_a_new_container),
     ("an_empty_cpuset_of_others_is_filled", an_empty_cpuset_of_others_is_filled),
+    ("a_failed_update_changes_nothing", a_failed_update_changes_nothing),
     ("exec_enters_cgroups_below_by_controller", exec_enters_cgroups_below_by_controller),
     ("exec_needs_no_user_in_its_process", exec_needs_no_user_in_its_process),
     ("debug_says_what_is_done", debug_says_what_is_done),
@@ -262,6 +263,55 @@ fn an_empty_cpuset_of_others_is_filled() -> Result<()> {
     for entry in fs::read_dir("/sys/fs/cgroup")?.flatten() {
         let _ = fs::remove_dir(entry.path().join(&pod));
     }
+    bundle.nothing_is_left()
+}
+
+fn a_failed_update_changes_nothing() -> Result<()> {
+    let bundle = Bundle::sh("sleep 1000")?;
+    bundle.succeeds(&["run", "--detach", &bundle.id])?;
+    let values = || -> Result<Vec<(std::path::PathBuf, String)>> {
+        let mut all = Vec::new();
+        for file in [
+            "memory/memory.limit_in_bytes",
+            "memory/memory.soft_limit_in_bytes",
+            "cpu/cpu.shares",
+            "cpu/cpu.cfs_quota_us",
+            "cpu/cpu.cfs_period_us",
+            "cpuset/cpuset.cpus",
+            "pids/pids.max",
+            "memory.max",
+            "cpu.weight",
+            "cpu.max",
+            "cpuset.cpus",
+            "pids.max",
+        ] {
+            let (hierarchy, name) = file.rsplit_once('/').unwrap_or(("", file));
+            let path = cgroup(&bundle, hierarchy).join(name);
+            if let Ok(value) = fs::read_to_string(&path) {
+                all.push((path, value));
+            }
+        }
+        ensure!(all.len() > 3, "{all:?}");
+        Ok(all)
+    };
+    let before = values()?;
+    let change = json!({
+        "memory": {"limit": 64 << 20, "reservation": 32 << 20}, "pids": {"limit": 33},
+        "cpu": {"shares": 512, "quota": 20_000, "period": 40_000, "cpus": "0"},
+    });
+    // One of these comes before the others and one behind them, whatever their order is.
+    for (part, name, value) in
+        [("memory", "limit", json!(4096)), ("cpu", "cpus", json!("4000")), ("cpu", "mems", json!("500"))]
+    {
+        let mut change = change.clone();
+        change[part][name] = value;
+        change["memory"]["reservation"] = json!(4096);
+        let file = bundle.path("resources.json");
+        fs::write(&file, change.to_string())?;
+        bundle.fails(&["update", "--resources", file.to_str().context("path")?, &bundle.id])?;
+        ensure!(values()? == before, "{change}: {before:?} became {:?}", values()?);
+    }
+    bundle.succeeds(&["delete", "--force", &bundle.id])?;
     bundle.nothing_is_left()
 }
 
