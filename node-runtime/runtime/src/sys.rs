@@ -342,6 +342,35 @@ pub(crate) fn reset_signals(which: u64) {
     let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
 }
 
+/// A moment, as the machine's people name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LocalTime {
+    pub year: i32,
+    /// From 0.
+    pub month: usize,
+    pub day: i32,
+    /// From 0.
+    pub day_of_year: i32,
+    pub hour: i32,
+    pub minute: i32,
+}
+
+/// Seconds since 1970 in the machine's time zone.
+pub(crate) fn local_time(seconds: i64) -> LocalTime {
+    // SAFETY: the struct is integers and a pointer, for which zero is a value.
+    let mut time: libc::tm = unsafe { std::mem::zeroed() };
+    // SAFETY: localtime_r(3) reads the number and fills the struct; both live across the call.
+    unsafe { libc::localtime_r(&raw const seconds, &raw mut time) };
+    LocalTime {
+        year: 1900 + time.tm_year,
+        month: usize::try_from(time.tm_mon).unwrap_or(0),
+        day: time.tm_mday,
+        day_of_year: time.tm_yday,
+        hour: time.tm_hour,
+        minute: time.tm_min,
+    }
+}
+
 /// A signal in words, as Go has them: `bad system call`.
 pub(crate) fn describe_signal(signal: i32) -> String {
     // SAFETY: strsignal(3) takes any number.
