@@ -85,7 +85,8 @@ impl Accounts {
         groups: &[String],
         proc: &Proc,
     ) -> Result<Accounts, Failure> {
-        let has_home = process.env().iter().flatten().any(|entry| entry.starts_with("HOME="));
+        let mut homes = process.env().iter().flatten().rev().filter(|entry| entry.starts_with("HOME="));
+        let has_home = homes.next().is_some_and(|entry| entry != "HOME=");
         let read = |needed: bool, path: &str| match needed {
             true => read_regular(path, proc).with_context(|| format!("read the container's {path}")),
             false => Ok(String::new()),
