@@ -16,8 +16,10 @@ use tokio::sync::Semaphore;
 
 use crate::auth::RegistryAuth;
 use crate::catalog::{Catalog, LookupError, TagError, check_target};
+use crate::commit::{self, CommitError, CommitOptions};
 use crate::config::ImageDocument;
 use crate::content::Content;
+use crate::diff::{self, Change};
 use crate::digest::Digest;
 use crate::flight::Flights;
 use crate::image::{Image, ImageRecord, StoredImage};
@@ -155,6 +157,18 @@ impl ImageStore {
         auth: Option<RegistryAuth>,
     ) -> Result<Distribution, PullError> {
         pull::distribution(&self.inner, reference, auth).await
+    }
+
+    /// All tags that a registry has of a repository.
+    ///
+    /// # Errors
+    /// [`PullError`].
+    pub async fn tags(
+        &self,
+        reference: &Reference,
+        auth: Option<RegistryAuth>,
+    ) -> Result<Vec<String>, PullError> {
+        pull::tags(&self.inner, reference, auth).await
     }
 
     /// Makes an image of one root file system (tar; plain, gzip or zstd).
@@ -305,6 +319,29 @@ impl ImageStore {
             tracing::error!(%error, "writable layers cannot be listed");
             Vec::new()
         })
+    }
+
+    /// What a container changed (`docker diff`), in the order of paths.
+    ///
+    /// # Errors
+    /// [`SnapshotError`].
+    pub async fn changes(&self, key: &str) -> Result<Vec<Change>, SnapshotError> {
+        let key = key.to_owned();
+        self.blocking(move |inner| {
+            let layers = inner.snapshots.layers(&key, &inner.layers)?;
+            let found = diff::changes(&layers.upper, &layers.lower);
+            found.map_err(|source| SnapshotError::Io { key: key.clone(), source })
+        })
+        .await
+    }
+
+    /// Makes an image of a container: what it wrote, on top of what it was made of.
+    ///
+    /// # Errors
+    /// [`CommitError`].
+    pub async fn commit(&self, key: &str, options: CommitOptions) -> Result<Image, CommitError> {
+        let key = key.to_owned();
+        self.blocking(move |inner| commit::commit(inner, &key, options)).await
     }
 
     /// Bytes that a container has written (`docker ps -s`).

@@ -56,6 +56,8 @@ pub(crate) fn container(body: &CreateBody, version: ApiVersion) -> Result<Wanted
         },
         restart,
         auto_remove: host.auto_remove,
+        isolation: host.isolation.clone(),
+        volume_driver: host.volume_driver.clone(),
         console_size: console_size(host.console_size)?,
         attach: AttachedStreams {
             stdin: config.attach_stdin,

@@ -20,6 +20,8 @@ use crate::store::DOCUMENT_BYTES_MAX;
 
 /// An error's or a token's JSON is small.
 const ANSWER_BYTES_MAX: u64 = 256 << 10;
+/// A repository of more pages of tags is a loop.
+const TAG_PAGES_MAX: usize = 1000;
 /// How long an insecure registry has to show whether it speaks TLS.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -126,6 +128,18 @@ struct ErrorEntry {
 }
 
 #[derive(Deserialize)]
+struct TagsBody {
+    #[serde(default)]
+    tags: Option<Vec<String>>,
+}
+
+/// The address of the next page: `</v2/…?last=b>; rel="next"`.
+fn next_page(link: &str) -> Option<String> {
+    let (address, rest) = link.strip_prefix('<')?.split_once('>')?;
+    rest.contains("next").then(|| address.to_owned())
+}
+
+#[derive(Deserialize)]
 struct TokenBody {
     #[serde(default)]
     token: String,
@@ -182,6 +196,29 @@ impl Repository {
             }
             _ => Ok(RawManifest { bytes, content_type, digest: found }),
         }
+    }
+
+    /// All tags, over as many pages as there are.
+    // spec: oci distribution-spec#listing-tags
+    pub(crate) async fn tags(&self) -> Result<Vec<String>, RegistryError> {
+        let mut tags = Vec::new();
+        let mut url = join(&self.base, &format!("v2/{}/tags/list", self.path))?;
+        for _ in 0..TAG_PAGES_MAX {
+            let response = self.get(&url, "application/json", None).await?;
+            let next = next_page(&header_text(response.headers(), header::LINK));
+            let bytes = read_all(response, DOCUMENT_BYTES_MAX).await?;
+            let page: TagsBody = serde_json::from_slice(&bytes)
+                .map_err(|source| RegistryError::Answer { url: url.clone(), source })?;
+            tags.extend(page.tags.unwrap_or_default());
+            let Some(next) = next else { break };
+            let further = url.join(&next).map_err(|_| RegistryError::Path(next.clone()))?;
+            // Credentials go nowhere else.
+            if further.origin() != url.origin() {
+                return Err(RegistryError::Path(next));
+            }
+            url = further;
+        }
+        Ok(tags)
     }
 
     /// A small blob, verified.
