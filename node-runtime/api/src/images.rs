@@ -73,7 +73,7 @@ async fn named(State(app): State<App>, version: ApiVersion, query: Query, reques
             .map_err(Into::into),
         ("GET", "get") => save(&app, vec![name.to_owned()]),
         ("POST", "tag") => tag(&app, name, &query).await.map(IntoResponse::into_response),
-        ("POST", "push") => Err(ApiError::unsupported("pushing an image")),
+        ("POST", "push") => push(&app, name, &query, registry_auth(request.headers())),
         ("GET", "attestations") => Err(ApiError::unsupported("reading attestations")),
         _ => Err(page_not_found().await),
     };
@@ -293,6 +293,25 @@ async fn pull(
         Ok::<(), rswarm_image::PullError>(())
     };
     progress_stream(app, events, work, |()| Vec::new()).await
+}
+
+fn push(app: &App, name: &str, query: &Query, auth: Option<RegistryAuth>) -> Result<Response, ApiError> {
+    if query.has("platform") {
+        return Err(ApiError::unsupported("pushing one platform of an image (platform)"));
+    }
+    let reference = Reference::parse(name)?;
+    if reference.digest().is_some() {
+        return Err(ApiError::invalid("cannot push a digest reference"));
+    }
+    let reference = match query.text("tag") {
+        "" => reference,
+        tag => reference.with_tag(tag)?,
+    };
+    let images = app.engine.images().clone();
+    let (progress, events) = Progress::channel();
+    let work = Box::pin(async move { images.push(&reference, auth, progress).await });
+    let lines = rest(events, work, |()| Vec::new());
+    Ok(streaming("application/json", app.scope.token(), lines))
 }
 
 /// The tag parameter is a tag or a digest; a digest in the name goes before it.

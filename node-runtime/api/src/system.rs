@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use rswarm_base::Timestamp;
 use rswarm_engine::{Engine, EngineInfo};
+use rswarm_image::RegistryAuth;
 use rswarm_proto::wire;
 
 use crate::error::ApiError;
@@ -228,8 +229,18 @@ async fn managed(app: &App, swarm: &mut types::SwarmInfo) -> Result<(), ApiError
     Ok(())
 }
 
-/// Checking credentials needs a registry conversation that pulls do anyway.
-async fn auth(JsonBody(_): JsonBody<types::AuthConfig>) -> ApiError {
-    ApiError::unsupported("checking credentials on the daemon's side (POST /auth)")
-        .hint("pass credentials with the pull: they are checked there")
+async fn auth(
+    State(app): State<App>,
+    JsonBody(body): JsonBody<types::AuthConfig>,
+) -> Result<Json<types::AuthReply>, ApiError> {
+    let credentials = RegistryAuth {
+        username: body.username,
+        password: body.password,
+        auth: body.auth,
+        identitytoken: body.identitytoken,
+        registrytoken: body.registrytoken,
+        serveraddress: body.serveraddress,
+    };
+    app.engine.images().login(credentials).await?;
+    Ok(Json(types::AuthReply { status: "Login Succeeded".to_owned(), ..types::AuthReply::default() }))
 }

@@ -30,6 +30,7 @@ use crate::manifest::{self, Descriptor, Document};
 use crate::platform::Platform;
 use crate::progress::Progress;
 use crate::pull::{self, Distribution, PullError};
+use crate::push::{self, LoginError, PushError};
 use crate::reference::Reference;
 use crate::registry::Registries;
 use crate::remove::{ImageUser, RemoveError, RemoveOptions, Removed, removal};
@@ -157,6 +158,27 @@ impl ImageStore {
         auth: Option<RegistryAuth>,
     ) -> Result<Distribution, PullError> {
         pull::distribution(&self.inner, reference, auth).await
+    }
+
+    /// Sends an image to its registry: one tag, or all that the repository has here when `reference` has none.
+    ///
+    /// # Errors
+    /// [`PushError`], in Docker's words.
+    pub async fn push(
+        &self,
+        reference: &Reference,
+        auth: Option<RegistryAuth>,
+        progress: Progress,
+    ) -> Result<(), PushError> {
+        push::push(&self.inner, reference, auth, progress).await
+    }
+
+    /// Shows credentials to the registry that they are for.
+    ///
+    /// # Errors
+    /// [`LoginError`], when it does not take them.
+    pub async fn login(&self, auth: RegistryAuth) -> Result<(), LoginError> {
+        push::login(&self.inner, auth).await
     }
 
     /// All tags that a registry has of a repository.

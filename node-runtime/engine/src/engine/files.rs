@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rswarm_base::Chain;
 use rswarm_image::stream::pipe;
 use rswarm_image::{Change, CommitOptions, Image, ImageConfig, Reference};
 use tokio::io::AsyncRead;
@@ -15,7 +16,7 @@ use super::Engine;
 use crate::blocking::blocking;
 use crate::commit;
 use crate::container::{Container, MountKind, Request, Status};
-use crate::error::{Cause, ControlError};
+use crate::error::Cause;
 use crate::filesystem::copy::{self, CHUNKS_MAX, ChunkWriter};
 use crate::filesystem::view::{Bind, Extent, View};
 use crate::filesystem::{CopyError, PathStat, PutOptions};
@@ -182,10 +183,10 @@ impl Engine {
             comment: request.comment.clone(),
         };
         // Frozen first: whoever holds the files must not wait for the container's actor.
-        let frozen = request.pause && self.freeze(&container).await?;
+        let frozen = request.pause && self.freeze(&container).await;
         let made = self.commit_files(&container.id, options).await;
         if frozen {
-            self.thaw(&container.id).await?;
+            self.thaw(&container.id).await;
         }
         let image = made?;
         let attributes =
@@ -199,24 +200,21 @@ impl Engine {
         Ok(self.shared.images.commit(id, options).await.map_err(Cause::new)?)
     }
 
-    /// Freezes a container that runs; one that does not, or is frozen already, stays as it is.
-    async fn freeze(&self, container: &Container) -> Result<bool, CopyError> {
+    /// Freezes a container that runs. One that ends meanwhile is still enough; so it is for Docker.
+    async fn freeze(&self, container: &Container) -> bool {
         if container.state.status != Status::Running {
-            return Ok(false);
+            return false;
         }
-        match self.pause(&container.id).await {
-            Ok(()) => Ok(true),
-            // It ended meanwhile, or somebody else froze it.
-            Err(ControlError::NotRunning(_) | ControlError::Conflict(_)) => Ok(false),
-            Err(error) => Err(Cause::new(error).into()),
+        let frozen = self.pause(&container.id).await;
+        if let Err(error) = &frozen {
+            tracing::debug!(container.id = container.id, error = %Chain(error), "committed without a pause");
         }
+        frozen.is_ok()
     }
 
-    async fn thaw(&self, id: &str) -> Result<(), CopyError> {
-        match self.unpause(id).await {
-            // It ended meanwhile, or somebody else thawed it.
-            Ok(()) | Err(ControlError::Conflict(_) | ControlError::NotRunning(_)) => Ok(()),
-            Err(error) => Err(Cause::new(error).into()),
+    async fn thaw(&self, id: &str) {
+        if let Err(error) = self.unpause(id).await {
+            tracing::debug!(container.id = id, error = %Chain(&error), "not thawed: it ended, or somebody did");
         }
     }
 
