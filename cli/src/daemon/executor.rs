@@ -189,7 +189,7 @@ impl Executor for EngineExecutor {
                 labels: self.labels.clone(),
                 network_drivers: ["bridge", "host", "null", "overlay"].map(Into::into).into(),
                 volume_drivers: vec!["local".into()],
-                log_drivers: vec!["json-file".into(), "none".into()],
+                log_drivers: vec!["json-file".into(), "local".into(), "none".into()],
             }),
         }
     }

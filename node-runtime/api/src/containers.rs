@@ -25,7 +25,7 @@ use crate::filters::Filters;
 use crate::request::{JsonBody, Query};
 use crate::router::App;
 use crate::stream::{content_type, json_line, streaming};
-use crate::translate::{create, inspect, ports, summary};
+use crate::translate::{create, inspect, ports, refuse, summary};
 use crate::types;
 use crate::version::ApiVersion;
 use crate::watch::hung_up;
@@ -373,6 +373,7 @@ async fn update(
     JsonBody(body): JsonBody<types::ContainerUpdateBody>,
 ) -> Result<Json<types::ContainerUpdated>, ApiError> {
     let mut warnings = Vec::new();
+    refuse(!body.resources.cgroup_parent.is_empty(), "changing the cgroup parent (CgroupParent)")?;
     let resources = create::resources(&body.resources, version, &mut warnings)?;
     let restart = body.restart_policy.as_ref().filter(|policy| !policy.name.is_empty());
     let restart = restart.map(create::restart_policy).transpose()?;

@@ -117,6 +117,8 @@ pub struct ContainerConfig {
     pub volumes_from: Vec<String>,
     /// Publish every exposed port on a free one.
     pub publish_all: bool,
+    /// The cgroup to be below: a path or a systemd slice's name; empty for the engine's.
+    pub cgroup_parent: String,
     /// Logging; an empty name takes the engine's default.
     pub log: LogDriver,
     /// What happens when it exits.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rswarm_base::{Chain, IdGen, Timestamp};
 use rswarm_image::Layers;
 use rswarm_proto::model::container::{Mount, mount};
+use rswarm_runtime::cgroup::parent_path;
 
 use crate::blocking::blocking;
 use crate::config::{ContainerConfig, RestartName};
@@ -103,6 +104,7 @@ fn complete(config: &mut ContainerConfig, shared: &Shared) {
         let private = shared.host.cgroup_v2 && !config.spec.privileged;
         config.spec.cgroupns_mode = if private { "private" } else { "host" }.to_owned();
     }
+    logfile::complete(&mut config.log, &shared.config.log);
     if Mode::of(&config.network_mode) == Mode::Host && config.spec.hostname.is_empty() {
         let name = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned());
         config.spec.hostname = name.unwrap_or_default();
@@ -142,6 +144,10 @@ fn check(shared: &Shared, config: &ContainerConfig) -> Result<(), CreateError> {
         .map_err(CreateError::Invalid)?;
     wiring::check_ports(config).map_err(CreateError::Invalid)?;
     logfile::parse(&config.log, Path::new("")).map_err(CreateError::Invalid)?;
+    if !config.cgroup_parent.is_empty() {
+        parent_path(&config.cgroup_parent)
+            .map_err(|error| CreateError::Invalid(format!("invalid cgroup parent: {error}")))?;
+    }
     launch::runtime(&shared.config, &spec.runtime).map_err(CreateError::Invalid)?;
     launch::check_init(shared, spec).map_err(CreateError::Invalid)?;
     if !spec.stop_signal.is_empty() && signal::parse(&spec.stop_signal).is_none() {

@@ -117,6 +117,9 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
+    /// The default log driver or one of its options is not known; why.
+    #[error("the default log driver cannot be used: {0}")]
+    LogDriver(String),
     /// A stored object cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
@@ -129,6 +132,7 @@ impl Classify for OpenError {
     fn kind(&self) -> Kind {
         match self {
             OpenError::DataRoot { .. } => Kind::FailedPrecondition,
+            OpenError::LogDriver(_) => Kind::InvalidArgument,
             OpenError::File(error) => error.kind(),
             OpenError::Below(error) => error.kind(),
         }
@@ -136,7 +140,7 @@ impl Classify for OpenError {
 
     fn hint(&self) -> Option<String> {
         match self {
-            OpenError::DataRoot { .. } => None,
+            OpenError::DataRoot { .. } | OpenError::LogDriver(_) => None,
             OpenError::File(error) => error.hint(),
             OpenError::Below(error) => error.hint(),
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rswarm_base::Scope;
 use rswarm_image::ImageStore;
 use rswarm_network::Networks;
+use rswarm_runtime::cgroup::parent_path;
 
 use crate::config::EngineConfig;
 use crate::container::{Attributes, Container};
@@ -43,8 +44,19 @@ impl Shared {
         self.config.exec_root.join("containers").join(id)
     }
 
-    /// `<cgroup-parent>/<id>`.
-    pub(crate) fn cgroup(&self, id: &str) -> String {
+    /// `<cgroup-parent>/<id>`, below the container's own parent when it asked for one.
+    pub(crate) fn cgroup(&self, container: &Container) -> String {
+        let asked = &container.config.cgroup_parent;
+        // It was checked when the container was made.
+        let asked = (!asked.is_empty()).then(|| parent_path(asked).ok()).flatten();
+        match asked {
+            Some(parent) => parent.join(&container.id).to_string_lossy().into_owned(),
+            None => self.default_cgroup(&container.id),
+        }
+    }
+
+    /// The same for a container that is known by its id only.
+    pub(crate) fn default_cgroup(&self, id: &str) -> String {
         format!("{}/{id}", self.config.cgroup_parent.trim_end_matches('/'))
     }
 

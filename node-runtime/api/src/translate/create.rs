@@ -54,6 +54,7 @@ pub(crate) fn container(body: &CreateBody, version: ApiVersion) -> Result<Wanted
             name: host.log_config.kind.clone(),
             options: host.log_config.config.clone().unwrap_or_default(),
         },
+        cgroup_parent: host.resources.cgroup_parent.clone(),
         restart,
         auto_remove: host.auto_remove,
         console_size: console_size(host.console_size)?,
@@ -93,7 +94,6 @@ fn refuse_host(host: &HostConfig) -> Result<(), ApiError> {
 }
 
 fn refuse_resources(resources: &HostResources) -> Result<(), ApiError> {
-    refuse(!resources.cgroup_parent.is_empty(), "--cgroup-parent (CgroupParent)")?;
     if let Some(request) = resources.device_requests.iter().flatten().next() {
         return Err(no_device_driver(request));
     }

@@ -67,7 +67,6 @@ fn known_options_that_cannot_be_honoured_are_refused_by_name() {
     let refused = [
         (r#"{"Links":["a:b"]}"#, "Links"),
         (r#"{"StorageOpt":{"size":"1G"}}"#, "StorageOpt"),
-        (r#"{"CgroupParent":"/x"}"#, "CgroupParent"),
         (r#"{"MaskedPaths":["/proc/x"]}"#, "MaskedPaths"),
     ];
     for (host, name) in refused {

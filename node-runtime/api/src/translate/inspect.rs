@@ -199,6 +199,7 @@ fn resources(config: &ContainerConfig) -> types::HostResources {
         cgroup_permissions: device.permissions.clone(),
     });
     types::HostResources {
+        cgroup_parent: config.cgroup_parent.clone(),
         cpu_shares: limits.cpu_shares,
         memory: limits.memory,
         nano_cpus: limits.nano_cpus,

@@ -49,7 +49,7 @@ pub(crate) async fn create(shared: &Shared, record: &Record) -> Result<Created, 
         Ok(shim) => Ok(Created { shim, endpoints: wired.endpoints }),
         Err(error) => {
             wiring::unwire(shared, &container.id).await;
-            clean(shared, &container.id).await;
+            clean(shared, &container.id, shared.cgroup(container)).await;
             Err(error)
         }
     }
@@ -173,7 +173,7 @@ async fn generate(
     } else {
         host::devices(&config.devices).map_err(StartError::Invalid)?
     };
-    let cgroup = shared.cgroup(&container.id);
+    let cgroup = shared.cgroup(container);
     let shm = shm_of(shared, container).await?;
     let input = Input {
         container,
@@ -284,7 +284,12 @@ pub(crate) fn netns_dir(config: &EngineConfig) -> PathBuf {
 }
 
 /// Ends a created container, or the shim of one that has exited.
-pub(crate) async fn end(shared: &Shared, id: &str, shim: &Shim) {
+pub(crate) async fn end(shared: &Shared, container: &Container, shim: &Shim) {
+    end_by_id(shared, &container.id, shared.cgroup(container), shim).await;
+}
+
+/// The same for a container that has no record.
+pub(crate) async fn end_by_id(shared: &Shared, id: &str, cgroup: String, shim: &Shim) {
     match shim.shutdown().await {
         Ok(()) | Err(CallError::Gone) => {}
         Err(error) => {
@@ -295,12 +300,12 @@ pub(crate) async fn end(shared: &Shared, id: &str, shim: &Shim) {
             let _ = shim.shutdown().await;
         }
     }
-    clean(shared, id).await;
+    clean(shared, id, cgroup).await;
 }
 
 /// Removes what a container that does not live may have left: its processes, its cgroup, its shim's files.
-pub(crate) async fn clean(shared: &Shared, id: &str) {
-    let (state_dir, cgroup) = (shared.state_dir(id), shared.cgroup(id));
+pub(crate) async fn clean(shared: &Shared, id: &str, cgroup: String) {
+    let state_dir = shared.state_dir(id);
     let work = move || {
         remove_cgroup(&cgroup)?;
         shm::unmount(&state_dir).map_err(|error| error.to_string())?;

@@ -19,6 +19,19 @@ const BUFFER: u64 = 1 << 20;
 /// Options that choose attributes; only json-file has room for them, as in Docker.
 const ATTRIBUTES: [&str; 5] = ["labels", "labels-regex", "env", "env-regex", "tag"];
 
+/// Fills in the engine's default driver, and its options where the driver is that one.
+// spec: moby: daemon/logs.go mergeAndVerifyLogConfig
+pub(crate) fn complete(driver: &mut LogDriver, default: &LogDriver) {
+    if driver.name.is_empty() {
+        driver_name(default).clone_into(&mut driver.name);
+    }
+    if driver.name == driver_name(default) {
+        for (key, value) in &default.options {
+            driver.options.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+    }
+}
+
 /// How the driver's log is read.
 pub(crate) fn format(driver: &LogDriver) -> LogFormat {
     if driver.name == "local" { LogFormat::Local } else { LogFormat::Json }
@@ -207,6 +220,28 @@ mod tests {
         assert_eq!(of("json-file", &[("max-size", "1.5k")]), Ok(Some((1536, 1))));
         assert_eq!(of("local", &[]), Ok(Some(LOCAL)));
         assert_eq!(of("none", &[]), Ok(None));
+    }
+
+    #[test]
+    fn the_engines_driver_is_the_default_and_so_are_its_options() {
+        let driver = |name: &str, options: &[(&str, &str)]| {
+            let options = options.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
+            LogDriver { name: name.into(), options }
+        };
+        let default = driver("local", &[("max-size", "1m"), ("max-file", "2")]);
+        let completed = |name: &str, options: &[(&str, &str)]| {
+            let mut asked = driver(name, options);
+            complete(&mut asked, &default);
+            asked
+        };
+        assert_eq!(
+            completed("", &[("max-file", "9")]),
+            driver("local", &[("max-size", "1m"), ("max-file", "9")])
+        );
+        assert_eq!(completed("json-file", &[]), driver("json-file", &[]));
+        let mut none = driver("", &[]);
+        complete(&mut none, &LogDriver::default());
+        assert_eq!(none.name, "json-file");
     }
 
     #[test]

@@ -279,7 +279,7 @@ impl Engine {
                 return Err(ControlError::NotRunning(container.id.clone()));
             }
         }
-        let (cgroup, arguments) = (self.shared.cgroup(&container.id), arguments.to_owned());
+        let (cgroup, arguments) = (self.shared.cgroup(&container), arguments.to_owned());
         let top =
             blocking(move || top::of_cgroup(&cgroup, &arguments)).await.map_err(ControlError::Failed)?;
         self.shared.event(&container, "top", &[]);
@@ -297,7 +297,7 @@ impl Engine {
         if !container.state.status.is_live() {
             return Err(not_running());
         }
-        let (cgroup, looked_at) = (self.shared.cgroup(&container.id), container.clone());
+        let (cgroup, looked_at) = (self.shared.cgroup(&container), container.clone());
         let sample = blocking(move || stats::sample(&cgroup, &looked_at)).await;
         // The counters go with the container, which may end while they are read.
         let is_live = handle.container().state.status.is_live();

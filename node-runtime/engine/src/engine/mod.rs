@@ -5,6 +5,7 @@ mod containers;
 mod execs;
 mod objects;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use tokio::sync::oneshot;
 
 use crate::blocking::blocking;
 use crate::config::EngineConfig;
-use crate::container::{Status, launch};
+use crate::container::{Status, launch, logfile};
 use crate::error::{Cause, FileError, LookupError, OpenError};
 use crate::events::{Event, Events, Subscription};
 use crate::exec::Execs;
@@ -72,6 +73,7 @@ impl Engine {
     /// # Errors
     /// When what is stored cannot be read, or networking cannot be set up.
     pub async fn open(config: EngineConfig, scope: Scope) -> Result<Engine, OpenError> {
+        logfile::parse(&config.log, Path::new("")).map_err(OpenError::LogDriver)?;
         for dir in [&config.data_root, &config.exec_root.join("containers")] {
             std::fs::create_dir_all(dir).map_err(FileError::write(dir))?;
         }

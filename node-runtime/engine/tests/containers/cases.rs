@@ -35,12 +35,44 @@ pub const ALL: &[Test] = &[
     ("volumes_are_filled_kept_and_counted", volumes),
     ("binds_and_memory_are_mounted_as_asked", mounts),
     ("limits_hold_and_can_be_changed", limits),
+    ("a_container_is_below_the_cgroup_that_it_asked_for", cgroup_parent),
     ("a_further_process_has_its_own_exit_code", exec),
     ("secrets_are_there_read_only_even_in_a_read_only_container", secrets),
     ("health_follows_the_probes", health),
     ("many_at_once_do_not_disturb_each_other", many),
     ("two_stops_and_a_removal_at_once_all_get_an_answer", concurrent_ends),
 ];
+
+fn cgroup_parent() -> Result<()> {
+    Host::new()?.test(async |engine| {
+        let parent = format!("/rswarm-{}/asked", engine.config().daemon_id);
+        let asked = |parent: &str| ContainerConfig { cgroup_parent: parent.to_owned(), ..sh("sleep 1000") };
+        let id = start(&engine, "web", asked(&parent)).await?;
+        let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", engine.inspect(&id)?.state.pid))?;
+        ensure!(cgroups.lines().any(|line| line.ends_with(&format!(":{parent}/{id}"))), "{cgroups}");
+        ensure!(engine.top(&id, "").await?.processes.len() == 1);
+        engine.remove(&id, RemoveOptions { force: true, volumes: true }).await?;
+        remove_cgroup(&parent)?;
+        let refused = engine.create(None, asked("a/../../b")).await;
+        let refused = refused.err().context("a path that leads out")?;
+        ensure!(refused.kind() == Kind::InvalidArgument, "{refused}");
+        Ok(())
+    })
+}
+
+/// Fails when something is in it.
+fn remove_cgroup(path: &str) -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    let points =
+        mounts.lines().filter(|line| line.split(' ').nth(2).is_some_and(|kind| kind.starts_with("cgroup")));
+    for point in points.filter_map(|line| line.split(' ').nth(1)) {
+        let dir = format!("{point}{path}");
+        if fs::exists(&dir)? {
+            fs::remove_dir(&dir).with_context(|| dir.clone())?;
+        }
+    }
+    Ok(())
+}
 
 fn runs() -> Result<()> {
     Host::new()?.test(async |engine| {

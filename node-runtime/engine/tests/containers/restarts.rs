@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use futures_util::StreamExt;
+use nix::sys::signal::Signal;
 use rswarm_base::Scope;
 use rswarm_engine::config::{InjectedFile, RestartName, RestartPolicy};
 use rswarm_engine::container::{HealthStatus, Status};
@@ -22,6 +23,7 @@ pub const ALL: &[Test] = &[
     ("a_container_outlives_its_daemon", outlives),
     ("an_exit_that_no_daemon_saw_is_known", missed_exit),
     ("a_shim_that_is_killed_takes_its_container_along", killed_shim),
+    ("a_shim_that_stands_still_holds_up_its_own_container_only", silent_shim),
     ("policies_decide_what_starts_with_the_daemon", policies),
     ("what_a_crash_left_half_made_is_removed", half_made),
     ("a_paused_container_is_still_paused", paused),
@@ -31,6 +33,7 @@ pub const ALL: &[Test] = &[
 
 pub const LIVES: &[Life] = &[
     ("counting", |_, engine| Box::pin(counting(engine))),
+    ("a pair", |_, engine| Box::pin(start_a_pair(engine))),
     ("short runs", |_, engine| Box::pin(short_runs(engine))),
     ("policies", |_, engine| Box::pin(all_policies(engine))),
     ("half made", |host, engine| Box::pin(leave_half_made(host, engine))),
@@ -119,6 +122,36 @@ fn killed_shim() -> Result<()> {
         engine.start("web").await.context("it can be started again")?;
         Ok(())
     })
+}
+
+async fn start_a_pair(engine: Engine) -> Result<Value> {
+    for name in ["web", "db"] {
+        start(&engine, name, sh("trap 'exit 3' TERM; while :; do sleep 0.05; done")).await?;
+    }
+    Ok(json!(parent(engine.inspect("web")?.state.pid)?))
+}
+
+fn silent_shim() -> Result<()> {
+    let host = Host::new()?;
+    let shim: i32 = serde_json::from_value(host.crash("a pair")?)?;
+    let signal = |signal| nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), signal);
+    signal(Signal::SIGSTOP)?;
+    let tested = host.test(async |engine| {
+        ensure!(engine.inspect("web")?.state.status == Status::Running, "as its record says");
+        engine.stop("db", None, None).await?;
+        ensure!(engine.inspect("db")?.state.exit_code == 3, "the other one is within reach");
+        let stopping = tokio::spawn({
+            let engine = engine.clone();
+            async move { engine.stop("web", None, None).await }
+        });
+        signal(Signal::SIGCONT)?;
+        stopping.await??;
+        ensure!(engine.inspect("web")?.state.exit_code == 3, "{:?}", engine.inspect("web")?.state);
+        Ok(())
+    });
+    // Its container would outlive a test that failed. Gone is fine.
+    let _ = signal(Signal::SIGCONT);
+    tested
 }
 
 async fn all_policies(engine: Engine) -> Result<Value> {

@@ -121,7 +121,7 @@ impl Actor {
     pub(super) async fn apply_limits(&self, limits: &ResourceLimits) -> Result<(), ControlError> {
         let resources =
             crate::spec::oci_resources(limits, &crate::host::block_device).map_err(ControlError::Invalid)?;
-        let path = self.shared.cgroup(&self.container().id);
+        let path = self.shared.cgroup(self.container());
         let apply = move || rswarm_runtime::cgroup::Cgroup::at(path.as_ref())?.apply(&resources);
         Ok(blocking(apply).await.map_err(Cause::new)?)
     }

@@ -154,7 +154,7 @@ impl Actor {
             }
         };
         wiring::unwire(&self.shared, &self.container().id).await;
-        launch::end(&self.shared, &self.container().id, &run.shim).await;
+        launch::end(&self.shared, self.container(), &run.shim).await;
         self.settle(exit).await
     }
 
@@ -328,7 +328,7 @@ impl Actor {
         // The record goes first: from here on there is no way back, and a daemon that dies now cleans up.
         let erased = blocking(move || Record::erase(&dir)).await;
         erased.map_err(|error| failed(Cause::new(error)))?;
-        launch::clean(&self.shared, &id).await;
+        launch::clean(&self.shared, &id, self.shared.cgroup(self.container())).await;
         self.shared.images.release(&id).await.map_err(|error| failed(Cause::new(error)))?;
         self.shared.execs.forget(&id);
         self.release_volumes(options.volumes).await;

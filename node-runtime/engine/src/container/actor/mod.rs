@@ -153,6 +153,11 @@ impl Actor {
         (actor, handle)
     }
 
+    /// What is to be corrected before [`Actor::run`].
+    pub(crate) fn record_mut(&mut self) -> &mut Record {
+        &mut self.record
+    }
+
     /// Takes a living container over, before [`Actor::run`].
     pub(crate) fn adopt(&mut self, shim: Shim) {
         if self.container().state.health.is_none() {

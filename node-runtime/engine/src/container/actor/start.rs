@@ -79,7 +79,7 @@ impl Actor {
         let started = match started {
             Ok(started) => started,
             Err(error) => {
-                launch::end(&self.shared, &self.container().id, &created.shim).await;
+                launch::end(&self.shared, self.container(), &created.shim).await;
                 wiring::unwire(&self.shared, &self.container().id).await;
                 return Err(error);
             }
