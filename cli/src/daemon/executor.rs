@@ -152,6 +152,8 @@ impl EngineExecutor {
             local_addr: self.data_path,
             internal: spec.internal,
             endpoints: endpoints.collect::<Result<_, _>>()?,
+            services: Vec::new(),
+            mesh: None,
         })
     }
 
@@ -159,6 +161,7 @@ impl EngineExecutor {
         let local = endpoint.node_id == self.node_id;
         Ok(OverlayEndpoint {
             task_id: endpoint.task_id.clone(),
+            service_id: endpoint.service_id.clone(),
             service_name: endpoint.service_name.clone(),
             slot_name: endpoint.task_name.clone(),
             container_names: vec![format!("{}.{}", endpoint.task_name, endpoint.task_id)],

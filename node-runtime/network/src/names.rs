@@ -137,6 +137,7 @@ mod tests {
     fn endpoint(slot: u8, ready: bool) -> OverlayEndpoint {
         OverlayEndpoint {
             task_id: format!("task{slot}"),
+            service_id: "service".into(),
             service_name: "Web".into(),
             slot_name: format!("web.{slot}"),
             container_names: vec![format!("web.{slot}.task{slot}")],
@@ -160,6 +161,8 @@ mod tests {
             local_addr: IpAddr::from([192, 0, 2, 1]),
             internal: false,
             endpoints,
+            services: Vec::new(),
+            mesh: None,
         };
         let names = Names::default();
         names.publish("n", NameTable::of_overlay(&overlay));

@@ -19,6 +19,7 @@ fn ip(text: &str) -> IpAddr {
 fn overlay(here: u8, on: &[u8]) -> Overlay {
     let endpoint = |n: u8| OverlayEndpoint {
         task_id: format!("task{n}"),
+        service_id: "service".into(),
         service_name: "web".into(),
         slot_name: format!("web.{n}"),
         container_names: vec![format!("web.{n}.task{n}")],
@@ -39,6 +40,8 @@ fn overlay(here: u8, on: &[u8]) -> Overlay {
         local_addr: IpAddr::from([10, 88, 0, here]),
         internal: false,
         endpoints: on.iter().map(|n| endpoint(*n)).collect(),
+        services: Vec::new(),
+        mesh: None,
     }
 }
 
