@@ -136,7 +136,11 @@ fn network_service(service: &Service, network: &Network) -> Option<NetworkServic
 
 fn nodes(state: &State, ingress: &str) -> BTreeMap<String, NetworkNode> {
     let router = |node: &Arc<Node>| {
-        let mesh = node.mesh.as_ref().filter(|mesh| mesh.network_id == ingress)?;
+        // A node that has never been heard has no address yet.
+        let mesh = node
+            .mesh
+            .as_ref()
+            .filter(|mesh| mesh.network_id == ingress && !data_path_addr(node).is_empty())?;
         let entry = NetworkNode {
             node_id: node.id.clone(),
             address: mesh.addresses.first()?.clone(),
