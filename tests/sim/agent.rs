@@ -6,10 +6,8 @@ use std::time::Duration;
 
 use rswarm_base::{IdGen, Timestamp};
 use rswarm_proto::model::task::TaskState;
-use rswarm_proto::wire::{
-    Assignments, ContainerStatus, NetworkEndpoint, NodeTaskReport, Task, TaskReport, TaskStatus,
-};
-use rswarm_worker::assignments::AssignmentSet;
+use rswarm_proto::wire::{Assignments, ContainerStatus, NodeTaskReport, Task, TaskReport, TaskStatus};
+use rswarm_worker::assignments::{AssignmentSet, NetworkView};
 use rswarm_worker::step::{Step, next_step};
 
 use crate::net::Payload;
@@ -80,9 +78,9 @@ impl Agent {
         self.restart();
     }
 
-    /// The endpoints that it was told of, by network.
-    pub fn tables(&self) -> impl Iterator<Item = (&String, &BTreeMap<String, NetworkEndpoint>)> {
-        self.set.networks.iter().map(|(id, view)| (id, &view.endpoints))
+    /// The networks that it was told of, with their tables.
+    pub fn tables(&self) -> impl Iterator<Item = &NetworkView> {
+        self.set.networks.values()
     }
 
     fn clock(&self, now: Timestamp) -> Timestamp {

@@ -7,6 +7,7 @@ mod args;
 mod executor;
 mod membership;
 mod node;
+mod overlay;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

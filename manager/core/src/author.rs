@@ -107,6 +107,7 @@ enum Write {
     ClusterSpec,
     ClusterRoot,
     ClusterRemovedNodes,
+    ClusterIngress,
     NodeCreate,
     NodeDelete,
     NodeSpec,
@@ -115,6 +116,7 @@ enum Write {
     NodeAddress,
     NodeMembership,
     NodeRole,
+    NodeMesh,
     ServiceCreate,
     ServiceDelete,
     ServiceSpec,
@@ -157,7 +159,9 @@ impl Write {
             Write::NodeRole => &[Membership, Ca],
             Write::ServiceCreate | Write::ServicePendingDelete => &[Control],
             Write::ServiceSpec | Write::ServiceUpdateStatus => &[Control, Update],
-            Write::ServiceEndpoint | Write::NetworkAllocation => &[Allocate],
+            Write::ServiceEndpoint | Write::NetworkAllocation | Write::NodeMesh | Write::ClusterIngress => {
+                &[Allocate]
+            }
             Write::ServiceDelete | Write::TaskDelete | Write::NetworkDelete => &[Reap],
             Write::TaskCreate => &[Replicated, Global, Restart, Update],
             Write::TaskDesired => &[Replicated, Global, Restart, Update, Enforce, Reap],
@@ -166,7 +170,9 @@ impl Write {
             Write::TaskOrphaned => &[Liveness],
             Write::TaskReason => &[Allocate, Schedule, Enforce, Dispatcher],
             Write::TaskReported => &[Dispatcher],
-            Write::NetworkCreate | Write::NetworkPendingDelete => &[Control],
+            // The ingress network is made with the cluster.
+            Write::NetworkCreate => &[Control, Allocate],
+            Write::NetworkPendingDelete => &[Control],
             Write::Never => &[],
         }
     }
@@ -177,6 +183,7 @@ impl Write {
             Write::ClusterSpec => "cluster.spec",
             Write::ClusterRoot => "cluster.root_ca",
             Write::ClusterRemovedNodes => "cluster.removed_nodes",
+            Write::ClusterIngress => "cluster.ingress_made",
             Write::NodeCreate | Write::NodeDelete => "node",
             Write::NodeSpec => "node.spec",
             Write::NodeDescription => "node.description",
@@ -184,6 +191,7 @@ impl Write {
             Write::NodeAddress => "node.status.addr",
             Write::NodeMembership => "node.manager_status",
             Write::NodeRole => "node.role",
+            Write::NodeMesh => "node.mesh",
             Write::ServiceCreate | Write::ServiceDelete => "service",
             Write::ServiceSpec => "service.spec",
             Write::ServicePendingDelete => "service.pending_delete",
@@ -250,6 +258,7 @@ fn cluster(before: &Cluster, after: &Cluster) -> Vec<Write> {
         (before.spec != after.spec, Write::ClusterSpec),
         (before.root_ca != after.root_ca, Write::ClusterRoot),
         (before.removed_nodes != after.removed_nodes, Write::ClusterRemovedNodes),
+        (before.ingress_made != after.ingress_made, Write::ClusterIngress),
         (before.default_address_pool != after.default_address_pool, Write::Never),
         (before.subnet_size != after.subnet_size, Write::Never),
         (before.data_path_port != after.data_path_port, Write::Never),
@@ -271,6 +280,7 @@ fn node(before: &Node, after: &Node) -> Vec<Write> {
         (address(&old) != address(&new), Write::NodeAddress),
         (before.manager_status != after.manager_status, Write::NodeMembership),
         (before.role != after.role, Write::NodeRole),
+        (before.mesh != after.mesh, Write::NodeMesh),
     ])
 }
 

@@ -18,6 +18,7 @@ pub mod global;
 pub mod intake;
 pub mod liveness;
 pub mod peer;
+pub mod publish;
 pub mod reap;
 pub mod reconcile;
 pub mod replicated;

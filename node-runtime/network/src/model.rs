@@ -231,6 +231,61 @@ pub struct Overlay {
     pub internal: bool,
     /// Every endpoint in the cluster, this node's included.
     pub endpoints: Vec<OverlayEndpoint>,
+    /// Services that have a virtual address in this network.
+    pub services: Vec<OverlayService>,
+    /// What makes this the network of the routing mesh; `None` for all others.
+    pub mesh: Option<Mesh>,
+}
+
+/// A service with a virtual address: connections to it go to one of the service's ready endpoints.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OverlayService {
+    /// The service.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its aliases in this network.
+    pub aliases: Vec<String>,
+    /// The virtual address.
+    pub address: IpAddr,
+}
+
+/// The routing mesh: what is published on every node leads to ready tasks, wherever they are. The network's
+/// sandboxes are routers between nodes; only they know which nodes there are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mesh {
+    /// This node's own address in the network.
+    pub address: IpAddr,
+    /// The MAC that goes with it.
+    pub mac: Mac,
+    /// Every other node of the cluster.
+    pub nodes: Vec<MeshNode>,
+    /// What is published on every node.
+    pub ports: Vec<MeshPort>,
+}
+
+/// Another node's sandbox, as a router in the mesh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MeshNode {
+    /// Its address in the network.
+    pub address: IpAddr,
+    /// The MAC that goes with it.
+    pub mac: Mac,
+    /// The node's data-path address.
+    pub node_addr: IpAddr,
+}
+
+/// A port that is published on every node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MeshPort {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port on the nodes.
+    pub published: u16,
+    /// The tasks' port.
+    pub target: u16,
+    /// The service whose ready tasks it leads to.
+    pub service_id: String,
 }
 
 /// One task's or container's place in an overlay.
@@ -238,6 +293,8 @@ pub struct Overlay {
 pub struct OverlayEndpoint {
     /// The task (or the attached container's identifier).
     pub task_id: String,
+    /// Its service's identifier, empty for a container of its own.
+    pub service_id: String,
     /// Its service, empty for a container of its own.
     pub service_name: String,
     /// `web.1`, empty when it has none.

@@ -162,12 +162,12 @@ impl Accounts {
     }
 }
 
-/// Whether Docker's user text names somebody in the account files of a container.
+/// Whom Docker's user text names in the account files of a container: user and group.
 ///
 /// # Errors
-/// In Docker's words, when it does not.
-pub fn check(passwd: String, group: String, text: &str) -> Result<(), Failure> {
-    Accounts { passwd, group }.look_up(text).map(drop)
+/// In Docker's words, when it names nobody.
+pub fn numbers(passwd: String, group: String, text: &str) -> Result<(u32, u32), Failure> {
+    Accounts { passwd, group }.look_up(text).map(|identity| (identity.uid, identity.gid))
 }
 
 /// Adds groups, each once.

@@ -19,6 +19,7 @@ fn ip(text: &str) -> IpAddr {
 fn overlay(here: u8, on: &[u8]) -> Overlay {
     let endpoint = |n: u8| OverlayEndpoint {
         task_id: format!("task{n}"),
+        service_id: "service".into(),
         service_name: "web".into(),
         slot_name: format!("web.{n}"),
         container_names: vec![format!("web.{n}.task{n}")],
@@ -39,6 +40,8 @@ fn overlay(here: u8, on: &[u8]) -> Overlay {
         local_addr: IpAddr::from([10, 88, 0, here]),
         internal: false,
         endpoints: on.iter().map(|n| endpoint(*n)).collect(),
+        services: Vec::new(),
+        mesh: None,
     }
 }
 
@@ -47,7 +50,7 @@ fn task(n: u8) -> AttachRequest {
 }
 
 /// Sends as much as would stall on a wrong MTU.
-fn transfer(from: &Space, to: &Space, address: IpAddr) -> usize {
+pub fn transfer(from: &Space, to: &Space, address: IpAddr) -> usize {
     const BYTES: usize = 16 << 20;
     let listener = to.run(|| TcpListener::bind("0.0.0.0:7000").expect("bind"));
     let receiving = std::thread::spawn(move || {
@@ -91,7 +94,7 @@ async fn two_hosts_share_a_network() {
     assert!(!h1.sh("ip -o link").contains("vxlan"), "the device is only in the sandbox");
 
     // Host 2's task goes away; its entries go with it, and come back with it.
-    assert_eq!(d1.networks.apply_overlay(overlay(1, &[1])).await.expect("apply"), 2);
+    assert_eq!(d1.networks.apply_overlay(overlay(1, &[1])).await.expect("apply"), 3);
     assert!(!c1.space.pings(c2.attached.address));
     d1.networks.apply_overlay(overlay(1, &[1, 2])).await.expect("apply");
     assert!(c1.space.pings(c2.attached.address));
