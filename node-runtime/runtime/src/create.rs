@@ -6,7 +6,7 @@ use std::path::Path;
 
 use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use oci_spec::runtime::{ContainerState, Spec};
 
@@ -280,6 +280,12 @@ fn died(child: &sys::Child, cgroup: &Cgroup) -> Failure {
     if cgroup.oom_kills() > 0 {
         return Failure::other("container init was OOM-killed (memory limit too low?)");
     }
-    let status = waitpid(Pid::from_raw(child.pid), Some(WaitPidFlag::WNOWAIT));
-    Failure::other(format!("container init ended unexpectedly: {status:?}"))
+    // Looked at, and left for whoever reaps it. waitpid(2) knows no such look.
+    let how = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+    let why = match waitid(Id::Pid(Pid::from_raw(child.pid)), how) {
+        Ok(WaitStatus::Exited(_, code)) => format!("exit status {code}"),
+        Ok(WaitStatus::Signaled(_, signal, _)) => format!("signal: {}", sys::describe_signal(signal as i32)),
+        other => format!("{other:?}"),
+    };
+    Failure::other(format!("container init ended unexpectedly: {why}"))
 }

@@ -36,6 +36,10 @@ pub const CASES: &[Case] = &[
     ("exec_enters_cgroups_below_by_controller", exec_enters_cgroups_below_by_controller),
     ("exec_needs_no_user_in_its_process", exec_needs_no_user_in_its_process),
     ("debug_says_what_is_done", debug_says_what_is_done),
+    (
+        "an_init_that_is_killed_while_it_is_made_is_told_of",
+        an_init_that_is_killed_while_it_is_made_is_told_of,
+    ),
 ];
 
 fn stderr(bundle: &Bundle, args: &[&str]) -> Result<String> {
@@ -359,5 +363,16 @@ fn debug_says_what_is_done() -> Result<()> {
     let said = stderr(&bundle, &["--debug", "run", &bundle.id])?;
     ensure!(said.contains("level=debug msg=\"init waits for start"), "{said}");
     ensure!(!stderr(&bundle, &["run", &bundle.id])?.contains("level="));
+    bundle.nothing_is_left()
+}
+
+/// By its own hook, whose parent it is; in a pid namespace of its own nobody inside could.
+fn an_init_that_is_killed_while_it_is_made_is_told_of() -> Result<()> {
+    let mut bundle = Bundle::sh("")?;
+    bundle.spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "ipc"}, {"type": "uts"}]);
+    let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", "kill -9 $PPID"]});
+    bundle.spec["hooks"] = json!({"createContainer": [hook]});
+    let said = bundle.fails(&["create", &bundle.id])?;
+    ensure!(said.ends_with("container init ended unexpectedly: signal: killed"), "{said}");
     bundle.nothing_is_left()
 }
