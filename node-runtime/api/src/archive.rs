@@ -90,7 +90,7 @@ async fn commit(
     };
     let request = CommitRequest {
         reference,
-        config: config.unwrap_or_default(),
+        config,
         changes: query.all("changes").map(str::to_owned).collect(),
         author: query.text("author").to_owned(),
         comment: query.text("comment").to_owned(),

@@ -14,6 +14,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream;
 use rswarm_base::{Kind, Timestamp};
 use rswarm_engine::container::{Container, Status};
+use rswarm_engine::error::CreateError;
 use rswarm_engine::events::{Event, EventScope};
 use rswarm_engine::{ContainerUpdate, RemoveOptions, WaitCondition};
 use tokio::io::AsyncWriteExt as _;
@@ -94,9 +95,20 @@ async fn create(
     let wanted = create::container(&body, version)?;
     check_platform(&app, query.text("platform"), &body.config.image)?;
     let name = query.has("name").then(|| query.text("name")).filter(|name| !name.is_empty());
-    let created = app.engine.create(name, wanted.config).await?;
+    let created = app.engine.create(name, wanted.config).await.map_err(creation_error)?;
     let warnings = wanted.warnings.into_iter().chain(created.warnings).collect();
     Ok((StatusCode::CREATED, Json(types::ContainerCreated { id: created.id, warnings })))
+}
+
+/// Clients take 404 for "pull the image, and once more": a network or another container that is not there is a
+/// mistake of the request, as it is to dockerd.
+fn creation_error(error: CreateError) -> ApiError {
+    let is_other = matches!(error, CreateError::Network(_) | CreateError::Lookup(_));
+    let error = ApiError::from(error);
+    if is_other && error.kind == Kind::NotFound {
+        return ApiError { kind: Kind::InvalidArgument, ..error };
+    }
+    error
 }
 
 /// A platform that is asked for must be the image's: clients pull on this 404.
@@ -332,7 +344,10 @@ async fn restart(
 }
 
 async fn kill(State(app): State<App>, Path(id): Path<String>, query: Query) -> Result<StatusCode, ApiError> {
-    app.engine.kill(&id, query.text("signal")).await?;
+    app.engine.kill(&id, query.text("signal")).await.map_err(|error| {
+        let error = ApiError::from(error);
+        ApiError { message: format!("cannot kill container: {id}: {}", error.message), ..error }
+    })?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -12,12 +12,13 @@ use futures_util::stream::{self, Stream, StreamExt as _, TryStreamExt as _};
 use rswarm_base::{Chain, Classify, Kind, Timestamp};
 use rswarm_image::{
     Image, ImageStore, ImageUser, ImportOptions, Platform, Progress, ProgressEvent, Reference, RegistryAuth,
-    RemoveOptions,
+    RemoveOptions, Removed, chain_ids,
 };
 use tokio::sync::mpsc;
 use tokio_util::io::{ReaderStream, StreamReader};
 
 use crate::error::ApiError;
+use crate::filters::Filters;
 use crate::request::Query;
 use crate::router::{App, page_not_found};
 use crate::stream::{json_line, streaming};
@@ -40,7 +41,8 @@ pub(crate) fn routes() -> Router<App> {
         .route("/images/{*name}", any(named))
         .route("/distribution/{*name}", get(distribution))
         .route("/build", post(|| unsupported("building an image")))
-        .route("/build/prune", post(|| unsupported("pruning a build cache")))
+        // There is no builder and so no cache: `system prune` asks for it all the same.
+        .route("/build/prune", post(async || Json(types::BuildCachePruned::default())))
         .route("/build/cancel", post(|| unsupported("cancelling a build")))
         .route("/session", post(|| unsupported("a build session")))
         .route("/grpc", post(|| unsupported("a build session")))
@@ -103,7 +105,7 @@ async fn list(
         .filter(|image| until.is_none_or(|until| image.created < until))
         .filter(|image| filters.labels("label", &image.config.labels))
         .filter(|image| filters.without_labels("label!", &image.config.labels))
-        .filter(|image| filters.any("reference", |pattern| names_match(image, pattern)))
+        .filter_map(|image| only_named(image, &filters))
         .map(|found| {
             let users = containers.iter().filter(|container| container.image_id == found.id.as_str()).count();
             image::summary(&found, users, version)
@@ -112,13 +114,21 @@ async fn list(
     Ok(Json(rows))
 }
 
+/// The image with those of its names that the filter asks for; `None` when there is none.
+fn only_named(mut image: Image, filters: &Filters) -> Option<Image> {
+    if !filters.has("reference") {
+        return Some(image);
+    }
+    let is_wanted = |name: &String| filters.any("reference", |pattern| name_matches(name, pattern));
+    image.tags.retain(is_wanted);
+    image.digests.retain(is_wanted);
+    (!image.tags.is_empty() || !image.digests.is_empty()).then_some(image)
+}
+
 /// A glob over the familiar name, with or without the tag.
-fn names_match(image: &Image, pattern: &str) -> bool {
-    let matches = |name: &str| {
-        glob(pattern, name)
-            || name.rsplit_once([':', '@']).is_some_and(|(repository, _)| glob(pattern, repository))
-    };
-    image.tags.iter().chain(&image.digests).any(|name| matches(name))
+fn name_matches(name: &str, pattern: &str) -> bool {
+    glob(pattern, name)
+        || name.rsplit_once([':', '@']).is_some_and(|(repository, _)| glob(pattern, repository))
 }
 
 /// `*` and `?` stay within one part of a name, as in Go's `path.Match`.
@@ -238,11 +248,19 @@ async fn prune(State(app): State<App>, query: Query) -> Result<Json<types::Image
         let options = RemoveOptions { force: true, no_prune: false };
         // One that another image stands on, or that is used meanwhile, stays.
         if let Ok(removed) = app.engine.images().remove(found.id.as_str(), options, &users).await {
+            pruned.space_reclaimed += reclaimed(&found, &removed);
             deleted.extend(image::removed(removed));
-            pruned.space_reclaimed += found.size;
         }
     }
     Ok(Json(pruned))
+}
+
+/// Bytes of the layers that went with an image.
+fn reclaimed(image: &Image, removed: &[Removed]) -> u64 {
+    let gone =
+        |id: &str| removed.iter().any(|line| matches!(line, Removed::Deleted(deleted) if deleted == id));
+    let layers = chain_ids(&image.layers).into_iter().zip(&image.layer_sizes);
+    layers.filter(|(id, _)| gone(id.as_str())).map(|(_, size)| size).sum()
 }
 
 // ---- in -------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ fn fill_health(mut asked: Healthcheck, own: Healthcheck) -> Healthcheck {
 }
 
 /// What the container itself runs with, its image's share included.
-fn config_of(container: &Container) -> ImageConfig {
+pub(crate) fn config_of(container: &Container) -> ImageConfig {
     let spec = &container.config.spec;
     let anonymous =
         container.mounts.iter().filter(|mount| mount.kind == MountKind::Volume && mount.anonymous);

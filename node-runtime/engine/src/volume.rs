@@ -141,7 +141,13 @@ impl Volumes {
         request: VolumeCreate,
         user: Option<&str>,
     ) -> Result<(Arc<Volume>, bool), VolumeError> {
-        let volume = self.new_volume(request)?;
+        let name = request.name.clone();
+        let volume = self.new_volume(request).map_err(|source| match source {
+            VolumeError::NoDriver(_) | VolumeError::InvalidOption(_) | VolumeError::MissingOption(_) => {
+                VolumeError::Create { name, source: Box::new(source) }
+            }
+            source => source,
+        })?;
         let mut table = self.lock();
         if let Some(user) = user {
             table.users.entry(volume.name.clone()).or_default().insert(user.to_owned());
@@ -288,11 +294,17 @@ mod tests {
         let volumes = Volumes::open(dir.path().to_owned()).expect("open");
         assert!(matches!(volumes.ensure(named("../x"), None), Err(VolumeError::InvalidName(_))));
         let driver = VolumeCreate { driver: "ceph".into(), ..named("x1") };
-        assert!(matches!(volumes.ensure(driver, None), Err(VolumeError::NoDriver(_))));
+        assert!(
+            matches!(volumes.ensure(driver, None), Err(VolumeError::Create { source, .. }) if matches!(*source, VolumeError::NoDriver(_)))
+        );
         let option = VolumeCreate { options: [("colour".into(), "red".into())].into(), ..named("x1") };
-        assert!(matches!(volumes.ensure(option, None), Err(VolumeError::InvalidOption(_))));
+        assert!(
+            matches!(volumes.ensure(option, None), Err(VolumeError::Create { source, .. }) if matches!(*source, VolumeError::InvalidOption(_)))
+        );
         let half = VolumeCreate { options: [("device".into(), "/srv".into())].into(), ..named("x1") };
-        assert!(matches!(volumes.ensure(half, None), Err(VolumeError::MissingOption("type"))));
+        assert!(
+            matches!(volumes.ensure(half, None), Err(VolumeError::Create { source, .. }) if matches!(*source, VolumeError::MissingOption("type")))
+        );
         let (anonymous, _) = volumes.ensure(VolumeCreate::default(), None).expect("made");
         assert!(anonymous.is_anonymous() && anonymous.name.len() == 64);
     }

@@ -14,7 +14,8 @@ use crate::tree::{self, open_root};
 
 /// Where every container gets a mount, so that a place for it is made where the image has none. Docker keeps
 /// these in a layer of their own, which nobody sees.
-const PLACES: [&str; 11] = [
+const PLACES: [&str; 12] = [
+    ".dockerenv",
     "dev",
     "dev/console",
     "dev/pts",

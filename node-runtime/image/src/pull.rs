@@ -215,9 +215,6 @@ pub(crate) async fn pull(
     }
     let pull =
         Pull { inner, reference: &reference, wanted, is_explicit: platform.is_some(), progress: &progress };
-    let tag = reference.digest().map_or(reference.tag().unwrap_or_default(), Digest::as_str);
-    progress
-        .send(ProgressEvent::PullingFrom { repository: reference.path().to_owned(), tag: tag.to_owned() });
     first_endpoint(inner, &reference, auth, |repository| pull.from(repository)).await
 }
 
@@ -330,6 +327,10 @@ struct Resolved {
 impl Pull<'_> {
     async fn from(&self, repository: Repository) -> Result<Image, PullError> {
         let resolved = self.resolve(&repository).await?;
+        // What cannot be found is an answer of its own, before the first word.
+        let tag = self.reference.digest().map_or(self.reference.tag().unwrap_or_default(), Digest::as_str);
+        let (repository_path, tag) = (self.reference.path().to_owned(), tag.to_owned());
+        self.progress.send(ProgressEvent::PullingFrom { repository: repository_path, tag });
         let (document, config) = self.config(&repository, &resolved.manifest).await?;
         let chain = chain_ids(&document.rootfs.diff_ids);
         let id = &resolved.manifest.config.digest;

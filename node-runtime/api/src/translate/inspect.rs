@@ -90,7 +90,8 @@ pub(crate) fn mount_point(point: &MountPoint) -> types::MountPoint {
 fn config(container: &Container) -> types::ContainerConfig {
     let ContainerConfig { spec, attach, .. } = &*container.config;
     types::ContainerConfig {
-        hostname: spec.hostname.clone(),
+        // moby: the short id, where nothing else was asked for.
+        hostname: or(&spec.hostname, rswarm_base::id::short(&container.id)),
         domainname: spec.domainname.clone(),
         user: spec.user.clone(),
         attach_stdin: attach.stdin,

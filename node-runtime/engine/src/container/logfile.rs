@@ -216,6 +216,7 @@ mod tests {
         assert_eq!(of("", &[]), Ok(Some((0, 1))));
         assert_eq!(of("json-file", &[("max-size", "10m"), ("max-file", "3")]), Ok(Some((10 << 20, 3))));
         assert_eq!(of("json-file", &[("max-size", "1.5k")]), Ok(Some((1536, 1))));
+        assert_eq!(of("json-file", &[("max-file", "3")]), Ok(Some((0, 3))), "files without a size");
         assert_eq!(of("local", &[]), Ok(Some(LOCAL)));
         assert_eq!(of("none", &[]), Ok(None));
     }
@@ -294,7 +295,7 @@ mod tests {
     fn what_is_not_known_is_refused() {
         assert!(of("syslog", &[]).expect_err("driver").contains("syslog"));
         for options in
-            [&[("max-size", "big")][..], &[("max-file", "2")], &[("colour", "red")], &[("compress", "maybe")]]
+            [&[("max-size", "big")][..], &[("max-file", "0")], &[("colour", "red")], &[("compress", "maybe")]]
         {
             assert!(of("json-file", options).is_err(), "{options:?}");
         }

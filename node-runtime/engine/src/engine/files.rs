@@ -40,8 +40,8 @@ pub(crate) struct Access {
 pub struct CommitRequest {
     /// The name that it gets.
     pub reference: Option<Reference>,
-    /// What wins over the container's own configuration.
-    pub config: ImageConfig,
+    /// What wins over the container's own configuration; `None` is all of that.
+    pub config: Option<ImageConfig>,
     /// Dockerfile instructions that shape the configuration further.
     pub changes: Vec<String>,
     /// Who made it.
@@ -171,7 +171,7 @@ impl Engine {
     /// When a change cannot be made, or the image cannot be stored.
     pub async fn commit(&self, reference: &str, request: CommitRequest) -> Result<Image, CopyError> {
         let container = self.find(reference)?.container();
-        let mut config = request.config;
+        let mut config = request.config.unwrap_or_else(|| commit::config_of(&container));
         rswarm_image::apply_changes(&mut config, &request.changes).map_err(Cause::new)?;
         commit::fill_up(&mut config, &container);
         let shown = request.reference.as_ref().map(Reference::familiar).unwrap_or_default();
