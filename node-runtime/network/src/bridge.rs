@@ -17,7 +17,7 @@ use crate::model::{
 use crate::names::{NameTable, Names};
 use crate::netns::{Netns, set_sysctl};
 use crate::nft;
-use crate::plan::{Address, Found, Gateway, Link, LinkKind, MarkedRoute, Neighbour, Plan, Port};
+use crate::plan::{Address, Found, Gateway, Link, LinkKind, MarkedRoute, Plan, Port};
 use crate::rules::{self, BridgeRules, MESH_MARK, MESH_TABLE, Target};
 
 /// MTU of a bridge that was given none.
@@ -55,6 +55,17 @@ impl Context {
     pub fn alias_prefix(daemon_id: &str) -> String {
         format!("rswarm {daemon_id} ")
     }
+}
+
+/// An endpoint's end at its bridge.
+#[derive(Debug, Clone)]
+pub struct Near {
+    /// The link.
+    pub link: Link,
+    /// How it is a port.
+    pub port: Port,
+    /// Whether the bridge itself sends to the container and must know the way.
+    pub is_routed: bool,
 }
 
 /// What an endpoint needs inside the container.
@@ -145,38 +156,35 @@ fn default_address(found: &Found) -> Option<Ipv4Addr> {
     })
 }
 
-/// Makes an endpoint: a pair between `near_netns`, where its end is a port and it becomes a neighbour of
-/// the bridge, and the container, where its end gets address and route. On an error the pair is gone.
+/// Makes an endpoint: a pair between `near_netns`, where its end is a port of a bridge, and the container,
+/// where its end gets address and route. On an error the pair is gone.
 pub async fn connect(
     near_netns: &Netns,
-    near: Link,
-    neighbours: BTreeSet<Neighbour>,
+    near: Near,
     container: &Netns,
     inside: Inside,
 ) -> Result<(), KernelError> {
+    let name = near.link.name.clone();
     let pair = Pair {
-        near: near.clone(),
+        near: near.link,
+        port: near.port,
         far_name: inside.interface.clone(),
         far_mac: inside.mac,
         far_netns: container.raw(),
+        neighbour: near.is_routed.then_some(inside.address),
     };
-    let port = Plan { links: vec![near.clone()], neighbours, ..Plan::default() };
+    // The descriptor must outlive the work, also when this future is dropped.
+    let held = container.clone();
     let make = move || {
-        let mut route = Route::open()?;
-        // A pair of that name is a left-over of this very endpoint: names derive from its identifiers.
-        route.delete_link(&pair.near.name)?;
-        route.create_pair(&pair)?;
-        let done = route.reconcile(&port, None);
-        done.and_then(|_| route.set_station(&pair.near.name, pair.far_mac)).inspect_err(|_| {
-            let _ = route.delete_link(&pair.near.name);
-        })
+        let _held = held;
+        Route::open()?.connect(&pair)
     };
-    near_netns.act(format!("link `{}` could not be created", near.name), make).await?;
+    near_netns.act(format!("link `{name}` could not be created"), make).await?;
     let interface = inside.interface.clone();
     let action = format!("interface `{interface}` could not be set up in the container");
     let done = container.act(action, move || inside.set_up()).await;
     if done.is_err() {
-        disconnect(near_netns, &near.name).await?;
+        disconnect(near_netns, &name).await?;
     }
     done
 }
@@ -310,14 +318,16 @@ impl Bridge {
         attached: &Attached,
         default_route: bool,
     ) -> Result<(), KernelError> {
-        let near = Link {
+        let link = Link {
             name: pair_name(container, &self.info.id),
             kind: LinkKind::Veth,
             mtu: self.mtu(),
             mac: None,
-            port: Some(Port { bridge: self.info.interface.clone(), hairpin: true, isolated: !self.spec.icc }),
+            port: None,
             alias: self.context.alias(container),
         };
+        let port = Port { bridge: self.info.interface.clone(), hairpin: true, isolated: !self.spec.icc };
+        let near = Near { link, port, is_routed: false };
         let inside = Inside {
             interface: attached.interface.clone(),
             mac: attached.mac,
@@ -327,7 +337,7 @@ impl Bridge {
             default_route: attached.gateway.filter(|_| default_route),
             mesh: None,
         };
-        connect(&self.context.home, near, BTreeSet::new(), netns, inside).await
+        connect(&self.context.home, near, netns, inside).await
     }
 
     fn choose_address(&self, wanted: Option<IpAddr>) -> Result<IpAddr, AttachError> {

@@ -3,7 +3,7 @@
 mod mesh;
 mod port;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
@@ -69,6 +69,10 @@ impl Host {
         let name = table.clone();
         let read = move || {
             set_sysctl("ipv4/ip_forward", "1");
+            if let Err(error) = nft::ensure(&rules::user()) {
+                // An administrator may have made it otherwise: it is his.
+                tracing::warn!(table = rules::USER, %error, "table for the administrator's rules could not be made");
+            }
             let mut inherited = BTreeMap::new();
             for map in [rules::BY_ADDRESS, rules::ANY] {
                 inherited.extend(read_ports(&name, map)?);
@@ -172,13 +176,21 @@ impl Host {
         self.apply().await
     }
 
-    /// Withdraws what nobody adopted.
+    /// Withdraws what nobody adopted, and forgets the connections of containers that ended unseen.
     pub async fn settle(&mut self) -> Result<(), KernelError> {
-        self.inherited.clear();
-        self.apply().await
+        let inherited = std::mem::take(&mut self.inherited);
+        self.apply().await?;
+        let leased = self.leases.values().map(|lease| lease.target);
+        let live: BTreeSet<Ipv4Addr> =
+            leased.chain(self.mesh.targets().into_values()).map(|target| target.address).collect();
+        let gone: BTreeSet<Ipv4Addr> = inherited.values().map(|target| target.address).collect();
+        for address in gone.difference(&live) {
+            conntrack::forget(&self.home, Doomed::AnsweredBy((*address).into())).await;
+        }
+        Ok(())
     }
 
-    /// Removes the table.
+    /// Removes the tables.
     pub async fn close(&mut self) -> Result<(), KernelError> {
         self.leases.clear();
         self.bridges.clear();
@@ -187,7 +199,8 @@ impl Host {
         self.applied = None;
         let table = self.table.clone();
         let action = format!("table `{table}` could not be removed");
-        self.home.act(action, move || nft::commit(None, None, &table)).await.map(|_| ())
+        let remove = move || nft::commit(None, None, &table).and(nft::commit(None, None, rules::USER));
+        self.home.act(action, remove).await.map(|_| ())
     }
 
     async fn apply(&mut self) -> Result<(), KernelError> {

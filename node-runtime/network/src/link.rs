@@ -2,6 +2,7 @@
 //! steps that [`crate::plan`] decides on. Blocking: runs on a thread inside the namespace.
 
 mod marked;
+mod pair;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,8 +19,8 @@ use nix::sys::time::TimeVal;
 use rswarm_base::ipam::Subnet;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{
-    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan,
-    LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan, LinkAttribute, LinkExtentMask,
+    LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -29,6 +30,8 @@ use rtnetlink::packet_route::route::{
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
+pub use self::pair::Pair;
+use self::pair::port_flags;
 use crate::model::Mac;
 use crate::plan::{
     Address, Forward, Found, FoundLink, Gateway, Link, LinkKind, Neighbour, Plan, Port, Step, Vxlan, steps,
@@ -36,7 +39,7 @@ use crate::plan::{
 
 /// The kernel answers at once or waits for its own locks; longer than this it never will.
 const ANSWER_SECONDS: i64 = 10;
-/// Making and deleting links settles in two rounds; a third must only confirm.
+/// Making and deleting links settles in two rounds, unless others do the same.
 const ROUNDS: usize = 4;
 /// Hops that an encapsulated frame may take; VXLAN's default of "inherit" would hide the underlay's.
 const VXLAN_TTL: u8 = 64;
@@ -56,19 +59,6 @@ pub struct Underlay {
     pub sandbox: RawFd,
 }
 
-/// One end of a pair of virtual interfaces to be made here, the other one in another namespace.
-#[derive(Debug, Clone)]
-pub struct Pair {
-    /// The end here.
-    pub near: Link,
-    /// The other end's name.
-    pub far_name: String,
-    /// The other end's MAC.
-    pub far_mac: Mac,
-    /// The other end's namespace.
-    pub far_netns: RawFd,
-}
-
 impl Route {
     /// Opens a socket in the calling thread's namespace.
     pub fn open() -> io::Result<Route> {
@@ -79,16 +69,19 @@ impl Route {
         Ok(Route { socket, sequence: 0 })
     }
 
-    /// Brings the namespace to the plan; returns the steps that it took.
-    pub fn reconcile(&mut self, plan: &Plan, mut underlay: Option<Underlay>) -> io::Result<Vec<Step>> {
+    /// Brings the namespace to the plan; returns the steps that it took, and what there was before the last
+    /// of them.
+    pub fn reconcile(
+        &mut self,
+        plan: &Plan,
+        mut underlay: Option<Underlay>,
+    ) -> io::Result<(Vec<Step>, Found)> {
         let mut taken = Vec::new();
         for _ in 0..ROUNDS {
             let found = self.list()?;
             let mut todo = steps(plan, &found);
-            if todo.is_empty() {
-                return Ok(taken);
-            }
-            if todo.iter().any(Step::is_structural) {
+            let is_last = !todo.iter().any(Step::is_structural);
+            if !is_last {
                 todo.retain(Step::is_structural);
             }
             let indexes = found.links.iter().map(|link| (link.link.name.clone(), link.index)).collect();
@@ -96,6 +89,10 @@ impl Route {
                 self.take(step, &indexes, underlay.as_mut()).map_err(|error| named(&error, step))?;
             }
             taken.append(&mut todo);
+            // Each step was acknowledged. A list costs more than all steps where there are many links.
+            if is_last {
+                return Ok((taken, found));
+            }
         }
         Err(io::Error::other(format!("the kernel does not keep what it is told: {:?}", taken.last())))
     }
@@ -136,7 +133,9 @@ impl Route {
 
     /// All links.
     pub fn links(&mut self) -> io::Result<Vec<FoundLink>> {
-        let messages = self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+        let mut request = LinkMessage::default();
+        request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        let messages = self.dump(RouteNetlinkMessage::GetLink(request))?;
         let messages: Vec<LinkMessage> = messages
             .into_iter()
             .filter_map(|message| match message {
@@ -147,6 +146,53 @@ impl Route {
         let names: BTreeMap<u32, String> =
             messages.iter().map(|message| (message.header.index, link_name(message))).collect();
         Ok(messages.iter().map(|message| read_link(message, &names)).collect())
+    }
+
+    /// The MTU of the link that has this address; `None` when none has it.
+    pub fn mtu_at(&mut self, address: IpAddr) -> io::Result<Option<u32>> {
+        let messages = self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+        let has_it = |message: &RouteNetlinkMessage| match message {
+            RouteNetlinkMessage::NewAddress(message) => {
+                own_address(message).is_some_and(|own| own == address).then_some(message.header.index)
+            }
+            _ => None,
+        };
+        let Some(index) = messages.iter().find_map(has_it) else { return Ok(None) };
+        let mut request = LinkMessage::default();
+        request.header.index = index;
+        let link = self.link(request)?;
+        Ok(Some(read_link(&link, &BTreeMap::new()).link.mtu))
+    }
+
+    /// Whether a link is as it should be, without a look at any others.
+    pub fn is_as_planned(&mut self, link: &Link) -> io::Result<bool> {
+        let mut names = BTreeMap::new();
+        if let Some(port) = &link.port {
+            names.insert(self.index(&port.bridge)?, port.bridge.clone());
+        }
+        let Ok(found) = self.link(named_link(&link.name)) else { return Ok(false) };
+        let found = Found { links: vec![read_link(&found, &names)], ..Found::default() };
+        Ok(steps(&Plan { links: vec![link.clone()], ..Plan::default() }, &found).is_empty())
+    }
+
+    /// One link, by name or number.
+    fn link(&mut self, request: LinkMessage) -> io::Result<LinkMessage> {
+        self.send(RouteNetlinkMessage::GetLink(request), NLM_F_REQUEST)?;
+        loop {
+            for reply in self.receive()? {
+                match reply.payload {
+                    _ if reply.header.sequence_number != self.sequence => {}
+                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => return Ok(link),
+                    NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// A link's number.
+    fn index(&mut self, name: &str) -> io::Result<u32> {
+        Ok(self.link(named_link(name))?.header.index)
     }
 
     /// The subnets that the namespace's main routes lead to, default routes left out.
@@ -170,42 +216,11 @@ impl Route {
             .collect())
     }
 
-    /// Makes a pair of virtual interfaces, the far end straight in its namespace: neither is ever seen
-    /// anywhere else.
-    pub fn create_pair(&mut self, pair: &Pair) -> io::Result<()> {
-        let mut far = LinkMessage::default();
-        far.attributes = vec![
-            LinkAttribute::IfName(pair.far_name.clone()),
-            LinkAttribute::NetNsFd(pair.far_netns),
-            LinkAttribute::Address(pair.far_mac.0.to_vec()),
-            LinkAttribute::Mtu(pair.near.mtu),
-        ];
-        let mut near = new_link(&pair.near);
-        near.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Veth),
-            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(far))),
-        ]));
-        self.request(RouteNetlinkMessage::NewLink(near), NLM_F_CREATE | NLM_F_EXCL)
-    }
-
     /// Deletes a link; one that does not exist is no error.
     pub fn delete_link(&mut self, name: &str) -> io::Result<()> {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
         absent_is_fine(self.request(RouteNetlinkMessage::DelLink(message), 0))
-    }
-
-    /// Says by which of its bridge's ports a MAC is reached, before it has sent anything.
-    pub fn set_station(&mut self, port: &str, mac: Mac) -> io::Result<()> {
-        let links = self.links()?;
-        let link = links.iter().find(|link| link.link.name == port).ok_or_else(|| no_such_link(port))?;
-        let mut message = NeighbourMessage::default();
-        message.header.family = AddressFamily::Bridge;
-        message.header.ifindex = link.index;
-        message.header.state = NeighbourState::Noarp;
-        message.header.flags = NeighbourFlags::Controller;
-        message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.0.to_vec())];
-        self.request(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
     }
 
     /// Brings a link up.
@@ -301,13 +316,7 @@ impl Route {
         self.request(RouteNetlinkMessage::SetLink(message), 0)?;
         let mut message = LinkMessage::default();
         message.header.index = link;
-        message.attributes = vec![LinkAttribute::LinkInfo(vec![
-            LinkInfo::PortKind(InfoPortKind::Bridge),
-            LinkInfo::PortData(InfoPortData::BridgePort(vec![
-                InfoBridgePort::HairpinMode(port.hairpin),
-                InfoBridgePort::Isolated(port.isolated),
-            ])),
-        ])];
+        message.attributes = vec![port_flags(port)];
         self.request(RouteNetlinkMessage::NewLink(message), 0)
     }
 
@@ -412,6 +421,12 @@ fn vxlan_info(vxlan: Vxlan) -> Vec<InfoVxlan> {
         IpAddr::V6(local) => InfoVxlan::Local6(local),
     }));
     info
+}
+
+fn named_link(name: &str) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    message
 }
 
 fn address_message(index: u32, address: &Address) -> AddressMessage {
@@ -573,6 +588,12 @@ fn read_address(message: &AddressMessage, names: &BTreeMap<u32, String>) -> Opti
     if message.header.scope == AddressScope::Link {
         return None;
     }
+    let link = names.get(&message.header.index)?.clone();
+    Some(Address { link, address: own_address(message)?, prefix: message.header.prefix_len })
+}
+
+/// The interface's own address.
+fn own_address(message: &AddressMessage) -> Option<IpAddr> {
     // `Local` is the interface's own address; `Address` is the peer's on point-to-point links.
     let local = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(address) => Some(*address),
@@ -582,8 +603,7 @@ fn read_address(message: &AddressMessage, names: &BTreeMap<u32, String>) -> Opti
         AddressAttribute::Address(address) => Some(*address),
         _ => None,
     });
-    let link = names.get(&message.header.index)?.clone();
-    Some(Address { link, address: local.or(plain)?, prefix: message.header.prefix_len })
+    local.or(plain)
 }
 
 fn read_neighbour(message: &NeighbourMessage, names: &BTreeMap<u32, String>, found: &mut Found) {

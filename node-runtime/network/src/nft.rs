@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 pub use expr::endpoint;
-pub use wire::{commit, elements, refill};
+pub use wire::{commit, elements, ensure, refill};
 
 /// A table of the `ip` family.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -18,7 +18,7 @@ use self::derive::Backends;
 use self::uplink::{UPLINK, uplink_address};
 use crate::actor::Owner;
 use crate::bridge::{
-    self, Bridge, Context, InMesh, Inside, adopt_ports, connect, disconnect, pair_name, shutting_down,
+    self, Bridge, Context, InMesh, Inside, Near, adopt_ports, connect, disconnect, pair_name, shutting_down,
     withdraw,
 };
 use crate::conntrack::{self, Doomed};
@@ -127,8 +127,7 @@ impl OverlayNetwork {
             // costs every frame a look, so networks that translate nothing go without.
             set_sysctl("bridge/bridge-nf-call-iptables", if translates { "1" } else { "0" });
             let mut route = Route::open()?;
-            let steps = route.reconcile(&plan, Some(underlay))?;
-            Ok((steps, route.list()?))
+            route.reconcile(&plan, Some(underlay))
         };
         let (mut steps, found) = sandbox.act(action, work).await?;
         steps.extend(self.apply_uplink(&sandbox, &overlay, &found).await?);
@@ -248,17 +247,15 @@ impl OverlayNetwork {
     /// Finds the link that carries the data path: sets the MTU by it, and says which source address the
     /// VXLAN device can have.
     async fn underlay(&mut self, overlay: &Overlay) -> Result<Option<IpAddr>, KernelError> {
-        let list = || Route::open()?.list();
-        let found = self.context.home.act("links could not be listed", list).await?;
-        let address = found.addresses.iter().find(|entry| entry.address == overlay.local_addr);
-        let mtu = address
-            .and_then(|entry| found.links.iter().find(|link| link.link.name == entry.link))
-            .map_or(UNDERLAY_MTU, |link| link.link.mtu);
+        let address = overlay.local_addr;
+        let find = move || Route::open()?.mtu_at(address);
+        let found = self.context.home.act("links could not be listed", find).await?;
+        let mtu = found.unwrap_or(UNDERLAY_MTU);
         let encapsulation = if overlay.local_addr.is_ipv4() { ENCAPSULATION_V4 } else { ENCAPSULATION_V6 };
         let most = mtu.saturating_sub(encapsulation).max(MTU_MIN);
         self.mtu = overlay.mtu.map_or(most, |asked| asked.min(most));
         // An advertised address that is not this host's (behind NAT) cannot be a source.
-        Ok(address.map(|entry| entry.address))
+        Ok(found.map(|_| address))
     }
 
     fn plan(&self, overlay: &Overlay, local: Option<IpAddr>) -> Plan {
@@ -297,7 +294,7 @@ impl OverlayNetwork {
             kind: LinkKind::Veth,
             mtu: self.mtu,
             mac: None,
-            port: Some(Port { bridge: BRIDGE.to_owned(), hairpin: true, isolated: false }),
+            port: Some(near_port()),
             alias: self.context.alias(container),
         }
     }
@@ -363,8 +360,8 @@ impl OverlayNetwork {
             default_route: attached.gateway.filter(|_| request.default_route),
             mesh: place.map(|(subnet, gateway)| InMesh { subnet, gateway }),
         };
-        let neighbours = BTreeSet::from([neighbour(&attached)]);
-        connect(&sandbox, self.near(&container), neighbours, &netns, inside).await?;
+        let near = Near { link: self.near(&container), port: near_port(), is_routed: true };
+        connect(&sandbox, near, &netns, inside).await?;
         self.endpoints.insert(container.clone(), attached.clone());
         match self.publish(&container, attached.address, request.publish, &overlay).await {
             Ok(ports) => attached.ports = ports,
@@ -532,6 +529,11 @@ fn settings() {
     // A client of the mesh comes in by the bridge, and the way to it may be another one.
     set_sysctl("ipv4/conf/all/rp_filter", "0");
     set_sysctl("ipv4/conf/default/rp_filter", "0");
+}
+
+/// How a container's end is a port of the bridge: what it sends to a virtual address may come back to it.
+fn near_port() -> Port {
+    Port { bridge: BRIDGE.to_owned(), hairpin: true, isolated: false }
 }
 
 /// A container on this node, as the bridge's neighbour.

@@ -31,6 +31,9 @@ const DSTNAT: i32 = -100;
 const FILTER: i32 = 0;
 const SRCNAT: i32 = 100;
 
+/// The administrator's table.
+pub const USER: &str = "rswarm-user";
+
 /// Where a published port is found on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostPort {
@@ -92,6 +95,14 @@ pub fn host(
             base("postrouting", "nat", Point::Postrouting, SRCNAT, masquerading(bridges)),
         ],
     }
+}
+
+/// The administrator's table: a chain that all forwarded packets pass before any rule of ours, empty when it
+/// is made. What it drops is dropped; what it accepts goes on to our rules.
+#[must_use]
+pub fn user() -> Table {
+    let forward = base("forward", "filter", Point::Forward, FILTER - 1, Vec::new());
+    Table { name: USER.to_owned(), maps: Vec::new(), chains: vec![forward] }
 }
 
 fn host_maps(

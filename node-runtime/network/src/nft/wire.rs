@@ -59,6 +59,15 @@ pub fn commit(old: Option<&Table>, new: Option<&Table>, name: &str) -> io::Resul
     Ok(true)
 }
 
+/// Makes a table that others fill, in the calling thread's namespace: what is there stays as it is.
+pub fn ensure(table: &Table) -> io::Result<()> {
+    let mut batch = Batch::begin();
+    let message = TableMessage { attributes: vec![TableAttribute::Name(table.name.clone())] };
+    batch.add(NfTablesMessage::NewTable(message), NLM_F_CREATE);
+    batch.chains(&table.name, &table.chains);
+    batch.commit()
+}
+
 /// Gives a map other elements, all of them at once. Returns whether there is such a map.
 pub fn refill(table: &str, map: &Map) -> io::Result<bool> {
     let mut batch = Batch::begin();

@@ -1,17 +1,16 @@
 //! The sandbox's way out: a pair to the default bridge, with an address there.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use rswarm_base::ipam::mac_for;
 
 use super::{OverlayNetwork, UNDERLAY_MTU, WayOut};
-use crate::bridge::{Inside, connect, disconnect, pair_name, shutting_down};
+use crate::bridge::{Inside, Near, connect, disconnect, pair_name, shutting_down};
 use crate::error::{AttachError, KernelError, OverlayError};
 use crate::link::Route;
 use crate::model::{BridgeInfo, Mac, Overlay};
 use crate::netns::Netns;
-use crate::plan::{Found, Link, LinkKind, Plan, Port, Step};
+use crate::plan::{self, Found, Link, LinkKind, Plan, Port, Step};
 
 /// The sandbox's end.
 pub const UPLINK: &str = "uplink0";
@@ -41,9 +40,10 @@ impl OverlayNetwork {
         let near = self.uplink_link(&way_out.info);
         let inside = self.uplink_inside(&way_out.info, address);
         if exists {
-            return Ok(self.correct_uplink(sandbox, near, inside).await?);
+            return Ok(self.correct_uplink(sandbox, near, inside, found).await?);
         }
-        connect(&self.context.home, near.clone(), BTreeSet::new(), sandbox, inside).await?;
+        let end = Near { link: near.clone(), port: uplink_port(&way_out.info), is_routed: false };
+        connect(&self.context.home, end, sandbox, inside).await?;
         Ok(vec![Step::CreateLink(near)])
     }
 
@@ -58,7 +58,7 @@ impl OverlayNetwork {
             kind: LinkKind::Veth,
             mtu: UNDERLAY_MTU,
             mac: None,
-            port: Some(Port { bridge: bridge.interface.clone(), hairpin: true, isolated: false }),
+            port: Some(uplink_port(bridge)),
             alias: self.context.alias(&self.id),
         }
     }
@@ -80,13 +80,22 @@ impl OverlayNetwork {
         sandbox: &Netns,
         near: Link,
         inside: Inside,
+        found: &Found,
     ) -> Result<Vec<Step>, KernelError> {
         let action = || format!("link `{}` could not be corrected", self.uplink_name());
-        let near = Plan { links: vec![near], ..Plan::default() };
-        let mut steps =
-            self.context.home.act(action(), move || Route::open()?.reconcile(&near, None)).await?;
+        let correct_near = move || {
+            let mut route = Route::open()?;
+            if route.is_as_planned(&near)? {
+                return Ok(Vec::new());
+            }
+            Ok(route.reconcile(&Plan { links: vec![near], ..Plan::default() }, None)?.0)
+        };
+        let mut steps = self.context.home.act(action(), correct_near).await?;
         let inside = inside.plan();
-        steps.extend(sandbox.act(action(), move || Route::open()?.reconcile(&inside, None)).await?);
+        if !plan::steps(&inside, found).is_empty() {
+            let correct = move || Ok(Route::open()?.reconcile(&inside, None)?.0);
+            steps.extend(sandbox.act(action(), correct).await?);
+        }
         Ok(steps)
     }
 
@@ -159,4 +168,8 @@ pub fn uplink_address(found: &Found) -> Option<Ipv4Addr> {
         IpAddr::V4(address) if entry.link == UPLINK => Some(address),
         _ => None,
     })
+}
+
+fn uplink_port(bridge: &BridgeInfo) -> Port {
+    Port { bridge: bridge.interface.clone(), hairpin: true, isolated: false }
 }

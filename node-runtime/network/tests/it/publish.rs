@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 
-use rswarm_network::{AttachRequest, DEFAULT_BRIDGE, PortBinding, Protocol};
+use rswarm_network::{AttachRequest, BridgeSpec, DEFAULT_BRIDGE, PortBinding, Protocol};
 
 use crate::lab::{Container, Daemon, Dir, Lab, assert_clean, config, request};
 
@@ -188,6 +188,56 @@ async fn many_containers_come_and_go_at_once_and_leave_nothing() {
     }
     assert_eq!(host.sh("ip -o link").lines().count(), 3, "lo, eth0 and the bridge");
     assert!(!host.sh("nft list ruleset").contains("elements = { tcp"));
+    daemon.networks.close_all().await.expect("close");
+    assert_clean(&host, &config);
+}
+
+#[tokio::test]
+async fn the_administrators_rules_come_first_and_stay() {
+    let (lab, dir) = (Lab::new(), Dir::new());
+    let (host, client, other) = (lab.host(1), lab.host(9), lab.host(8));
+    let config = config("c0000031", dir.path());
+    let daemon = Daemon::start(&host, config.clone());
+    let publish = vec![port(None, 8080, 80, Protocol::Tcp)];
+    let web = Container::start(&daemon.networks, publishing("web", publish)).await;
+    let _server = web.space.whoami(80);
+    assert!(client.asks([10, 88, 0, 1], 8080).is_some());
+    host.sh("nft add rule ip rswarm-user forward meta l4proto tcp ct original proto-dst 8080 ip saddr 10.88.0.9 drop");
+    let rules = host.sh("nft list table ip rswarm-user");
+    assert_eq!(client.asks([10, 88, 0, 1], 8080), None);
+    assert_eq!(other.asks([10, 88, 0, 1], 8080).as_deref(), Some("10.88.0.8"));
+
+    // Our own table is made anew, by another network and by another daemon.
+    daemon.networks.create_bridge(BridgeSpec::new("app0000000000", "app")).await.expect("bridge");
+    daemon.stop();
+    let daemon = Daemon::start(&host, config.clone());
+    daemon.networks.create_bridge(BridgeSpec::new("app0000000000", "app")).await.expect("bridge");
+    daemon.networks.adopt("web", &web.netns, std::slice::from_ref(&web.attached), None).await.expect("adopt");
+    assert_eq!(client.asks([10, 88, 0, 1], 8080), None);
+    assert!(other.asks([10, 88, 0, 1], 8080).is_some());
+    assert_eq!(host.sh("nft list table ip rswarm-user"), rules);
+    daemon.networks.close_all().await.expect("close");
+    assert_clean(&host, &config);
+}
+
+#[tokio::test]
+async fn connections_of_a_container_that_ended_unseen_are_forgotten() {
+    let (lab, dir) = (Lab::new(), Dir::new());
+    let (host, client) = (lab.host(1), lab.host(9));
+    let config = config("c0000041", dir.path());
+    let daemon = Daemon::start(&host, config.clone());
+    let web = publishing("web", vec![port(None, 8080, 80, Protocol::Tcp)]);
+    let web = Container::start(&daemon.networks, web).await;
+    let server = web.space.whoami(80);
+    assert!(client.asks([10, 88, 0, 1], 8080).is_some());
+    let remembered = || host.sh("cat /proc/net/nf_conntrack").contains("src=172.17.0.2");
+    assert!(remembered());
+    daemon.stop();
+    drop((server, web));
+    let daemon = Daemon::start(&host, config.clone());
+    assert!(remembered(), "it may be adopted yet");
+    daemon.networks.settle().await.expect("settle");
+    assert!(!remembered());
     daemon.networks.close_all().await.expect("close");
     assert_clean(&host, &config);
 }
