@@ -73,17 +73,10 @@ pub(crate) fn routes() -> Router<App> {
         .route("/containers/{id}/attach/ws", get(|| unsupported("attaching over a websocket")))
         .route("/containers/{id}/top", get(top))
         .route("/containers/{id}/stats", get(stats::container))
-        .route("/containers/{id}/changes", get(|| unsupported("listing a container's changes")))
-        .route("/containers/{id}/export", get(|| unsupported("exporting a container")))
-        .route(
-            "/containers/{id}/archive",
-            get(|| unsupported("copying from a container")).put(|| unsupported("copying into a container")),
-        )
         .route(
             "/containers/{id}/checkpoints",
             get(|| unsupported("checkpoints")).post(|| unsupported("checkpoints")),
         )
-        .route("/commit", post(|| unsupported("committing a container to an image")))
 }
 
 async fn unsupported(what: &'static str) -> ApiError {
@@ -146,7 +139,7 @@ async fn inspect(
 }
 
 /// What the container has written, and that with its image.
-async fn sizes(app: &App, container: &Container) -> Result<(i64, i64), ApiError> {
+pub(crate) async fn sizes(app: &App, container: &Container) -> Result<(i64, i64), ApiError> {
     let written = app.engine.images().snapshot_size(&container.id).await?;
     let image = app.engine.images().get(&container.image_id).map(|image| image.size).unwrap_or_default();
     let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
@@ -478,6 +471,7 @@ async fn attach(
     let container = app.engine.inspect(&id)?;
     let spec = &container.config.spec;
     let wiring = Wiring {
+        framing: attach::Framing::Kept,
         tty: spec.tty,
         stdin: query.flag("stdin") && spec.open_stdin,
         stdout: query.flag("stdout"),

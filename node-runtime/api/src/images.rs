@@ -73,7 +73,7 @@ async fn named(State(app): State<App>, version: ApiVersion, query: Query, reques
             .map_err(Into::into),
         ("GET", "get") => save(&app, vec![name.to_owned()]),
         ("POST", "tag") => tag(&app, name, &query).await.map(IntoResponse::into_response),
-        ("POST", "push") => Err(ApiError::unsupported("pushing an image")),
+        ("POST", "push") => push(&app, name, &query, registry_auth(request.headers())),
         ("GET", "attestations") => Err(ApiError::unsupported("reading attestations")),
         _ => Err(page_not_found().await),
     };
@@ -276,12 +276,42 @@ async fn pull(
     let images = app.engine.images().clone();
     let (progress, events) = Progress::channel();
     let work = async move {
-        match &platform {
-            Some(platform) => images.pull_platform(&reference, platform, auth, progress).await.map(drop),
-            None => images.pull(&reference, auth, progress).await.map(drop),
+        let references = if reference.tag().is_some() || reference.digest().is_some() {
+            vec![reference]
+        } else {
+            let tags = images.tags(&reference, auth.clone()).await?;
+            // A tag that cannot be one is left out.
+            tags.iter().filter_map(|tag| reference.clone().with_tag(tag).ok()).collect()
+        };
+        for reference in references {
+            let (auth, progress) = (auth.clone(), progress.clone());
+            match &platform {
+                Some(platform) => images.pull_platform(&reference, platform, auth, progress).await?,
+                None => images.pull(&reference, auth, progress).await?,
+            };
         }
+        Ok::<(), rswarm_image::PullError>(())
     };
     progress_stream(app, events, work, |()| Vec::new()).await
+}
+
+fn push(app: &App, name: &str, query: &Query, auth: Option<RegistryAuth>) -> Result<Response, ApiError> {
+    if query.has("platform") {
+        return Err(ApiError::unsupported("pushing one platform of an image (platform)"));
+    }
+    let reference = Reference::parse(name)?;
+    if reference.digest().is_some() {
+        return Err(ApiError::invalid("cannot push a digest reference"));
+    }
+    let reference = match query.text("tag") {
+        "" => reference,
+        tag => reference.with_tag(tag)?,
+    };
+    let images = app.engine.images().clone();
+    let (progress, events) = Progress::channel();
+    let work = Box::pin(async move { images.push(&reference, auth, progress).await });
+    let lines = rest(events, work, |()| Vec::new());
+    Ok(streaming("application/json", app.scope.token(), lines))
 }
 
 /// The tag parameter is a tag or a digest; a digest in the name goes before it.
@@ -291,12 +321,8 @@ fn pulled_reference(name: &str, tag: &str) -> Result<Reference, ApiError> {
         return Ok(reference);
     }
     if tag.is_empty() {
-        return if reference.tag().is_some() {
-            Ok(reference)
-        } else {
-            Err(ApiError::unsupported("pulling all tags of a repository")
-                .hint("name one tag, such as latest"))
-        };
+        // Without a tag, all of them are meant.
+        return Ok(reference);
     }
     if tag.contains(':') {
         return Ok(Reference::parse(&format!("{name}@{tag}"))?);
@@ -330,7 +356,8 @@ async fn import(
     .await
 }
 
-fn reader(body: Body) -> impl tokio::io::AsyncRead + Send + Unpin + 'static {
+/// A request's body as a byte stream.
+pub(crate) fn reader(body: Body) -> impl tokio::io::AsyncRead + Send + Unpin + 'static {
     StreamReader::new(Box::pin(body.into_data_stream().map_err(std::io::Error::other)))
 }
 
@@ -346,8 +373,10 @@ async fn load(State(app): State<App>, query: Query, request: Request) -> Result<
         Progress::channel()
     };
     let body = reader(request.into_body());
-    let work = async move { images.load(body, progress).await };
-    progress_stream(&app, events, work, |loaded| loaded.iter().flat_map(image::loaded).collect()).await
+    let work = Box::pin(async move { images.load(body, progress).await });
+    // moby: the stream has begun before the archive is read.
+    let lines = rest(events, work, |loaded| loaded.iter().flat_map(image::loaded).collect());
+    Ok(streaming("application/json", app.scope.token(), lines))
 }
 
 /// What the work says while it goes on, then what came of it. A failure before the first word is a status;
@@ -471,7 +500,7 @@ mod tests {
         assert_eq!(check("acme/web:2", "").as_deref(), Some("acme/web:2"));
         assert_eq!(check("web", &digest), Some(format!("web@{digest}")));
         assert_eq!(check(&format!("web@{digest}"), "latest"), Some(format!("web@{digest}")));
-        assert_eq!(pulled_reference("web", "").expect_err("all tags").kind, Kind::NotImplemented);
+        assert_eq!(check("web", "").as_deref(), Some("web"), "all tags");
         assert_eq!(pulled_reference("WEB", "1").expect_err("upper case").kind, Kind::InvalidArgument);
     }
 }

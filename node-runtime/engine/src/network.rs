@@ -359,8 +359,8 @@ fn check(request: &NetworkCreate) -> Result<(), NetworkError> {
     if !matches!(request.driver.as_str(), "" | "bridge") {
         return Err(NetworkError::NotFound(format!("driver \"{}\"", request.driver)));
     }
-    if request.name.is_empty() || request.name.chars().any(|c| c.is_whitespace() || c == '/') {
-        return invalid(format!("invalid network name: \"{}\"", request.name));
+    if request.name.trim().is_empty() {
+        return invalid("invalid name: name is empty".to_owned());
     }
     if request.enable_ipv6 {
         return invalid("IPv6 is not supported on bridge networks".to_owned());

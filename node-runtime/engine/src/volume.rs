@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -71,6 +72,31 @@ pub const ANONYMOUS: &str = "com.docker.volume.anonymous";
 
 const RECORD: &str = "volume.json";
 const CONTENT: &str = "_data";
+
+/// Bytes in all files below a directory, each file once. What vanishes meanwhile is not counted. Blocks.
+pub(crate) fn size_of(dir: &Path) -> io::Result<u64> {
+    let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    let (mut size, mut seen, mut left) = (0, BTreeSet::new(), vec![dir.to_owned()]);
+    while let Some(dir) = left.pop() {
+        let entries = match fs::read_dir(&dir) {
+            Err(error) if gone(&error) => continue,
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let meta = match entry.metadata() {
+                Err(error) if gone(&error) => continue,
+                meta => meta?,
+            };
+            if meta.is_dir() {
+                left.push(entry.path());
+            } else if meta.nlink() == 1 || seen.insert((meta.dev(), meta.ino())) {
+                size += meta.len();
+            }
+        }
+    }
+    Ok(size)
+}
 
 /// All volumes of an engine, and which containers use them. Disk work is done by the caller's thread.
 #[derive(Debug, Clone)]
@@ -211,7 +237,7 @@ fn release(table: &mut Table, name: &str, user: Option<&str>) {
     }
 }
 
-fn make(dir: &Path, volume: &Volume) -> std::io::Result<()> {
+fn make(dir: &Path, volume: &Volume) -> io::Result<()> {
     fsx::remove_all(dir)?;
     fs::DirBuilder::new().mode(0o701).create(dir)?;
     fs::DirBuilder::new().mode(0o755).create(dir.join(CONTENT))?;
@@ -221,7 +247,7 @@ fn make(dir: &Path, volume: &Volume) -> std::io::Result<()> {
 
 /// Fills an empty volume with what the image has at its destination, owner and mode of the directory
 /// included. `lower`: the image's layers, topmost first.
-pub(crate) fn copy_up(lower: &[PathBuf], destination: &str, volume: &Path) -> std::io::Result<()> {
+pub(crate) fn copy_up(lower: &[PathBuf], destination: &str, volume: &Path) -> io::Result<()> {
     if fs::read_dir(volume)?.next().is_some() {
         return Ok(());
     }

@@ -1,7 +1,8 @@
 //! One bridge network: its addresses and its endpoints.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 
 use rswarm_base::ipam::{Subnet, lowest_address, mac_for};
 
@@ -15,8 +16,9 @@ use crate::model::{
 };
 use crate::names::{NameTable, Names};
 use crate::netns::{Netns, set_sysctl};
-use crate::plan::{Address, Gateway, Link, LinkKind, Plan, Port};
-use crate::rules::{BridgeRules, Target};
+use crate::nft;
+use crate::plan::{Address, Found, Gateway, Link, LinkKind, MarkedRoute, Neighbour, Plan, Port};
+use crate::rules::{self, BridgeRules, MESH_MARK, MESH_TABLE, Target};
 
 /// MTU of a bridge that was given none.
 const MTU: u32 = 1500;
@@ -70,6 +72,17 @@ pub struct Inside {
     pub prefix: u8,
     /// Where the default route goes, if it goes here.
     pub default_route: Option<IpAddr>,
+    /// What a container of the mesh needs besides.
+    pub mesh: Option<InMesh>,
+}
+
+/// A container's place in the mesh.
+#[derive(Debug, Clone, Copy)]
+pub struct InMesh {
+    /// The subnet, whose own members are answered directly.
+    pub subnet: Subnet,
+    /// Where all others are answered.
+    pub gateway: IpAddr,
 }
 
 impl Inside {
@@ -90,17 +103,54 @@ impl Inside {
                 address: self.address,
                 prefix: self.prefix,
             }]),
-            default_route: self.default_route.map(|address| Gateway { address, link }),
+            default_route: self.default_route.map(|address| Gateway { address, link: link.clone() }),
+            marked_routes: self
+                .mesh
+                .map(|mesh| MarkedRoute { mark: MESH_MARK, link, gateway: mesh.gateway })
+                .into_iter()
+                .collect(),
             ..Plan::default()
         }
     }
+
+    /// Sets the container's end up, in the calling thread's namespace.
+    fn set_up(&self) -> io::Result<()> {
+        if self.address.is_ipv4() {
+            set_sysctl(&format!("ipv6/conf/{}/disable_ipv6", self.interface), "1");
+        }
+        let mut route = Route::open()?;
+        route.reconcile(&self.plan(), None)?;
+        if let Some(mesh) = self.mesh {
+            // Answers take the way of the question also where no hook can turn them: a connection's first
+            // one, refusals, and the check of where a question may come from.
+            set_sysctl("ipv4/tcp_fwmark_accept", "1");
+            set_sysctl("ipv4/fwmark_reflect", "1");
+            set_sysctl("ipv4/conf/all/src_valid_mark", "1");
+            let table = rules::mesh_member(&self.interface, mesh.subnet, default_address(&route.list()?));
+            nft::commit(None, Some(&table), MESH_TABLE)?;
+        } else if let (Some(_), IpAddr::V4(address)) = (self.default_route, self.address) {
+            // Another interface may be in the mesh already.
+            nft::refill(MESH_TABLE, &rules::mesh_answers(Some(address)))?;
+        }
+        Ok(())
+    }
 }
 
-/// Makes an endpoint: a pair between `near_netns`, where its end is a port, and the container, where its
-/// end gets address and route. On an error the pair is gone.
+/// The address that the default route gives to what has none.
+fn default_address(found: &Found) -> Option<Ipv4Addr> {
+    let link = &found.default_routes.first()?.link;
+    found.addresses.iter().find_map(|entry| match entry.address {
+        IpAddr::V4(address) if entry.link == *link => Some(address),
+        _ => None,
+    })
+}
+
+/// Makes an endpoint: a pair between `near_netns`, where its end is a port and it becomes a neighbour of
+/// the bridge, and the container, where its end gets address and route. On an error the pair is gone.
 pub async fn connect(
     near_netns: &Netns,
     near: Link,
+    neighbours: BTreeSet<Neighbour>,
     container: &Netns,
     inside: Inside,
 ) -> Result<(), KernelError> {
@@ -110,26 +160,21 @@ pub async fn connect(
         far_mac: inside.mac,
         far_netns: container.raw(),
     };
-    let port = Plan { links: vec![near.clone()], ..Plan::default() };
+    let port = Plan { links: vec![near.clone()], neighbours, ..Plan::default() };
     let make = move || {
         let mut route = Route::open()?;
         // A pair of that name is a left-over of this very endpoint: names derive from its identifiers.
         route.delete_link(&pair.near.name)?;
         route.create_pair(&pair)?;
-        route.reconcile(&port, None).inspect_err(|_| {
+        let done = route.reconcile(&port, None);
+        done.and_then(|_| route.set_station(&pair.near.name, pair.far_mac)).inspect_err(|_| {
             let _ = route.delete_link(&pair.near.name);
         })
     };
     near_netns.act(format!("link `{}` could not be created", near.name), make).await?;
     let interface = inside.interface.clone();
     let action = format!("interface `{interface}` could not be set up in the container");
-    let set_up = move || {
-        if inside.address.is_ipv4() {
-            set_sysctl(&format!("ipv6/conf/{}/disable_ipv6", inside.interface), "1");
-        }
-        Route::open()?.reconcile(&inside.plan(), None).map(|_| ())
-    };
-    let done = container.act(action, set_up).await;
+    let done = container.act(action, move || inside.set_up()).await;
     if done.is_err() {
         disconnect(near_netns, &near.name).await?;
     }
@@ -280,8 +325,9 @@ impl Bridge {
             address: attached.address,
             prefix: attached.prefix,
             default_route: attached.gateway.filter(|_| default_route),
+            mesh: None,
         };
-        connect(&self.context.home, near, netns, inside).await
+        connect(&self.context.home, near, BTreeSet::new(), netns, inside).await
     }
 
     fn choose_address(&self, wanted: Option<IpAddr>) -> Result<IpAddr, AttachError> {
@@ -450,7 +496,7 @@ pub async fn adopt_ports(
 pub fn shutting_down() -> KernelError {
     KernelError {
         action: "networking is shutting down".to_owned(),
-        source: std::io::Error::from(std::io::ErrorKind::NotConnected),
+        source: io::Error::from(io::ErrorKind::NotConnected),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Connections that the kernel remembers: an endpoint that leaves takes its own with it, so that the next
 //! owner of its address, or of its published port, does not get its packets.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 
@@ -16,38 +17,48 @@ use netlink_packet_netfilter::{
 use netlink_sys::{Socket, SocketAddr, protocols};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
+use rswarm_base::ipam::Subnet;
 
 use crate::netns::Netns;
 
 const ANSWER_SECONDS: i64 = 10;
 
 /// Which connections to forget.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Doomed {
     /// Those that this address answers.
     AnsweredBy(IpAddr),
     /// UDP to this port of the host: a client that never pauses would keep the flow that it had before
     /// the port was published, past all rules.
     UdpTo(u16),
+    /// Those that are answered from these subnets, but by none of these addresses.
+    Stray {
+        /// The subnets.
+        subnets: Vec<Subnet>,
+        /// Everyone who is still there.
+        live: BTreeSet<IpAddr>,
+    },
 }
 
 /// Forgets connections. What cannot be forgotten runs into its timeout.
 pub async fn forget(netns: &Netns, doomed: Doomed) {
-    let done = netns.run(move || forget_here(doomed)).await.and_then(std::convert::identity);
+    let done = netns.run(move || forget_here(&doomed)).await.and_then(std::convert::identity);
     match done {
-        Ok(count) => tracing::debug!(?doomed, count, "connections forgotten"),
-        Err(error) => tracing::warn!(?doomed, %error, "connections could not be forgotten"),
+        Ok(count) => tracing::debug!(count, "connections forgotten"),
+        Err(error) => tracing::warn!(%error, "connections could not be forgotten"),
     }
 }
 
-fn forget_here(doomed: Doomed) -> io::Result<usize> {
+fn forget_here(doomed: &Doomed) -> io::Result<usize> {
     let mut socket = Socket::new(protocols::NETLINK_NETFILTER)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(ANSWER_SECONDS, 0))?;
     let family = match doomed {
         Doomed::AnsweredBy(IpAddr::V6(_)) => NetfilterProtoFamily::IPv6,
-        Doomed::AnsweredBy(IpAddr::V4(_)) | Doomed::UdpTo(_) => NetfilterProtoFamily::IPv4,
+        Doomed::AnsweredBy(IpAddr::V4(_)) | Doomed::UdpTo(_) | Doomed::Stray { .. } => {
+            NetfilterProtoFamily::IPv4
+        }
     };
     send(&socket, family, ConntrackMessage::Get(Vec::new()), NLM_F_DUMP)?;
     let originals = list(&socket, doomed)?;
@@ -62,7 +73,7 @@ fn forget_here(doomed: Doomed) -> io::Result<usize> {
 }
 
 /// The original direction of every doomed connection.
-fn list(socket: &Socket, doomed: Doomed) -> io::Result<Vec<Vec<Tuple>>> {
+fn list(socket: &Socket, doomed: &Doomed) -> io::Result<Vec<Vec<Tuple>>> {
     let mut found = Vec::new();
     loop {
         let (datagram, _) = socket.recv_from_full()?;
@@ -84,7 +95,7 @@ fn list(socket: &Socket, doomed: Doomed) -> io::Result<Vec<Vec<Tuple>>> {
 }
 
 /// The connection's original direction, if it is doomed.
-fn original_of(message: NetfilterMessage, doomed: Doomed) -> Option<Vec<Tuple>> {
+fn original_of(message: NetfilterMessage, doomed: &Doomed) -> Option<Vec<Tuple>> {
     let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = message.inner else {
         return None;
     };
@@ -98,15 +109,23 @@ fn original_of(message: NetfilterMessage, doomed: Doomed) -> Option<Vec<Tuple>> 
     }
     let (original, reply) = (original?, reply?);
     let is_doomed = match doomed {
-        Doomed::AnsweredBy(address) => comes_from(&reply, address),
-        Doomed::UdpTo(port) => goes_to(&original, port),
+        Doomed::AnsweredBy(address) => source(&reply) == Some(*address),
+        Doomed::UdpTo(port) => goes_to(&original, *port),
+        Doomed::Stray { subnets, live } => source(&reply).is_some_and(|answers| {
+            subnets.iter().any(|subnet| subnet.contains(answers)) && !live.contains(&answers)
+        }),
     };
     is_doomed.then_some(original)
 }
 
-fn comes_from(tuple: &[Tuple], address: IpAddr) -> bool {
-    let source = IPTuple::SourceAddress(address);
-    tuple.iter().any(|part| matches!(part, Tuple::Ip(ip) if ip.contains(&source)))
+fn source(tuple: &[Tuple]) -> Option<IpAddr> {
+    tuple.iter().find_map(|part| match part {
+        Tuple::Ip(ip) => ip.iter().find_map(|part| match part {
+            IPTuple::SourceAddress(address) => Some(*address),
+            _ => None,
+        }),
+        _ => None,
+    })
 }
 
 fn goes_to(tuple: &[Tuple], port: u16) -> bool {

@@ -1,10 +1,15 @@
 //! The daemon's own network namespace: its nftables table, and which host port belongs to whom.
 
+mod mesh;
+mod port;
+
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 
+use self::mesh::MeshPorts;
+use self::port::reserve;
 use crate::conntrack::{self, Doomed};
 use crate::error::{AttachError, KernelError};
 use crate::model::{BoundPort, PortBinding, Protocol};
@@ -52,6 +57,8 @@ pub struct Host {
     leases: BTreeMap<HostPort, Lease>,
     /// What a daemon before us published, until its containers are adopted or [`Host::settle`].
     inherited: BTreeMap<HostPort, Target>,
+    /// What every node of the cluster publishes.
+    mesh: MeshPorts,
     /// What the kernel has.
     applied: Option<Table>,
 }
@@ -64,13 +71,14 @@ impl Host {
             set_sysctl("ipv4/ip_forward", "1");
             let mut inherited = BTreeMap::new();
             for map in [rules::BY_ADDRESS, rules::ANY] {
-                let elements = nft::elements(&name, map)?;
-                inherited.extend(elements.iter().filter_map(|(key, value)| rules::read_port((key, value))));
+                inherited.extend(read_ports(&name, map)?);
             }
-            Ok(inherited)
+            Ok((inherited, MeshPorts::inherit(read_ports(&name, rules::MESH)?)))
         };
-        let inherited = home.act(format!("rules of table `{table}` could not be listed"), read).await?;
-        Ok(Host { home, table, bridges: BTreeMap::new(), leases: BTreeMap::new(), inherited, applied: None })
+        let (inherited, mesh) =
+            home.act(format!("rules of table `{table}` could not be listed"), read).await?;
+        let (bridges, leases) = (BTreeMap::new(), BTreeMap::new());
+        Ok(Host { home, table, bridges, leases, inherited, mesh, applied: None })
     }
 
     /// Adds or changes a bridge's rules.
@@ -175,6 +183,7 @@ impl Host {
         self.leases.clear();
         self.bridges.clear();
         self.inherited.clear();
+        self.mesh = MeshPorts::default();
         self.applied = None;
         let table = self.table.clone();
         let action = format!("table `{table}` could not be removed");
@@ -184,7 +193,7 @@ impl Host {
     async fn apply(&mut self) -> Result<(), KernelError> {
         let mut ports = self.inherited.clone();
         ports.extend(self.leases.iter().map(|(port, lease)| (*port, lease.target)));
-        let wanted = rules::host(&self.table, &self.bridges, &ports);
+        let wanted = rules::host(&self.table, &self.bridges, &ports, &self.mesh.targets());
         let before = self.applied.take();
         let action = format!("rules of table `{}` could not be changed", self.table);
         let commit = move || {
@@ -259,15 +268,21 @@ impl Host {
         self.leases.insert(host, Lease { owner: owner.clone(), target, _reserved: Some(socket) });
     }
 
-    /// Whether one of our containers has the port on an address that `wanted` includes.
+    /// Whether we have the port already, on an address that `wanted` includes.
     fn conflicts(&self, wanted: HostPort) -> bool {
-        self.leases.keys().any(|taken| {
+        self.holder(wanted).is_some() || self.mesh.has(wanted.protocol, wanted.port)
+    }
+
+    /// Which of our containers has the port.
+    fn holder(&self, wanted: HostPort) -> Option<&Endpoint> {
+        let overlaps = |taken: &HostPort| {
             taken.port == wanted.port
                 && taken.protocol == wanted.protocol
                 && (taken.address == wanted.address
                     || taken.address.is_unspecified()
                     || wanted.address.is_unspecified())
-        })
+        };
+        self.leases.iter().find(|(taken, _)| overlaps(taken)).map(|(_, lease)| &lease.owner)
     }
 
     async fn reserve(&self, host: HostPort) -> io::Result<(OwnedFd, u16)> {
@@ -284,21 +299,8 @@ fn in_dockers_words(error: io::Error) -> io::Error {
     }
 }
 
-/// Binds the port (0: any free one) in the calling thread's namespace, so that no other process of the
-/// host takes it. Nothing ever reaches the socket: connections are translated before.
-fn reserve(host: HostPort) -> io::Result<(OwnedFd, u16)> {
-    let address = (host.address, host.port);
-    match host.protocol {
-        // Sets SO_REUSEADDR, as every server does: connections that linger from before do not count.
-        Protocol::Tcp => {
-            let socket = TcpListener::bind(address)?;
-            let port = socket.local_addr()?.port();
-            Ok((socket.into(), port))
-        }
-        Protocol::Udp => {
-            let socket = UdpSocket::bind(address)?;
-            let port = socket.local_addr()?.port();
-            Ok((socket.into(), port))
-        }
-    }
+/// The ports that a map of ours has in the kernel, in the calling thread's namespace.
+fn read_ports(table: &str, map: &str) -> io::Result<BTreeMap<HostPort, Target>> {
+    let elements = nft::elements(table, map)?;
+    Ok(elements.iter().filter_map(|(key, value)| rules::read_port((key, value))).collect())
 }

@@ -1,6 +1,8 @@
 //! Links, addresses, routes and neighbours over route netlink: lists what a namespace holds, takes the
 //! steps that [`crate::plan`] decides on. Blocking: runs on a thread inside the namespace.
 
+mod marked;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -119,10 +121,16 @@ impl Route {
             }
         }
         for message in self.routes()? {
-            if message.header.destination_prefix_length == 0 {
+            if message.header.destination_prefix_length != 0 {
+                continue;
+            }
+            if message.header.table == RouteHeader::RT_TABLE_MAIN {
                 found.default_routes.extend(read_gateway(&message, &names));
+            } else {
+                found.marked_routes.extend(marked::read_route(&message, &names));
             }
         }
+        found.marks = self.marks()?;
         Ok(found)
     }
 
@@ -144,18 +152,17 @@ impl Route {
     /// The subnets that the namespace's main routes lead to, default routes left out.
     pub fn routed_subnets(&mut self) -> io::Result<Vec<Subnet>> {
         let routes = self.routes()?;
-        Ok(routes.iter().filter_map(read_destination).collect())
+        let main = routes.iter().filter(|route| route.header.table == RouteHeader::RT_TABLE_MAIN);
+        Ok(main.filter_map(read_destination).collect())
     }
 
+    /// The unicast routes of all tables.
     fn routes(&mut self) -> io::Result<Vec<RouteMessage>> {
         let messages = self.dump(RouteNetlinkMessage::GetRoute(RouteMessage::default()))?;
         Ok(messages
             .into_iter()
             .filter_map(|message| match message {
-                RouteNetlinkMessage::NewRoute(route)
-                    if route.header.table == RouteHeader::RT_TABLE_MAIN
-                        && route.header.kind == RouteType::Unicast =>
-                {
+                RouteNetlinkMessage::NewRoute(route) if route.header.kind == RouteType::Unicast => {
                     Some(route)
                 }
                 _ => None,
@@ -186,6 +193,19 @@ impl Route {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
         absent_is_fine(self.request(RouteNetlinkMessage::DelLink(message), 0))
+    }
+
+    /// Says by which of its bridge's ports a MAC is reached, before it has sent anything.
+    pub fn set_station(&mut self, port: &str, mac: Mac) -> io::Result<()> {
+        let links = self.links()?;
+        let link = links.iter().find(|link| link.link.name == port).ok_or_else(|| no_such_link(port))?;
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Bridge;
+        message.header.ifindex = link.index;
+        message.header.state = NeighbourState::Noarp;
+        message.header.flags = NeighbourFlags::Controller;
+        message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.0.to_vec())];
+        self.request(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
     }
 
     /// Brings a link up.
@@ -241,6 +261,10 @@ impl Route {
                 self.request(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
             }
             Step::SetDefaultRoute(gateway) => self.set_default_route(index(&gateway.link)?, gateway.address),
+            Step::RemoveMark(mark) => self.remove_mark(*mark),
+            Step::RemoveMarkedRoute(route) => self.remove_marked_route(route, index(&route.link)?),
+            Step::SetMarkedRoute(route) => self.set_marked_route(route, index(&route.link)?),
+            Step::AddMark(mark) => self.add_mark(*mark),
         }
     }
 

@@ -1,12 +1,12 @@
 //! What names lead to: one immutable table per network, replaced as a whole, read without a lock.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use crate::model::{Overlay, OverlayEndpoint};
+use crate::model::{Overlay, OverlayEndpoint, OverlayService};
 
 /// One network's names.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -34,18 +34,32 @@ impl NameTable {
         }
     }
 
-    /// The names of an overlay's endpoints. Those that are not ready keep their own names, so that they can
-    /// be reached for a look, but get none of their service's traffic.
+    /// The names of an overlay's services and endpoints. Those that are not ready keep their own names, so
+    /// that they can be reached for a look, but get none of their service's traffic.
     #[must_use]
     pub fn of_overlay(overlay: &Overlay) -> NameTable {
         let mut table = NameTable::new(&overlay.name);
+        let mut balanced = HashSet::new();
+        for service in &overlay.services {
+            balanced.insert(service.id.as_str());
+            table.add_service(service);
+        }
         for endpoint in &overlay.endpoints {
-            table.add_endpoint(endpoint);
+            table.add_endpoint(endpoint, balanced.contains(endpoint.service_id.as_str()));
         }
         table
     }
 
-    fn add_endpoint(&mut self, endpoint: &OverlayEndpoint) {
+    /// A service with a virtual address answers with it, also while no task is ready: it is refused there.
+    fn add_service(&mut self, service: &OverlayService) {
+        for name in [&service.name].into_iter().chain(&service.aliases).filter(|name| !name.is_empty()) {
+            self.add(name, &[service.address]);
+            self.add(&format!("tasks.{name}"), &[]);
+        }
+        self.reverse.insert(service.address, service.name.clone());
+    }
+
+    fn add_endpoint(&mut self, endpoint: &OverlayEndpoint, is_balanced: bool) {
         let own =
             endpoint.container_names.iter().chain([&endpoint.slot_name]).filter(|name| !name.is_empty());
         for name in own.clone() {
@@ -58,7 +72,9 @@ impl NameTable {
         for name in service.filter(|name| !name.is_empty()) {
             // A service with no ready task is still known: an empty answer, not a wrong one from elsewhere.
             let addresses: &[IpAddr] = if endpoint.ready { &endpoint.addresses } else { &[] };
-            self.add(name, addresses);
+            if !is_balanced {
+                self.add(name, addresses);
+            }
             self.add(&format!("tasks.{name}"), addresses);
         }
     }
@@ -151,6 +167,10 @@ mod tests {
     }
 
     fn names(endpoints: Vec<OverlayEndpoint>) -> Names {
+        publish(endpoints, Vec::new())
+    }
+
+    fn publish(endpoints: Vec<OverlayEndpoint>, services: Vec<OverlayService>) -> Names {
         let overlay = Overlay {
             network_id: "n".into(),
             name: "Back.End".into(),
@@ -161,7 +181,7 @@ mod tests {
             local_addr: IpAddr::from([192, 0, 2, 1]),
             internal: false,
             endpoints,
-            services: Vec::new(),
+            services,
             mesh: None,
         };
         let names = Names::default();
@@ -190,6 +210,29 @@ mod tests {
     fn a_service_without_ready_tasks_is_known_and_empty() {
         let names = names(vec![endpoint(1, false)]);
         assert_eq!(resolve(&names, "web"), Some(Vec::new()));
+    }
+
+    #[test]
+    fn a_virtual_address_answers_for_its_service() {
+        let service = |name: &str| OverlayService {
+            id: "service".into(),
+            name: name.into(),
+            aliases: vec!["www".into()],
+            address: IpAddr::from([10, 0, 1, 200]),
+        };
+        let names = publish(vec![endpoint(1, true), endpoint(2, false)], vec![service("Web")]);
+        for name in ["web", "www", "web.back.end"] {
+            assert_eq!(resolve(&names, name), Some(vec!["10.0.1.200".to_owned()]), "{name}");
+        }
+        for name in ["tasks.web", "tasks.www", "web.1"] {
+            assert_eq!(resolve(&names, name), Some(vec!["10.0.1.1".to_owned()]), "{name}");
+        }
+        let reverse = names.reverse(&["n".into()], IpAddr::from([10, 0, 1, 200]));
+        assert_eq!(reverse.as_deref(), Some("Web.back.end"));
+
+        let names = publish(Vec::new(), vec![service("web")]);
+        assert_eq!(resolve(&names, "web"), Some(vec!["10.0.1.200".to_owned()]), "without any task");
+        assert_eq!(resolve(&names, "tasks.web"), Some(Vec::new()));
     }
 
     #[test]

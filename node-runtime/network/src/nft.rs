@@ -3,12 +3,14 @@
 //! A [`Table`] is a value. The change from one to another is one atomic batch: only elements when nothing
 //! else differs, the whole table anew otherwise. Nothing here knows what the rules are for.
 
+mod expr;
 mod wire;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-pub use wire::{commit, elements, endpoint};
+pub use expr::endpoint;
+pub use wire::{commit, elements, refill};
 
 /// A table of the `ip` family.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,7 +19,7 @@ pub struct Table {
     pub name: String,
     /// Its maps and sets.
     pub maps: Vec<Map>,
-    /// Its chains; a chain is jumped to only from those after it.
+    /// Its chains; a chain is jumped to only from those after it, or by a map.
     pub chains: Vec<Chain>,
 }
 
@@ -49,13 +51,21 @@ pub enum Field {
     Iifname,
     /// Name of the interface that it goes out by.
     Oifname,
+    /// MAC that it came from.
+    Mac,
+    /// Mark of its connection.
+    ConnectionMark,
+    /// Its own mark; in keys and values also any other number in the host's byte order.
+    Mark,
+    /// A chain to go on in; only as a value.
+    Chain,
 }
 
 /// A chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
     /// Its name.
-    pub name: &'static str,
+    pub name: String,
     /// Where it hooks in; `None` for one that is only jumped to.
     pub hook: Option<Hook>,
     /// Its rules.
@@ -65,7 +75,7 @@ pub struct Chain {
 /// Where a chain hooks in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hook {
-    /// `filter` or `nat`.
+    /// `filter`, `nat` or, where a change of the mark changes the way, `route`.
     pub kind: &'static str,
     /// The point in a packet's way.
     pub point: Point,
@@ -133,18 +143,67 @@ pub enum Expr {
     Drop,
     /// Go through another chain, then on.
     Jump(&'static str),
+    /// The packet begins a connection.
+    New,
+    /// The packet goes the way of the one that began the connection, or the other way.
+    Direction {
+        /// Whether it is the other way.
+        reply: bool,
+    },
+    /// The connection's mark is this.
+    Marked(u32),
+    /// Mark the connection.
+    MarkConnection(u32),
+    /// Mark the connection with what the map has for the fields; go on when it has nothing.
+    MarkConnectionBy(&'static [Field], &'static str),
+    /// Give the packet its connection's mark.
+    TakeMark,
+    /// Translate the destination's address, not its port, to what the map has for the fields.
+    TranslateAddressBy(&'static [Field], &'static str),
+    /// Translate the source's address.
+    SourceTo(Ipv4Addr),
+    /// Go on in another chain and not come back: the first map has a number for the fields, which becomes
+    /// the packet's mark, the second one a chain for the number. Go on here when one has nothing.
+    Dispatch {
+        /// What is looked up.
+        key: &'static [Field],
+        /// Numbers, by the fields.
+        numbers: &'static str,
+        /// Chains, by number.
+        chains: &'static str,
+    },
+    /// Translate the destination to what the map has for the fields and a random number.
+    Balance {
+        /// What is looked up, before the number.
+        key: &'static [Field],
+        /// The number is less than this.
+        of: u32,
+        /// Destinations.
+        map: &'static str,
+        /// Whether they have a port.
+        port: bool,
+    },
 }
 
 /// Length of an interface's name in the kernel.
 pub(crate) const INTERFACE_BYTES: usize = 16;
 
 impl Field {
-    /// How many bytes it takes in a key: each part starts at a multiple of four.
+    /// How many bytes it has.
     fn bytes(self) -> usize {
         match self {
-            Field::Saddr | Field::Daddr | Field::Protocol | Field::Dport => 4,
+            Field::Protocol => 1,
+            Field::Dport => 2,
+            Field::Saddr | Field::Daddr | Field::ConnectionMark | Field::Mark => 4,
+            Field::Mac => 6,
             Field::Iifname | Field::Oifname => INTERFACE_BYTES,
+            Field::Chain => 0,
         }
+    }
+
+    /// How many bytes it takes as a part of several: each starts at a multiple of four.
+    fn padded(self) -> usize {
+        self.bytes().next_multiple_of(4)
     }
 }
 
@@ -181,8 +240,13 @@ impl Map {
 pub enum Change {
     /// Nothing.
     None,
-    /// Only elements: (map, to delete, to add).
-    Elements(Vec<ElementChange>),
+    /// Only elements, and chains that only elements lead to.
+    Extend {
+        /// Chains to add.
+        chains: Vec<Chain>,
+        /// Elements that differ.
+        elements: Vec<ElementChange>,
+    },
     /// More than that: the table is made anew.
     Replace,
 }
@@ -204,10 +268,11 @@ pub fn change(old: Option<&Table>, new: &Table) -> Change {
     let Some(old) = old else { return Change::Replace };
     let same_maps = old.maps.len() == new.maps.len()
         && old.maps.iter().zip(&new.maps).all(|(old, new)| old.same_shape(new));
-    if old.name != new.name || old.chains != new.chains || !same_maps {
+    let Some(chains) = added(&old.chains, &new.chains) else { return Change::Replace };
+    if old.name != new.name || !same_maps {
         return Change::Replace;
     }
-    let changes: Vec<ElementChange> = old
+    let elements: Vec<ElementChange> = old
         .maps
         .iter()
         .zip(&new.maps)
@@ -218,7 +283,24 @@ pub fn change(old: Option<&Table>, new: &Table) -> Change {
         })
         .filter(|change| !change.delete.is_empty() || !change.add.is_empty())
         .collect();
-    if changes.is_empty() { Change::None } else { Change::Elements(changes) }
+    if chains.is_empty() && elements.is_empty() { Change::None } else { Change::Extend { chains, elements } }
+}
+
+/// The chains of `new` that `old` lacks; `None` when more differs than chains without a hook.
+fn added(old: &[Chain], new: &[Chain]) -> Option<Vec<Chain>> {
+    let mut old = old.iter().peekable();
+    let mut added = Vec::new();
+    for chain in new {
+        if old.peek() == Some(&chain) {
+            old.next();
+        } else if chain.hook.is_none() {
+            added.push(chain.clone());
+        } else {
+            return None;
+        }
+    }
+    // One that differs, or has gone, is still waiting here.
+    old.peek().is_none().then_some(added)
 }
 
 /// The elements of `all` that `other` does not have with the same value.
@@ -250,17 +332,32 @@ mod tests {
     fn only_elements_that_differ_are_changed() {
         let (old, new) = (table(&[(1, 1), (2, 2), (3, 3)]), table(&[(1, 1), (2, 9), (4, 4)]));
         assert_eq!(change(Some(&old), &old), Change::None);
-        let Change::Elements(changes) = change(Some(&old), &new) else { panic!("elements only") };
+        let Change::Extend { chains, elements: changes } = change(Some(&old), &new) else {
+            panic!("elements only")
+        };
+        assert!(chains.is_empty());
         assert_eq!(changes[0].delete.keys().flatten().copied().collect::<Vec<_>>(), [2, 3]);
         assert_eq!(changes[0].add.keys().flatten().copied().collect::<Vec<_>>(), [2, 4]);
     }
 
     #[test]
     fn other_rules_need_the_whole_table() {
-        let mut new = table(&[]);
-        new.chains.push(Chain { name: "c", hook: None, rules: vec![vec![Expr::Drop]] });
-        assert_eq!(change(Some(&table(&[])), &new), Change::Replace);
-        assert_eq!(change(None, &new), Change::Replace);
+        let hook = Some(Hook { kind: "filter", point: Point::Forward, priority: 0 });
+        let chain = |name: &str, hook, rules| Chain { name: name.to_owned(), hook, rules };
+        let mut hooked = table(&[]);
+        hooked.chains.push(chain("c", hook, vec![vec![Expr::Drop]]));
+        assert_eq!(change(Some(&table(&[])), &hooked), Change::Replace);
+        assert_eq!(change(None, &hooked), Change::Replace);
+        let mut other = table(&[]);
+        other.chains.push(chain("c", hook, vec![vec![Expr::Accept]]));
+        assert_eq!(change(Some(&hooked), &other), Change::Replace);
+        assert_eq!(change(Some(&hooked), &table(&[])), Change::Replace);
+
+        let mut longer = table(&[]);
+        longer.chains = vec![chain("n5", None, vec![]), hooked.chains[0].clone()];
+        let added = Change::Extend { chains: vec![longer.chains[0].clone()], elements: Vec::new() };
+        assert_eq!(change(Some(&hooked), &longer), added);
+        assert_eq!(change(Some(&longer), &hooked), Change::Replace);
     }
 
     #[test]

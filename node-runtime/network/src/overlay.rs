@@ -5,32 +5,39 @@
 //! the network is internal, an uplink to the default bridge. Everything in it is listed, compared and
 //! corrected at each application, so a restarted daemon adopts it and a stale entry does not last.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod derive;
+mod uplink;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
-use rswarm_base::ipam::{Subnet, mac_for};
+use rswarm_base::ipam::Subnet;
 
+use self::derive::Backends;
+use self::uplink::{UPLINK, uplink_address};
 use crate::actor::Owner;
 use crate::bridge::{
-    self, Bridge, Context, Inside, adopt_ports, connect, disconnect, pair_name, shutting_down, withdraw,
+    self, Bridge, Context, InMesh, Inside, adopt_ports, connect, disconnect, pair_name, shutting_down,
+    withdraw,
 };
 use crate::conntrack::{self, Doomed};
 use crate::error::{AttachError, KernelError, OverlayError};
 use crate::host::{Endpoint, Publish};
 use crate::link::{Route, Underlay};
-use crate::model::{AttachRequest, Attached, BoundPort, BridgeInfo, Mac, Overlay, PortBinding, Protocol};
+use crate::model::{
+    AttachRequest, Attached, BoundPort, BridgeInfo, MeshPort, Overlay, PortBinding, Protocol,
+};
 use crate::names::NameTable;
 use crate::netns::{Netns, Pins, set_sysctl};
 use crate::nft::{self, Table};
-use crate::plan::{Address, Forward, Found, Link, LinkKind, Neighbour, Plan, Port, Step, Vxlan};
-use crate::rules::{self, SandboxRules, Target};
+use crate::plan::{Link, LinkKind, Neighbour, Plan, Port, Step, Vxlan};
+use crate::rules::{self, Balance, HostPort, MeshRules, SandboxRules, Target, UplinkRules};
 
 /// The sandbox's bridge.
 const BRIDGE: &str = "br0";
 /// The sandbox's VXLAN device.
 const VXLAN: &str = "vxlan0";
-/// The sandbox's end of the pair to the default bridge.
-const UPLINK: &str = "uplink0";
 /// The sandbox's table.
 const TABLE: &str = "rswarm";
 /// MTU of an underlay that cannot be found out.
@@ -41,8 +48,6 @@ const ENCAPSULATION_V4: u32 = 50;
 const ENCAPSULATION_V6: u32 = 70;
 /// The least that IPv4 must carry.
 const MTU_MIN: u32 = 576;
-/// VXLAN network identifiers have 24 bits.
-const VNI_MAX: u32 = (1 << 24) - 1;
 
 /// The default bridge, through which overlays have a way out.
 #[derive(Debug, Clone)]
@@ -61,7 +66,7 @@ pub struct OverlayNetwork {
     pins: Pins,
     way_out: Option<WayOut>,
     /// The last state applied; `None` when only containers were adopted so far.
-    wanted: Option<Overlay>,
+    wanted: Option<Arc<Overlay>>,
     mtu: u32,
     sandbox: Option<Netns>,
     uplink: Option<Ipv4Addr>,
@@ -69,6 +74,14 @@ pub struct OverlayNetwork {
     endpoints: BTreeMap<String, Attached>,
     /// Published ports, by protocol and port at the uplink, with the container that they belong to.
     published: BTreeMap<(Protocol, u16), (String, Target)>,
+    /// What was published there by a daemon before us.
+    inherited: BTreeMap<(Protocol, u16), Target>,
+    /// The port of the mesh for which a port at the uplink stands.
+    meshed: BTreeMap<(Protocol, u16), u16>,
+    /// Ready backends of virtual addresses.
+    services: Balance<Ipv4Addr, Ipv4Addr>,
+    /// Ready backends of the mesh, by protocol and port at the uplink.
+    mesh_ports: Balance<(Protocol, u16), Target>,
     /// What still waited when the network was removed must not bring it back.
     removed: bool,
 }
@@ -88,13 +101,17 @@ impl OverlayNetwork {
             table: None,
             endpoints: BTreeMap::new(),
             published: BTreeMap::new(),
+            inherited: BTreeMap::new(),
+            meshed: BTreeMap::new(),
+            services: Balance::default(),
+            mesh_ports: Balance::default(),
             removed: false,
         }
     }
 
     /// Brings the sandbox to the wanted state; returns the steps that it took.
     pub async fn apply(&mut self, overlay: Overlay) -> Result<Vec<Step>, OverlayError> {
-        validate(&overlay)?;
+        derive::validate(&overlay)?;
         let sandbox = self.sandbox(&overlay.name).await?;
         let local = self.underlay(&overlay).await?;
         let plan = self.plan(&overlay, local);
@@ -103,19 +120,96 @@ impl OverlayNetwork {
         let action = format!("sandbox of network `{}` could not be brought to its state", overlay.name);
         // The descriptor must outlive the work, also when this future is dropped.
         let held = sandbox.clone();
+        let translates = !overlay.services.is_empty() || overlay.mesh.is_some();
         let work = move || {
             let _held = held;
+            // What a backend answers on the bridge must be translated back, though it is not routed. It
+            // costs every frame a look, so networks that translate nothing go without.
+            set_sysctl("bridge/bridge-nf-call-iptables", if translates { "1" } else { "0" });
             let mut route = Route::open()?;
             let steps = route.reconcile(&plan, Some(underlay))?;
             Ok((steps, route.list()?))
         };
         let (mut steps, found) = sandbox.act(action, work).await?;
         steps.extend(self.apply_uplink(&sandbox, &overlay, &found).await?);
-        self.apply_rules(&sandbox).await?;
+        let woken = self.balance(&overlay);
+        self.apply_rules(&sandbox, &overlay).await?;
+        self.apply_mesh(&overlay).await?;
+        if woken || someone_left(self.wanted.as_deref(), &overlay) {
+            conntrack::forget(&sandbox, self.strays(&overlay)).await;
+        }
         self.context.names.publish(&self.id, NameTable::of_overlay(&overlay));
-        self.wanted = Some(overlay);
+        self.wanted = Some(Arc::new(overlay));
         tracing::debug!(network = self.id, steps = steps.len(), "overlay applied");
         Ok(steps)
+    }
+
+    /// Chooses backends; says whether a place has some again that had none.
+    fn balance(&mut self, overlay: &Overlay) -> bool {
+        let backends = Backends::of(overlay);
+        let mut woken = self.services.update(backends.of_services(overlay));
+        let mesh = overlay.mesh.as_ref().filter(|_| self.uplink.is_some());
+        self.assign_mesh_ports(mesh.map_or(&[], |mesh| &mesh.ports));
+        let uplink_ports: BTreeMap<_, _> = self
+            .meshed
+            .iter()
+            .map(|((protocol, at_uplink), published)| ((*protocol, *published), *at_uplink))
+            .collect();
+        let at_uplink = |protocol, published| uplink_ports.get(&(protocol, published)).copied();
+        woken |= self
+            .mesh_ports
+            .update(mesh.map_or_else(BTreeMap::new, |mesh| backends.of_ports(mesh, at_uplink)));
+        woken
+    }
+
+    /// Gives each port of the mesh one at the uplink: its own number, if no container's port has that.
+    fn assign_mesh_ports(&mut self, ports: &[MeshPort]) {
+        let wanted: BTreeSet<(Protocol, u16)> =
+            ports.iter().map(|port| (port.protocol, port.published)).collect();
+        self.meshed.retain(|(protocol, _), published| wanted.contains(&(*protocol, *published)));
+        let had: BTreeSet<(Protocol, u16)> =
+            self.meshed.iter().map(|((protocol, _), published)| (*protocol, *published)).collect();
+        for (protocol, published) in wanted.difference(&had) {
+            let port = self.free_port(*protocol, *published);
+            self.meshed.insert((*protocol, port), *published);
+        }
+    }
+
+    /// Has the host lead what every node publishes to the uplink.
+    async fn apply_mesh(&self, overlay: &Overlay) -> Result<(), KernelError> {
+        let was = self.wanted.as_ref().is_some_and(|before| before.mesh.is_some());
+        let (None, false) = (&overlay.mesh, was) else {
+            let Some(address) = self.uplink else {
+                let network = self.id.as_str();
+                tracing::warn!(network, "ports are not published on this node: the network has no way out");
+                return Ok(());
+            };
+            let target = |((protocol, port), published): (&(Protocol, u16), &u16)| {
+                ((*protocol, *published), Target { address, port: *port })
+            };
+            let ports = self.meshed.iter().map(target).collect();
+            return self
+                .context
+                .host
+                .call(move |host| Box::pin(host.set_mesh(ports)))
+                .await
+                .map_err(|_| shutting_down())?;
+        };
+        Ok(())
+    }
+
+    /// Connections that nobody answers any more: their endpoint has gone, or there was none when they began
+    /// and now there is.
+    fn strays(&self, overlay: &Overlay) -> Doomed {
+        let uplink = self.uplink.and_then(|address| Subnet::new(address.into(), 32));
+        let subnets = overlay.subnets.iter().map(|(subnet, _)| *subnet).chain(uplink).collect();
+        let nodes = overlay
+            .mesh
+            .iter()
+            .flat_map(|mesh| mesh.nodes.iter().map(|node| node.address).chain([mesh.address]));
+        let local = self.endpoints.values().map(|endpoint| endpoint.address);
+        let live = addresses(overlay).chain(overlay.subnets.iter().map(|(_, gateway)| *gateway));
+        Doomed::Stray { subnets, live: live.chain(nodes).chain(local).collect() }
     }
 
     /// The sandbox: the one we have, the one that a daemon before us pinned, or a new one.
@@ -138,14 +232,16 @@ impl OverlayNetwork {
                 sandbox
             }
         };
-        let settings = || {
-            set_sysctl("ipv4/ip_forward", "1");
-            // The gateway is on the containers' own link: it must not tell them to go around it.
-            set_sysctl("ipv4/conf/all/send_redirects", "0");
-            set_sysctl("ipv4/conf/default/send_redirects", "0");
-            Ok(())
+        let enter = || {
+            settings();
+            Ok(nft::elements(TABLE, rules::ANY)?
+                .iter()
+                .filter_map(|(key, value)| rules::read_port((key, value)))
+                .collect())
         };
-        sandbox.act("sandbox could not be entered", settings).await?;
+        let ports: Vec<(HostPort, Target)> = sandbox.act("sandbox could not be entered", enter).await?;
+        self.inherited =
+            ports.into_iter().map(|(port, target)| ((port.protocol, port.port), target)).collect();
         Ok(self.sandbox.insert(sandbox).clone())
     }
 
@@ -178,17 +274,20 @@ impl OverlayNetwork {
             alias: alias.clone(),
         };
         let mut links = vec![
-            link(BRIDGE, LinkKind::Bridge, gateway_mac(overlay), None),
+            link(BRIDGE, LinkKind::Bridge, derive::bridge_mac(overlay), None),
             link(VXLAN, LinkKind::Vxlan(vxlan), None, port(false)),
         ];
         links.extend(self.endpoints.keys().map(|container| self.near(container)));
-        let gateways = overlay.subnets.iter().map(|(subnet, gateway)| Address {
-            link: BRIDGE.to_owned(),
-            address: *gateway,
-            prefix: subnet.prefix(),
-        });
-        let (neighbours, forwarding) = remote_entries(overlay);
-        Plan { links, addresses: gateways.collect(), neighbours, forwarding, default_route: None }
+        let (mut neighbours, forwarding) = derive::remote_entries(overlay);
+        neighbours.extend(self.endpoints.values().map(neighbour));
+        Plan {
+            links,
+            addresses: derive::bridge_addresses(overlay),
+            neighbours,
+            forwarding,
+            default_route: None,
+            marked_routes: overlay.mesh.as_ref().map(derive::mesh_routes).unwrap_or_default(),
+        }
     }
 
     /// A container's end in the sandbox.
@@ -203,133 +302,45 @@ impl OverlayNetwork {
         }
     }
 
-    /// Makes, corrects or removes the way out.
-    async fn apply_uplink(
-        &mut self,
-        sandbox: &Netns,
-        overlay: &Overlay,
-        found: &Found,
-    ) -> Result<Vec<Step>, OverlayError> {
-        let exists = found.links.iter().any(|link| link.link.name == UPLINK);
-        let way_out = self.way_out.clone().filter(|_| !overlay.internal);
-        let Some(way_out) = way_out else {
-            if exists {
-                disconnect(&self.context.home, &self.uplink_name()).await?;
-            }
-            self.release_uplink().await;
-            return Ok(Vec::new());
-        };
-        let address = match self.uplink {
-            Some(address) => address,
-            None => self.reserve_uplink(&way_out, overlay, found).await?,
-        };
-        self.uplink = Some(address);
-        let near = self.uplink_link(&way_out.info);
-        let inside = self.uplink_inside(&way_out.info, address);
-        if exists {
-            return Ok(self.correct_uplink(sandbox, near, inside).await?);
-        }
-        connect(&self.context.home, near.clone(), sandbox, inside).await?;
-        Ok(vec![Step::CreateLink(near)])
-    }
-
-    fn uplink_name(&self) -> String {
-        pair_name(&self.id, "uplink")
-    }
-
-    fn uplink_link(&self, bridge: &BridgeInfo) -> Link {
-        Link {
-            name: self.uplink_name(),
-            kind: LinkKind::Veth,
-            mtu: UNDERLAY_MTU,
-            mac: None,
-            port: Some(Port { bridge: bridge.interface.clone(), hairpin: true, isolated: false }),
-            alias: self.context.alias(&self.id),
-        }
-    }
-
-    fn uplink_inside(&self, bridge: &BridgeInfo, address: Ipv4Addr) -> Inside {
-        Inside {
-            interface: UPLINK.to_owned(),
-            mac: Mac(mac_for(address)),
-            mtu: UNDERLAY_MTU,
-            address: address.into(),
-            prefix: bridge.subnet.prefix(),
-            default_route: Some(bridge.gateway),
-        }
-    }
-
-    async fn correct_uplink(
-        &self,
-        sandbox: &Netns,
-        near: Link,
-        inside: Inside,
-    ) -> Result<Vec<Step>, KernelError> {
-        let action = || format!("link `{}` could not be corrected", self.uplink_name());
-        let near = Plan { links: vec![near], ..Plan::default() };
-        let mut steps =
-            self.context.home.act(action(), move || Route::open()?.reconcile(&near, None)).await?;
-        let inside = inside.plan();
-        steps.extend(sandbox.act(action(), move || Route::open()?.reconcile(&inside, None)).await?);
-        Ok(steps)
-    }
-
-    /// Takes an address of the default bridge: the one that the uplink has, if it has one.
-    async fn reserve_uplink(
-        &self,
-        way_out: &WayOut,
-        overlay: &Overlay,
-        found: &Found,
-    ) -> Result<Ipv4Addr, OverlayError> {
-        let had = uplink_address(found).map(IpAddr::V4).filter(|had| way_out.info.subnet.contains(*had));
-        let reserved = way_out
-            .owner
-            .call(move |bridge| {
-                let reserved = bridge.reserve_address(had);
-                Box::pin(std::future::ready(reserved))
-            })
-            .await
-            .unwrap_or(Err(AttachError::ShuttingDown));
-        match reserved {
-            Ok(IpAddr::V4(address)) => Ok(address),
-            Ok(other @ IpAddr::V6(_)) => {
-                let source = Box::new(AttachError::PortFamily(other));
-                Err(OverlayError::Uplink { network: overlay.name.clone(), source })
-            }
-            Err(source) => {
-                Err(OverlayError::Uplink { network: overlay.name.clone(), source: Box::new(source) })
-            }
-        }
-    }
-
-    async fn release_uplink(&mut self) {
-        let (Some(address), Some(way_out)) = (self.uplink.take(), &self.way_out) else { return };
-        // An owner that ended needs nothing back.
-        let _ = way_out
-            .owner
-            .call(move |bridge| {
-                bridge.release_address(address.into());
-                Box::pin(std::future::ready(()))
-            })
-            .await;
-    }
-
-    async fn apply_rules(&mut self, sandbox: &Netns) -> Result<(), KernelError> {
-        let wanted = match (&self.way_out, self.uplink) {
-            (Some(way_out), Some(_)) => sandbox_rules(&way_out.info, &self.published),
-            _ => None,
-        };
-        let wanted = wanted.map(|rules| rules::sandbox(TABLE, &rules));
-        if wanted.is_none() && self.table.is_none() {
-            return Ok(());
-        }
+    async fn apply_rules(&mut self, sandbox: &Netns, overlay: &Overlay) -> Result<(), KernelError> {
+        let wanted = rules::sandbox(TABLE, &self.rules(overlay));
         let before = self.table.take();
         let commit = move || {
-            nft::commit(before.as_ref(), wanted.as_ref(), TABLE)?;
-            Ok(wanted)
+            nft::commit(before.as_ref(), Some(&wanted), TABLE)?;
+            Ok(Some(wanted))
         };
         self.table = sandbox.act("rules of the sandbox could not be changed", commit).await?;
         Ok(())
+    }
+
+    fn rules(&self, overlay: &Overlay) -> SandboxRules {
+        let ports = || self.published.iter().map(|(port, (_, target))| (*port, *target)).collect();
+        let way_out = self.way_out.as_ref().filter(|_| self.uplink.is_some());
+        let uplink = way_out.and_then(|way_out| match way_out.info.gateway {
+            IpAddr::V4(gateway) => Some(UplinkRules {
+                interface: UPLINK.to_owned(),
+                bridge_subnet: way_out.info.subnet,
+                gateway,
+                ports: ports(),
+            }),
+            IpAddr::V6(_) => None,
+        });
+        let local = overlay.endpoints.iter().filter(|endpoint| endpoint.local);
+        let local = local.flat_map(|endpoint| &endpoint.addresses).filter_map(|address| match address {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        });
+        SandboxRules {
+            bridge: BRIDGE.to_owned(),
+            gateway: derive::gateway(overlay),
+            uplink,
+            services: self.services.clone(),
+            local: local.collect(),
+            mesh: overlay.mesh.as_ref().map(|mesh| MeshRules {
+                ports: self.mesh_ports.clone(),
+                entries: derive::mesh_entries(mesh),
+            }),
+        }
     }
 
     /// Gives a container an endpoint; on an error nothing of it is left.
@@ -339,9 +350,10 @@ impl OverlayNetwork {
         };
         let container = request.container_id.clone();
         if self.endpoints.contains_key(&container) {
-            return Err(AttachError::AlreadyAttached { container, network: overlay.name });
+            return Err(AttachError::AlreadyAttached { container, network: overlay.name.clone() });
         }
-        let mut attached = describe(&overlay, &request)?;
+        let mut attached = derive::describe(&overlay, &request)?;
+        let place = overlay.mesh.as_ref().and_then(|_| derive::place(&overlay, attached.address));
         let inside = Inside {
             interface: attached.interface.clone(),
             mac: attached.mac,
@@ -349,8 +361,10 @@ impl OverlayNetwork {
             address: attached.address,
             prefix: attached.prefix,
             default_route: attached.gateway.filter(|_| request.default_route),
+            mesh: place.map(|(subnet, gateway)| InMesh { subnet, gateway }),
         };
-        connect(&sandbox, self.near(&container), &netns, inside).await?;
+        let neighbours = BTreeSet::from([neighbour(&attached)]);
+        connect(&sandbox, self.near(&container), neighbours, &netns, inside).await?;
         self.endpoints.insert(container.clone(), attached.clone());
         match self.publish(&container, attached.address, request.publish, &overlay).await {
             Ok(ports) => attached.ports = ports,
@@ -385,20 +399,31 @@ impl OverlayNetwork {
             let port = self.expose(container, binding.protocol, target);
             ports.push(Publish { binding, target: Target { address: uplink, port } });
         }
-        self.apply_rules(&sandbox).await?;
+        self.apply_rules(&sandbox, overlay).await?;
         bridge::publish(&self.context.host, self.endpoint(container), ports, address).await
     }
 
-    /// Chooses the uplink's port for a target: the container's own port, or the next that is free.
+    /// Chooses the uplink's port for a target: the one that it had, the container's own, or the next that
+    /// is free.
     fn expose(&mut self, container: &str, protocol: Protocol, target: Target) -> u16 {
-        let from = target.port.max(1);
-        let candidates = (from..=u16::MAX).chain(1..from);
-        let port = candidates
-            .into_iter()
-            .find(|port| !self.published.contains_key(&(protocol, *port)))
-            .expect("one network publishes fewer than 65535 ports on one host");
+        let is_it = |((its, _), had): &(&(Protocol, u16), &Target)| *its == protocol && **had == target;
+        let had = self.inherited.iter().filter(is_it).map(|((_, port), _)| *port);
+        let had = had.into_iter().find(|port| !self.is_taken(protocol, *port));
+        let port = had.unwrap_or_else(|| self.free_port(protocol, target.port));
         self.published.insert((protocol, port), (container.to_owned(), target));
         port
+    }
+
+    fn is_taken(&self, protocol: Protocol, port: u16) -> bool {
+        self.published.contains_key(&(protocol, port)) || self.meshed.contains_key(&(protocol, port))
+    }
+
+    /// A port of the uplink: this one, or the next that is free.
+    fn free_port(&self, protocol: Protocol, port: u16) -> u16 {
+        let from = port.max(1);
+        let mut candidates = (from..=u16::MAX).chain(1..from);
+        let free = candidates.find(|port| !self.is_taken(protocol, *port));
+        free.expect("one network publishes fewer than 65535 ports on one host")
     }
 
     fn endpoint(&self, container: &str) -> Endpoint {
@@ -415,7 +440,10 @@ impl OverlayNetwork {
         self.published.retain(|_, (owner, _)| owner != container);
         if self.published.len() != published {
             withdraw(&self.context.host, self.endpoint(container)).await?;
-            self.apply_rules(&sandbox).await?;
+            // Before the network's state is known again its rules stay as they are.
+            if let Some(overlay) = self.wanted.clone() {
+                self.apply_rules(&sandbox, &overlay).await?;
+            }
         }
         conntrack::forget(&sandbox, Doomed::AnsweredBy(address)).await;
         disconnect(&sandbox, &pair_name(container, &self.id)).await?;
@@ -443,7 +471,10 @@ impl OverlayNetwork {
                 ports.push((port.clone(), Target { address: uplink, port: exposed }));
             }
             if !ports.is_empty() {
-                self.apply_rules(&sandbox).await?;
+                // Until the network's state is known again, the rules of the daemon before us do.
+                if let Some(overlay) = self.wanted.clone() {
+                    self.apply_rules(&sandbox, &overlay).await?;
+                }
                 adopt_ports(&self.context.host, self.endpoint(container), ports).await?;
             }
         }
@@ -451,25 +482,25 @@ impl OverlayNetwork {
         Ok(())
     }
 
-    async fn reserve_again(&self, way_out: &WayOut, had: Ipv4Addr) -> Result<Ipv4Addr, KernelError> {
-        match way_out
-            .owner
-            .call(move |bridge| {
-                let reserved = bridge.reserve_address(Some(had.into()));
-                Box::pin(std::future::ready(reserved))
-            })
-            .await
-            .map_err(|_| shutting_down())?
-        {
-            Ok(IpAddr::V4(address)) => Ok(address),
-            // Its subnet changed while we were away: applying the network gives it another one.
-            Ok(IpAddr::V6(_)) | Err(_) => Ok(had),
-        }
+    /// Withdraws what leads into this sandbox from every node's ports, also when a daemon before us did it.
+    async fn leave_mesh(&self) -> Result<(), OverlayError> {
+        let sandbox = self.sandbox.clone().or_else(|| self.pins.find(&self.id).ok().flatten());
+        let address = match (self.uplink, sandbox) {
+            (None, Some(sandbox)) => {
+                let list = || Route::open()?.list();
+                uplink_address(&sandbox.act("links of the sandbox could not be listed", list).await?)
+            }
+            (address, _) => address,
+        };
+        let Some(address) = address else { return Ok(()) };
+        let left = self.context.host.call(move |host| Box::pin(host.leave_mesh(address))).await;
+        Ok(left.map_err(|_| shutting_down())??)
     }
 
     /// Removes the sandbox, and all that leads to it.
     pub async fn close(&mut self) -> Result<(), OverlayError> {
         self.context.names.remove(&self.id);
+        self.leave_mesh().await?;
         let containers: Vec<String> = self.endpoints.keys().cloned().collect();
         for container in containers {
             self.detach(&container).await?;
@@ -485,90 +516,37 @@ impl OverlayNetwork {
             disconnect(&sandbox, VXLAN).await?;
         }
         let path = self.pins.path(&self.id);
-        let network = self.wanted.take().map_or_else(|| self.id.clone(), |overlay| overlay.name);
+        let network = self.wanted.take().map_or_else(|| self.id.clone(), |overlay| overlay.name.clone());
         self.pins.unpin(&self.id).map_err(|source| OverlayError::Pin { network, path, source })?;
         self.removed = true;
         Ok(())
     }
 }
 
-fn uplink_address(found: &Found) -> Option<Ipv4Addr> {
-    found.addresses.iter().find_map(|entry| match entry.address {
-        IpAddr::V4(address) if entry.link == UPLINK => Some(address),
-        _ => None,
-    })
+/// Settings of a sandbox, in the calling thread's namespace.
+fn settings() {
+    set_sysctl("ipv4/ip_forward", "1");
+    // The gateway is on the containers' own link: it must not tell them to go around it.
+    set_sysctl("ipv4/conf/all/send_redirects", "0");
+    set_sysctl("ipv4/conf/default/send_redirects", "0");
+    // A client of the mesh comes in by the bridge, and the way to it may be another one.
+    set_sysctl("ipv4/conf/all/rp_filter", "0");
+    set_sysctl("ipv4/conf/default/rp_filter", "0");
 }
 
-fn sandbox_rules(
-    bridge: &BridgeInfo,
-    published: &BTreeMap<(Protocol, u16), (String, Target)>,
-) -> Option<SandboxRules> {
-    let IpAddr::V4(gateway) = bridge.gateway else { return None };
-    let ports = published.iter().map(|(port, (_, target))| (*port, *target)).collect();
-    Some(SandboxRules { uplink: UPLINK.to_owned(), bridge_subnet: bridge.subnet, gateway, ports })
+/// A container on this node, as the bridge's neighbour.
+fn neighbour(endpoint: &Attached) -> Neighbour {
+    Neighbour { link: BRIDGE.to_owned(), address: endpoint.address, mac: endpoint.mac }
 }
 
-fn describe(overlay: &Overlay, request: &AttachRequest) -> Result<Attached, AttachError> {
-    let address = request.address.ok_or_else(|| AttachError::AddressMissing(overlay.name.clone()))?;
-    let place = overlay.subnets.iter().find(|(subnet, _)| subnet.contains(address));
-    let (subnet, gateway) =
-        place.ok_or_else(|| AttachError::AddressOutside { address, network: overlay.name.clone() })?;
-    let known = overlay.endpoints.iter().find(|endpoint| endpoint.addresses.contains(&address));
-    let derived = match address {
-        IpAddr::V4(address) => Mac(mac_for(address)),
-        IpAddr::V6(_) => Mac([0x02, 0x42, 0, 0, 0, 1]),
-    };
-    Ok(Attached {
-        network_id: request.network_id.clone(),
-        interface: request.interface.clone(),
-        address,
-        prefix: subnet.prefix(),
-        gateway: (!overlay.internal).then_some(*gateway),
-        mac: request.mac.or(known.map(|endpoint| endpoint.mac)).unwrap_or(derived),
-        ports: Vec::new(),
-        names: request.names.clone(),
-    })
+/// The addresses of all endpoints.
+fn addresses(overlay: &Overlay) -> impl Iterator<Item = IpAddr> {
+    overlay.endpoints.iter().flat_map(|endpoint| endpoint.addresses.iter().copied())
 }
 
-/// The same on every node, as is the address: a container that moves keeps its gateway.
-fn gateway_mac(overlay: &Overlay) -> Option<Mac> {
-    overlay.subnets.iter().find_map(|(_, gateway)| match gateway {
-        IpAddr::V4(gateway) => Some(Mac(mac_for(*gateway))),
-        IpAddr::V6(_) => None,
-    })
-}
-
-/// Neighbours and VXLAN destinations of all endpoints elsewhere.
-fn remote_entries(overlay: &Overlay) -> (BTreeSet<Neighbour>, BTreeSet<Forward>) {
-    let (mut neighbours, mut forwarding) = (BTreeSet::new(), BTreeSet::new());
-    for endpoint in overlay.endpoints.iter().filter(|endpoint| !endpoint.local) {
-        let link = || VXLAN.to_owned();
-        neighbours.extend(endpoint.addresses.iter().map(|address| Neighbour {
-            link: link(),
-            address: *address,
-            mac: endpoint.mac,
-        }));
-        forwarding.insert(Forward { link: link(), mac: endpoint.mac, node: endpoint.node_addr });
-    }
-    (neighbours, forwarding)
-}
-
-fn validate(overlay: &Overlay) -> Result<(), OverlayError> {
-    let id = &overlay.network_id;
-    let plain = !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    let gateway_outside = |(subnet, gateway): &&(Subnet, IpAddr)| !subnet.contains(*gateway);
-    let reason = if !plain {
-        Some(format!("`{id}` is no network identifier"))
-    } else if overlay.vni == 0 || overlay.vni > VNI_MAX {
-        Some(format!("VXLAN network identifier {} is not in 1..={VNI_MAX}", overlay.vni))
-    } else if overlay.subnets.is_empty() {
-        Some("it has no subnet".to_owned())
-    } else {
-        let outside = overlay.subnets.iter().find(gateway_outside);
-        outside.map(|(subnet, gateway)| format!("gateway {gateway} is not in subnet {subnet}"))
-    };
-    match reason {
-        Some(reason) => Err(OverlayError::Invalid { network: overlay.name.clone(), reason }),
-        None => Ok(()),
-    }
+/// Whether an endpoint has gone, or may have gone unseen.
+fn someone_left(before: Option<&Overlay>, now: &Overlay) -> bool {
+    let Some(before) = before else { return true };
+    let now: HashSet<IpAddr> = addresses(now).collect();
+    addresses(before).any(|address| !now.contains(&address))
 }

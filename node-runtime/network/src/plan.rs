@@ -21,6 +21,8 @@ pub struct Plan {
     pub forwarding: BTreeSet<Forward>,
     /// The default route's gateway and link, where there is one.
     pub default_route: Option<Gateway>,
+    /// Where packets with a mark go; other such routes of ours by those links are removed.
+    pub marked_routes: BTreeSet<MarkedRoute>,
 }
 
 /// A link that should exist.
@@ -117,6 +119,17 @@ pub struct Gateway {
     pub link: String,
 }
 
+/// The way of all packets that carry a mark: a rule, and a default route in the table of the mark's number.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MarkedRoute {
+    /// The mark, and the number of the table.
+    pub mark: u32,
+    /// The link.
+    pub link: String,
+    /// The next hop.
+    pub gateway: IpAddr,
+}
+
 /// What a namespace holds now.
 #[derive(Debug, Clone, Default)]
 pub struct Found {
@@ -130,6 +143,10 @@ pub struct Found {
     pub forwarding: BTreeSet<Forward>,
     /// The default routes.
     pub default_routes: Vec<Gateway>,
+    /// The marks that a rule of ours leads to the table of.
+    pub marks: BTreeSet<u32>,
+    /// Default routes of ours in tables other than the main one.
+    pub marked_routes: BTreeSet<MarkedRoute>,
 }
 
 /// A link as it is.
@@ -170,6 +187,14 @@ pub enum Step {
     AddForward(Forward),
     /// Set the default route.
     SetDefaultRoute(Gateway),
+    /// Remove the rule for a mark.
+    RemoveMark(u32),
+    /// Remove a default route of a mark's table.
+    RemoveMarkedRoute(MarkedRoute),
+    /// Set the default route of a mark's table.
+    SetMarkedRoute(MarkedRoute),
+    /// Lead a mark to its table.
+    AddMark(u32),
 }
 
 impl Step {
@@ -207,6 +232,24 @@ pub fn steps(wanted: &Plan, found: &Found) -> Vec<Step> {
     {
         steps.push(Step::SetDefaultRoute(gateway.clone()));
     }
+    steps.extend(marked_steps(wanted, found));
+    steps
+}
+
+fn marked_steps(wanted: &Plan, found: &Found) -> Vec<Step> {
+    let marks: BTreeSet<u32> = wanted.marked_routes.iter().map(|route| route.mark).collect();
+    let mut steps = Vec::new();
+    // A route whose gateway changed is replaced in place.
+    let leftover = found.marked_routes.iter().filter(|route| {
+        wanted.links.iter().any(|link| link.name == route.link) && !marks.contains(&route.mark)
+    });
+    for route in leftover {
+        steps.extend(found.marks.contains(&route.mark).then_some(Step::RemoveMark(route.mark)));
+        steps.push(Step::RemoveMarkedRoute(route.clone()));
+    }
+    let missing = wanted.marked_routes.difference(&found.marked_routes);
+    steps.extend(missing.cloned().map(Step::SetMarkedRoute));
+    steps.extend(marks.difference(&found.marks).copied().map(Step::AddMark));
     steps
 }
 
@@ -271,8 +314,13 @@ mod tests {
             addresses: BTreeSet::from([Address { link: "br0".into(), address: ip(1), prefix: 24 }]),
             neighbours: BTreeSet::from([neighbour(12, 12)]),
             forwarding: BTreeSet::from([forward(12, 2)]),
+            marked_routes: BTreeSet::from([marked(2)]),
             default_route: None,
         }
+    }
+
+    fn marked(node: u8) -> MarkedRoute {
+        MarkedRoute { mark: u32::from(node), link: "br0".into(), gateway: ip(200 + node) }
     }
 
     /// What the kernel would hold after the steps.
@@ -287,6 +335,7 @@ mod tests {
                     found.addresses.retain(|entry| entry.link != name);
                     found.neighbours.retain(|entry| entry.link != name);
                     found.forwarding.retain(|entry| entry.link != name);
+                    found.marked_routes.retain(|entry| entry.link != name);
                 }
                 Step::CreateLink(link) => {
                     let link = Link { port: None, ..link };
@@ -315,6 +364,13 @@ mod tests {
                 Step::RemoveForward(entry) => assert!(found.forwarding.remove(&entry)),
                 Step::AddForward(entry) => assert!(found.forwarding.insert(entry)),
                 Step::SetDefaultRoute(gateway) => found.default_routes = vec![gateway],
+                Step::RemoveMark(mark) => assert!(found.marks.remove(&mark)),
+                Step::RemoveMarkedRoute(route) => assert!(found.marked_routes.remove(&route)),
+                Step::SetMarkedRoute(route) => {
+                    found.marked_routes.retain(|old| old.mark != route.mark);
+                    found.marked_routes.insert(route);
+                }
+                Step::AddMark(mark) => assert!(found.marks.insert(mark)),
             }
         }
     }
@@ -379,6 +435,21 @@ mod tests {
         let taken = settle(&plan, &mut found);
         assert_eq!(taken[0], Step::DeleteLink("vxlan0".into()));
         assert_eq!(found.forwarding, plan.forwarding, "its entries are back");
+    }
+
+    #[test]
+    fn marks_follow_the_nodes() {
+        let mut found = Found::default();
+        settle(&sandbox(), &mut found);
+        let moved = MarkedRoute { gateway: ip(99), ..marked(3) };
+        let plan = Plan { marked_routes: BTreeSet::from([marked(3)]), ..sandbox() };
+        let taken = settle(&plan, &mut found);
+        let removed = [Step::RemoveMark(2), Step::RemoveMarkedRoute(marked(2))];
+        assert_eq!(taken, [&removed[..], &[Step::SetMarkedRoute(marked(3)), Step::AddMark(3)]].concat());
+        let plan = Plan { marked_routes: BTreeSet::from([moved.clone()]), ..sandbox() };
+        assert_eq!(settle(&plan, &mut found), [Step::SetMarkedRoute(moved)]);
+        let other = Plan { links: vec![link("eth0", LinkKind::Veth, false)], ..Plan::default() };
+        assert_eq!(steps(&other, &found), [], "the plan for another link has no say");
     }
 
     #[test]

@@ -1,4 +1,7 @@
-//! What the rules are: the daemon's table, a sandbox's table, a container's DNS table. Pure.
+//! What the rules are: the daemon's table, a sandbox's table, a container's tables. Pure.
+
+mod container;
+mod sandbox;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -8,16 +11,22 @@ use rswarm_base::ipam::Subnet;
 use crate::model::Protocol;
 use crate::nft::{Chain, Expr, Field, Hook, Map, Point, Table, endpoint, interface, key};
 
+pub use container::{MESH_MARK, MESH_TABLE, dns, mesh_answers, mesh_member};
+pub use sandbox::{Balance, MeshRules, SandboxRules, UplinkRules, sandbox};
+
 /// Ports published on one address of the host.
 pub const BY_ADDRESS: &str = "by_address";
 /// Ports published on all addresses.
 pub const ANY: &str = "any";
+/// Ports that every node of the cluster publishes, on all addresses.
+pub const MESH: &str = "mesh";
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// Priorities of `raw`, `dstnat`, `filter` and `srcnat`.
+/// Priorities of `raw`, `mangle`, `dstnat`, `filter` and `srcnat`.
 const RAW: i32 = -300;
+const MANGLE: i32 = -150;
 const DSTNAT: i32 = -100;
 const FILTER: i32 = 0;
 const SRCNAT: i32 = 100;
@@ -34,7 +43,7 @@ pub struct HostPort {
 }
 
 /// Where a translated connection goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Target {
     /// The address.
     pub address: Ipv4Addr,
@@ -69,13 +78,14 @@ pub fn host(
     name: &str,
     bridges: &BTreeMap<String, BridgeRules>,
     ports: &BTreeMap<HostPort, Target>,
+    mesh: &BTreeMap<(Protocol, u16), Target>,
 ) -> Table {
     Table {
         name: name.to_owned(),
-        maps: host_maps(bridges, ports),
+        maps: host_maps(bridges, ports, mesh),
         chains: vec![
             base("guard", "filter", Point::Prerouting, RAW, vec![guard()]),
-            Chain { name: "published", hook: None, rules: published() },
+            Chain { name: "published".to_owned(), hook: None, rules: published() },
             base("prerouting", "nat", Point::Prerouting, DSTNAT, vec![vec![Expr::Jump("published")]]),
             base("output", "nat", Point::Output, DSTNAT, vec![vec![Expr::Jump("published")]]),
             base("forward", "filter", Point::Forward, FILTER, isolation()),
@@ -84,7 +94,11 @@ pub fn host(
     }
 }
 
-fn host_maps(bridges: &BTreeMap<String, BridgeRules>, ports: &BTreeMap<HostPort, Target>) -> Vec<Map> {
+fn host_maps(
+    bridges: &BTreeMap<String, BridgeRules>,
+    ports: &BTreeMap<HostPort, Target>,
+    mesh: &BTreeMap<(Protocol, u16), Target>,
+) -> Vec<Map> {
     let names = |keep: &dyn Fn(&BridgeRules) -> bool, times: usize| {
         let kept = bridges.iter().filter(|(_, rules)| keep(rules));
         kept.map(|(name, _)| (interface(name).repeat(times), Vec::new())).collect::<BTreeMap<_, _>>()
@@ -106,16 +120,32 @@ fn host_maps(bridges: &BTreeMap<String, BridgeRules>, ports: &BTreeMap<HostPort,
         set("talking", &[Field::Iifname, Field::Oifname], names(&|rules| rules.icc, 2)),
         ports(BY_ADDRESS, &[Field::Daddr, Field::Protocol, Field::Dport], false),
         ports(ANY, &[Field::Protocol, Field::Dport], true),
+        port_map(MESH, mesh),
     ]
 }
 
-fn host_port_key(port: &HostPort) -> Vec<u8> {
-    let (protocol, number) = ([number(port.protocol)], port.port.to_be_bytes());
-    if port.address.is_unspecified() {
-        key(&[&protocol, &number])
-    } else {
-        key(&[&port.address.octets(), &protocol, &number])
+/// Where a protocol's port leads.
+fn port_map(name: &'static str, ports: &BTreeMap<(Protocol, u16), Target>) -> Map {
+    let element = |((protocol, port), target): (&(Protocol, u16), &Target)| {
+        (port_key(*protocol, *port), endpoint(target.address, target.port))
+    };
+    Map {
+        name,
+        key: &[Field::Protocol, Field::Dport],
+        value: &[Field::Daddr, Field::Dport],
+        elements: ports.iter().map(element).collect(),
     }
+}
+
+fn port_key(protocol: Protocol, port: u16) -> Vec<u8> {
+    key(&[&[number(protocol)], &port.to_be_bytes()])
+}
+
+fn host_port_key(port: &HostPort) -> Vec<u8> {
+    if port.address.is_unspecified() {
+        return port_key(port.protocol, port.port);
+    }
+    key(&[&port.address.octets(), &[number(port.protocol)], &port.port.to_be_bytes()])
 }
 
 /// The inverse of the port maps' encoding: what a daemon before us published. Foreign bytes give nothing.
@@ -152,6 +182,7 @@ fn published() -> Vec<Vec<Expr>> {
             Expr::TranslateBy(&[Field::Daddr, Field::Protocol, Field::Dport], BY_ADDRESS),
         ],
         vec![Expr::DaddrIsLocal, Expr::TranslateBy(&[Field::Protocol, Field::Dport], ANY)],
+        vec![Expr::DaddrIsLocal, Expr::TranslateBy(&[Field::Protocol, Field::Dport], MESH)],
     ]
 }
 
@@ -184,87 +215,8 @@ fn masquerading(bridges: &BTreeMap<String, BridgeRules>) -> Vec<Vec<Expr>> {
     rules
 }
 
-/// A sandbox's table: the way out through `uplink`, the way in for published ports.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SandboxRules {
-    /// The interface that leads to the default bridge.
-    pub uplink: String,
-    /// The default bridge's subnet, whose containers an overlay's must not reach.
-    pub bridge_subnet: Subnet,
-    /// The default bridge's own address.
-    pub gateway: Ipv4Addr,
-    /// Published ports, by protocol and port at the uplink.
-    pub ports: BTreeMap<(Protocol, u16), Target>,
-}
-
-/// The table of that name in a sandbox.
-#[must_use]
-pub fn sandbox(name: &str, rules: &SandboxRules) -> Table {
-    let elements = rules
-        .ports
-        .iter()
-        .map(|((protocol, port), target)| {
-            let key = key(&[&[number(*protocol)], &port.to_be_bytes()]);
-            (key, endpoint(target.address, target.port))
-        })
-        .collect();
-    let ports = Map {
-        name: ANY,
-        key: &[Field::Protocol, Field::Dport],
-        value: &[Field::Daddr, Field::Dport],
-        elements,
-    };
-    let by = |field| Expr::Interface { field, equal: true, name: rules.uplink.clone() };
-    let mut forward = vec![
-        vec![Expr::Established, Expr::Accept],
-        vec![by(Field::Iifname), Expr::Translated, Expr::Accept],
-        vec![by(Field::Iifname), Expr::Drop],
-    ];
-    if let IpAddr::V4(network) = rules.bridge_subnet.address() {
-        let neighbours = within(Field::Daddr, true, network, rules.bridge_subnet.prefix());
-        let not_host = within(Field::Daddr, false, rules.gateway, 32);
-        forward.push(vec![by(Field::Oifname), neighbours, not_host, Expr::Drop]);
-    }
-    let incoming = vec![by(Field::Iifname), Expr::TranslateBy(&[Field::Protocol, Field::Dport], ANY)];
-    Table {
-        name: name.to_owned(),
-        maps: vec![ports],
-        chains: vec![
-            base("prerouting", "nat", Point::Prerouting, DSTNAT, vec![incoming]),
-            base("forward", "filter", Point::Forward, FILTER, forward),
-            base(
-                "postrouting",
-                "nat",
-                Point::Postrouting,
-                SRCNAT,
-                vec![vec![by(Field::Oifname), Expr::Masquerade]],
-            ),
-        ],
-    }
-}
-
-/// A container's DNS table: what it sends to port 53 of `server` reaches the ports where we listen. We do
-/// not listen on 53 itself, so that a container may run a name server of its own.
-#[must_use]
-pub fn dns(name: &str, server: Ipv4Addr, udp_port: u16, tcp_port: u16) -> Table {
-    let to = |protocol, port| {
-        vec![
-            within(Field::Daddr, true, server, 32),
-            Expr::Protocol(protocol),
-            Expr::Dport(53),
-            Expr::TranslateTo(server, port),
-        ]
-    };
-    let rules = vec![to(UDP, udp_port), to(TCP, tcp_port)];
-    Table {
-        name: name.to_owned(),
-        maps: Vec::new(),
-        chains: vec![base("output", "nat", Point::Output, DSTNAT, rules)],
-    }
-}
-
 fn base(name: &'static str, kind: &'static str, point: Point, priority: i32, rules: Vec<Vec<Expr>>) -> Chain {
-    Chain { name, hook: Some(Hook { kind, point, priority }), rules }
+    Chain { name: name.to_owned(), hook: Some(Hook { kind, point, priority }), rules }
 }
 
 fn within(field: Field, inside: bool, network: Ipv4Addr, prefix: u8) -> Expr {
@@ -280,7 +232,7 @@ mod tests {
         let target = Target { address: Ipv4Addr::new(172, 17, 0, 2), port: 80 };
         for address in [Ipv4Addr::UNSPECIFIED, Ipv4Addr::LOCALHOST] {
             let port = HostPort { address, protocol: Protocol::Udp, port: 8080 };
-            let table = host("t", &BTreeMap::new(), &BTreeMap::from([(port, target)]));
+            let table = host("t", &BTreeMap::new(), &BTreeMap::from([(port, target)]), &BTreeMap::new());
             let elements: Vec<_> = table.maps.iter().flat_map(|map| &map.elements).collect();
             assert_eq!(elements.len(), 1);
             assert_eq!(read_port((elements[0].0, elements[0].1)), Some((port, target)));

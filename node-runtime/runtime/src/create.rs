@@ -88,6 +88,7 @@ impl Created {
 /// What could not be done, in runc's words where clients look for them.
 pub fn create(request: Create<'_>) -> Result<Created, Failure> {
     validate::config(request.spec)?;
+    spec::process(request.spec)?.capabilities().iter().for_each(confine::warn_of_ambient);
     check_inherited(request.preserve_fds)?;
     let linux = spec::linux(request.spec)?;
     let cgroup = Cgroup::at(&container_path(linux.cgroups_path().as_deref(), request.id, false)?)?;
@@ -96,6 +97,7 @@ pub fn create(request: Create<'_>) -> Result<Created, Failure> {
     let tree = Plan::of(request.spec, request.bundle)?;
     let proc = Proc::open().context("open /proc")?;
     cgroup.create(linux.resources().as_ref())?;
+    tracing::debug!(cgroup = %cgroup.path().display(), "cgroup made");
     let made = set_up(request, &cgroup, filter, namespaces, tree, proc);
     made.inspect_err(|_| {
         let _ = cgroup.kill();
@@ -141,6 +143,7 @@ fn set_up(
         channel: theirs,
     };
     let child = clone_init(&init, &ours)?;
+    tracing::debug!(pid = child.pid, "init made, it sets the container up");
     let state = State { pid: child.pid, ..init.state.clone() };
     let ready = set_up_user_namespace(&init, &child, &ours);
     // Only init may hold its end of the channel: then silence means that it is gone.
@@ -241,7 +244,10 @@ impl Parent {
                     notify::hand_over(spec, &self.state, &self.child, number)?;
                     channel.tell(Word::Listening)?;
                 }
-                Said::Ready(terminal) => return Ok(terminal),
+                Said::Ready(terminal) => {
+                    tracing::debug!(pid = self.child.pid, "init waits for start");
+                    return Ok(terminal);
+                }
                 Said::Failed(failure) => return Err(failure),
                 Said::Nothing => return Err(died(&self.child, cgroup)),
                 Said::Born(..) => return Err(Failure::other("init is out of step")),

@@ -140,11 +140,6 @@ fn capabilities(sets: &LinuxCapabilities) -> Checked {
     if let Some(more) = of(sets.effective()).difference(&permitted).next() {
         return wrong("process.capabilities.effective", format!("has {more}, which `permitted` has not"));
     }
-    let both: HashSet<_> = of(sets.inheritable()).intersection(&permitted).copied().collect();
-    if let Some(more) = of(sets.ambient()).difference(&both).next() {
-        let why = format!("has {more}, which `permitted` and `inheritable` have not both");
-        return wrong("process.capabilities.ambient", why);
-    }
     Ok(())
 }
 

@@ -80,10 +80,8 @@ pub(crate) fn parse(driver: &LogDriver, path: &Path) -> Result<Option<LogFile>, 
         }
         (None, _) => {}
     }
-    if file.max_files > 1 && file.max_size == 0 {
-        return Err("max-file cannot be configured without max-size".to_owned());
-    }
-    let rotates = file.max_files > 1;
+    // moby: more files without a size are never begun, and no mistake.
+    let rotates = file.max_files > 1 && file.max_size > 0;
     if compress == Some(true) && !rotates {
         return Err("compress cannot be true when max-file is less than 2 or max-size is not set".to_owned());
     }

@@ -140,12 +140,10 @@ fn silent_shim() -> Result<()> {
         ensure!(engine.inspect("web")?.state.status == Status::Running, "as its record says");
         engine.stop("db", None, None).await?;
         ensure!(engine.inspect("db")?.state.exit_code == 3, "the other one is within reach");
-        let stopping = tokio::spawn({
-            let engine = engine.clone();
-            async move { engine.stop("web", None, None).await }
-        });
-        signal(Signal::SIGCONT)?;
-        stopping.await??;
+        let (stopped, resumed) =
+            tokio::join!(engine.stop("web", None, None), async { signal(Signal::SIGCONT) });
+        resumed?;
+        stopped?;
         ensure!(engine.inspect("web")?.state.exit_code == 3, "{:?}", engine.inspect("web")?.state);
         Ok(())
     });

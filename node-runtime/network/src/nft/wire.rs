@@ -3,18 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::Ipv4Addr;
 
 use netlink_packet_core::{
-    DefaultNla, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_netfilter::nftables::{
-    Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, ExpressionAttribute, Expressions,
-    Hook as Attach, Immediate, InetHookNumber, ListAttribute, Lookup, Meta, MetaKey, NfTablesMessage,
-    Operator, Payload, Register, RuleAttribute, RuleMessage, SetAttribute, SetElementAttribute,
-    SetElementList, SetElementMessage, SetFlags, SetMessage, TableAttribute, TableMessage, Verdict,
-    VerdictAttribute,
+    ChainAttribute, ChainMessage, DataAttribute, Hook as Attach, InetHookNumber, ListAttribute,
+    NfTablesMessage, RuleAttribute, RuleMessage, SetAttribute, SetElementAttribute, SetElementList,
+    SetElementMessage, SetFlags, SetMessage, TableAttribute, TableMessage, Verdict, VerdictAttribute,
 };
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{
@@ -24,7 +21,8 @@ use netlink_sys::{Socket, SocketAddr, protocols};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 
-use super::{Chain, Change, ElementChange, Expr, Field, Map, Point, Table, change, interface};
+use super::expr::expressions;
+use super::{Chain, Change, ElementChange, Field, Map, Point, Table, change};
 
 /// The kernel answers at once or waits for its own locks; longer than this it never will.
 const ANSWER_SECONDS: i64 = 10;
@@ -35,16 +33,8 @@ const BUFFER_BYTES: usize = 16 << 20;
 
 /// `nf_tables` resource of a batch.
 const SUBSYSTEM: u16 = 10;
-const NETWORK_HEADER: u32 = 1;
-const TRANSPORT_HEADER: u32 = 2;
-const NF_DROP: u32 = 0;
-const NF_ACCEPT: u32 = 1;
-/// Conntrack states, as `ct state` tests them.
-const CT_ESTABLISHED_RELATED: u32 = 2 | 4;
-/// Conntrack status: the destination was translated.
-const IPS_DST_NAT: u32 = 0x20;
-/// Address type of a route to this host.
-const RTN_LOCAL: u32 = 2;
+/// `NFT_DATA_VERDICT`: the type of a map's value that is a chain.
+const DATA_VERDICT: u32 = 0xffff_ff00;
 
 /// Brings the kernel from `old` to `new` in the calling thread's namespace; `new` = `None` removes the
 /// table. Returns whether there was anything to do.
@@ -54,8 +44,10 @@ pub fn commit(old: Option<&Table>, new: Option<&Table>, name: &str) -> io::Resul
         None => batch.drop_table(name),
         Some(new) => match change(old, new) {
             Change::None => return Ok(false),
-            Change::Elements(changes) => {
-                changes.iter().for_each(|change| batch.change_elements(name, new, change));
+            Change::Extend { chains, elements } => {
+                batch.chains(name, &chains);
+                batch.rules(name, &chains);
+                elements.iter().for_each(|change| batch.change_elements(name, new, change));
             }
             Change::Replace => {
                 batch.drop_table(name);
@@ -65,6 +57,18 @@ pub fn commit(old: Option<&Table>, new: Option<&Table>, name: &str) -> io::Resul
     }
     batch.commit()?;
     Ok(true)
+}
+
+/// Gives a map other elements, all of them at once. Returns whether there is such a map.
+pub fn refill(table: &str, map: &Map) -> io::Result<bool> {
+    let mut batch = Batch::begin();
+    let attributes = vec![SetElementList::Table(table.to_owned()), SetElementList::Set(map.name.to_owned())];
+    batch.add(NfTablesMessage::DeleteSetElement(SetElementMessage { attributes }), 0);
+    batch.elements(table, map, &map.elements, true);
+    match batch.commit() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        done => done.map(|()| true),
+    }
 }
 
 /// The elements of a map that the kernel has; none when there is no such map.
@@ -216,21 +220,31 @@ impl Batch {
     }
 
     fn create(&mut self, table: &Table) {
-        let name = || table.name.clone();
-        let message = TableMessage { attributes: vec![TableAttribute::Name(name())] };
+        let message = TableMessage { attributes: vec![TableAttribute::Name(table.name.clone())] };
         self.add(NfTablesMessage::NewTable(message), NLM_F_CREATE);
         for (id, map) in (1..).zip(&table.maps) {
             self.add(NfTablesMessage::NewSet(set_message(&table.name, map, id)), NLM_F_CREATE);
+        }
+        // Elements name chains, rules name maps and chains.
+        self.chains(&table.name, &table.chains);
+        for map in &table.maps {
             self.elements(&table.name, map, &map.elements, true);
         }
-        for chain in &table.chains {
-            self.add(NfTablesMessage::NewChain(chain_message(&table.name, chain)), NLM_F_CREATE);
+        self.rules(&table.name, &table.chains);
+    }
+
+    fn chains(&mut self, table: &str, chains: &[Chain]) {
+        for chain in chains {
+            self.add(NfTablesMessage::NewChain(chain_message(table, chain)), NLM_F_CREATE);
         }
-        for chain in &table.chains {
+    }
+
+    fn rules(&mut self, table: &str, chains: &[Chain]) {
+        for chain in chains {
             for rule in &chain.rules {
                 let attributes = vec![
-                    RuleAttribute::Table(name()),
-                    RuleAttribute::Chain(chain.name.to_owned()),
+                    RuleAttribute::Table(table.to_owned()),
+                    RuleAttribute::Chain(chain.name.clone()),
                     RuleAttribute::Expressions(rule.iter().flat_map(expressions).collect()),
                 ];
                 self.add(NfTablesMessage::NewRule(RuleMessage { attributes }), NLM_F_CREATE | NLM_F_APPEND);
@@ -248,8 +262,10 @@ impl Batch {
     fn elements(&mut self, table: &str, map: &Map, elements: &BTreeMap<Vec<u8>, Vec<u8>>, add: bool) {
         let encode = |(key, value): (&Vec<u8>, &Vec<u8>)| {
             let mut attributes = vec![SetElementAttribute::Key(DataAttribute::Value(key.clone()))];
-            if !map.value.is_empty() {
-                attributes.push(SetElementAttribute::Data(DataAttribute::Value(value.clone())));
+            match map.value {
+                [] => {}
+                [Field::Chain] => attributes.push(SetElementAttribute::Data(to_chain(value))),
+                _ => attributes.push(SetElementAttribute::Data(DataAttribute::Value(value.clone()))),
             }
             ListAttribute::Element(attributes)
         };
@@ -280,6 +296,9 @@ fn set_message(table: &str, map: &Map, id: u32) -> SetMessage {
     ];
     if map.value.is_empty() {
         attributes.push(SetAttribute::Flags(SetFlags::empty()));
+    } else if map.value == [Field::Chain] {
+        attributes.push(SetAttribute::Flags(SetFlags::Map));
+        attributes.push(SetAttribute::DataType(DATA_VERDICT));
     } else {
         attributes.push(SetAttribute::Flags(SetFlags::Map));
         attributes.push(SetAttribute::DataType(datatype(map.value)));
@@ -288,8 +307,17 @@ fn set_message(table: &str, map: &Map, id: u32) -> SetMessage {
     SetMessage { attributes }
 }
 
+/// The verdict to go on in a chain, whose name is the element's value.
+fn to_chain(name: &[u8]) -> DataAttribute {
+    let name = String::from_utf8_lossy(name).into_owned();
+    DataAttribute::Verdict(vec![VerdictAttribute::Code(Verdict::Goto), VerdictAttribute::Chain(name)])
+}
+
 fn length(fields: &[Field]) -> u32 {
-    fields.iter().map(|field| field.bytes() as u32).sum()
+    match fields {
+        [field] => field.bytes() as u32,
+        fields => fields.iter().map(|field| field.padded() as u32).sum(),
+    }
 }
 
 /// The type number by which `nft list ruleset` prints elements; the kernel does not look at it.
@@ -300,6 +328,9 @@ fn datatype(fields: &[Field]) -> u32 {
             Field::Protocol => 12,
             Field::Dport => 13,
             Field::Iifname | Field::Oifname => 41,
+            Field::Mac => 9,
+            Field::ConnectionMark | Field::Mark => 19,
+            Field::Chain => 1,
         };
         datatype << 6 | one
     })
@@ -307,7 +338,7 @@ fn datatype(fields: &[Field]) -> u32 {
 
 fn chain_message(table: &str, chain: &Chain) -> ChainMessage {
     let mut attributes =
-        vec![ChainAttribute::Table(table.to_owned()), ChainAttribute::Name(chain.name.to_owned())];
+        vec![ChainAttribute::Table(table.to_owned()), ChainAttribute::Name(chain.name.clone())];
     if let Some(hook) = chain.hook {
         let point = match hook.point {
             Point::Prerouting => InetHookNumber::PreRouting,
@@ -322,153 +353,4 @@ fn chain_message(table: &str, chain: &Chain) -> ChainMessage {
         ]));
     }
     ChainMessage { attributes }
-}
-
-// === expressions ===
-
-type Element = ListAttribute<ExpressionAttribute>;
-
-fn expressions(expr: &Expr) -> Vec<Element> {
-    match expr {
-        Expr::Interface { field, equal, name } => {
-            vec![load(*field, Register::Reg1), compare(*equal, interface(name).to_vec())]
-        }
-        Expr::Within { field, inside, network, prefix } => {
-            let mask = u32::MAX.checked_shl(32 - u32::from(*prefix)).unwrap_or(0);
-            vec![
-                load(*field, Register::Reg1),
-                mask_by(mask.to_be_bytes()),
-                compare(*inside, network.octets().to_vec()),
-            ]
-        }
-        Expr::Protocol(number) => vec![load(Field::Protocol, Register::Reg1), compare(true, vec![*number])],
-        Expr::Dport(port) => {
-            vec![load(Field::Dport, Register::Reg1), compare(true, port.to_be_bytes().to_vec())]
-        }
-        Expr::DaddrIsLocal => {
-            // fib daddr type: destination register, result = address type, by the destination address.
-            let attributes = vec![number(1, register(Register::Reg1)), number(2, 3), number(3, 2)];
-            vec![other("fib", attributes), compare(true, RTN_LOCAL.to_ne_bytes().to_vec())]
-        }
-        Expr::Translated => conntrack_has(2, IPS_DST_NAT),
-        Expr::Established => conntrack_has(0, CT_ESTABLISHED_RELATED),
-        Expr::InSet(fields, set) => {
-            let mut list = load_all(fields);
-            list.push(lookup(set, None));
-            list
-        }
-        Expr::TranslateBy(fields, map) => {
-            let mut list = load_all(fields);
-            list.push(lookup(map, Some(Register::Reg1)));
-            list.push(translate());
-            list
-        }
-        Expr::TranslateTo(address, port) => vec![
-            immediate(Register::Reg1, DataAttribute::Value(address.octets().to_vec())),
-            immediate(Register::Reg32_01, DataAttribute::Value(port.to_be_bytes().to_vec())),
-            translate(),
-        ],
-        Expr::Masquerade => vec![other("masq", Vec::new())],
-        Expr::Accept => vec![verdict(vec![VerdictAttribute::Code(Verdict::Other(NF_ACCEPT))])],
-        Expr::Drop => vec![verdict(vec![VerdictAttribute::Code(Verdict::Other(NF_DROP))])],
-        Expr::Jump(chain) => vec![verdict(vec![
-            VerdictAttribute::Code(Verdict::Jump),
-            VerdictAttribute::Chain((*chain).to_owned()),
-        ])],
-    }
-}
-
-/// Loads fields one after the other, as a key has them.
-fn load_all(fields: &[Field]) -> Vec<Element> {
-    let mut at = register(Register::Reg32_00);
-    let mut list = Vec::new();
-    for field in fields {
-        list.push(load(*field, Register::from(at)));
-        at += (field.bytes() / 4) as u32;
-    }
-    list
-}
-
-fn load(field: Field, to: Register) -> Element {
-    let payload = |base, offset, length| {
-        Expressions::Payload(vec![
-            Payload::DestinationRegister(to),
-            Payload::Base(base),
-            Payload::Offset(offset),
-            Payload::Len(length),
-        ])
-    };
-    let meta = |key| Expressions::Meta(vec![Meta::Key(key), Meta::DestinationRegister(to)]);
-    Element::from(match field {
-        Field::Saddr => payload(NETWORK_HEADER, 12, 4),
-        Field::Daddr => payload(NETWORK_HEADER, 16, 4),
-        Field::Dport => payload(TRANSPORT_HEADER, 2, 2),
-        Field::Protocol => meta(MetaKey::L4Proto),
-        Field::Iifname => meta(MetaKey::Iifname),
-        Field::Oifname => meta(MetaKey::Oifname),
-    })
-}
-
-fn compare(equal: bool, bytes: Vec<u8>) -> Element {
-    let operator = if equal { Operator::Equal } else { Operator::NotEqual };
-    Element::from(Expressions::Cmp(vec![
-        Cmp::SourceRegister(Register::Reg1),
-        Cmp::Op(operator),
-        Cmp::Data(DataAttribute::Value(bytes)),
-    ]))
-}
-
-fn mask_by(mask: [u8; 4]) -> Element {
-    Element::from(Expressions::Bitwise(vec![
-        Bitwise::SourceRegister(Register::Reg1),
-        Bitwise::DestinationRegister(Register::Reg1),
-        Bitwise::Length(4),
-        Bitwise::Mask(DataAttribute::Value(mask.to_vec())),
-        Bitwise::Xor(DataAttribute::Value(vec![0; 4])),
-    ]))
-}
-
-/// Any of the bits is set in a 32-bit conntrack value.
-fn conntrack_has(key: u32, bits: u32) -> Vec<Element> {
-    let attributes = vec![number(1, register(Register::Reg1)), number(2, key)];
-    vec![other("ct", attributes), mask_by(bits.to_ne_bytes()), compare(false, vec![0; 4])]
-}
-
-fn lookup(set: &str, to: Option<Register>) -> Element {
-    let mut attributes = vec![Lookup::Set(set.to_owned()), Lookup::SourceRegister(Register::Reg1)];
-    attributes.extend(to.map(Lookup::DestinationRegister));
-    Element::from(Expressions::Lookup(attributes))
-}
-
-/// Destination NAT to the address in the first register and the port in the one after it.
-fn translate() -> Element {
-    let (dnat, ipv4) = (1, 2);
-    let (address, port) = (register(Register::Reg1), register(Register::Reg32_01));
-    other("nat", vec![number(1, dnat), number(2, ipv4), number(3, address), number(5, port)])
-}
-
-fn immediate(to: Register, data: DataAttribute) -> Element {
-    Element::from(Expressions::Immediate(vec![Immediate::DestinationRegister(to), Immediate::Data(data)]))
-}
-
-fn verdict(attributes: Vec<VerdictAttribute>) -> Element {
-    immediate(Register::Verdict, DataAttribute::Verdict(attributes))
-}
-
-fn register(register: Register) -> u32 {
-    register.into()
-}
-
-fn number(kind: u16, value: u32) -> DefaultNla {
-    DefaultNla::new(kind, value.to_be_bytes().to_vec())
-}
-
-fn other(name: &str, attributes: Vec<DefaultNla>) -> Element {
-    Element::from(Expressions::Other { expression_type: name.to_owned(), attributes })
-}
-
-/// What a map's value is for [`Expr::TranslateBy`].
-#[must_use]
-pub fn endpoint(address: Ipv4Addr, port: u16) -> Vec<u8> {
-    super::key(&[&address.octets(), &port.to_be_bytes()])
 }

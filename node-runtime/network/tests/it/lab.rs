@@ -227,6 +227,13 @@ impl Daemon {
         Daemon { networks, scope, thread: Some(thread) }
     }
 
+    /// Ends the daemon, and starts another one in its place.
+    pub fn restart(host: &Space, config: Config, daemon: &mut Daemon) -> Networks {
+        daemon.end();
+        *daemon = Daemon::start(host, config);
+        daemon.networks.clone()
+    }
+
     /// Ends the daemon as a crash would: kernel objects stay.
     pub fn stop(mut self) {
         self.end();

@@ -3,6 +3,9 @@
 
 mod bridge;
 mod dns;
+mod echo;
 mod lab;
+mod mesh;
 mod overlay;
 mod publish;
+mod vip;

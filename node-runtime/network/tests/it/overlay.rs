@@ -50,7 +50,7 @@ fn task(n: u8) -> AttachRequest {
 }
 
 /// Sends as much as would stall on a wrong MTU.
-fn transfer(from: &Space, to: &Space, address: IpAddr) -> usize {
+pub fn transfer(from: &Space, to: &Space, address: IpAddr) -> usize {
     const BYTES: usize = 16 << 20;
     let listener = to.run(|| TcpListener::bind("0.0.0.0:7000").expect("bind"));
     let receiving = std::thread::spawn(move || {
@@ -94,7 +94,7 @@ async fn two_hosts_share_a_network() {
     assert!(!h1.sh("ip -o link").contains("vxlan"), "the device is only in the sandbox");
 
     // Host 2's task goes away; its entries go with it, and come back with it.
-    assert_eq!(d1.networks.apply_overlay(overlay(1, &[1])).await.expect("apply"), 2);
+    assert_eq!(d1.networks.apply_overlay(overlay(1, &[1])).await.expect("apply"), 3);
     assert!(!c1.space.pings(c2.attached.address));
     d1.networks.apply_overlay(overlay(1, &[1, 2])).await.expect("apply");
     assert!(c1.space.pings(c2.attached.address));

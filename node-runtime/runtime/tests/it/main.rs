@@ -6,6 +6,7 @@
 
 mod cgroups;
 mod cli;
+mod conform;
 mod escape;
 mod hooks;
 mod mounts;
@@ -26,6 +27,7 @@ pub type Case = (&'static str, fn() -> Result<()>);
 const MODULES: &[(&str, &[Case])] = &[
     ("cgroups", cgroups::CASES),
     ("cli", cli::CASES),
+    ("conform", conform::CASES),
     ("mounts", mounts::CASES),
     ("user_mounts", user_mounts::CASES),
     ("escape", escape::CASES),

@@ -1,0 +1,162 @@
+//! The sandbox's way out: a pair to the default bridge, with an address there.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+
+use rswarm_base::ipam::mac_for;
+
+use super::{OverlayNetwork, UNDERLAY_MTU, WayOut};
+use crate::bridge::{Inside, connect, disconnect, pair_name, shutting_down};
+use crate::error::{AttachError, KernelError, OverlayError};
+use crate::link::Route;
+use crate::model::{BridgeInfo, Mac, Overlay};
+use crate::netns::Netns;
+use crate::plan::{Found, Link, LinkKind, Plan, Port, Step};
+
+/// The sandbox's end.
+pub const UPLINK: &str = "uplink0";
+
+impl OverlayNetwork {
+    /// Makes, corrects or removes the way out.
+    pub(super) async fn apply_uplink(
+        &mut self,
+        sandbox: &Netns,
+        overlay: &Overlay,
+        found: &Found,
+    ) -> Result<Vec<Step>, OverlayError> {
+        let exists = found.links.iter().any(|link| link.link.name == UPLINK);
+        let way_out = self.way_out.clone().filter(|_| !overlay.internal);
+        let Some(way_out) = way_out else {
+            if exists {
+                disconnect(&self.context.home, &self.uplink_name()).await?;
+            }
+            self.release_uplink().await;
+            return Ok(Vec::new());
+        };
+        let address = match self.uplink {
+            Some(address) => address,
+            None => self.reserve_uplink(&way_out, overlay, found).await?,
+        };
+        self.uplink = Some(address);
+        let near = self.uplink_link(&way_out.info);
+        let inside = self.uplink_inside(&way_out.info, address);
+        if exists {
+            return Ok(self.correct_uplink(sandbox, near, inside).await?);
+        }
+        connect(&self.context.home, near.clone(), BTreeSet::new(), sandbox, inside).await?;
+        Ok(vec![Step::CreateLink(near)])
+    }
+
+    /// Our end of the pair.
+    pub(super) fn uplink_name(&self) -> String {
+        pair_name(&self.id, "uplink")
+    }
+
+    fn uplink_link(&self, bridge: &BridgeInfo) -> Link {
+        Link {
+            name: self.uplink_name(),
+            kind: LinkKind::Veth,
+            mtu: UNDERLAY_MTU,
+            mac: None,
+            port: Some(Port { bridge: bridge.interface.clone(), hairpin: true, isolated: false }),
+            alias: self.context.alias(&self.id),
+        }
+    }
+
+    fn uplink_inside(&self, bridge: &BridgeInfo, address: Ipv4Addr) -> Inside {
+        Inside {
+            interface: UPLINK.to_owned(),
+            mac: Mac(mac_for(address)),
+            mtu: UNDERLAY_MTU,
+            address: address.into(),
+            prefix: bridge.subnet.prefix(),
+            default_route: Some(bridge.gateway),
+            mesh: None,
+        }
+    }
+
+    async fn correct_uplink(
+        &self,
+        sandbox: &Netns,
+        near: Link,
+        inside: Inside,
+    ) -> Result<Vec<Step>, KernelError> {
+        let action = || format!("link `{}` could not be corrected", self.uplink_name());
+        let near = Plan { links: vec![near], ..Plan::default() };
+        let mut steps =
+            self.context.home.act(action(), move || Route::open()?.reconcile(&near, None)).await?;
+        let inside = inside.plan();
+        steps.extend(sandbox.act(action(), move || Route::open()?.reconcile(&inside, None)).await?);
+        Ok(steps)
+    }
+
+    /// Takes an address of the default bridge: the one that the uplink has, if it has one.
+    async fn reserve_uplink(
+        &self,
+        way_out: &WayOut,
+        overlay: &Overlay,
+        found: &Found,
+    ) -> Result<Ipv4Addr, OverlayError> {
+        let had = uplink_address(found).map(IpAddr::V4).filter(|had| way_out.info.subnet.contains(*had));
+        let reserved = way_out
+            .owner
+            .call(move |bridge| {
+                let reserved = bridge.reserve_address(had);
+                Box::pin(std::future::ready(reserved))
+            })
+            .await
+            .unwrap_or(Err(AttachError::ShuttingDown));
+        match reserved {
+            Ok(IpAddr::V4(address)) => Ok(address),
+            Ok(other @ IpAddr::V6(_)) => {
+                let source = Box::new(AttachError::PortFamily(other));
+                Err(OverlayError::Uplink { network: overlay.name.clone(), source })
+            }
+            Err(source) => {
+                Err(OverlayError::Uplink { network: overlay.name.clone(), source: Box::new(source) })
+            }
+        }
+    }
+
+    /// Gives the address back.
+    pub(super) async fn release_uplink(&mut self) {
+        let (Some(address), Some(way_out)) = (self.uplink.take(), &self.way_out) else { return };
+        // An owner that ended needs nothing back.
+        let _ = way_out
+            .owner
+            .call(move |bridge| {
+                bridge.release_address(address.into());
+                Box::pin(std::future::ready(()))
+            })
+            .await;
+    }
+
+    /// Takes the address that the sandbox was found with.
+    pub(super) async fn reserve_again(
+        &self,
+        way_out: &WayOut,
+        had: Ipv4Addr,
+    ) -> Result<Ipv4Addr, KernelError> {
+        match way_out
+            .owner
+            .call(move |bridge| {
+                let reserved = bridge.reserve_address(Some(had.into()));
+                Box::pin(std::future::ready(reserved))
+            })
+            .await
+            .map_err(|_| shutting_down())?
+        {
+            Ok(IpAddr::V4(address)) => Ok(address),
+            // Its subnet changed while we were away: applying the network gives it another one.
+            Ok(IpAddr::V6(_)) | Err(_) => Ok(had),
+        }
+    }
+}
+
+/// The address that the sandbox has there.
+pub fn uplink_address(found: &Found) -> Option<Ipv4Addr> {
+    found.addresses.iter().find_map(|entry| match entry.address {
+        IpAddr::V4(address) if entry.link == UPLINK => Some(address),
+        _ => None,
+    })
+}

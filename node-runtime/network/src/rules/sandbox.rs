@@ -1,0 +1,344 @@
+//! A sandbox's table: the way out, the way in for published ports, virtual addresses, the mesh.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use rswarm_base::ipam::Subnet;
+
+use super::{ANY, DSTNAT, FILTER, MANGLE, SRCNAT, TCP, Target, UDP, base, port_key, port_map, within};
+use crate::model::{Mac, Protocol};
+use crate::nft::{Chain, Expr, Field, Map, Point, Table, endpoint, key};
+
+/// What goes on in a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SandboxRules {
+    /// Its bridge.
+    pub bridge: String,
+    /// The bridge's own address, which a container sees that was led to itself.
+    pub gateway: Option<Ipv4Addr>,
+    /// Its way out, if it has one.
+    pub uplink: Option<UplinkRules>,
+    /// Ready backends of each virtual address.
+    pub services: Balance<Ipv4Addr, Ipv4Addr>,
+    /// Addresses of containers on this node.
+    pub local: BTreeSet<Ipv4Addr>,
+    /// Its part in the mesh, if it has one.
+    pub mesh: Option<MeshRules>,
+}
+
+/// The way out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UplinkRules {
+    /// The interface that leads to the default bridge.
+    pub interface: String,
+    /// The default bridge's subnet, whose containers an overlay's must not reach.
+    pub bridge_subnet: Subnet,
+    /// The default bridge's own address.
+    pub gateway: Ipv4Addr,
+    /// Published ports of containers, by protocol and port at the uplink.
+    pub ports: BTreeMap<(Protocol, u16), Target>,
+}
+
+/// A router of the mesh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MeshRules {
+    /// Ready backends of what every node publishes, by protocol and port at the uplink.
+    pub ports: Balance<(Protocol, u16), Target>,
+    /// The mark of connections that come through another node, by that node's MAC.
+    pub entries: BTreeMap<Mac, u32>,
+}
+
+/// Places, each with the backends that its connections are spread over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Balance<K, V> {
+    places: BTreeMap<K, Vec<V>>,
+    /// Every number of backends that a place ever had: each has a chain, and chains stay.
+    counts: BTreeSet<u32>,
+}
+
+impl<K, V> Default for Balance<K, V> {
+    fn default() -> Balance<K, V> {
+        Balance { places: BTreeMap::new(), counts: BTreeSet::new() }
+    }
+}
+
+impl<K: Copy + Ord, V: Copy + Ord> Balance<K, V> {
+    /// Goes over to other backends. Those that stay keep their place as far as there are no holes, so that
+    /// a change of one is a change of few elements. Says whether a place has some that had none.
+    pub fn update(&mut self, wanted: BTreeMap<K, BTreeSet<V>>) -> bool {
+        let mut woken = false;
+        let before = std::mem::take(&mut self.places);
+        for (place, mut backends) in wanted {
+            let mut slots: Vec<Option<V>> = Vec::new();
+            for backend in before.get(&place).into_iter().flatten() {
+                slots.push(backends.take(backend));
+            }
+            let mut new = backends.into_iter();
+            for slot in slots.iter_mut().filter(|slot| slot.is_none()) {
+                *slot = new.next();
+            }
+            slots.extend(new.map(Some));
+            let slots = without_holes(slots);
+            if !slots.is_empty() {
+                woken |= !before.contains_key(&place);
+                self.counts.insert(slots.len() as u32);
+                self.places.insert(place, slots);
+            }
+        }
+        woken
+    }
+
+    /// Places that have backends, with them.
+    #[cfg(test)]
+    fn places(&self) -> &BTreeMap<K, Vec<V>> {
+        &self.places
+    }
+
+    /// The map from a place to its number of backends.
+    fn numbers(&self, name: &'static str, key: &'static [Field], encode: fn(K) -> Vec<u8>) -> Map {
+        let element = |(place, backends): (&K, &Vec<V>)| {
+            (encode(*place), (backends.len() as u32).to_ne_bytes().to_vec())
+        };
+        Map { name, key, value: &[Field::Mark], elements: self.places.iter().map(element).collect() }
+    }
+
+    /// The map from that number to the chain that draws one of so many.
+    fn draws(&self, name: &'static str, chain: fn(u32) -> String) -> Map {
+        let element = |count: &u32| (count.to_ne_bytes().to_vec(), chain(*count).into_bytes());
+        let elements = self.counts.iter().map(element).collect();
+        Map { name, key: &[Field::Mark], value: &[Field::Chain], elements }
+    }
+
+    /// The map from a place and a drawn number to a backend.
+    fn backends(
+        &self,
+        name: &'static str,
+        (key, value): (&'static [Field], &'static [Field]),
+        encode: fn(K) -> Vec<u8>,
+        encode_value: fn(V) -> Vec<u8>,
+    ) -> Map {
+        let numbered = |(place, backends): (&K, &Vec<V>)| {
+            let place = encode(*place);
+            let element = |(number, backend): (u32, &V)| {
+                ([place.as_slice(), &number.to_ne_bytes()].concat(), encode_value(*backend))
+            };
+            (0..).zip(backends).map(element).collect::<Vec<_>>()
+        };
+        Map { name, key, value, elements: self.places.iter().flat_map(numbered).collect() }
+    }
+}
+
+/// Fills holes from the end.
+fn without_holes<V>(mut slots: Vec<Option<V>>) -> Vec<V> {
+    let mut filled = 0;
+    while filled < slots.len() {
+        if slots[filled].is_none() {
+            slots.swap_remove(filled);
+        } else {
+            filled += 1;
+        }
+    }
+    slots.into_iter().flatten().collect()
+}
+
+const SERVICES: &str = "services";
+const SERVICE_DRAWS: &str = "service_draws";
+const BACKENDS: &str = "backends";
+const MESH_PORTS: &str = "mesh_ports";
+const MESH_DRAWS: &str = "mesh_draws";
+const MESH_BACKENDS: &str = "mesh_backends";
+const ENTRIES: &str = "entries";
+const SELVES: &str = "selves";
+
+/// The table of that name in a sandbox.
+#[must_use]
+pub fn sandbox(name: &str, rules: &SandboxRules) -> Table {
+    let mut chains = draw_chains(rules);
+    chains.push(base("prerouting", "nat", Point::Prerouting, DSTNAT, incoming(rules)));
+    if rules.mesh.is_some() {
+        chains.push(base("mesh", "filter", Point::Prerouting, MANGLE, mesh()));
+    }
+    if let Some(uplink) = &rules.uplink {
+        chains.push(base("forward", "filter", Point::Forward, FILTER, isolation(uplink)));
+    }
+    chains.push(base("postrouting", "nat", Point::Postrouting, SRCNAT, outgoing(rules)));
+    Table { name: name.to_owned(), maps: maps(rules), chains }
+}
+
+fn maps(rules: &SandboxRules) -> Vec<Map> {
+    let octets: fn(Ipv4Addr) -> Vec<u8> = |address| address.octets().to_vec();
+    let services = &rules.services;
+    let itself = |address: &Ipv4Addr| (key(&[&address.octets(), &address.octets()]), Vec::new());
+    let mut maps = vec![
+        services.draws(SERVICE_DRAWS, service_chain),
+        services.numbers(SERVICES, &[Field::Daddr], octets),
+        services.backends(BACKENDS, (&[Field::Daddr, Field::Mark], &[Field::Daddr]), octets, octets),
+        Map {
+            name: SELVES,
+            key: &[Field::Saddr, Field::Daddr],
+            value: &[],
+            elements: rules.local.iter().map(itself).collect(),
+        },
+    ];
+    if let Some(uplink) = &rules.uplink {
+        maps.push(port_map(ANY, &uplink.ports));
+    }
+    if let Some(mesh) = &rules.mesh {
+        let place: fn((Protocol, u16)) -> Vec<u8> = |(protocol, port)| port_key(protocol, port);
+        let entry = |(mac, mark): (&Mac, &u32)| (mac.0.to_vec(), mark.to_ne_bytes().to_vec());
+        maps.extend([
+            mesh.ports.draws(MESH_DRAWS, mesh_chain),
+            mesh.ports.numbers(MESH_PORTS, &[Field::Protocol, Field::Dport], place),
+            mesh.ports.backends(
+                MESH_BACKENDS,
+                (&[Field::Protocol, Field::Dport, Field::Mark], &[Field::Daddr, Field::Dport]),
+                place,
+                |target| endpoint(target.address, target.port),
+            ),
+            Map {
+                name: ENTRIES,
+                key: &[Field::Mac],
+                value: &[Field::Mark],
+                elements: mesh.entries.iter().map(entry).collect(),
+            },
+        ]);
+    }
+    maps
+}
+
+fn service_chain(count: u32) -> String {
+    format!("one_of_{count}")
+}
+
+fn mesh_chain(count: u32) -> String {
+    format!("mesh_one_of_{count}")
+}
+
+/// For every number of backends a chain that draws one of so many: there are few such numbers, however
+/// many services there are.
+fn draw_chains(rules: &SandboxRules) -> Vec<Chain> {
+    let chain = |name, draw| Chain { name, hook: None, rules: vec![vec![draw]] };
+    let service = |of: &u32| {
+        let draw = Expr::Balance { key: &[Field::Daddr], of: *of, map: BACKENDS, port: false };
+        chain(service_chain(*of), draw)
+    };
+    let port = |of: &u32| {
+        let key = &[Field::Protocol, Field::Dport];
+        chain(mesh_chain(*of), Expr::Balance { key, of: *of, map: MESH_BACKENDS, port: true })
+    };
+    let mesh = rules.mesh.iter().flat_map(|mesh| mesh.ports.counts.iter().map(port));
+    rules.services.counts.iter().map(service).chain(mesh).collect()
+}
+
+fn incoming(rules: &SandboxRules) -> Vec<Vec<Expr>> {
+    let by = |name: &str| Expr::Interface { field: Field::Iifname, equal: true, name: name.to_owned() };
+    const PORT: &[Field] = &[Field::Protocol, Field::Dport];
+    let mut list = Vec::new();
+    if let Some(uplink) = &rules.uplink {
+        list.push(vec![by(&uplink.interface), Expr::TranslateBy(PORT, ANY)]);
+        if rules.mesh.is_some() {
+            let dispatch = Expr::Dispatch { key: PORT, numbers: MESH_PORTS, chains: MESH_DRAWS };
+            list.push(vec![by(&uplink.interface), dispatch]);
+        }
+    }
+    // A virtual address without backends is not in the map: it is the bridge's own, where nobody listens.
+    for protocol in [TCP, UDP] {
+        let numbers = SERVICES;
+        let dispatch = Expr::Dispatch { key: &[Field::Daddr], numbers, chains: SERVICE_DRAWS };
+        list.push(vec![by(&rules.bridge), Expr::Protocol(protocol), dispatch]);
+    }
+    list
+}
+
+/// A connection from another node is remembered by that node's mark; its answers go back there by it.
+fn mesh() -> Vec<Vec<Expr>> {
+    vec![
+        vec![Expr::New, Expr::MarkConnectionBy(&[Field::Mac], ENTRIES)],
+        vec![Expr::Direction { reply: true }, Expr::TakeMark],
+    ]
+}
+
+fn isolation(uplink: &UplinkRules) -> Vec<Vec<Expr>> {
+    let by = |field| Expr::Interface { field, equal: true, name: uplink.interface.clone() };
+    let mut forward = vec![
+        vec![Expr::Established, Expr::Accept],
+        vec![by(Field::Iifname), Expr::Translated, Expr::Accept],
+        vec![by(Field::Iifname), Expr::Drop],
+    ];
+    if let IpAddr::V4(network) = uplink.bridge_subnet.address() {
+        let neighbours = within(Field::Daddr, true, network, uplink.bridge_subnet.prefix());
+        let not_host = within(Field::Daddr, false, uplink.gateway, 32);
+        forward.push(vec![by(Field::Oifname), neighbours, not_host, Expr::Drop]);
+    }
+    forward
+}
+
+fn outgoing(rules: &SandboxRules) -> Vec<Vec<Expr>> {
+    let mut list = Vec::new();
+    // A container that was led to itself would take its own address for a forgery.
+    if let Some(gateway) = rules.gateway {
+        let itself = Expr::InSet(&[Field::Saddr, Field::Daddr], SELVES);
+        list.push(vec![itself, Expr::Translated, Expr::SourceTo(gateway)]);
+    }
+    if let Some(uplink) = &rules.uplink {
+        let out = Expr::Interface { field: Field::Oifname, equal: true, name: uplink.interface.clone() };
+        list.push(vec![out, Expr::Masquerade]);
+    }
+    list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nft::{Change, change};
+
+    fn balance(balance: &mut Balance<u8, u8>, backends: &[u8]) -> Vec<u8> {
+        balance.update(BTreeMap::from([(1, backends.iter().copied().collect())]));
+        balance.places().get(&1).cloned().unwrap_or_default()
+    }
+
+    #[test]
+    fn backends_that_stay_keep_their_place() {
+        let mut one = Balance::default();
+        assert_eq!(balance(&mut one, &[5, 3, 9]), [3, 5, 9]);
+        assert_eq!(balance(&mut one, &[3, 9, 1]), [3, 1, 9], "a new one takes the place of one that left");
+        assert_eq!(balance(&mut one, &[1, 9]), [9, 1], "the last one fills a hole");
+        assert_eq!(balance(&mut one, &[1, 9, 4]), [9, 1, 4]);
+        assert_eq!(balance(&mut one, &[]), Vec::<u8>::new());
+        assert_eq!(one.counts, BTreeSet::from([2, 3]));
+    }
+
+    fn rules(services: &Balance<Ipv4Addr, Ipv4Addr>) -> SandboxRules {
+        SandboxRules {
+            bridge: "br0".into(),
+            gateway: Some(Ipv4Addr::new(10, 0, 1, 1)),
+            uplink: None,
+            services: services.clone(),
+            local: BTreeSet::new(),
+            mesh: None,
+        }
+    }
+
+    /// A thousand services of five backends, and one more backend for the first.
+    #[test]
+    fn one_backend_more_is_four_elements() {
+        let backends = |service: u8, count: u8| (1..=count).map(move |n| Ipv4Addr::new(10, 1, service, n));
+        let vip = |service: u8| Ipv4Addr::new(10, 0, 1, service);
+        let mut services = Balance::default();
+        services.update((2..=200).map(|n| (vip(n), backends(n, 5).collect())).collect());
+        let before = sandbox("t", &rules(&services));
+        assert_eq!(before.chains.iter().filter(|chain| chain.hook.is_none()).count(), 1);
+        services
+            .update((2..=200).map(|n| (vip(n), backends(n, if n == 2 { 6 } else { 5 }).collect())).collect());
+        let after = sandbox("t", &rules(&services));
+        let Change::Extend { chains, elements } = change(Some(&before), &after) else { panic!("extended") };
+        assert_eq!(chains.len(), 1, "the first service with six backends");
+        let count = |change: &crate::nft::ElementChange| change.delete.len() + change.add.len();
+        assert_eq!(elements.iter().map(count).sum::<usize>(), 4);
+        services.update((2..=200).map(|n| (vip(n), backends(n, 5).collect())).collect());
+        let Change::Extend { chains, .. } = change(Some(&after), &sandbox("t", &rules(&services))) else {
+            panic!("the chain of six stays")
+        };
+        assert!(chains.is_empty());
+    }
+}
