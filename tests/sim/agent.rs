@@ -32,7 +32,7 @@ pub struct Container {
 impl Container {
     /// Whether a process runs, with the task's addresses.
     pub fn is_up(&self) -> bool {
-        matches!(self.status.state(), TaskState::Starting | TaskState::Running)
+        matches!(self.status.state(), TaskState::Starting | TaskState::Running | TaskState::Draining)
     }
 }
 
@@ -169,7 +169,7 @@ impl Container {
     }
 
     fn go(&mut self, desired: TaskState, clock: Timestamp, now: Timestamp, calm: bool, random: &mut IdGen) {
-        match next_step(self.status.state(), desired) {
+        match next_step(self.status.state(), desired, self.task.drains()) {
             Step::Accept => self.report(TaskState::Accepted, clock),
             Step::Prepare if self.status.state() == TaskState::Accepted => {
                 self.report(TaskState::Preparing, clock);
@@ -181,6 +181,7 @@ impl Container {
             Step::Watch if !calm && self.image() == FLAKY && random.number().is_multiple_of(50) => {
                 self.report(TaskState::Failed, clock);
             }
+            Step::Drain => self.report(TaskState::Draining, clock),
             Step::Stop if !self.is_up() => self.report(TaskState::Shutdown, clock),
             Step::Stop => {
                 let slow = Duration::from_millis(random.number() % 2000);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
@@ -22,7 +23,11 @@ use rswarm_worker::executor::LogStream;
 use rswarm_worker::{ExecError, Executor, Started, TaskExit};
 use tokio::sync::broadcast::error::RecvError;
 
+use super::connections::any_incoming;
 use super::overlay::{address, mac, overlay};
+
+/// How often a container is asked for the connections that it has left.
+const LOOK_PERIOD: Duration = Duration::from_millis(100);
 
 /// Runs this node's tasks on its engine.
 pub struct EngineExecutor {
@@ -207,6 +212,16 @@ impl Executor for EngineExecutor {
         };
         let oom_killed = self.container_of(&task.id).is_some_and(|container| container.state.oom_killed);
         Ok(TaskExit { code: ended.exit_code.into(), oom_killed })
+    }
+
+    /// The kernel tells nobody when a connection ends: it is asked.
+    async fn unused(&self, task: &Task) {
+        let pid = || self.container_of(&task.id).map(|container| container.state.pid).filter(|pid| *pid > 0);
+        while let Some(pid) = pid()
+            && any_incoming(pid).unwrap_or(false)
+        {
+            tokio::time::sleep(LOOK_PERIOD).await;
+        }
     }
 
     async fn stop(&self, task: &Task) -> Result<(), ExecError> {

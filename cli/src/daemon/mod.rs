@@ -4,6 +4,7 @@
 
 mod address;
 mod args;
+mod connections;
 mod executor;
 mod membership;
 mod node;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rswarm_base::{Classify, Kind};
 use rswarm_proto::model::object::Stored;
+use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::update_status::State as Phase;
 use rswarm_proto::wire::{Batch, Change, ObjectKind, Service, Task, Transaction, change};
 
@@ -260,7 +261,11 @@ impl Draft {
                     return Err(Rejected::MovedBack(task.id.clone()));
                 }
                 let mut task = self.stamped(task, before.meta().created_at);
-                Arc::make_mut(&mut task).created_version = before.created_version;
+                let written = Arc::make_mut(&mut task);
+                written.created_version = before.created_version;
+                let is_told =
+                    before.desired() <= TaskState::Running && written.desired() > TaskState::Running;
+                written.stop_version = if is_told { self.index } else { before.stop_version };
                 AnyObject::Task(task)
             }
             (AnyObject::Service(before), AnyObject::Service(service)) => {
@@ -421,7 +426,6 @@ mod tests {
     use super::*;
     use crate::reconcile::Plan;
     use crate::world::{World, attach, port, publish, spec};
-    use rswarm_proto::model::task::TaskState;
     use rswarm_proto::wire::{Network, Node, NodeAvailability};
 
     fn transaction(id: u64, author: Author, plan: Plan) -> Transaction {

@@ -153,7 +153,7 @@ fn nodes(state: &State, ingress: &str) -> BTreeMap<String, NetworkNode> {
 }
 
 /// Whether a task may hold its addresses on its node.
-fn is_present(task: &Task) -> bool {
+pub(crate) fn is_present(task: &Task) -> bool {
     task.observed() >= TaskState::Assigned && !task.observed().is_terminal()
 }
 

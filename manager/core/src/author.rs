@@ -33,6 +33,8 @@ pub enum Author {
     Allocate,
     /// Placement.
     Schedule,
+    /// Tasks that nothing leads to any more.
+    Drain,
     /// Node states.
     Liveness,
     /// Deletion of what has ended.
@@ -41,7 +43,7 @@ pub enum Author {
     Pass,
 }
 
-const NAMES: [(Author, &str); 15] = [
+const NAMES: [(Author, &str); 16] = [
     (Author::Bootstrap, "bootstrap"),
     (Author::Control, "control"),
     (Author::Dispatcher, "dispatcher"),
@@ -54,13 +56,14 @@ const NAMES: [(Author, &str); 15] = [
     (Author::Enforce, "enforce"),
     (Author::Allocate, "allocate"),
     (Author::Schedule, "schedule"),
+    (Author::Drain, "drain"),
     (Author::Liveness, "liveness"),
     (Author::Reap, "reap"),
     (Author::Pass, "pass"),
 ];
 
 /// The reconcilers, whose rights a pass has together.
-const RECONCILERS: [Author; 9] = [
+const RECONCILERS: [Author; 10] = [
     Author::Replicated,
     Author::Global,
     Author::Restart,
@@ -68,6 +71,7 @@ const RECONCILERS: [Author; 9] = [
     Author::Enforce,
     Author::Allocate,
     Author::Schedule,
+    Author::Drain,
     Author::Liveness,
     Author::Reap,
 ];
@@ -133,6 +137,7 @@ enum Write {
     TaskOrphaned,
     TaskReason,
     TaskReported,
+    TaskDrained,
     NetworkCreate,
     NetworkDelete,
     NetworkPendingDelete,
@@ -144,7 +149,7 @@ enum Write {
 impl Write {
     fn writers(self) -> &'static [Author] {
         use Author::{
-            Allocate, Bootstrap, Ca, Control, Dispatcher, Enforce, Global, Liveness, Membership, Reap,
+            Allocate, Bootstrap, Ca, Control, Dispatcher, Drain, Enforce, Global, Liveness, Membership, Reap,
             Replicated, Restart, Schedule, Update,
         };
         match self {
@@ -170,6 +175,7 @@ impl Write {
             Write::TaskOrphaned => &[Liveness],
             Write::TaskReason => &[Allocate, Schedule, Enforce, Dispatcher],
             Write::TaskReported => &[Dispatcher],
+            Write::TaskDrained => &[Drain],
             // The ingress network is made with the cluster.
             Write::NetworkCreate => &[Control, Allocate],
             Write::NetworkPendingDelete => &[Control],
@@ -205,6 +211,7 @@ impl Write {
                 "task.status"
             }
             Write::TaskReason => "task.status.err",
+            Write::TaskDrained => "task.drained",
             Write::NetworkCreate | Write::NetworkDelete => "network",
             Write::NetworkPendingDelete => "network.pending_delete",
             Write::NetworkAllocation => "network.ipam",
@@ -300,6 +307,7 @@ fn task(before: &Task, after: &Task) -> Vec<Write> {
         (before.node_id != after.node_id, Write::TaskNode),
         (before.networks != after.networks, Write::TaskAddresses),
         (before.ran_at != after.ran_at, Write::TaskReported),
+        (before.drained != after.drained, Write::TaskDrained),
         (before.spec != after.spec, Write::Never),
         (before.spec_version != after.spec_version, Write::Never),
         (before.service_id != after.service_id, Write::Never),
@@ -328,6 +336,7 @@ fn status(before: &TaskStatus, after: &TaskStatus) -> Option<Write> {
             | TaskState::Ready
             | TaskState::Starting
             | TaskState::Running
+            | TaskState::Draining
             | TaskState::Complete
             | TaskState::Shutdown
             | TaskState::Failed

@@ -12,6 +12,7 @@ pub mod assign;
 pub mod author;
 pub mod constraint;
 pub mod control;
+pub mod drain;
 pub mod enforce;
 pub mod filter;
 pub mod global;

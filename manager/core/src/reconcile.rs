@@ -9,6 +9,7 @@ use rswarm_proto::wire::{Batch, Change, Object, ObjectKind, Transaction, change}
 
 use crate::apply::apply;
 use crate::author::Author;
+use crate::drain::AppliedTables;
 use crate::state::{AnyObject, State};
 
 /// Changes that one transaction of a pass holds, as far as slots can be kept whole. Small enough that a
@@ -37,6 +38,8 @@ pub struct Env<'a> {
     /// When each node was last heard of, by node id, as far as this leader knows. The one observation that
     /// is kept out of raft.
     pub heartbeats: &'a BTreeMap<String, Timestamp>,
+    /// What the kernels of the nodes have of the endpoint tables, as far as this leader knows.
+    pub tables: &'a AppliedTables,
     /// Since when this manager leads: before that it could not have heard anyone.
     pub leader_since: Timestamp,
 }
@@ -110,6 +113,7 @@ pub fn all() -> Vec<Box<dyn Reconciler>> {
         Box::new(crate::update::Update),
         Box::new(crate::allocate::Allocate),
         Box::new(crate::schedule::Schedule),
+        Box::new(crate::drain::Drain),
         Box::new(crate::reap::Reap),
     ]
 }

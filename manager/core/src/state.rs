@@ -57,6 +57,7 @@ pub struct State {
     ingress: Option<String>,
     unsettled: Table<Task>,
     removing: OrdSet<String>,
+    stopping: Table<Task>,
     loads: OrdMap<String, Arc<Load>>,
 }
 
@@ -340,6 +341,11 @@ impl State {
         self.removing.iter().filter_map(|id| self.tasks.get(id))
     }
 
+    /// Tasks that are told to stop and may still run, by id.
+    pub fn stopping_tasks(&self) -> impl Iterator<Item = &Arc<Task>> {
+        self.stopping.values()
+    }
+
     /// What the tasks on a node take up.
     #[must_use]
     pub fn load(&self, node: &str) -> Arc<Load> {
@@ -548,6 +554,9 @@ impl State {
         if task.desired() == TaskState::Remove {
             self.removing.insert(task.id.clone());
         }
+        if is_stopping(&task) {
+            self.stopping.insert(task.id.clone(), task.clone());
+        }
         if !task.node_id.is_empty() {
             let load = self.loads.entry(task.node_id.clone()).or_default();
             Arc::make_mut(load).add(&task);
@@ -568,6 +577,7 @@ impl State {
         }
         self.unsettled.remove(&task.id);
         self.removing.remove(&task.id);
+        self.stopping.remove(&task.id);
         if !task.node_id.is_empty() {
             forget(&mut self.tasks_by_node, &task.node_id, &task.id);
             if let Some(load) = self.loads.get_mut(&task.node_id) {
@@ -592,6 +602,11 @@ fn forget(index: &mut OrdMap<String, Table<Task>>, key: &str, task: &str) {
             index.remove(key);
         }
     }
+}
+
+fn is_stopping(task: &Task) -> bool {
+    let may_run = matches!(task.observed(), TaskState::Running | TaskState::Draining);
+    may_run && task.desired() > TaskState::Running
 }
 
 /// What users call a node: the name in its spec, or else its hostname.
@@ -636,7 +651,7 @@ mod tests {
         let mut gone = spec("gone", 1);
         publish(&mut gone, [port(8081, 80)]);
         let gone = world.create(gone);
-        world.run(Duration::from_millis(300));
+        world.run(Duration::from_millis(600));
         world.remove_service(&gone);
         world.reconcile();
         world
@@ -682,6 +697,9 @@ mod tests {
         let removed: Vec<_> = state.tasks().filter(|task| task.desired() == TaskState::Remove).collect();
         assert!(!removed.is_empty());
         assert_eq!(state.tasks_to_remove().collect::<Vec<_>>(), removed);
+        let stopping: Vec<_> = state.tasks().filter(|task| is_stopping(task)).collect();
+        assert!(!stopping.is_empty());
+        assert_eq!(state.stopping_tasks().collect::<Vec<_>>(), stopping);
         let api = state.service_named("api").expect("api");
         assert_eq!(state.services_on_ingress().collect::<Vec<_>>(), [api]);
         assert_eq!(state.publishers("tcp", 8080).collect::<Vec<_>>(), [(true, api)]);

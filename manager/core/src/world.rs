@@ -17,6 +17,7 @@ use rswarm_proto::wire::{
 
 use crate::author::Author;
 use crate::control::{self, ControlError};
+use crate::drain::AppliedTables;
 use crate::publish::ingress_ports;
 use crate::reconcile::{Env, Plan, pass};
 use crate::slot;
@@ -33,6 +34,8 @@ pub(crate) struct World {
     pub(crate) now: Timestamp,
     pub(crate) ids: IdGen,
     pub(crate) heartbeats: BTreeMap<String, Timestamp>,
+    /// What the nodes' kernels have.
+    pub(crate) tables: AppliedTables,
     pub(crate) leader_since: Timestamp,
     /// Nodes whose agents are cut off.
     pub(crate) cut: BTreeSet<String>,
@@ -48,6 +51,7 @@ impl World {
             now,
             ids: IdGen::seeded(42),
             heartbeats: BTreeMap::new(),
+            tables: AppliedTables::new(),
             leader_since: now,
             cut: BTreeSet::new(),
             live_max: BTreeMap::new(),
@@ -199,6 +203,7 @@ impl World {
             now: self.now,
             ids: &mut self.ids,
             heartbeats: &self.heartbeats,
+            tables: &self.tables,
             leader_since: self.leader_since,
         }
     }
@@ -222,6 +227,11 @@ impl World {
         for id in up.into_iter().filter(|id| !self.cut.contains(id)) {
             self.heartbeats.insert(id, self.now);
         }
+    }
+
+    /// A node has this version of a network's table in its kernel.
+    pub(crate) fn applied(&mut self, node: &str, network: &str, version: u64) {
+        self.tables.entry(node.to_owned()).or_default().insert(network.to_owned(), version);
     }
 
     /// Another manager leads, with a clock of its own.
@@ -305,7 +315,8 @@ fn next_state(task: &Task) -> Option<TaskState> {
         return None;
     }
     if task.desired() > TaskState::Running {
-        return Some(TaskState::Shutdown);
+        let drains = observed == TaskState::Running && task.drains();
+        return Some(if drains { TaskState::Draining } else { TaskState::Shutdown });
     }
     match observed {
         TaskState::Assigned => Some(TaskState::Accepted),

@@ -35,7 +35,7 @@ fn status(task: &wire::Task) -> types::TaskStatus {
     let status = task.status.clone().unwrap_or_default();
     types::TaskStatus {
         timestamp: nanos(status.timestamp),
-        state: task.observed().name().to_owned(),
+        state: state_name(task.observed()).to_owned(),
         message: status.message,
         err: status.err,
         container_status: status.container.map(|container| types::ContainerStatus {
@@ -44,6 +44,14 @@ fn status(task: &wire::Task) -> types::TaskStatus {
             exit_code: container.exit_code,
         }),
         port_status: types::PortStatus { ports: status.ports.iter().map(ports::service_port_out).collect() },
+    }
+}
+
+/// The state as Docker's clients know it: one that drains runs still, and its message says the rest.
+fn state_name(state: wire::TaskState) -> &'static str {
+    match state {
+        wire::TaskState::Draining => wire::TaskState::Running.name(),
+        other => other.name(),
     }
 }
 
@@ -67,6 +75,20 @@ pub(crate) fn not_found(reference: &str) -> ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_draining_task_runs_for_docker() {
+        let status = wire::TaskStatus {
+            state: wire::TaskState::Draining.into(),
+            message: "draining".into(),
+            ..wire::TaskStatus::default()
+        };
+        let mut stored = wire::Task { status: Some(status), ..wire::Task::default() };
+        stored.set_desired_state(wire::TaskState::Shutdown);
+        let shown = task(&stored, &BTreeMap::new());
+        assert_eq!((shown.status.state.as_str(), shown.desired_state.as_str()), ("running", "shutdown"));
+        assert_eq!(shown.status.message, "draining");
+    }
 
     #[test]
     fn a_task_has_dockers_shape() {
