@@ -5,10 +5,10 @@
 use std::sync::Arc;
 
 use rswarm_base::id::cluster_id;
-use rswarm_base::{Clock, IdGen, SystemClock};
+use rswarm_base::{IdGen, Timestamp};
 use rswarm_manager_core::{Author, State};
 use rswarm_proto::status::to_status;
-use rswarm_proto::tls::{Authority, Subject};
+use rswarm_proto::tls::{Authority, Credentials, Identity, Subject, signing_request};
 use rswarm_proto::token::JoinToken;
 use rswarm_proto::wire::ca_client::CaClient;
 use rswarm_proto::wire::ca_server::{Ca, CaServer};
@@ -99,12 +99,29 @@ impl Ca for CaService {
     }
 
     async fn renew(&self, mut request: Request<RenewRequest>) -> Result<Response<IssueResponse>, Status> {
-        let node_id = self.guard.on_behalf(&request, NodeRole::Worker)?;
+        let node_id = self.guard.renewing(&request)?;
         set_caller(&mut request, &node_id);
         let here = |request| async { self.renew_here(&node_id, request).await };
         let there = |channel, onward| async move { CaClient::new(channel).renew(onward).await };
         self.forward.at_leader(request, Repeat::Safe, here, there).await
     }
+}
+
+/// Signs a manager's own certificate anew by the root in its own state. When all managers were off until their
+/// certificates had expired there is nobody else who could.
+pub(crate) fn renew_own(state: &State, identity: &Identity) -> Result<Credentials, Status> {
+    let missing = || Status::failed_precondition("this manager holds no state to renew its certificate by");
+    let cluster = state.cluster().ok_or_else(missing)?;
+    let root = cluster.root_ca.as_ref().ok_or_else(missing)?;
+    let Subject { node_id, .. } = identity.subject();
+    let node = state.node(&node_id).filter(|node| node.role() == NodeRole::Manager).ok_or_else(|| {
+        Status::permission_denied(format!("node {node_id} is not a manager of this cluster any more"))
+    })?;
+    let subject = Subject { node_id, role: node.role(), cluster_id: cluster.id.clone() };
+    let key_pem = identity.credentials().key_pem;
+    let csr = signing_request(&key_pem).map_err(|error| to_status(&error))?;
+    let issued = sign(cluster, root, &subject, &csr)?;
+    Ok(Credentials { key_pem, chain_pem: issued.certificate_pem, root_pem: issued.root_pem })
 }
 
 /// The role that a token gives.
@@ -138,7 +155,7 @@ fn sign(cluster: &Cluster, root: &RootCa, subject: &Subject, csr_pem: &str) -> R
     let authority = Authority::from_pem(&root.certificate_pem, key).map_err(|error| to_status(&error))?;
     let lifetime = certificate_lifetime(cluster.spec.as_ref().unwrap_or(&Default::default()));
     let certificate_pem =
-        authority.issue(csr_pem, subject, lifetime, SystemClock.now()).map_err(|error| to_status(&error))?;
+        authority.issue(csr_pem, subject, lifetime, Timestamp::wall()).map_err(|error| to_status(&error))?;
     Ok(IssueResponse {
         node_id: subject.node_id.clone(),
         cluster_id: subject.cluster_id.clone(),
@@ -152,11 +169,38 @@ fn sign(cluster: &Cluster, root: &RootCa, subject: &Subject, csr_pem: &str) -> R
 mod tests {
     use super::*;
     use crate::found::{NewCluster, found};
-    use rswarm_base::Timestamp;
+    use rswarm_manager_core::apply;
+    use rswarm_proto::wire::{Batch, Object};
 
     fn root() -> RootCa {
         let (founding, _) = found(NewCluster::default(), Timestamp::now()).expect("cluster");
         founding.cluster.root_ca.expect("root")
+    }
+
+    #[test]
+    fn a_manager_whose_certificate_has_expired_renews_it_by_its_own_state() {
+        let long_ago = Timestamp(Timestamp::wall().0 - 100 * 24 * 3600 * 1_000_000_000);
+        let (founding, identity) = found(NewCluster::default(), long_ago).expect("cluster");
+        assert!(identity.is_expired());
+        let batch = |objects: Vec<Object>| {
+            let create = |object| Change {
+                action: change::Action::Create.into(),
+                object: Some(object),
+                ..Change::default()
+            };
+            let author = Author::Bootstrap.name().to_owned();
+            let changes = objects.into_iter().map(create).collect();
+            let batch = Batch { transactions: vec![Transaction { id: 1, author, changes }], now: 1 };
+            apply(&State::default(), 1, &batch).state
+        };
+        let known = batch(vec![founding.cluster.clone().into(), founding.node.into()]);
+        identity.replace(renew_own(&known, &identity).expect("renewed")).expect("usable");
+        assert!(!identity.is_expired());
+        let unknown = batch(vec![founding.cluster.into()]);
+        assert_eq!(
+            renew_own(&unknown, &identity).expect_err("refused").code(),
+            tonic::Code::PermissionDenied
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! A session begins with a read barrier: a manager that lags must not tell an agent that tasks are gone which
 //! it does not know yet. From then on each state that differs for the node is sent as the difference.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -112,6 +112,7 @@ impl Dispatcher for DispatcherService {
             sent: AssignmentSet::default(),
             sequence: 0,
             told: NodeUpdate::default(),
+            applied: BTreeMap::new(),
             acks: FuturesOrdered::new(),
         };
         let ended = self.scope.token();
@@ -155,6 +156,8 @@ struct Session {
     sent: AssignmentSet,
     sequence: u64,
     told: NodeUpdate,
+    /// The tables in the node's kernel, as it acknowledged them.
+    applied: BTreeMap<String, u64>,
     /// Status reports that are not stored yet, in their order.
     acks: FuturesOrdered<PendingAck>,
 }
@@ -287,10 +290,14 @@ impl Session {
                 // Where there is no room, other words are on their way, which say as much.
                 let _ = self.out.try_send(Ok(ack));
                 self.intake.report(Report::Heartbeat(self.node_id.clone())).await;
+                // Again and again: another manager may lead since.
+                self.report_tables().await;
             }
             FromAgent::Description(description) => self.describe(Some(description), None).await,
             FromAgent::Ack(ack) => {
-                tracing::trace!(assignment = ack.assignment, tables = ?ack.tables, "acknowledged")
+                tracing::trace!(assignment = ack.assignment, tables = ?ack.tables, "acknowledged");
+                self.applied = ack.tables;
+                self.report_tables().await;
             }
             FromAgent::Statuses(report) => {
                 let (stored, waiting) = oneshot::channel();
@@ -300,6 +307,12 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    async fn report_tables(&self) {
+        if !self.applied.is_empty() {
+            self.intake.report(Report::Tables(self.node_id.clone(), self.applied.clone())).await;
+        }
     }
 
     fn reports(&self, tasks: Vec<TaskReport>) -> Vec<NodeTaskReport> {

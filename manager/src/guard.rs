@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rswarm_manager_core::State;
-use rswarm_proto::tls::{Peer, require};
+use rswarm_proto::tls::{Peer, require, require_expired_too};
 use rswarm_proto::wire::NodeRole;
 use tokio::sync::watch;
 use tonic::metadata::MetadataValue;
@@ -45,6 +45,12 @@ impl Guard {
             }
             _ => Ok(peer.node_id),
         }
+    }
+
+    /// The same for a renewal, which an expired certificate is still good for.
+    pub(crate) fn renewing<T>(&self, request: &Request<T>) -> Result<String, Status> {
+        let peer = self.check(require_expired_too(request, NodeRole::Worker)?)?;
+        if peer.expired { Ok(peer.node_id) } else { self.on_behalf(request, NodeRole::Worker) }
     }
 
     fn check(&self, peer: Peer) -> Result<Peer, Status> {

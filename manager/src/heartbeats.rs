@@ -1,10 +1,12 @@
-//! When each node was last heard of: the one observation that is kept out of raft.
+//! When each node was last heard of, and which endpoint tables its kernel has: the observations that are kept out
+//! of raft.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rswarm_base::{Clock, SystemClock, Timestamp};
+use rswarm_manager_core::drain::AppliedTables;
 
 /// How often it is looked whether this process runs.
 const PULSE: Duration = Duration::from_millis(500);
@@ -21,6 +23,8 @@ pub(crate) struct Heartbeats {
 struct Heard {
     /// The last heartbeat of each node.
     last: BTreeMap<String, Timestamp>,
+    /// What each node acknowledged last.
+    tables: AppliedTables,
     /// Since when heartbeats could be heard without a break.
     since: Timestamp,
 }
@@ -35,7 +39,22 @@ impl Heartbeats {
         }
     }
 
-    /// All of them as of now, and since when there were any to hear.
+    /// The node has these tables in its kernel. Says whether that is news.
+    pub(crate) fn applied(&self, node_id: &str, tables: &BTreeMap<String, u64>) -> bool {
+        let heard = &mut self.heard.lock().expect("no holder panics").tables;
+        let is_news = heard.get(node_id) != Some(tables);
+        if is_news {
+            heard.insert(node_id.to_owned(), tables.clone());
+        }
+        is_news
+    }
+
+    /// What all nodes have.
+    pub(crate) fn tables(&self) -> AppliedTables {
+        self.heard.lock().expect("no holder panics").tables.clone()
+    }
+
+    /// All heartbeats as of now, and since when there were any to hear.
     pub(crate) fn all(&self) -> (BTreeMap<String, Timestamp>, Timestamp) {
         let heard = self.heard.lock().expect("no holder panics");
         (heard.last.clone(), heard.since)
@@ -43,7 +62,7 @@ impl Heartbeats {
 
     /// Forgets all: a new leader has heard nobody yet, nor has one that stood still.
     pub(crate) fn restart(&self, since: Timestamp) {
-        *self.heard.lock().expect("no holder panics") = Heard { last: BTreeMap::new(), since };
+        *self.heard.lock().expect("no holder panics") = Heard { since, ..Heard::default() };
     }
 
     /// Starts over whenever this process stood still: what nodes said meanwhile still waits to be heard, and
@@ -64,7 +83,9 @@ impl Heartbeats {
 
     /// Forgets nodes that are no longer listed.
     pub(crate) fn retain(&self, is_listed: impl Fn(&str) -> bool) {
-        self.heard.lock().expect("no holder panics").last.retain(|node_id, _| is_listed(node_id));
+        let mut heard = self.heard.lock().expect("no holder panics");
+        heard.last.retain(|node_id, _| is_listed(node_id));
+        heard.tables.retain(|node_id, _| is_listed(node_id));
     }
 }
 

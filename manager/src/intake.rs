@@ -2,14 +2,16 @@
 //!
 //! Heartbeats have a task of their own: they must not wait for a disk, or a busy node would pass for a dead one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rswarm_base::{Chain, Clock, IdGen, SystemClock};
 use rswarm_manager_core::{Author, State, intake};
 use rswarm_proto::wire::relay_client::RelayClient;
-use rswarm_proto::wire::{Change, NodeHello, NodeState, NodeTaskReport, RelayReport, Transaction};
+use rswarm_proto::wire::{
+    Change, NodeHello, NodeState, NodeTables, NodeTaskReport, RelayReport, Transaction,
+};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -39,6 +41,8 @@ const CONFLICTS_MAX: usize = 8;
 pub(crate) enum Report {
     /// The node lives.
     Heartbeat(String),
+    /// The endpoint tables in its kernel, by network, with their versions.
+    Tables(String, BTreeMap<String, u64>),
     /// How its tasks are; answered once that is stored.
     Statuses(Vec<NodeTaskReport>, oneshot::Sender<()>),
     /// What and where it is.
@@ -56,7 +60,7 @@ impl IntakeHandle {
     /// Brings a report; waits while the intake is behind, which slows the agents down.
     pub(crate) async fn report(&self, report: Report) {
         let intake = match &report {
-            Report::Heartbeat(_) => &self.heartbeats,
+            Report::Heartbeat(_) | Report::Tables(..) => &self.heartbeats,
             Report::Statuses(..) | Report::Hello(_) => &self.others,
         };
         // An intake that ended belongs to a manager that stops; sessions end with it.
@@ -77,6 +81,7 @@ pub(crate) struct Intake {
 struct Gathered {
     report: RelayReport,
     heartbeats: BTreeSet<String>,
+    tables: BTreeMap<String, BTreeMap<String, u64>>,
     waiting: Vec<oneshot::Sender<()>>,
 }
 
@@ -118,6 +123,8 @@ impl Intake {
     /// Delivers until a leader has it: statuses must not get lost.
     async fn deliver(&self, mut gathered: Gathered) {
         gathered.report.heartbeats = std::mem::take(&mut gathered.heartbeats).into_iter().collect();
+        let tables = std::mem::take(&mut gathered.tables).into_iter();
+        gathered.report.tables = tables.map(|(node_id, tables)| NodeTables { node_id, tables }).collect();
         let kept_until = Instant::now() + HEARTBEATS_KEPT;
         loop {
             let report = &gathered.report;
@@ -133,6 +140,7 @@ impl Intake {
             }
             if Instant::now() >= kept_until {
                 gathered.report.heartbeats.clear();
+                gathered.report.tables.clear();
             }
             if gathered.report == RelayReport::default() {
                 break;
@@ -150,6 +158,7 @@ impl Gathered {
     fn take(&mut self, report: Report) {
         match report {
             Report::Heartbeat(node_id) => drop(self.heartbeats.insert(node_id)),
+            Report::Tables(node_id, tables) => drop(self.tables.insert(node_id, tables)),
             Report::Statuses(statuses, waiting) => {
                 self.report.statuses.extend(statuses);
                 self.waiting.push(waiting);
@@ -181,7 +190,9 @@ impl Writer {
         for node_id in &report.heartbeats {
             self.heartbeats.beat(node_id, now);
         }
-        if report.heartbeats.iter().any(|node_id| !is_ready(&state, node_id)) {
+        let heard = report.tables.iter().filter(|told| self.heartbeats.applied(&told.node_id, &told.tables));
+        let is_news = heard.count() > 0 && state.stopping_tasks().next().is_some();
+        if is_news || report.heartbeats.iter().any(|node_id| !is_ready(&state, node_id)) {
             self.leader.wake();
         }
         self.settle(|state| intake::hellos(state, &report.nodes)).await?;

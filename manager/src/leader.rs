@@ -150,9 +150,10 @@ impl Leadership {
         // The time first: should this process stand still here, it is early, and no node seems silent.
         let now = SystemClock.now();
         let (heartbeats, leader_since) = self.heartbeats.all();
+        let tables = self.heartbeats.tables();
         let (view, mut ids) = (view.clone(), self.ids.clone());
         let job = move || {
-            let mut env = Env { now, ids: &mut ids, heartbeats: &heartbeats, leader_since };
+            let mut env = Env { now, ids: &mut ids, heartbeats: &heartbeats, tables: &tables, leader_since };
             let decided = pass(&view, &mut env);
             (decided, ids)
         };

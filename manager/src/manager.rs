@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use rswarm_base::Scope;
 use rswarm_manager_core::State;
+use rswarm_proto::tls::{Credentials, Identity};
 use tokio::sync::watch;
 use tonic::service::Routes;
 
+use crate::ca;
 use crate::config::{Boot, ManagerConfig};
 use crate::raft::Ended;
 use crate::start::{self, StartError};
@@ -61,6 +63,15 @@ impl Manager {
     #[must_use]
     pub fn state(&self) -> watch::Receiver<Arc<State>> {
         self.store.state.clone()
+    }
+
+    /// A new certificate for this manager over its key, signed by the root in its own state: for one that has
+    /// expired, since a group of such managers cannot even elect a leader.
+    ///
+    /// # Errors
+    /// When the state has no root, or does not know this node as a manager.
+    pub fn renew_own(&self, identity: &Identity) -> Result<Credentials, tonic::Status> {
+        ca::renew_own(&self.store.state(), identity)
     }
 
     /// Who leads; `None` while nobody is known to.

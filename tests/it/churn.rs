@@ -42,9 +42,10 @@ fn a_daemon_is_the_same_after_many_containers() -> Result<()> {
     println!("{TOGETHER} containers at once: {:?}", started.elapsed());
     eventually(std::time::Duration::from_secs(30), "nothing of them is left", || {
         let (now, then) = (settled(host)?, &before);
-        ensure!(now.leaks() == then.leaks(), "{then:?}, then {now:?}");
-        // Threads for blocking work end when they have had none for a while.
-        ensure!(now.threads <= then.threads, "{then:?}, then {now:?}");
+        // The first look may see more: a client's connection that is not closed yet, threads for blocking work
+        // that have not ended for want of it.
+        let grown = now.leaks().into_iter().zip(then.leaks()).any(|(now, then)| now > then);
+        ensure!(!grown && now.threads <= then.threads, "{then:?}, then {now:?}");
         Ok(true)
     })?;
     let after = settled(host)?;

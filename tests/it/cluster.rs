@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
+use rswarm_tests::harness::run;
+
 use crate::support::{cluster, containers_of, converged, deploy, fetch_inside, running_tasks};
 
 #[test]
@@ -124,5 +126,36 @@ fn a_task_runs_once_it_is_healthy_and_is_replaced_when_it_is_not() -> Result<()>
             host.docker(&["service", "ps", "ill", "--format", "{{.CurrentState}} {{.Error}}", "--no-trunc"])?;
         Ok(tasks.contains("Failed") && tasks.contains("task: unhealthy container"))
     })?;
+    lab.finish()
+}
+
+#[test]
+fn a_service_runs_under_another_runtime() -> Result<()> {
+    // Debian's crun refuses machines with both cgroup hierarchies.
+    let runc = run(std::process::Command::new("sh").args(["-c", "command -v runc"]))?;
+    let mut lab = rswarm_tests::harness::Lab::start(1)?;
+    let host = &mut lab.hosts[0];
+    host.stop()?;
+    host.flags = vec!["--add-runtime".to_owned(), format!("other={}", runc.trim())];
+    host.start()?;
+    host.ready()?;
+    lab.form_cluster(1)?;
+    let host = &lab.hosts[0];
+    host.import_busybox()?;
+    let args =
+        ["service", "create", "--detach", "--name", "web", "--container-label", "rswarm.runtime=other"];
+    host.docker(&[&args[..], &["busybox:latest", "sleep", "1000"]].concat())?;
+    converged(host, "web", 1, Duration::from_secs(20))?;
+    let id = host.docker(&["ps", "-q", "--no-trunc"])?;
+    let id = id.trim();
+    ensure!(host.docker(&["inspect", "--format", "{{.HostConfig.Runtime}}", id])?.trim() == "other");
+    let known = std::process::Command::new(runc.trim())
+        .arg("--root")
+        .arg(host.dir.join("run/containers").join(id).join("runtime"))
+        .args(["list", "-q"])
+        .output()?;
+    ensure!(String::from_utf8_lossy(&known.stdout).trim() == id, "runc knows {known:?}");
+    ensure!(host.docker(&["exec", id, "echo", "up"])?.trim() == "up");
+    host.docker(&["service", "rm", "web"])?;
     lab.finish()
 }

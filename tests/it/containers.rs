@@ -15,7 +15,7 @@ fn options_reach_the_container_and_are_shown_again() -> Result<()> {
     let lab = Lab::start(1)?;
     let host = &lab.hosts[0];
     host.import_busybox()?;
-    let checks: [Check; 9] = [
+    let checks: [Check; 10] = [
         ("top", top),
         ("stats", stats),
         ("update", update),
@@ -24,6 +24,7 @@ fn options_reach_the_container_and_are_shown_again() -> Result<()> {
         ("privileges", privileges),
         ("mounts", mounts),
         ("waits and restarts", waits_and_restarts),
+        ("files", files),
         ("refusals", refusals),
     ];
     all_pass(host, &checks)?;
@@ -388,6 +389,38 @@ fn waits_and_restarts(host: &Host) -> Result<()> {
         std::fs::remove_file(&file)?;
     }
     Ok(())
+}
+
+/// docker's command line decides what goes where by what we say there is, and so does ours.
+fn files(host: &Host) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let here = |name: &str| dir.path().join(name).display().to_string();
+    std::fs::write(here("file"), "content")?;
+    let id = sleeper(host, &[])?;
+    let there = |path: &str| format!("{id}:{path}");
+    host.docker(&["cp", &here("file"), &there("/tmp/")])?;
+    host.rswarm(&["cp", &here("file"), &there("/tmp/renamed")])?;
+    host.docker(&["exec", &id, "mkdir", "-p", "/srv/tree/sub"])?;
+    host.docker(&["exec", &id, "mv", "/tmp/file", "/tmp/renamed", "/srv/tree/sub"])?;
+    host.docker(&["cp", &there("/srv/tree"), &here("by-docker")])?;
+    host.rswarm(&["cp", &there("/srv/tree"), &here("by-rswarm")])?;
+    for copy in ["by-docker/sub/file", "by-rswarm/sub/renamed"] {
+        ensure!(std::fs::read_to_string(here(copy))? == "content", "{copy}");
+    }
+    let refused = host.refusal(&["cp", &there("/nope"), &here("x")])?;
+    ensure!(refused.contains(&format!("Could not find the file /nope in container {id}")), "{refused}");
+    let changes = "A /srv\nA /srv/tree\nA /srv/tree/sub\nA /srv/tree/sub/file\nA /srv/tree/sub/renamed\n";
+    for changed in [host.docker(&["diff", &id])?, host.rswarm(&["diff", &id])?] {
+        ensure!(changed.contains(changes), "{changed}");
+    }
+    host.rswarm(&["commit", "-c", "CMD cat /srv/tree/sub/file", &id, "made:1"])?;
+    let said = host.docker(&["run", "--rm", "made:1"])?;
+    ensure!(said == "content", "{said}");
+    remove(host, &id)?;
+    host.docker(&["rmi", "made:1"])?;
+    let usage = host.docker(&["system", "df", "--format", "{{.Type}}: {{.TotalCount}}"])?;
+    ensure!(usage.contains("Images: 1") && usage.contains("Containers: 0"), "{usage}");
+    host.docker(&["system", "prune", "--force"]).map(drop)
 }
 
 fn refusals(host: &Host) -> Result<()> {

@@ -7,6 +7,7 @@ mod containers;
 mod engine;
 mod faults;
 mod identity;
+mod mesh;
 mod playground;
 mod refusals;
 mod support;

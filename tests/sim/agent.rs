@@ -6,10 +6,8 @@ use std::time::Duration;
 
 use rswarm_base::{IdGen, Timestamp};
 use rswarm_proto::model::task::TaskState;
-use rswarm_proto::wire::{
-    Assignments, ContainerStatus, NetworkEndpoint, NodeTaskReport, Task, TaskReport, TaskStatus,
-};
-use rswarm_worker::assignments::AssignmentSet;
+use rswarm_proto::wire::{Assignments, ContainerStatus, NodeTaskReport, Task, TaskReport, TaskStatus};
+use rswarm_worker::assignments::{AssignmentSet, NetworkView};
 use rswarm_worker::step::{Step, next_step};
 
 use crate::net::Payload;
@@ -34,7 +32,7 @@ pub struct Container {
 impl Container {
     /// Whether a process runs, with the task's addresses.
     pub fn is_up(&self) -> bool {
-        matches!(self.status.state(), TaskState::Starting | TaskState::Running)
+        matches!(self.status.state(), TaskState::Starting | TaskState::Running | TaskState::Draining)
     }
 }
 
@@ -80,9 +78,9 @@ impl Agent {
         self.restart();
     }
 
-    /// The endpoints that it was told of, by network.
-    pub fn tables(&self) -> impl Iterator<Item = (&String, &BTreeMap<String, NetworkEndpoint>)> {
-        self.set.networks.iter().map(|(id, view)| (id, &view.endpoints))
+    /// The networks that it was told of, with their tables.
+    pub fn tables(&self) -> impl Iterator<Item = &NetworkView> {
+        self.set.networks.values()
     }
 
     fn clock(&self, now: Timestamp) -> Timestamp {
@@ -171,7 +169,7 @@ impl Container {
     }
 
     fn go(&mut self, desired: TaskState, clock: Timestamp, now: Timestamp, calm: bool, random: &mut IdGen) {
-        match next_step(self.status.state(), desired) {
+        match next_step(self.status.state(), desired, self.task.drains()) {
             Step::Accept => self.report(TaskState::Accepted, clock),
             Step::Prepare if self.status.state() == TaskState::Accepted => {
                 self.report(TaskState::Preparing, clock);
@@ -183,6 +181,7 @@ impl Container {
             Step::Watch if !calm && self.image() == FLAKY && random.number().is_multiple_of(50) => {
                 self.report(TaskState::Failed, clock);
             }
+            Step::Drain => self.report(TaskState::Draining, clock),
             Step::Stop if !self.is_up() => self.report(TaskState::Shutdown, clock),
             Step::Stop => {
                 let slow = Duration::from_millis(random.number() % 2000);

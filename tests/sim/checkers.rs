@@ -53,6 +53,10 @@ impl Checkers {
                 "{address} of network {network} is given twice"
             );
         };
+        for mesh in state.nodes().filter_map(|node| node.mesh.as_ref()) {
+            mesh.addresses.iter().for_each(|address| hold(&mesh.network_id, address));
+        }
+        published_once(state);
         for service in state.services() {
             let endpoint = service.endpoint.iter().flat_map(|endpoint| &endpoint.virtual_ips);
             endpoint.for_each(|vip| hold(&vip.network_id, &vip.address));
@@ -112,6 +116,20 @@ impl Checkers {
                 known <= if start_first { 2 } else { 1 },
                 "{known} tasks run in slot {slot} of {service}"
             );
+        }
+    }
+}
+
+/// No two services are published on one port of every node.
+fn published_once(state: &State) {
+    let mut owners: BTreeMap<(String, u32), String> = BTreeMap::new();
+    for service in state.services().filter(|service| !service.pending_delete) {
+        let asked = service.spec.iter().flat_map(|spec| &spec.endpoint).flat_map(|endpoint| &endpoint.ports);
+        let given = service.endpoint.iter().flat_map(|endpoint| &endpoint.ports);
+        for port in asked.chain(given).filter(|port| port.published != 0) {
+            let key = (port.protocol.clone(), port.published);
+            let owner = owners.entry(key).or_insert_with(|| service.id.clone());
+            assert_eq!(*owner, service.id, "port {} is published twice", port.published);
         }
     }
 }

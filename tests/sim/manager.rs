@@ -6,6 +6,7 @@ use prost::Message as _;
 use protobuf::Message as _;
 use rswarm_base::{IdGen, Timestamp};
 use rswarm_manager_core::assign::{AssignmentSet, Tables};
+use rswarm_manager_core::drain::AppliedTables;
 use rswarm_manager_core::peer::eraftpb::{Entry, HardState, Message, MessageType, Snapshot};
 use rswarm_manager_core::peer::{self, Body, Committed, Config, Input, MemberChange, Persist, Restored};
 use rswarm_manager_core::{Author, Env, Peer, Rejected, State, apply, intake, pass};
@@ -19,6 +20,9 @@ use crate::net::{Address, Packet, Payload};
 const SNAPSHOT_EVERY: u64 = 60;
 /// Entries kept for followers that lag a little.
 const KEEP: u64 = 20;
+
+/// Nodes acknowledge no endpoint tables here: a task that drains takes its time all the same.
+static NO_TABLES: AppliedTables = AppliedTables::new();
 
 /// What survives a crash.
 #[derive(Debug, Default)]
@@ -238,6 +242,7 @@ impl Manager {
                 now: clock,
                 ids: &mut running.ids,
                 heartbeats: &running.heartbeats,
+                tables: &NO_TABLES,
                 leader_since: since,
             };
             let decided = pass(&running.state, &mut env);

@@ -1,16 +1,17 @@
 //! Random users: they create, scale, update and remove services and networks, and drain nodes.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use rswarm_base::{IdGen, Timestamp};
 use rswarm_manager_core::State;
 use rswarm_manager_core::control::{self, Decision};
 use rswarm_proto::model::object::Stored;
 use rswarm_proto::wire::{
-    Annotations, ContainerSpec, CreateNetworkRequest, CreateServiceRequest, Global, NetworkAttachmentConfig,
-    NetworkSpec, NodeAvailability, NodeSpec, ObjectKind, RemoveRequest, Replicated, ResourceRequirements,
-    Resources, RestartPolicy, Service, ServiceSpec, TaskSpec, UpdateConfig, UpdateNodeRequest,
-    UpdateServiceRequest, service_spec,
+    Annotations, ContainerSpec, CreateNetworkRequest, CreateServiceRequest, EndpointSpec, Global, Network,
+    NetworkAttachmentConfig, NetworkSpec, NodeAvailability, NodeSpec, ObjectKind, PortConfig, RemoveRequest,
+    Replicated, ResourceRequirements, Resources, RestartPolicy, Service, ServiceSpec, TaskSpec, UpdateConfig,
+    UpdateNodeRequest, UpdateServiceRequest, service_spec,
     update_config::{FailureAction, Order},
 };
 
@@ -21,6 +22,8 @@ const SECOND: i64 = 1_000_000_000;
 /// hold, virtual addresses and the tasks of running updates included.
 const SERVICES_MAX: usize = 4;
 const REPLICAS_MENDED: u64 = 3;
+/// Services on the ingress network at once, where every node has an address too.
+const PUBLISHED_MAX: usize = 2;
 /// Prefix length of every network: small, so that addresses are reused soon.
 pub const SUBNET_SIZE: u32 = 27;
 
@@ -73,7 +76,7 @@ pub fn request(
     let services: Vec<_> = state.services().filter(|service| !service.pending_delete).cloned().collect();
     let pick = |random: &mut IdGen, count: usize| random.number() as usize % count.max(1);
     let service = services.get(pick(random, services.len()));
-    match random.number() % 12 {
+    match random.number() % 13 {
         0..=2 if services.len() < SERVICES_MAX => {
             let request = CreateServiceRequest { spec: Some(new_service(state, random)) };
             Some(exists(ObjectKind::Service, control::create_service(state, &request, ids)))
@@ -93,7 +96,7 @@ pub fn request(
             let decision = control::remove_service(state, &request, ids);
             Some((decision, Promise::Goes(ObjectKind::Service, id)))
         }
-        8 if state.networks().count() < 3 => {
+        8 if user_networks(state).count() < 3 => {
             let annotations =
                 Some(Annotations { name: format!("net{}", random.number() % 100), ..Annotations::default() });
             let request =
@@ -101,14 +104,35 @@ pub fn request(
             Some(exists(ObjectKind::Network, control::create_network(state, &request, ids)))
         }
         9 => {
-            let network = state.networks().find(|network| !network.pending_delete)?;
+            let network = user_networks(state).find(|network| !network.pending_delete)?;
             let request = RemoveRequest { id: network.id.clone(), force: false };
             let decision = control::remove_network(state, &request, ids);
             Some((decision, Promise::Goes(ObjectKind::Network, network.id.clone())))
         }
         10 | 11 => Some((redrain(state, random, ids)?, Promise::Nothing)),
+        12 => {
+            let ports = published(state, random);
+            let decision = update(state, service?, now, ids, |spec| {
+                spec.endpoint.get_or_insert_default().ports = ports;
+            });
+            Some((decision, Promise::Nothing))
+        }
         _ => None,
     }
+}
+
+fn user_networks(state: &State) -> impl Iterator<Item = &Arc<Network>> {
+    state.networks().filter(|network| network.spec.as_ref().is_none_or(|spec| !spec.ingress))
+}
+
+/// A port on every node, or none: one of few, so that services want the same, or any.
+fn published(state: &State, random: &mut IdGen) -> Vec<PortConfig> {
+    let number = random.number() as u32 % 4;
+    if number == 3 || state.services_on_ingress().count() >= PUBLISHED_MAX {
+        return Vec::new();
+    }
+    let published = if number == 0 { 0 } else { 8079 + number };
+    vec![PortConfig { protocol: "tcp".to_owned(), target: 80, published, ..PortConfig::default() }]
 }
 
 fn exists(kind: ObjectKind, decision: Decision) -> (Decision, Promise) {
@@ -136,12 +160,14 @@ fn new_service(state: &State, random: &mut IdGen) -> ServiceSpec {
         _ => service_spec::Mode::Replicated(Replicated { replicas: 1 + dice(5) }),
     };
     let is_global = matches!(mode, service_spec::Mode::Global(_));
-    let networks = state.networks().filter(|network| !network.pending_delete && !is_global);
+    let networks = user_networks(state).filter(|network| !network.pending_delete && !is_global);
     let network = networks.into_iter().nth(dice(2) as usize);
     let networks = network.map(|network| NetworkAttachmentConfig {
         target: network.id.clone(),
         ..NetworkAttachmentConfig::default()
     });
+    let ports = if is_global { Vec::new() } else { published(state, random) };
+    let mut dice = |sides: u64| random.number() % sides;
     let reservations = Some(Resources { memory: (64 + dice(256) as i64) << 20, ..Resources::default() });
     ServiceSpec {
         annotations: Some(Annotations { name: format!("web{}", dice(1000)), ..Annotations::default() }),
@@ -154,6 +180,7 @@ fn new_service(state: &State, random: &mut IdGen) -> ServiceSpec {
         }),
         mode: Some(mode),
         update: Some(update),
+        endpoint: Some(EndpointSpec { ports, ..EndpointSpec::default() }),
         ..ServiceSpec::default()
     }
 }

@@ -1,11 +1,12 @@
 //! The world: one queue of events in virtual time, and everything that happens by chance in it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message as _;
 use rswarm_base::{IdGen, Timestamp};
-use rswarm_manager_core::assign::Tables;
+use rswarm_manager_core::assign::{Table, Tables};
 use rswarm_manager_core::peer::Input;
 use rswarm_manager_core::state::node_state;
 use rswarm_manager_core::{Author, State, apply};
@@ -15,6 +16,7 @@ use rswarm_proto::wire::{
     Annotations, Batch, Change, Cluster, ClusterSpec, Node, NodeAvailability, NodeDescription, NodeSpec,
     NodeState, ObjectKind, Resources, Service, Transaction, change, update_status,
 };
+use rswarm_worker::assignments::NetworkView;
 
 use crate::agent::Agent;
 use crate::checkers::Checkers;
@@ -514,9 +516,16 @@ impl World {
         let mut tables = Tables::new(state);
         for (node, agent) in &self.agents {
             let assigned = tables.assignments(node);
-            let knows = agent.tables().map(|(id, endpoints)| (id, endpoints.clone()));
-            if !knows.eq(assigned.networks.iter().map(|(id, table)| (id, table.endpoints.clone()))) {
-                return Some(format!("{node} has other endpoints than it was assigned"));
+            let same = |view: &NetworkView, table: &Arc<Table>| {
+                view.network.id == table.network.id
+                    && view.endpoints == table.endpoints
+                    && view.services == table.services
+                    && view.nodes == table.nodes
+            };
+            if agent.tables().count() != assigned.networks.len()
+                || !agent.tables().zip(assigned.networks.values()).all(|(view, table)| same(view, table))
+            {
+                return Some(format!("{node} has other tables than it was assigned"));
             }
             for (id, container) in agent.containers.iter().filter(|(_, container)| container.is_up()) {
                 let wanted = state.task(id).is_some_and(|task| task.is_live() && task.node_id == *node);

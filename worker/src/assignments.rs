@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
 use rswarm_proto::wire::{
-    AssignmentChange, Assignments, Network, NetworkEndpoint, NetworkTable, Task, assignment_change,
-    assignments::Kind,
+    AssignmentChange, Assignments, Network, NetworkEndpoint, NetworkNode, NetworkService, NetworkTable, Task,
+    assignment_change, assignments::Kind,
 };
 use serde::{Deserialize, Serialize};
 
 /// One cluster network as this node must have it: the object and the whole endpoint table.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct NetworkView {
     /// The network object, with its subnets and VNI.
     pub network: Network,
@@ -18,6 +18,12 @@ pub struct NetworkView {
     pub version: u64,
     /// Who is on the network, by task id.
     pub endpoints: BTreeMap<String, NetworkEndpoint>,
+    /// The services with a virtual address in the network, by id.
+    #[serde(default)]
+    pub services: BTreeMap<String, NetworkService>,
+    /// For the network of the routing mesh: its routers, this node among them, by node id.
+    #[serde(default)]
+    pub nodes: BTreeMap<String, NetworkNode>,
     /// UDP port of VXLAN in this cluster.
     #[serde(default)]
     pub data_path_port: u32,
@@ -106,16 +112,21 @@ impl AssignmentSet {
 
     fn apply_table(&mut self, table: &NetworkTable) -> Result<(), Gap> {
         let network = table.network.clone().unwrap_or_default();
-        let mut endpoints = match self.networks.get(&network.id) {
-            _ if table.snapshot => BTreeMap::new(),
-            Some(view) => view.endpoints.clone(),
+        let known = match self.networks.remove(&network.id) {
+            _ if table.snapshot => NetworkView::default(),
+            Some(view) => view,
             None => return Err(Gap::Table(network.id)),
         };
-        for id in &table.removed {
-            endpoints.remove(id);
-        }
-        endpoints.extend(table.endpoints.iter().map(|endpoint| (endpoint.task_id.clone(), endpoint.clone())));
-        let view = NetworkView { version: table.version, endpoints, data_path_port: 0, network };
+        let view = NetworkView {
+            version: table.version,
+            endpoints: entries(known.endpoints, &table.endpoints, &table.removed, |entry| &entry.task_id),
+            services: entries(known.services, &table.services, &table.removed_services, |entry| {
+                &entry.service_id
+            }),
+            nodes: entries(known.nodes, &table.nodes, &table.removed_nodes, |entry| &entry.node_id),
+            data_path_port: 0,
+            network,
+        };
         self.networks.insert(view.network.id.clone(), view);
         Ok(())
     }
@@ -128,6 +139,18 @@ impl AssignmentSet {
             removed_networks: missing(&self.networks, &next.networks),
         }
     }
+}
+
+/// One part of a table after a message about it.
+fn entries<T: Clone>(
+    mut known: BTreeMap<String, T>,
+    changed: &[T],
+    removed: &[String],
+    id: fn(&T) -> &String,
+) -> BTreeMap<String, T> {
+    known.retain(|id, _| !removed.contains(id));
+    known.extend(changed.iter().map(|entry| (id(entry).clone(), entry.clone())));
+    known
 }
 
 fn differing<T: PartialEq>(old: &BTreeMap<String, T>, new: &BTreeMap<String, T>) -> BTreeSet<String> {
@@ -156,6 +179,7 @@ mod tests {
             snapshot,
             endpoints: add.iter().map(endpoint).collect(),
             removed: removed.iter().map(|id| (*id).into()).collect(),
+            ..NetworkTable::default()
         };
         AssignmentChange { change: Some(Change::Network(table)) }
     }
@@ -186,6 +210,32 @@ mod tests {
         set.apply(&message(Kind::Incremental, "1", "2", vec![table("n", false, &[], &[])]))
             .expect_err("no table");
         assert_eq!(set, before);
+    }
+
+    #[test]
+    fn services_and_nodes_of_a_table_add_up_too() {
+        let message = |kind, from: &str, to: &str, table: NetworkTable| {
+            let network = Some(Network { id: "n".into(), ..Network::default() });
+            let table = NetworkTable { network, ..table };
+            message(kind, from, to, vec![AssignmentChange { change: Some(Change::Network(table)) }])
+        };
+        let service = |id: &str| NetworkService { service_id: id.into(), ..NetworkService::default() };
+        let node = |id: &str| NetworkNode { node_id: id.into(), ..NetworkNode::default() };
+        let (services, nodes) = (vec![service("a"), service("b")], vec![node("x")]);
+        let first = NetworkTable { snapshot: true, services, nodes, ..NetworkTable::default() };
+        let delta = NetworkTable {
+            services: vec![service("c")],
+            removed_services: vec!["a".into()],
+            nodes: vec![node("y")],
+            removed_nodes: vec!["x".into()],
+            ..NetworkTable::default()
+        };
+        let mut set = AssignmentSet::default();
+        set.apply(&message(Kind::Complete, "", "1", first)).expect("first");
+        set.apply(&message(Kind::Incremental, "1", "2", delta)).expect("delta");
+        let view = &set.networks["n"];
+        assert_eq!(view.services.keys().collect::<Vec<_>>(), ["b", "c"]);
+        assert_eq!(view.nodes.keys().collect::<Vec<_>>(), ["y"]);
     }
 
     #[test]

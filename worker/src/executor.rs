@@ -56,6 +56,9 @@ pub trait Executor: Send + Sync + 'static {
     /// Resolves when the container has ended, at once if it has.
     async fn wait(&self, task: &Task) -> Result<TaskExit, ExecError>;
 
+    /// Resolves when no connection that others opened to the task is left, and nobody would notice its end.
+    async fn unused(&self, task: &Task);
+
     /// Sends the stop signal, waits for the grace period, then kills. A container that is not there is fine.
     async fn stop(&self, task: &Task) -> Result<(), ExecError>;
 

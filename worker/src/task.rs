@@ -16,6 +16,11 @@ use crate::step::{Step, next_step};
 
 /// How long a task waits for its networks before it is rejected (moby's executor: 30 s).
 const NETWORK_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a task that shall stop waits to hear that nothing leads to it any more. Usual is a tenth of it; a node
+/// that does not answer is found out later than this, and no managers may be there at all.
+const CLOSING_MAX: Duration = Duration::from_secs(3);
+/// How long the connections that a task has then may take to end.
+const DRAIN_MAX: Duration = Duration::from_secs(5);
 
 /// Versions of the network tables that the kernel holds, by network id.
 pub(crate) type AppliedTables = watch::Receiver<Arc<BTreeMap<String, u64>>>;
@@ -84,26 +89,28 @@ impl TaskActor {
     async fn run(mut self, mut wanted: watch::Receiver<Arc<Task>>, cancel: CancellationToken) {
         loop {
             self.task = wanted.borrow_and_update().clone();
+            let told = wanted.clone();
             let state = self.status.state();
-            let step = next_step(state, self.task.desired());
+            let step = next_step(state, self.task.desired(), self.task.drains());
             let status = tokio::select! {
                 biased;
                 () = cancel.cancelled() => return,
                 () = other_step(&mut wanted, state, step) => continue,
-                status = self.perform(step) => status,
+                status = self.perform(step, told) => status,
             };
             self.say(status).await;
         }
     }
 
     /// Takes one step and returns the status it leads to. Dropped when another step is wanted instead.
-    async fn perform(&self, step: Step) -> TaskStatus {
+    async fn perform(&self, step: Step, told: watch::Receiver<Arc<Task>>) -> TaskStatus {
         match step {
             Step::Accept => self.reached(TaskState::Accepted, "accepted"),
             Step::Prepare => self.prepare().await,
             Step::Start => self.start().await,
             Step::Watch => self.watch().await,
-            Step::Stop => self.stop().await,
+            Step::Drain => self.reached(TaskState::Draining, "draining"),
+            Step::Stop => self.stop(told).await,
             Step::Hold | Step::Rest => std::future::pending().await,
         }
     }
@@ -151,11 +158,30 @@ impl TaskActor {
         status
     }
 
-    async fn stop(&self) -> TaskStatus {
+    async fn stop(&self, told: watch::Receiver<Arc<Task>>) -> TaskStatus {
+        if self.status.state() == TaskState::Draining {
+            tokio::select! {
+                () = self.drain(told) => {}
+                // It ended by itself, or cannot be asked: there is nothing to wait for.
+                _ = self.executor.wait(&self.task) => {}
+            }
+        }
         if let Err(error) = self.executor.stop(&self.task).await {
             return self.failed(TaskState::Failed, error);
         }
         self.reached(TaskState::Shutdown, "shutdown")
+    }
+
+    /// First nothing new is led to the task, then what it has at hand may end.
+    async fn drain(&self, mut told: watch::Receiver<Arc<Task>>) {
+        let since = Timestamp::now().since(Timestamp(self.status.timestamp));
+        let closed = told.wait_for(|task| task.drained);
+        if tokio::time::timeout(CLOSING_MAX.saturating_sub(since), closed).await.is_err() {
+            tracing::info!("not every node says in time that it leads nothing here any more");
+        }
+        if tokio::time::timeout(DRAIN_MAX, self.executor.unused(&self.task)).await.is_err() {
+            tracing::info!("connections are left at the end of the drain");
+        }
     }
 
     async fn networks_ready(&self) -> Result<(), ExecError> {
@@ -201,7 +227,7 @@ impl TaskActor {
 
 /// Resolves when the managers' wish changes such that another step is next.
 async fn other_step(wanted: &mut watch::Receiver<Arc<Task>>, state: TaskState, step: Step) {
-    let other = wanted.wait_for(|task| next_step(state, task.desired()) != step);
+    let other = wanted.wait_for(|task| next_step(state, task.desired(), task.drains()) != step);
     if other.await.is_err() {
         // The agent dropped its handle: only cancellation ends this actor.
         std::future::pending::<()>().await;

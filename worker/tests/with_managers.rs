@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rswarm_base::{Scope, Timestamp};
+use rswarm_proto::model::task::TaskState;
 use rswarm_proto::tls::{self, Authority, Credentials, Identity, Subject, new_key, signing_request};
 use rswarm_proto::wire::agent_message::Message as FromAgent;
+use rswarm_proto::wire::assignment_change::Change as Assigned;
 use rswarm_proto::wire::dispatcher_server::{Dispatcher, DispatcherServer};
 use rswarm_proto::wire::manager_message::Message as ToAgent;
 use rswarm_proto::wire::{
-    AgentMessage, AssignmentChange, Assignments, HeartbeatAck, ManagerAddr, ManagerMessage, NodeDescription,
-    NodeRole, NodeUpdate, Task, TaskLogsRequest, Welcome, assignment_change, assignments,
+    AgentMessage, AssignmentChange, Assignments, HeartbeatAck, ManagerAddr, ManagerMessage, Network,
+    NetworkAttachment, NetworkTable, NodeDescription, NodeRole, NodeUpdate, Task, TaskLogsRequest, Welcome,
+    assignment_change, assignments,
 };
 use rswarm_worker::assignments::NetworkView;
 use rswarm_worker::executor::LogStream;
@@ -48,6 +51,7 @@ impl Executor for Nothing {
     async fn wait(&self, _: &Task) -> Result<TaskExit, ExecError> {
         std::future::pending().await
     }
+    async fn unused(&self, _: &Task) {}
     async fn stop(&self, _: &Task) -> Result<(), ExecError> {
         Ok(())
     }
@@ -253,5 +257,72 @@ async fn a_cluster_that_came_back_from_a_backup_assigns_tasks() {
     session.welcome(cluster.update(Duration::from_secs(1))).await;
     // The log of the backup is shorter.
     session.assign("7", "after").await;
+    cluster.scope.shutdown(PATIENCE).await;
+}
+
+impl Session {
+    /// Says that the task is as given, in a message that follows on `from`.
+    async fn reassign(&mut self, kind: assignments::Kind, from: u64, changes: Vec<Assigned>) {
+        let changes = changes.into_iter().map(|change| AssignmentChange { change: Some(change) });
+        self.say(ToAgent::Assignments(Assignments {
+            kind: kind.into(),
+            from: from.to_string(),
+            to: (from + 1).to_string(),
+            changes: changes.collect(),
+        }))
+        .await;
+    }
+
+    /// The next state that the agent reports, or nothing at the second heartbeat from now.
+    async fn next_state(&mut self) -> Option<TaskState> {
+        let mut beats = 0;
+        while beats < 2 {
+            match self.hear().await {
+                FromAgent::Heartbeat(_) => beats += 1,
+                FromAgent::Statuses(report) => {
+                    let status = report.tasks.last().and_then(|report| report.status.clone());
+                    return status.map(|status| status.state());
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
+    async fn until(&mut self, wanted: TaskState) {
+        while self.next_state().await != Some(wanted) {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_on_a_network_stops_once_nothing_leads_to_it() {
+    let mut cluster = Cluster::start(1).await;
+    let (_, mut session) = cluster.session().await;
+    session.welcome(cluster.update(Duration::from_millis(200))).await;
+    let network = Network { id: "net".into(), ..Network::default() };
+    let table =
+        NetworkTable { network: Some(network), snapshot: true, version: 1, ..NetworkTable::default() };
+    let place = NetworkAttachment {
+        network_id: "net".into(),
+        addresses: vec!["10.0.1.3/24".into()],
+        ..NetworkAttachment::default()
+    };
+    let mut task = Task { id: "t".into(), networks: vec![place], ..Task::default() };
+    task.set_desired_state(TaskState::Running);
+    let changes = vec![Assigned::Network(table), Assigned::Task(task.clone())];
+    session.reassign(assignments::Kind::Complete, 0, changes).await;
+    session.until(TaskState::Running).await;
+    task.set_desired_state(TaskState::Shutdown);
+    session.reassign(assignments::Kind::Incremental, 1, vec![Assigned::Task(task.clone())]).await;
+    session.until(TaskState::Draining).await;
+    let told = Instant::now();
+    // It waits to hear that nothing leads to it any more, for three seconds.
+    let early = session.next_state().await;
+    assert!(early != Some(TaskState::Shutdown) || told.elapsed() >= Duration::from_secs(3));
+    task.drained = true;
+    session.reassign(assignments::Kind::Incremental, 2, vec![Assigned::Task(task)]).await;
+    if early != Some(TaskState::Shutdown) {
+        session.until(TaskState::Shutdown).await;
+    }
     cluster.scope.shutdown(PATIENCE).await;
 }

@@ -62,6 +62,7 @@ impl Executor for Fake {
         let ended = running.wait_for(|running| !running.contains(&task.id)).await;
         ended.map(|_| TaskExit { code: 7, oom_killed: false }).map_err(|_| ExecError("gone".into()))
     }
+    async fn unused(&self, _: &Task) {}
     async fn stop(&self, task: &Task) -> Result<(), ExecError> {
         self.note("stop", &task.id);
         self.running.send_modify(|running| {

@@ -43,6 +43,16 @@ impl Call {
         Call::new(Method::POST, path.as_ref())
     }
 
+    /// Asks for what there is at `path`, without it.
+    pub fn head(path: impl AsRef<str>) -> Call {
+        Call::new(Method::HEAD, path.as_ref())
+    }
+
+    /// Puts something there.
+    pub fn put(path: impl AsRef<str>) -> Call {
+        Call::new(Method::PUT, path.as_ref())
+    }
+
     /// Asks for removal.
     pub fn delete(path: impl AsRef<str>) -> Call {
         Call::new(Method::DELETE, path.as_ref())

@@ -63,6 +63,8 @@ const NONE: &str = "<none>";
 pub enum ImageAction {
     /// Download an image from a registry
     Pull(PullArgs),
+    /// Upload an image to its registry
+    Push(PushArgs),
     /// Make an image from a tar archive of its file system
     Import(ImportArgs),
     /// Read images from an archive that `save` made
@@ -103,6 +105,19 @@ pub struct PullArgs {
     #[arg(long)]
     platform: Option<String>,
     /// `NAME[:TAG|@DIGEST]`
+    image: String,
+}
+
+/// `push`
+#[derive(Debug, Args)]
+pub struct PushArgs {
+    /// Every tag of the repository
+    #[arg(short, long)]
+    all_tags: bool,
+    /// Print the image's name only
+    #[arg(short, long)]
+    quiet: bool,
+    /// `NAME[:TAG]`
     image: String,
 }
 
@@ -220,6 +235,7 @@ impl ImageAction {
     pub async fn run(self, context: &Context) -> Result<u8, CommandError> {
         match self {
             ImageAction::Pull(args) => pull_command(context, args).await,
+            ImageAction::Push(args) => push(context, args).await,
             ImageAction::Import(args) => import(context, args).await,
             ImageAction::Load(args) => load(context, args).await,
             ImageAction::Save(args) => save(context, args).await,
@@ -294,6 +310,29 @@ pub async fn pull(
     show_progress(context, call, quiet, channel).await
 }
 
+async fn push(context: &Context, args: PushArgs) -> Result<u8, CommandError> {
+    let (repository, tag) = split_reference(&args.image);
+    let tag = match (tag, args.all_tags) {
+        (Some(_), true) => {
+            return Err(CommandError::Usage("tag can't be used with --all-tags/-a".into()));
+        }
+        (tag, false) => {
+            if tag.is_none() && !args.quiet {
+                context.terminal.line("Using default tag: latest")?;
+            }
+            Some(tag.unwrap_or("latest"))
+        }
+        (None, true) => None,
+    };
+    let call = Call::post(format!("/images/{repository}/push")).maybe("tag", tag);
+    let call = call.registry_auth(credentials::header_for(&args.image)?);
+    show_progress(context, call, args.quiet, Channel::Stdout).await?;
+    if args.quiet {
+        context.terminal.line(canonical(&args.image))?;
+    }
+    Ok(0)
+}
+
 async fn import(context: &Context, args: ImportArgs) -> Result<u8, CommandError> {
     let (repository, tag) = args.reference.as_deref().map_or(("", None), split_reference);
     let mut call =
@@ -325,9 +364,14 @@ async fn save(context: &Context, args: SaveArgs) -> Result<u8, CommandError> {
         return Err(CommandError::Usage(problem.into()));
     }
     let call = args.images.iter().fold(Call::get("/images/get"), |call, image| call.query("names", image));
+    download(context, call, args.output).await
+}
+
+/// Writes a reply's body to a file, or to standard output.
+pub async fn download(context: &Context, call: Call, output: Option<PathBuf>) -> Result<u8, CommandError> {
     let name = call.to_string();
     let mut body = context.client.send(call).await?.into_body();
-    let path = args.output.unwrap_or_else(|| "/dev/stdout".into());
+    let path = output.unwrap_or_else(|| "/dev/stdout".into());
     let failed = |source| CommandError::Write { path: path.clone(), source };
     let mut file = tokio::fs::File::create(&path).await.map_err(failed)?;
     while let Some(frame) = body.frame().await {
@@ -339,7 +383,7 @@ async fn save(context: &Context, args: SaveArgs) -> Result<u8, CommandError> {
 }
 
 /// A file's bytes, or standard input's.
-async fn archive(
+pub async fn archive(
     path: Option<PathBuf>,
 ) -> Result<impl Stream<Item = io::Result<Bytes>> + Send, CommandError> {
     let reader: Box<dyn AsyncRead + Send + Unpin> = match path {

@@ -9,7 +9,7 @@ use rswarm_base::clock::Timestamp;
 use serde_json::json;
 
 use super::container::list::local_time;
-use super::{CommandError, Context, InspectArgs, ListArgs, short_id, words};
+use super::{CommandError, Context, InspectArgs, ListArgs, confirmed, short_id, words};
 use crate::client::Call;
 use crate::render::table::{Listing, Row, row};
 use crate::render::template::with_labels;
@@ -283,7 +283,21 @@ fn pools(args: &CreateArgs) -> Result<Vec<IpamConfig>, String> {
     Ok(pools.into_iter().map(|(_, config)| config).collect())
 }
 
-async fn remove(context: &Context, args: RmArgs) -> Result<u8, CommandError> {
+/// As the docker command line, which asks whatever `--force` says.
+const INGRESS_WARNING: &str = "WARNING! Before removing the routing-mesh network, make sure all the nodes in your swarm \
+run the same docker engine version. Otherwise, removal may not be effective and functionality of newly create ingress \
+networks will be impaired.\nAre you sure you want to continue? [y/N] ";
+
+async fn remove(context: &Context, mut args: RmArgs) -> Result<u8, CommandError> {
+    let mut names = Vec::new();
+    for name in args.names {
+        let found = context.client.json::<NetworkInspect>(Call::get(format!("/networks/{name}"))).await;
+        let is_ingress = found.is_ok_and(|network| network.ingress);
+        if !is_ingress || confirmed(context, INGRESS_WARNING)? {
+            names.push(name);
+        }
+    }
+    args.names = names;
     let work = |name: String| {
         let force = args.force;
         async move {

@@ -3,29 +3,31 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use rswarm_base::error::{Chain, Classify};
-use rswarm_base::ipam::Subnet;
 use rswarm_base::{Kind, Timestamp};
 use rswarm_engine::config::TaskRef;
 use rswarm_engine::container::{HealthStatus, Status};
 use rswarm_engine::logs::{LogOptions, LogSource};
 use rswarm_engine::{Container, ContainerConfig, EndpointConfig, Engine, RemoveOptions, WaitCondition};
 use rswarm_image::{Progress, Reference, RegistryAuth};
-use rswarm_network::{Mac, Overlay, OverlayEndpoint};
 use rswarm_proto::wire::{
-    ContainerStatus, EngineDescription, LogLine, NetworkAttachment, NetworkEndpoint, NodeDescription,
-    Platform, PortConfig, Resources, Task, TaskLogsRequest, log_line, port_config,
+    ContainerStatus, EngineDescription, LogLine, NetworkAttachment, NodeDescription, Platform, PortConfig,
+    Resources, Task, TaskLogsRequest, log_line, port_config,
 };
 use rswarm_worker::assignments::NetworkView;
 use rswarm_worker::executor::LogStream;
 use rswarm_worker::{ExecError, Executor, Started, TaskExit};
 use tokio::sync::broadcast::error::RecvError;
 
-/// VXLAN's port when the cluster names none.
-const DATA_PATH_PORT: u16 = 4789;
+use super::connections::any_incoming;
+use super::overlay::{address, mac, overlay};
+
+/// How often a container is asked for the connections that it has left.
+const LOOK_PERIOD: Duration = Duration::from_millis(100);
 
 /// Runs this node's tasks on its engine.
 pub struct EngineExecutor {
@@ -130,49 +132,6 @@ impl EngineExecutor {
             ..ContainerConfig::default()
         }
     }
-
-    fn overlay(&self, view: &NetworkView) -> Result<Overlay, ExecError> {
-        let spec = view.network.spec.clone().unwrap_or_default();
-        let mut subnets = Vec::new();
-        for config in &view.network.ipam {
-            let subnet: Subnet = config.subnet.parse().map_err(|error| failure(&error))?;
-            subnets.push((subnet, address(&config.gateway)?));
-        }
-        let endpoints = view.endpoints.values().map(|endpoint| self.overlay_endpoint(endpoint));
-        Ok(Overlay {
-            network_id: view.network.id.clone(),
-            name: spec.annotations.map(|annotations| annotations.name).unwrap_or_default(),
-            vni: view.network.vni,
-            subnets,
-            mtu: mtu(&spec.options)?,
-            data_path_port: u16::try_from(view.data_path_port)
-                .ok()
-                .filter(|port| *port != 0)
-                .unwrap_or(DATA_PATH_PORT),
-            local_addr: self.data_path,
-            internal: spec.internal,
-            endpoints: endpoints.collect::<Result<_, _>>()?,
-            services: Vec::new(),
-            mesh: None,
-        })
-    }
-
-    fn overlay_endpoint(&self, endpoint: &NetworkEndpoint) -> Result<OverlayEndpoint, ExecError> {
-        let local = endpoint.node_id == self.node_id;
-        Ok(OverlayEndpoint {
-            task_id: endpoint.task_id.clone(),
-            service_id: endpoint.service_id.clone(),
-            service_name: endpoint.service_name.clone(),
-            slot_name: endpoint.task_name.clone(),
-            container_names: vec![format!("{}.{}", endpoint.task_name, endpoint.task_id)],
-            aliases: endpoint.aliases.clone(),
-            addresses: endpoint.addresses.iter().map(|cidr| address(cidr)).collect::<Result<_, _>>()?,
-            mac: mac(&endpoint.mac)?,
-            node_addr: if local { self.data_path } else { address(&endpoint.node_addr)? },
-            local,
-            ready: endpoint.ready,
-        })
-    }
 }
 
 #[async_trait]
@@ -198,7 +157,10 @@ impl Executor for EngineExecutor {
     }
 
     async fn apply_network(&self, network: &NetworkView) -> Result<(), ExecError> {
-        self.engine.apply_overlay(self.overlay(network)?).await.map_err(|error| failure(&error))
+        self.engine
+            .apply_overlay(overlay(network, &self.node_id, self.data_path)?)
+            .await
+            .map_err(|error| failure(&error))
     }
 
     async fn remove_network(&self, network_id: &str) -> Result<(), ExecError> {
@@ -250,6 +212,16 @@ impl Executor for EngineExecutor {
         };
         let oom_killed = self.container_of(&task.id).is_some_and(|container| container.state.oom_killed);
         Ok(TaskExit { code: ended.exit_code.into(), oom_killed })
+    }
+
+    /// The kernel tells nobody when a connection ends: it is asked.
+    async fn unused(&self, task: &Task) {
+        let pid = || self.container_of(&task.id).map(|container| container.state.pid).filter(|pid| *pid > 0);
+        while let Some(pid) = pid()
+            && any_incoming(pid).unwrap_or(false)
+        {
+            tokio::time::sleep(LOOK_PERIOD).await;
+        }
     }
 
     async fn stop(&self, task: &Task) -> Result<(), ExecError> {
@@ -353,27 +325,10 @@ fn endpoint(attachment: &NetworkAttachment) -> EndpointConfig {
     }
 }
 
-/// An address, with or without a prefix length.
-fn address(text: &str) -> Result<IpAddr, ExecError> {
-    let ip = text.split('/').next().unwrap_or_default();
-    ip.parse().map_err(|_| ExecError(format!("the manager sent `{text}` where an address belongs")))
-}
-
-fn mac(text: &str) -> Result<Mac, ExecError> {
-    let bytes: Option<Vec<u8>> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
-    let bytes = bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok());
-    bytes.map(Mac).ok_or_else(|| ExecError(format!("the manager sent `{text}` where a MAC address belongs")))
-}
-
-fn mtu(options: &BTreeMap<String, String>) -> Result<Option<u32>, ExecError> {
-    let text = options.get("com.docker.network.driver.mtu");
-    text.map(|text| text.parse().map_err(|_| ExecError(format!("invalid MTU `{text}`")))).transpose()
-}
-
 fn gone(task: &Task) -> ExecError {
     ExecError(format!("No such container: {}", task.container_name()))
 }
 
-fn failure<E: std::error::Error>(error: &E) -> ExecError {
+pub(super) fn failure<E: std::error::Error>(error: &E) -> ExecError {
     ExecError(Chain(error).to_string())
 }

@@ -15,7 +15,7 @@ use futures_util::FutureExt;
 use rswarm_base::id::IdGen;
 use rswarm_base::{Chain, Classify, Kind, Scope, Timestamp, fsx};
 use rswarm_manager::{Boot, Ended, Manager, ManagerConfig, StartError, TICK};
-use rswarm_proto::tls::{self, Identity};
+use rswarm_proto::tls::{self, Credentials, Identity};
 use rswarm_proto::wire::NodeRole;
 use rswarm_worker::disk::Disk;
 use rswarm_worker::logs::TaskLogsService;
@@ -228,7 +228,7 @@ impl Membership {
             return tokio::time::sleep(RETRY).await;
         }
         self.disowned_since = None;
-        let until = self.identity.renew_at(self.renew_fraction).since(Timestamp::now());
+        let until = self.identity.renew_at(self.renew_fraction).since(Timestamp::wall());
         tokio::select! {
             _ = self.agent.membership.changed() => {}
             _ = ended(self.manager.as_ref()) => {}
@@ -243,7 +243,7 @@ impl Membership {
         let role_differs = node.is_some_and(|node| node.role() != self.role());
         let manager_differs =
             self.failure.is_none() && (self.role() == NodeRole::Manager) != self.manager.is_some();
-        role_differs || manager_differs || self.identity.renew_at(self.renew_fraction) <= Timestamp::now()
+        role_differs || manager_differs || self.identity.renew_at(self.renew_fraction) <= Timestamp::wall()
     }
 
     /// Whether this manager hears of no leader, and the others say that it is not a member, or another one: it
@@ -270,6 +270,9 @@ impl Membership {
 
     async fn try_follow(&mut self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         self.follow_manager().await?;
+        if self.identity.is_expired() {
+            self.renew_expired().await?;
+        }
         let (update, manager) = {
             let membership = self.agent.membership.borrow();
             (membership.update.clone(), membership.manager.clone())
@@ -289,7 +292,7 @@ impl Membership {
             return Ok(());
         }
         let wanted = update.node.as_ref().map_or(self.role(), rswarm_proto::wire::Node::role);
-        let expired = self.identity.renew_at(self.renew_fraction) <= Timestamp::now();
+        let expired = self.identity.renew_at(self.renew_fraction) <= Timestamp::wall();
         if (wanted != self.role() || expired)
             && let Some(manager) = manager
         {
@@ -306,6 +309,33 @@ impl Membership {
             | (NodeRole::Worker, false, false) => {}
         }
         Ok(())
+    }
+
+    /// A node that was off until its certificate had expired gets no session to hear from its managers in: it
+    /// asks those that it knew; a manager, who may be all that there are, helps itself.
+    async fn renew_expired(&mut self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let renewed = match &self.manager {
+            Some(manager) => manager.renew_own(&self.identity)?,
+            None => self.ask_for_renewal().await?,
+        };
+        self.identity.replace(renewed)?;
+        self.identity.save(&self.paths.certificates())?;
+        tracing::warn!("the node certificate had expired and was renewed");
+        Ok(())
+    }
+
+    async fn ask_for_renewal(&self) -> Result<Credentials, Box<dyn std::error::Error + Send + Sync>> {
+        let mut last = Err(StartError::NoManagers.into());
+        for manager in self.agent.managers() {
+            last = match tls::connect(&manager, &self.identity).await {
+                Ok(channel) => tls::renew(channel, &self.identity).await.map_err(Into::into),
+                Err(error) => Err(error.into()),
+            };
+            if last.is_ok() {
+                break;
+            }
+        }
+        last
     }
 
     /// Draws the line under a manager that has ended by itself, or that its group has left behind.

@@ -4,9 +4,11 @@
 
 mod address;
 mod args;
+mod connections;
 mod executor;
 mod membership;
 mod node;
+mod overlay;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

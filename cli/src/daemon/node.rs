@@ -253,7 +253,7 @@ impl NodeActor {
             hostname: self.config.hostname.clone(),
             availability: request.availability,
         };
-        let (founding, identity) = found(cluster, Timestamp::now()).map_err(ClusterError::from_error)?;
+        let (founding, identity) = found(cluster, Timestamp::wall()).map_err(ClusterError::from_error)?;
         let node_id = identity.subject().node_id;
         let boot = Boot::Bootstrap(Box::new(founding));
         self.enter_or_wipe(identity, addresses, boot, Vec::new()).await?;

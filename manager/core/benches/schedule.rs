@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use rswarm_base::{IdGen, Timestamp};
+use rswarm_manager_core::drain::AppliedTables;
 use rswarm_manager_core::schedule::Schedule;
 use rswarm_manager_core::{Author, Env, Plan, Reconciler, State, apply, pass};
 use rswarm_proto::wire::{
@@ -15,6 +16,7 @@ use rswarm_proto::wire::{
     ServiceSpec, TaskSpec, TaskState, TaskStatus, Transaction, service_spec,
 };
 
+static NO_TABLES: AppliedTables = AppliedTables::new();
 const NOW: Timestamp = Timestamp(1_700_000_000_000_000_000);
 
 fn main() {
@@ -87,7 +89,13 @@ impl Bench {
 
     fn place(&mut self, question: &str) {
         let mut ids = self.ids.clone();
-        let mut env = Env { now: NOW, ids: &mut ids, heartbeats: &self.heartbeats, leader_since: NOW };
+        let mut env = Env {
+            now: NOW,
+            ids: &mut ids,
+            heartbeats: &self.heartbeats,
+            tables: &NO_TABLES,
+            leader_since: NOW,
+        };
         let begin = Instant::now();
         let plan = Schedule.reconcile(&self.state, &mut env);
         let thought = begin.elapsed();
@@ -100,12 +108,24 @@ impl Bench {
     }
 
     fn pass(&mut self, question: &str) {
-        let mut env = Env { now: NOW, ids: &mut self.ids, heartbeats: &self.heartbeats, leader_since: NOW };
+        let mut env = Env {
+            now: NOW,
+            ids: &mut self.ids,
+            heartbeats: &self.heartbeats,
+            tables: &NO_TABLES,
+            leader_since: NOW,
+        };
         // The first one gives services their endpoints and nodes their states.
         let first = pass(&self.state, &mut env);
         let batch = Batch { transactions: first.transactions, now: NOW.0 };
         self.state = apply(&self.state, self.state.index() + 1, &batch).state;
-        let mut env = Env { now: NOW, ids: &mut self.ids, heartbeats: &self.heartbeats, leader_since: NOW };
+        let mut env = Env {
+            now: NOW,
+            ids: &mut self.ids,
+            heartbeats: &self.heartbeats,
+            tables: &NO_TABLES,
+            leader_since: NOW,
+        };
         let begin = Instant::now();
         let second = pass(&self.state, &mut env);
         println!("{question}: {:.2?} ({} transactions)", begin.elapsed(), second.transactions.len());

@@ -1,4 +1,5 @@
-//! Addresses: subnets and VXLAN ids for networks, virtual addresses for services, addresses for tasks.
+//! Addresses: subnets and VXLAN ids for networks, virtual addresses and published ports for services, addresses
+//! for tasks, and for nodes on the network of the routing mesh, which is made here too.
 //!
 //! What is taken is read from the state each time, so nothing can leak. An address is free again once its
 //! task has ended; the next one is looked for after the one given last, so that it is not reused at once.
@@ -11,11 +12,12 @@ use rswarm_base::ipam::{self, Subnet};
 use rswarm_proto::model::object::Stored;
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::{
-    Endpoint, IpamConfig, Network, NetworkAttachment, NetworkAttachmentConfig, Service, Task, TaskStatus,
-    VirtualIp, endpoint_spec,
+    Annotations, Cluster, Endpoint, IpamConfig, Network, NetworkAttachment, NetworkAttachmentConfig,
+    NetworkSpec, Node, Service, Task, TaskStatus, VirtualIp, endpoint_spec,
 };
 
 use crate::author::Author;
+use crate::publish::{DynamicPorts, needs_ingress};
 use crate::reconcile::{Env, Plan, Reconciler};
 use crate::state::{State, address_of};
 
@@ -23,6 +25,8 @@ use crate::state::{State, address_of};
 const VNIS: std::ops::Range<u32> = 4096..1 << 24;
 /// The network option that asks for a VXLAN id (as Docker's overlay driver).
 const VNI_OPTION: &str = "com.docker.network.driver.overlay.vxlanid_list";
+/// What the network of the routing mesh is called when it is made with the cluster (as Docker).
+const INGRESS: &str = "ingress";
 /// Networks that every node has of its own: nothing is allocated on them.
 pub const NODE_NETWORKS: [&str; 3] = ["host", "bridge", "none"];
 
@@ -37,9 +41,21 @@ impl Reconciler for Allocate {
 
     fn reconcile(&self, view: &State, env: &mut Env<'_>) -> Plan {
         let mut plan = Plan::default();
-        let fresh = networks(view);
-        fresh.values().for_each(|network| plan.update(network.clone()));
-        let mut pools = Pools { view, fresh, networks: BTreeMap::new() };
+        let made = made_ingress(view, env, &mut plan);
+        let fresh = networks(view, made.as_ref());
+        for network in fresh.values().filter(|network| made.as_ref().is_none_or(|made| made.id != network.id))
+        {
+            plan.update(network.clone());
+        }
+        if let Some(made) = made {
+            plan.create(fresh.get(&made.id).cloned().unwrap_or(made));
+        }
+        let mut pools = Pools { view, fresh, networks: BTreeMap::new(), ports: DynamicPorts::default() };
+        for node in view.nodes() {
+            if let Some(mesh) = pools.mesh(node) {
+                plan.update(Node { mesh, ..Node::clone(node) });
+            }
+        }
         for service in view.services().filter(|service| !service.pending_delete) {
             if let Some(endpoint) = pools.endpoint(service) {
                 plan.update(Service { endpoint: Some(endpoint), ..Service::clone(service) });
@@ -54,10 +70,30 @@ impl Reconciler for Allocate {
     }
 }
 
-/// Every new network with its subnets and its VXLAN id, by network id.
-fn networks(view: &State) -> BTreeMap<String, Network> {
+/// The network of the routing mesh, for a cluster that never had one: it is made once, and users may remove it.
+fn made_ingress(view: &State, env: &mut Env<'_>, plan: &mut Plan) -> Option<Network> {
+    let cluster = view.cluster().filter(|cluster| !cluster.ingress_made)?;
+    plan.update(Cluster { ingress_made: true, ..Cluster::clone(cluster) });
+    // A user's network may have the name already, in a cluster from before there was a mesh.
+    let mut names = std::iter::once(INGRESS.to_owned()).chain((2..).map(|n| format!("{INGRESS}-{n}")));
+    let name = names.find(|name| view.network_named(name).is_none())?;
+    let spec = NetworkSpec {
+        annotations: Some(Annotations { name, ..Annotations::default() }),
+        driver: "overlay".to_owned(),
+        ingress: true,
+        ..NetworkSpec::default()
+    };
+    let made = Network { id: env.ids.cluster_id(), spec: Some(spec), ..Network::default() };
+    view.ingress_network().is_none().then_some(made)
+}
+
+/// Every new network with its subnets and its VXLAN id, by network id. `made` is not stored yet, and the first
+/// to be given anything.
+fn networks(view: &State, made: Option<&Network>) -> BTreeMap<String, Network> {
     let mut fresh = BTreeMap::new();
-    let new: Vec<_> = view.networks().filter(|network| network.vni == 0 && !network.pending_delete).collect();
+    let stored = view.networks().map(AsRef::as_ref);
+    let stored = stored.filter(|network| network.vni == 0 && !network.pending_delete);
+    let new: Vec<&Network> = made.into_iter().chain(stored).collect();
     if new.is_empty() {
         return fresh;
     }
@@ -73,7 +109,7 @@ fn networks(view: &State) -> BTreeMap<String, Network> {
         let free = |vni: &u32| !vnis.contains(vni);
         let Some(vni) = wanted.filter(free).or_else(|| VNIS.clone().find(free)) else { continue };
         vnis.insert(vni);
-        fresh.insert(network.id.clone(), Network { ipam, vni, ..Network::clone(network) });
+        fresh.insert(network.id.clone(), Network { ipam, vni, ..network.clone() });
     }
     fresh
 }
@@ -120,6 +156,8 @@ struct Pools<'a> {
     /// Networks that this pass gave their subnets.
     fresh: BTreeMap<String, Network>,
     networks: BTreeMap<String, Vec<Pool>>,
+    /// Published ports that this pass gave.
+    ports: DynamicPorts,
 }
 
 /// The addresses of one subnet of a network.
@@ -165,18 +203,36 @@ impl Pools<'_> {
         self.networks.get_mut(network_id)
     }
 
+    /// The node's place on the ingress network as it should be, when that is not how it is: one from the moment
+    /// that anything is published there, for as long as there is the network.
+    fn mesh(&mut self, node: &Node) -> Option<Option<NetworkAttachment>> {
+        let Some(ingress) = self.view.ingress_network().map(|network| network.id.clone()) else {
+            return node.mesh.is_some().then_some(None);
+        };
+        if node.mesh.as_ref().is_some_and(|mesh| mesh.network_id == ingress) {
+            return None;
+        }
+        self.view.services_on_ingress().next()?;
+        let config = NetworkAttachmentConfig { target: ingress, ..NetworkAttachmentConfig::default() };
+        self.attachment(&config).ok().map(Some)
+    }
+
     /// The service's endpoint as it should be, when that is not how it is.
     fn endpoint(&mut self, service: &Service) -> Option<Endpoint> {
         let spec = service.spec.as_ref().and_then(|spec| spec.endpoint.clone()).unwrap_or_default();
         let has = service.endpoint.clone().unwrap_or_default();
         let mut virtual_ips = Vec::new();
         if spec.mode() == endpoint_spec::Mode::Vip {
-            for network in &service.task_spec().networks {
-                let kept = has.virtual_ips.iter().find(|vip| vip.network_id == network.target).cloned();
-                virtual_ips.extend(kept.or_else(|| self.virtual_ip(&network.target)));
+            let ingress = self.view.ingress_network().filter(|_| needs_ingress(Some(&spec)));
+            let ingress = ingress.map(|network| network.id.clone());
+            let networks = service.task_spec().networks.into_iter().map(|network| network.target);
+            for network in ingress.into_iter().chain(networks) {
+                let kept = has.virtual_ips.iter().find(|vip| vip.network_id == network).cloned();
+                virtual_ips.extend(kept.or_else(|| self.virtual_ip(&network)));
             }
         }
-        let endpoint = Endpoint { ports: spec.ports.clone(), spec: Some(spec), virtual_ips };
+        let ports = self.ports.assign(self.view, &service.id, &spec, &has);
+        let endpoint = Endpoint { ports, spec: Some(spec), virtual_ips };
         (service.endpoint.as_ref() != Some(&endpoint)).then_some(endpoint)
     }
 
@@ -190,8 +246,9 @@ impl Pools<'_> {
     /// A new task gets its addresses and becomes *pending*, or says what it waits for.
     fn admit(&mut self, task: &Task, now: Timestamp, plan: &mut Plan) {
         let wanted = task.spec.as_ref().map_or(&[][..], |spec| &spec.networks);
-        let attachments: Result<Vec<_>, String> =
-            wanted.iter().map(|config| self.attachment(config)).collect();
+        let mut attachments: Vec<_> = wanted.iter().map(|config| self.attachment(config)).collect();
+        attachments.extend(self.on_ingress(task));
+        let attachments: Result<Vec<_>, String> = attachments.into_iter().collect();
         let status = task.status.clone().unwrap_or_default();
         match attachments {
             Ok(networks) => {
@@ -209,6 +266,19 @@ impl Pools<'_> {
             }
             Err(_) => {}
         }
+    }
+
+    /// The task's place on the ingress network, last of all; nothing when it publishes nothing there.
+    fn on_ingress(&mut self, task: &Task) -> Option<Result<NetworkAttachment, String>> {
+        let endpoint = task.endpoint.as_ref().and_then(|endpoint| endpoint.spec.as_ref());
+        if !needs_ingress(endpoint) {
+            return None;
+        }
+        let Some(ingress) = self.view.ingress_network() else {
+            return Some(Err("service needs ingress network, but no ingress network is present".to_owned()));
+        };
+        let target = ingress.id.clone();
+        Some(self.attachment(&NetworkAttachmentConfig { target, ..NetworkAttachmentConfig::default() }))
     }
 
     fn attachment(&mut self, config: &NetworkAttachmentConfig) -> Result<NetworkAttachment, String> {
@@ -256,6 +326,9 @@ fn pools(view: &State, network: &Network) -> Vec<Pool> {
     let vips = view.services().filter_map(|service| service.endpoint.as_ref());
     let vips = vips.flat_map(|endpoint| &endpoint.virtual_ips).filter(|vip| vip.network_id == network.id);
     taken.extend(vips.filter_map(|vip| address_of(&vip.address)));
+    let nodes = view.nodes().filter_map(|node| node.mesh.as_ref());
+    let nodes = nodes.filter(|mesh| mesh.network_id == network.id).flat_map(|mesh| &mesh.addresses);
+    taken.extend(nodes.filter_map(|address| address_of(address)));
     let held = view.tasks_on_network(&network.id).filter(|task| !task.observed().is_terminal());
     taken.extend(held.flat_map(|task| addresses(task, &network.id)));
     let newest = view.tasks_on_network(&network.id).max_by_key(|task| (task.meta().created_at, &task.id));
@@ -291,14 +364,19 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::world::{World, attach, spec};
-    use rswarm_proto::wire::{Annotations, CreateNetworkRequest, NetworkSpec, RemoveRequest};
+    use crate::world::{World, attach, port, publish, spec};
+    use rswarm_proto::wire::{CreateNetworkRequest, PortConfig, RemoveRequest};
 
     #[test]
     fn networks_get_subnets_and_vxlan_ids_of_their_own() {
         let mut world = World::new(1);
         let (a, b) = (world.network("a"), world.network("b"));
         world.reconcile();
+        let ingress = world.state.ingress_network().expect("made with the cluster").clone();
+        assert_eq!(
+            (ingress.name(), ingress.ipam[0].subnet.as_str(), ingress.vni),
+            ("ingress", "10.0.0.0/24", 4096)
+        );
         let shown = |id: &str| {
             let network = world.state.network(id).expect("network");
             (network.ipam[0].subnet.clone(), network.ipam[0].gateway.clone(), network.vni)
@@ -308,8 +386,8 @@ mod tests {
         assert_eq!(
             both,
             [
-                ("10.0.0.0/24".to_owned(), "10.0.0.1".to_owned(), 4096),
-                ("10.0.1.0/24".to_owned(), "10.0.1.1".to_owned(), 4097)
+                ("10.0.1.0/24".to_owned(), "10.0.1.1".to_owned(), 4097),
+                ("10.0.2.0/24".to_owned(), "10.0.2.1".to_owned(), 4098)
             ]
         );
     }
@@ -325,12 +403,104 @@ mod tests {
         let endpoint = world.service(&id).endpoint.clone().expect("endpoint");
         assert_eq!(
             endpoint.virtual_ips,
-            [VirtualIp { network_id: network, address: "10.0.0.2/24".to_owned() }]
+            [VirtualIp { network_id: network, address: "10.0.1.2/24".to_owned() }]
         );
         let attachments: Vec<_> = world.live(&id).iter().map(|task| task.networks[0].clone()).collect();
-        assert_eq!(attachments[0].addresses, ["10.0.0.3/24"]);
-        assert_eq!(attachments[0].mac, "02:42:0a:00:00:03");
-        assert_eq!(attachments[1].addresses, ["10.0.0.4/24"]);
+        assert_eq!(attachments[0].addresses, ["10.0.1.3/24"]);
+        assert_eq!(attachments[0].mac, "02:42:0a:00:01:03");
+        assert_eq!(attachments[1].addresses, ["10.0.1.4/24"]);
+        assert!(world.state.nodes().all(|node| node.mesh.is_none()), "nothing is published");
+    }
+
+    #[test]
+    fn what_is_published_is_on_the_ingress_network_with_every_node() {
+        let mut world = World::new(3);
+        let network = world.network("net");
+        let mut web = spec("web", 2);
+        attach(&mut web, "net");
+        publish(&mut web, [port(8080, 80), port(0, 81)]);
+        let id = world.create(web);
+        world.run(Duration::from_secs(2));
+        let ingress = world.state.ingress_network().expect("ingress").id.clone();
+        let endpoint = world.service(&id).endpoint.clone().expect("endpoint");
+        assert_eq!(endpoint.ports.iter().map(|port| port.published).collect::<Vec<_>>(), [8080, 30_000]);
+        let on: Vec<_> = endpoint.virtual_ips.iter().map(|vip| vip.network_id.clone()).collect();
+        assert_eq!(on, [ingress.clone(), network.clone()]);
+        for task in world.live(&id) {
+            let on: Vec<_> = task.networks.iter().map(|attachment| attachment.network_id.clone()).collect();
+            assert_eq!(on, [network.clone(), ingress.clone()]);
+        }
+        assert!(
+            world.state.nodes().all(|node| node.mesh.as_ref().is_some_and(|mesh| mesh.network_id == ingress))
+        );
+    }
+
+    #[test]
+    fn a_number_that_was_given_stays_and_is_given_once() {
+        let mut world = World::new(1);
+        let with = |name: &str, ports: &[PortConfig]| {
+            let mut spec = spec(name, 1);
+            publish(&mut spec, ports.iter().cloned());
+            spec
+        };
+        let (a, b) = (world.create(with("a", &[port(0, 80)])), world.create(with("b", &[port(0, 80)])));
+        world.reconcile();
+        let given = |world: &World, id: &str| {
+            world.service(id).endpoint.clone().expect("endpoint").ports[0].published
+        };
+        let (first, second) = (given(&world, &a), given(&world, &b));
+        assert_eq!(BTreeSet::from([first, second]), [30_000, 30_001].into());
+        world.change(&b, |spec| publish(spec, [port(0, 80), port(9000, 90)]));
+        world.reconcile();
+        assert_eq!(given(&world, &b), second);
+        world.remove_service(&a);
+        world.create(with("c", &[port(first, 80)]));
+        world.run(Duration::from_secs(2));
+    }
+
+    #[test]
+    fn a_cluster_from_before_gets_its_ingress_network_once() {
+        let mut world = World::new(1);
+        // As an earlier version left it: networks have their subnets, and one has the name.
+        let mut old = Network { vni: 4096, ..Network::default() };
+        (old.id, old.ipam) = ("old".to_owned(), vec![IpamConfig::default()]);
+        (old.ipam[0].subnet, old.ipam[0].gateway) = ("10.0.0.0/24".to_owned(), "10.0.0.1".to_owned());
+        old.spec.get_or_insert_default().annotations.get_or_insert_default().name = "ingress".to_owned();
+        let mut plan = Plan::default();
+        plan.create(old);
+        world.write(Author::Control, plan.changes);
+        world.reconcile();
+        let made = world.state.ingress_network().expect("made").clone();
+        assert_eq!((made.name(), made.ipam[0].subnet.as_str()), ("ingress-2", "10.0.1.0/24"));
+        let request = RemoveRequest { id: made.id.clone(), force: false };
+        world.control(|state, _, ids| crate::control::remove_network(state, &request, ids)).expect("removed");
+        world.run(Duration::from_secs(1));
+        assert_eq!(world.state.networks().count(), 1, "removed for good");
+    }
+
+    #[test]
+    fn a_new_ingress_network_takes_the_nodes_along() {
+        let mut world = World::new(2);
+        let mut web = spec("web", 1);
+        publish(&mut web, [port(8080, 80)]);
+        let id = world.create(web.clone());
+        world.run(Duration::from_secs(1));
+        world.remove_service(&id);
+        let request = RemoveRequest { id: "ingress".to_owned(), force: false };
+        world.control(|state, _, ids| crate::control::remove_network(state, &request, ids)).expect("removed");
+        world.run(Duration::from_secs(1));
+        assert!(world.state.nodes().all(|node| node.mesh.is_none()));
+        let spec = NetworkSpec { ingress: true, ..NetworkSpec::default() };
+        let annotations = Some(Annotations { name: "mesh".to_owned(), ..Annotations::default() });
+        let request = CreateNetworkRequest { spec: Some(NetworkSpec { annotations, ..spec }) };
+        let mesh = world.control(|state, _, ids| crate::control::create_network(state, &request, ids));
+        let mesh = mesh.expect("created");
+        let id = world.create(web);
+        world.run(Duration::from_secs(1));
+        assert_eq!(world.live(&id)[0].networks[0].network_id, mesh);
+        assert!(
+            world.state.nodes().all(|node| node.mesh.as_ref().is_some_and(|place| place.network_id == mesh))
+        );
     }
 
     #[test]

@@ -7,10 +7,12 @@ use std::sync::Arc;
 
 use rswarm_base::{Classify, Kind};
 use rswarm_proto::model::object::Stored;
+use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::update_status::State as Phase;
 use rswarm_proto::wire::{Batch, Change, ObjectKind, Service, Task, Transaction, change};
 
 use crate::author::Author;
+use crate::publish::{self, PortTaken, needs_ingress};
 use crate::state::{AnyObject, State};
 
 /// What came of a batch.
@@ -83,6 +85,18 @@ pub enum Rejected {
         /// The service's id.
         service: String,
     },
+    /// Another service has the port.
+    #[error(transparent)]
+    PortTaken(PortTaken),
+    /// The service publishes on every node, and the network for that was removed.
+    #[error("service needs ingress network, but no ingress network is present")]
+    NoIngress,
+    /// A cluster has one ingress network.
+    #[error("ingress network ({0}) is already present")]
+    IngressPresent(String),
+    /// A service publishes on the ingress network.
+    #[error("ingress network cannot be removed because service {0} depends on it")]
+    IngressInUse(String),
     /// The author may not write this.
     #[error("`{author}` may not write {field}")]
     Forbidden {
@@ -102,8 +116,14 @@ pub enum Rejected {
 impl Classify for Rejected {
     fn kind(&self) -> Kind {
         match self {
-            Rejected::Version { .. } | Rejected::NetworkInUse { .. } => Kind::FailedPrecondition,
-            Rejected::Exists { .. } | Rejected::NameTaken { .. } => Kind::Conflict,
+            Rejected::Version { .. }
+            | Rejected::NetworkInUse { .. }
+            | Rejected::NoIngress
+            | Rejected::IngressInUse(_) => Kind::FailedPrecondition,
+            Rejected::PortTaken(_) => Kind::InvalidArgument,
+            Rejected::Exists { .. } | Rejected::NameTaken { .. } | Rejected::IngressPresent(_) => {
+                Kind::Conflict
+            }
             Rejected::Missing { .. } | Rejected::NetworkGone(_) => Kind::NotFound,
             Rejected::Forbidden { .. } | Rejected::MovedBack(_) | Rejected::Malformed => Kind::Internal,
         }
@@ -117,6 +137,10 @@ impl Classify for Rejected {
             | Rejected::NameTaken { .. }
             | Rejected::NetworkGone(_)
             | Rejected::NetworkInUse { .. }
+            | Rejected::PortTaken(_)
+            | Rejected::NoIngress
+            | Rejected::IngressPresent(_)
+            | Rejected::IngressInUse(_)
             | Rejected::Forbidden { .. }
             | Rejected::MovedBack(_)
             | Rejected::Malformed => None,
@@ -182,6 +206,7 @@ impl Draft {
             return Err(Rejected::Forbidden { author: author.name().to_owned(), field });
         }
         self.check_networks(before.as_ref(), after.as_ref())?;
+        self.check_ingress(before.as_ref(), after.as_ref())?;
         match (&before, &after) {
             (_, Some(after)) => self.state.put(after.clone()),
             (Some(before), None) => {
@@ -236,7 +261,11 @@ impl Draft {
                     return Err(Rejected::MovedBack(task.id.clone()));
                 }
                 let mut task = self.stamped(task, before.meta().created_at);
-                Arc::make_mut(&mut task).created_version = before.created_version;
+                let written = Arc::make_mut(&mut task);
+                written.created_version = before.created_version;
+                let is_told =
+                    before.desired() <= TaskState::Running && written.desired() > TaskState::Running;
+                written.stop_version = if is_told { self.index } else { before.stop_version };
                 AnyObject::Task(task)
             }
             (AnyObject::Service(before), AnyObject::Service(service)) => {
@@ -308,6 +337,50 @@ impl Draft {
         }
     }
 
+    /// Likewise for published ports and the ingress network.
+    fn check_ingress(&self, before: Option<&AnyObject>, after: Option<&AnyObject>) -> Result<(), Rejected> {
+        match (before, after) {
+            (before, Some(AnyObject::Service(service))) if !service.pending_delete => {
+                let before = match before {
+                    Some(AnyObject::Service(before)) => Some(before),
+                    _ => None,
+                };
+                self.check_published(before.map(AsRef::as_ref), service)
+            }
+            (_, Some(AnyObject::Network(network)))
+                if network.spec.as_ref().is_some_and(|spec| spec.ingress) =>
+            {
+                match self.state.ingress_network().filter(|ingress| ingress.id != network.id) {
+                    Some(ingress) if !network.pending_delete => {
+                        return Err(Rejected::IngressPresent(ingress.id.clone()));
+                    }
+                    _ => {}
+                }
+                match self.state.services_on_ingress().next().filter(|_| network.pending_delete) {
+                    Some(service) => Err(Rejected::IngressInUse(service.id.clone())),
+                    None => Ok(()),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_published(&self, before: Option<&Service>, after: &Service) -> Result<(), Rejected> {
+        let specified = before.is_none_or(|before| before.spec != after.spec);
+        if specified && let Some(spec) = &after.spec {
+            if needs_ingress(spec.endpoint.as_ref()) && self.state.lacks_ingress() {
+                return Err(Rejected::NoIngress);
+            }
+            if let Some(taken) = publish::spec_conflict(&self.state, spec, &after.id) {
+                return Err(Rejected::PortTaken(taken));
+            }
+        }
+        let given = before.is_none_or(|before| before.endpoint != after.endpoint);
+        let ports = after.endpoint.iter().filter(|_| given).flat_map(|endpoint| &endpoint.ports);
+        publish::conflict(&self.state, ports, &after.id)
+            .map_or(Ok(()), |taken| Err(Rejected::PortTaken(taken)))
+    }
+
     fn set_spec_version(&self, before: &Service, after: &mut Service) {
         let same_spec = before.spec == after.spec;
         after.spec_version = if same_spec { before.spec_version } else { self.index };
@@ -352,8 +425,7 @@ fn moves_back(before: &Task, after: &Task) -> bool {
 mod tests {
     use super::*;
     use crate::reconcile::Plan;
-    use crate::world::{World, attach, spec};
-    use rswarm_proto::model::task::TaskState;
+    use crate::world::{World, attach, port, publish, spec};
     use rswarm_proto::wire::{Network, Node, NodeAvailability};
 
     fn transaction(id: u64, author: Author, plan: Plan) -> Transaction {
@@ -502,6 +574,32 @@ mod tests {
         assert_eq!(both(removal(&world), creation.clone()), Err(Rejected::NetworkGone(network.clone())));
         let in_use = Rejected::NetworkInUse { network: network.clone(), service: "s".to_owned() };
         assert_eq!(both(creation, removal(&world)), Err(in_use));
+    }
+
+    #[test]
+    fn two_services_do_not_pass_each_other_to_one_port() {
+        let mut world = World::new(1);
+        world.reconcile();
+        let on_port = |id: &str| {
+            let mut spec = spec(id, 1);
+            publish(&mut spec, [port(8080, 80)]);
+            let mut plan = Plan::default();
+            plan.create(Service { id: id.to_owned(), spec: Some(spec), ..Service::default() });
+            plan
+        };
+        let ingress = world.state.ingress_network().expect("ingress").clone();
+        let mut removal = Plan::default();
+        removal.update(Network { pending_delete: true, ..Network::clone(&ingress) });
+        let batch = |plans: Vec<Plan>| {
+            let transactions = plans.into_iter().map(|plan| transaction(1, Author::Control, plan)).collect();
+            apply_all(&world.state, transactions).results.remove(1).1.map_err(|rejected| rejected.to_string())
+        };
+        let taken = "port '8080' is already in use by service 'a' (a) as an ingress port";
+        assert_eq!(batch(vec![on_port("a"), on_port("b")]), Err(taken.to_owned()));
+        let needed = "ingress network cannot be removed because service a depends on it";
+        assert_eq!(batch(vec![on_port("a"), removal.clone()]), Err(needed.to_owned()));
+        let gone = "service needs ingress network, but no ingress network is present";
+        assert_eq!(batch(vec![removal, on_port("a")]), Err(gone.to_owned()));
     }
 
     #[test]

@@ -7,10 +7,12 @@ use rswarm_proto::model::object::Stored;
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::assignment_change::Change as Kind;
 use rswarm_proto::wire::{
-    AssignmentChange, Network, NetworkAttachment, NetworkEndpoint, NetworkTable, Node, Task,
+    AssignmentChange, Network, NetworkAttachment, NetworkEndpoint, NetworkNode, NetworkService, NetworkTable,
+    Node, Service, Task,
 };
 
-use crate::state::State;
+use crate::publish::ingress_ports;
+use crate::state::{State, address_of};
 
 /// Everything that one node is assigned, as of one state.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -30,6 +32,10 @@ pub struct Table {
     pub network: Arc<Network>,
     /// Its endpoints by task id.
     pub endpoints: BTreeMap<String, NetworkEndpoint>,
+    /// The services that have a virtual address in it, by id.
+    pub services: BTreeMap<String, NetworkService>,
+    /// For the network of the routing mesh: the nodes that are routers in it, by id.
+    pub nodes: BTreeMap<String, NetworkNode>,
 }
 
 /// The endpoint tables of one state, each computed once however many nodes ask for it.
@@ -56,11 +62,12 @@ impl<'a> Tables<'a> {
     pub fn assignments(&mut self, node_id: &str) -> AssignmentSet {
         let mine = self.state.tasks_on_node(node_id).filter(|task| task.observed() >= TaskState::Assigned);
         let tasks: BTreeMap<String, Arc<Task>> = mine.map(|task| (task.id.clone(), task.clone())).collect();
-        let wanted: BTreeSet<&str> = tasks
+        let mut wanted: BTreeSet<&str> = tasks
             .values()
             .filter(|task| !task.observed().is_terminal())
             .flat_map(|task| task.networks.iter().map(|attachment| attachment.network_id.as_str()))
             .collect();
+        wanted.extend(mesh_of(self.state, node_id));
         let networks = wanted.into_iter().filter_map(|id| Some((id.to_owned(), self.table(id)?))).collect();
         AssignmentSet { version: self.state.index(), tasks, networks }
     }
@@ -77,14 +84,76 @@ impl<'a> Tables<'a> {
             .filter(|task| is_present(task))
             .filter_map(|task| Some((task.id.clone(), endpoint(self.state, task, network_id)?)))
             .collect();
-        let table = Arc::new(Table { network, endpoints });
+        let services = services(self.state, &network);
+        let nodes = if is_ingress(&network) { nodes(self.state, network_id) } else { BTreeMap::new() };
+        let table = Arc::new(Table { network, endpoints, services, nodes });
         self.tables.insert(network_id.to_owned(), table.clone());
         Some(table)
     }
 }
 
+/// The network of the routing mesh, which every node with an address there is told of while anything is published:
+/// each answers for all.
+fn mesh_of<'s>(state: &'s State, node_id: &str) -> Option<&'s str> {
+    let ingress = state.ingress_network()?;
+    state.services_on_ingress().next()?;
+    let mesh = state.node(node_id)?.mesh.as_ref()?;
+    (mesh.network_id == ingress.id).then_some(ingress.id.as_str())
+}
+
+fn is_ingress(network: &Network) -> bool {
+    network.spec.as_ref().is_some_and(|spec| spec.ingress)
+}
+
+/// The services with a virtual address in the network; one that is being deleted has lost it.
+fn services(state: &State, network: &Network) -> BTreeMap<String, NetworkService> {
+    let described = |service: &Arc<Service>| {
+        let entry = network_service(service, network)?;
+        Some((service.id.clone(), entry))
+    };
+    if is_ingress(network) {
+        state.services_on_ingress().filter_map(described).collect()
+    } else {
+        let on_it = state.services_on_network(&network.id).filter(|service| !service.pending_delete);
+        on_it.filter_map(described).collect()
+    }
+}
+
+fn network_service(service: &Service, network: &Network) -> Option<NetworkService> {
+    let endpoint = service.endpoint.as_ref()?;
+    let vip = endpoint.virtual_ips.iter().find(|vip| vip.network_id == network.id)?;
+    let task = service.spec.as_ref().and_then(|spec| spec.task.as_ref());
+    let config = task.and_then(|task| task.networks.iter().find(|config| config.target == network.id));
+    let published = ingress_ports(&endpoint.ports).filter(|port| port.published != 0);
+    Some(NetworkService {
+        service_id: service.id.clone(),
+        name: service.name().to_owned(),
+        address: address_of(&vip.address)?.to_string(),
+        aliases: config.map(|config| config.aliases.clone()).unwrap_or_default(),
+        ports: if is_ingress(network) { published.cloned().collect() } else { Vec::new() },
+    })
+}
+
+fn nodes(state: &State, ingress: &str) -> BTreeMap<String, NetworkNode> {
+    let router = |node: &Arc<Node>| {
+        // A node that has never been heard has no address yet.
+        let mesh = node
+            .mesh
+            .as_ref()
+            .filter(|mesh| mesh.network_id == ingress && !data_path_addr(node).is_empty())?;
+        let entry = NetworkNode {
+            node_id: node.id.clone(),
+            address: mesh.addresses.first()?.clone(),
+            mac: mesh.mac.clone(),
+            node_addr: data_path_addr(node).to_owned(),
+        };
+        Some((node.id.clone(), entry))
+    };
+    state.nodes().filter_map(router).collect()
+}
+
 /// Whether a task may hold its addresses on its node.
-fn is_present(task: &Task) -> bool {
+pub(crate) fn is_present(task: &Task) -> bool {
     task.observed() >= TaskState::Assigned && !task.observed().is_terminal()
 }
 
@@ -153,27 +222,40 @@ impl AssignmentSet {
 
 impl Table {
     fn snapshot(&self, version: u64) -> NetworkTable {
-        NetworkTable {
-            network: Some(Network::clone(&self.network)),
-            version,
-            snapshot: true,
-            endpoints: self.endpoints.values().cloned().collect(),
-            removed: Vec::new(),
-        }
+        let nothing = Table {
+            network: self.network.clone(),
+            endpoints: BTreeMap::new(),
+            services: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+        };
+        NetworkTable { snapshot: true, ..nothing.delta(self, version) }
     }
 
     fn delta(&self, next: &Table, version: u64) -> NetworkTable {
-        let changed =
-            next.endpoints.iter().filter(|(id, endpoint)| self.endpoints.get(*id) != Some(endpoint));
-        let removed = self.endpoints.keys().filter(|id| !next.endpoints.contains_key(*id));
         NetworkTable {
             network: Some(Network::clone(&next.network)),
             version,
             snapshot: false,
-            endpoints: changed.map(|(_, endpoint)| endpoint.clone()).collect(),
-            removed: removed.cloned().collect(),
+            endpoints: changed(&self.endpoints, &next.endpoints),
+            removed: missing(&self.endpoints, &next.endpoints),
+            services: changed(&self.services, &next.services),
+            removed_services: missing(&self.services, &next.services),
+            nodes: changed(&self.nodes, &next.nodes),
+            removed_nodes: missing(&self.nodes, &next.nodes),
         }
     }
+}
+
+fn changed<T: Clone + PartialEq>(before: &BTreeMap<String, T>, after: &BTreeMap<String, T>) -> Vec<T> {
+    after
+        .iter()
+        .filter(|(id, entry)| before.get(*id) != Some(entry))
+        .map(|(_, entry)| entry.clone())
+        .collect()
+}
+
+fn missing<T>(before: &BTreeMap<String, T>, after: &BTreeMap<String, T>) -> Vec<String> {
+    before.keys().filter(|id| !after.contains_key(*id)).cloned().collect()
 }
 
 #[cfg(test)]
@@ -181,7 +263,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::world::{World, attach, spec};
+    use crate::world::{World, attach, port, publish, spec};
+    use rswarm_proto::wire::endpoint_spec;
 
     fn networked(replicas: u64) -> (World, String, String) {
         let mut world = World::new(2);
@@ -204,18 +287,24 @@ mod tests {
                 Kind::RemoveNetwork(id) => assert!(set.networks.remove(&id).is_some()),
                 Kind::Network(table) => {
                     let network = Arc::new(table.network.expect("a network"));
-                    let mut endpoints = match set.networks.get(&network.id) {
-                        Some(known) if !table.snapshot => known.endpoints.clone(),
+                    let (mut endpoints, mut services, mut nodes) = match set.networks.get(&network.id) {
+                        Some(known) if !table.snapshot => {
+                            (known.endpoints.clone(), known.services.clone(), known.nodes.clone())
+                        }
                         known => {
                             assert!(table.snapshot && known.is_none());
-                            BTreeMap::new()
+                            Default::default()
                         }
                     };
                     table.removed.iter().for_each(|id| assert!(endpoints.remove(id).is_some()));
-                    endpoints.extend(
-                        table.endpoints.into_iter().map(|endpoint| (endpoint.task_id.clone(), endpoint)),
-                    );
-                    set.networks.insert(network.id.clone(), Arc::new(Table { network, endpoints }));
+                    table.removed_services.iter().for_each(|id| assert!(services.remove(id).is_some()));
+                    table.removed_nodes.iter().for_each(|id| assert!(nodes.remove(id).is_some()));
+                    endpoints.extend(table.endpoints.into_iter().map(|entry| (entry.task_id.clone(), entry)));
+                    services
+                        .extend(table.services.into_iter().map(|entry| (entry.service_id.clone(), entry)));
+                    nodes.extend(table.nodes.into_iter().map(|entry| (entry.node_id.clone(), entry)));
+                    let table = Table { network, endpoints, services, nodes };
+                    set.networks.insert(table.network.id.clone(), Arc::new(table));
                 }
             }
         }
@@ -283,6 +372,56 @@ mod tests {
         world.run(Duration::from_secs(2));
         let end = assignments(&world.state, "n1");
         assert!(replay(&known, &end) > 0 && end.tasks.is_empty() && end.networks.is_empty());
+    }
+
+    #[test]
+    fn a_network_names_its_services_by_their_virtual_address() {
+        let (mut world, id, network) = networked(1);
+        let node = world.live(&id)[0].node_id.clone();
+        let services = |world: &World| assignments(&world.state, &node).networks[&network].services.clone();
+        let vip = world.service(&id).endpoint.clone().expect("endpoint").virtual_ips[0].address.clone();
+        let entry = services(&world)[&id].clone();
+        assert_eq!((entry.name.as_str(), format!("{}/24", entry.address)), ("web", vip));
+        world.change(&id, |spec| spec.endpoint.get_or_insert_default().set_mode(endpoint_spec::Mode::Dnsrr));
+        world.reconcile();
+        assert!(services(&world).is_empty(), "its name leads to its tasks");
+    }
+
+    #[test]
+    fn every_node_is_told_of_the_mesh_while_anything_is_published() {
+        let mut world = World::new(3);
+        let mut web = spec("web", 1);
+        publish(&mut web, [port(8080, 80)]);
+        world.create(spec("api", 3));
+        world.run(Duration::from_secs(1));
+        assert!(assignments(&world.state, "n1").networks.is_empty());
+        let id = world.create(web);
+        world.run(Duration::from_secs(1));
+        let ingress = world.state.ingress_network().expect("ingress").id.clone();
+        let known: Vec<_> = ["n1", "n2", "n3"].map(|node| assignments(&world.state, node)).into();
+        for set in &known {
+            let table = &set.networks[&ingress];
+            assert_eq!(table.nodes.len(), 3);
+            assert_eq!(table.endpoints.len(), 1);
+            assert_eq!(table.services[&id].ports, [port(8080, 80)]);
+        }
+        world.change(&id, |spec| publish(spec, [port(8081, 80)]));
+        world.run(Duration::from_secs(1));
+        let changes = known[0].diff(&assignments(&world.state, "n1"));
+        let table = changes.into_iter().find_map(|change| match change.change {
+            Some(Kind::Network(table)) => Some(table),
+            _ => None,
+        });
+        let table = table.expect("a delta");
+        assert_eq!((table.endpoints.len(), table.services.len(), table.nodes.len()), (0, 1, 0));
+        let task_node = world.live(&id)[0].node_id.clone();
+        let idle = ["n1", "n2", "n3"].into_iter().find(|node| *node != task_node).expect("three nodes");
+        let known = assignments(&world.state, idle);
+        world.remove_service(&id);
+        world.reconcile();
+        let next = assignments(&world.state, idle);
+        assert!(next.networks.is_empty(), "nothing is published any more");
+        replay(&known, &next);
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub enum Author {
     Allocate,
     /// Placement.
     Schedule,
+    /// Tasks that nothing leads to any more.
+    Drain,
     /// Node states.
     Liveness,
     /// Deletion of what has ended.
@@ -41,7 +43,7 @@ pub enum Author {
     Pass,
 }
 
-const NAMES: [(Author, &str); 15] = [
+const NAMES: [(Author, &str); 16] = [
     (Author::Bootstrap, "bootstrap"),
     (Author::Control, "control"),
     (Author::Dispatcher, "dispatcher"),
@@ -54,13 +56,14 @@ const NAMES: [(Author, &str); 15] = [
     (Author::Enforce, "enforce"),
     (Author::Allocate, "allocate"),
     (Author::Schedule, "schedule"),
+    (Author::Drain, "drain"),
     (Author::Liveness, "liveness"),
     (Author::Reap, "reap"),
     (Author::Pass, "pass"),
 ];
 
 /// The reconcilers, whose rights a pass has together.
-const RECONCILERS: [Author; 9] = [
+const RECONCILERS: [Author; 10] = [
     Author::Replicated,
     Author::Global,
     Author::Restart,
@@ -68,6 +71,7 @@ const RECONCILERS: [Author; 9] = [
     Author::Enforce,
     Author::Allocate,
     Author::Schedule,
+    Author::Drain,
     Author::Liveness,
     Author::Reap,
 ];
@@ -107,6 +111,7 @@ enum Write {
     ClusterSpec,
     ClusterRoot,
     ClusterRemovedNodes,
+    ClusterIngress,
     NodeCreate,
     NodeDelete,
     NodeSpec,
@@ -115,6 +120,7 @@ enum Write {
     NodeAddress,
     NodeMembership,
     NodeRole,
+    NodeMesh,
     ServiceCreate,
     ServiceDelete,
     ServiceSpec,
@@ -131,6 +137,7 @@ enum Write {
     TaskOrphaned,
     TaskReason,
     TaskReported,
+    TaskDrained,
     NetworkCreate,
     NetworkDelete,
     NetworkPendingDelete,
@@ -142,7 +149,7 @@ enum Write {
 impl Write {
     fn writers(self) -> &'static [Author] {
         use Author::{
-            Allocate, Bootstrap, Ca, Control, Dispatcher, Enforce, Global, Liveness, Membership, Reap,
+            Allocate, Bootstrap, Ca, Control, Dispatcher, Drain, Enforce, Global, Liveness, Membership, Reap,
             Replicated, Restart, Schedule, Update,
         };
         match self {
@@ -157,7 +164,9 @@ impl Write {
             Write::NodeRole => &[Membership, Ca],
             Write::ServiceCreate | Write::ServicePendingDelete => &[Control],
             Write::ServiceSpec | Write::ServiceUpdateStatus => &[Control, Update],
-            Write::ServiceEndpoint | Write::NetworkAllocation => &[Allocate],
+            Write::ServiceEndpoint | Write::NetworkAllocation | Write::NodeMesh | Write::ClusterIngress => {
+                &[Allocate]
+            }
             Write::ServiceDelete | Write::TaskDelete | Write::NetworkDelete => &[Reap],
             Write::TaskCreate => &[Replicated, Global, Restart, Update],
             Write::TaskDesired => &[Replicated, Global, Restart, Update, Enforce, Reap],
@@ -166,7 +175,10 @@ impl Write {
             Write::TaskOrphaned => &[Liveness],
             Write::TaskReason => &[Allocate, Schedule, Enforce, Dispatcher],
             Write::TaskReported => &[Dispatcher],
-            Write::NetworkCreate | Write::NetworkPendingDelete => &[Control],
+            Write::TaskDrained => &[Drain],
+            // The ingress network is made with the cluster.
+            Write::NetworkCreate => &[Control, Allocate],
+            Write::NetworkPendingDelete => &[Control],
             Write::Never => &[],
         }
     }
@@ -177,6 +189,7 @@ impl Write {
             Write::ClusterSpec => "cluster.spec",
             Write::ClusterRoot => "cluster.root_ca",
             Write::ClusterRemovedNodes => "cluster.removed_nodes",
+            Write::ClusterIngress => "cluster.ingress_made",
             Write::NodeCreate | Write::NodeDelete => "node",
             Write::NodeSpec => "node.spec",
             Write::NodeDescription => "node.description",
@@ -184,6 +197,7 @@ impl Write {
             Write::NodeAddress => "node.status.addr",
             Write::NodeMembership => "node.manager_status",
             Write::NodeRole => "node.role",
+            Write::NodeMesh => "node.mesh",
             Write::ServiceCreate | Write::ServiceDelete => "service",
             Write::ServiceSpec => "service.spec",
             Write::ServicePendingDelete => "service.pending_delete",
@@ -197,6 +211,7 @@ impl Write {
                 "task.status"
             }
             Write::TaskReason => "task.status.err",
+            Write::TaskDrained => "task.drained",
             Write::NetworkCreate | Write::NetworkDelete => "network",
             Write::NetworkPendingDelete => "network.pending_delete",
             Write::NetworkAllocation => "network.ipam",
@@ -250,6 +265,7 @@ fn cluster(before: &Cluster, after: &Cluster) -> Vec<Write> {
         (before.spec != after.spec, Write::ClusterSpec),
         (before.root_ca != after.root_ca, Write::ClusterRoot),
         (before.removed_nodes != after.removed_nodes, Write::ClusterRemovedNodes),
+        (before.ingress_made != after.ingress_made, Write::ClusterIngress),
         (before.default_address_pool != after.default_address_pool, Write::Never),
         (before.subnet_size != after.subnet_size, Write::Never),
         (before.data_path_port != after.data_path_port, Write::Never),
@@ -271,6 +287,7 @@ fn node(before: &Node, after: &Node) -> Vec<Write> {
         (address(&old) != address(&new), Write::NodeAddress),
         (before.manager_status != after.manager_status, Write::NodeMembership),
         (before.role != after.role, Write::NodeRole),
+        (before.mesh != after.mesh, Write::NodeMesh),
     ])
 }
 
@@ -290,6 +307,7 @@ fn task(before: &Task, after: &Task) -> Vec<Write> {
         (before.node_id != after.node_id, Write::TaskNode),
         (before.networks != after.networks, Write::TaskAddresses),
         (before.ran_at != after.ran_at, Write::TaskReported),
+        (before.drained != after.drained, Write::TaskDrained),
         (before.spec != after.spec, Write::Never),
         (before.spec_version != after.spec_version, Write::Never),
         (before.service_id != after.service_id, Write::Never),
@@ -318,6 +336,7 @@ fn status(before: &TaskStatus, after: &TaskStatus) -> Option<Write> {
             | TaskState::Ready
             | TaskState::Starting
             | TaskState::Running
+            | TaskState::Draining
             | TaskState::Complete
             | TaskState::Shutdown
             | TaskState::Failed

@@ -9,6 +9,7 @@ use rswarm_proto::wire::{Batch, Change, Object, ObjectKind, Transaction, change}
 
 use crate::apply::apply;
 use crate::author::Author;
+use crate::drain::AppliedTables;
 use crate::state::{AnyObject, State};
 
 /// Changes that one transaction of a pass holds, as far as slots can be kept whole. Small enough that a
@@ -37,6 +38,8 @@ pub struct Env<'a> {
     /// When each node was last heard of, by node id, as far as this leader knows. The one observation that
     /// is kept out of raft.
     pub heartbeats: &'a BTreeMap<String, Timestamp>,
+    /// What the kernels of the nodes have of the endpoint tables, as far as this leader knows.
+    pub tables: &'a AppliedTables,
     /// Since when this manager leads: before that it could not have heard anyone.
     pub leader_since: Timestamp,
 }
@@ -110,6 +113,7 @@ pub fn all() -> Vec<Box<dyn Reconciler>> {
         Box::new(crate::update::Update),
         Box::new(crate::allocate::Allocate),
         Box::new(crate::schedule::Schedule),
+        Box::new(crate::drain::Drain),
         Box::new(crate::reap::Reap),
     ]
 }
@@ -210,14 +214,18 @@ fn fold(
 }
 
 /// Tasks of one slot stay together: a task must never be shut down without its replacement, nor the other
-/// way round. Everything else stands for itself.
+/// way round. So do the ingress network and the note that it was made. Everything else stands for itself.
 fn group(object: &AnyObject) -> Group {
     match object {
         AnyObject::Task(task) if task.slot == 0 => {
             (ObjectKind::Task, task.service_id.clone(), 0, task.node_id.clone())
         }
         AnyObject::Task(task) => (ObjectKind::Task, task.service_id.clone(), task.slot, String::new()),
-        AnyObject::Cluster(_) | AnyObject::Node(_) | AnyObject::Service(_) | AnyObject::Network(_) => {
+        AnyObject::Cluster(_) => (ObjectKind::Cluster, String::new(), 0, String::new()),
+        AnyObject::Network(network) if network.spec.as_ref().is_some_and(|spec| spec.ingress) => {
+            (ObjectKind::Cluster, String::new(), 0, String::new())
+        }
+        AnyObject::Node(_) | AnyObject::Service(_) | AnyObject::Network(_) => {
             let (kind, id) = object.key();
             (kind, id.to_owned(), 0, String::new())
         }
@@ -260,13 +268,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::world::{BROKEN, World, attach, set_image, spec};
+    use crate::world::{BROKEN, World, attach, port, publish, set_image, spec};
     use rswarm_proto::model::service::Mode;
     use rswarm_proto::model::task::TaskState;
     use rswarm_proto::wire::update_config::{FailureAction, Order};
     use rswarm_proto::wire::update_status::State as Phase;
     use rswarm_proto::wire::{
-        Global, NodeAvailability, Replicated, Service, ServiceSpec, UpdateConfig, service_spec,
+        Global, NodeAvailability, PortConfig, Replicated, Service, ServiceSpec, UpdateConfig, port_config,
+        service_spec,
     };
 
     const NODES: usize = 4;
@@ -277,6 +286,7 @@ mod tests {
         Create { replicas: u64, parallelism: u64, order: Order, action: FailureAction, global: bool },
         Scale { which: usize, replicas: u64 },
         Image { which: usize, version: u8 },
+        Publish { which: usize, ports: Vec<u32>, host: bool },
         Remove { which: usize },
         Drain { node: usize },
         Activate { node: usize },
@@ -303,6 +313,9 @@ mod tests {
             ),
             2 => (which(), 0..7u64).prop_map(|(which, replicas)| Happening::Scale { which, replicas }),
             2 => (which(), 0..4u8).prop_map(|(which, version)| Happening::Image { which, version }),
+            2 => (which(), prop::collection::vec(0..3u32, 0..3), prop::bool::weighted(0.2)).prop_map(
+                |(which, ports, host)| Happening::Publish { which, ports, host }
+            ),
             1 => which().prop_map(|which| Happening::Remove { which }),
             1 => node().prop_map(|node| Happening::Drain { node }),
             1 => node().prop_map(|node| Happening::Activate { node }),
@@ -367,6 +380,17 @@ mod tests {
                 let Some(id) = nth(world, *which) else { return };
                 let image = if *version == 0 { BROKEN.to_owned() } else { format!("web:{version}") };
                 world.change(&id, |spec| set_image(spec, &image));
+            }
+            Happening::Publish { which, ports, host } => {
+                let Some(id) = nth(world, *which) else { return };
+                let mode = if *host { port_config::Mode::Host } else { port_config::Mode::Ingress };
+                let ports = ports.iter().zip(80..).map(|(number, target)| {
+                    // Zero asks for any.
+                    let published = if *number == 0 { 0 } else { 8079 + number };
+                    PortConfig { mode: mode.into(), ..port(published, target) }
+                });
+                // Taken by another service, or named twice.
+                let _ = world.try_change(&id, |spec| publish(spec, ports));
             }
             Happening::Remove { which } => {
                 if let Some(id) = nth(world, *which) {
@@ -443,7 +467,13 @@ mod tests {
             world.cut.clear();
             (0..NODES).for_each(|node| set_availability(&mut world, node, NodeAvailability::Active));
             let services: Vec<String> = (0..8).filter_map(|which| nth(&world, which)).collect();
-            services.iter().for_each(|id| world.change(id, |spec| set_image(spec, "web:9")));
+            services.iter().for_each(|id| world.change(id, |spec| {
+                set_image(spec, "web:9");
+                // One node has one task with such a port: there may be fewer nodes than replicas.
+                let ports = spec.endpoint.iter().flat_map(|endpoint| endpoint.ports.clone());
+                let on_ingress: Vec<_> = ports.filter(|port| port.mode() == port_config::Mode::Ingress).collect();
+                publish(spec, on_ingress);
+            }));
             world.run(Duration::from_secs(90));
             within_bounds(&world);
             converged(&world);

@@ -14,10 +14,12 @@ use rswarm_proto::model::object::Stored;
 use rswarm_proto::model::service::{Mode, RESTART_DELAY};
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::{
-    Endpoint, Node, RestartPolicy, Service, Task, TaskSpec, TaskStatus, restart_policy::Condition,
+    Endpoint, EndpointSpec, Node, PortConfig, RestartPolicy, Service, Task, TaskSpec, TaskStatus,
+    port_config, restart_policy::Condition,
 };
 
 use crate::constraint;
+use crate::publish::needs_ingress;
 use crate::state::State;
 
 /// One slot and its tasks, oldest first; never empty.
@@ -232,10 +234,9 @@ pub fn is_dirty(view: &State, service: &Service, task: &Task) -> bool {
     if task.spec_version == service.spec_version {
         return false;
     }
-    let ports =
-        |endpoint: Option<&Endpoint>| endpoint.and_then(|endpoint| endpoint.spec.clone()).unwrap_or_default();
-    let wanted_ports = service.spec.as_ref().and_then(|spec| spec.endpoint.clone()).unwrap_or_default();
-    if ports(task.endpoint.as_ref()) != wanted_ports {
+    let has = task.endpoint.as_ref().and_then(|endpoint| endpoint.spec.as_ref());
+    let wanted = service.spec.as_ref().and_then(|spec| spec.endpoint.as_ref());
+    if publishes(has) != publishes(wanted) {
         return true;
     }
     let wanted = comparable(service.task_spec());
@@ -248,6 +249,14 @@ pub fn is_dirty(view: &State, service: &Service, task: &Task) -> bool {
         TaskSpec { placement: None, ..wanted.clone() } == TaskSpec { placement: None, ..has };
     let node = view.node(&task.node_id);
     !(same_but_placement && node.is_some_and(|node| sits_well(&wanted, node)))
+}
+
+/// What a task has of its service's endpoint: ports of its own, and a place on the ingress network. Which ports
+/// lead there is the nodes' affair alone.
+fn publishes(endpoint: Option<&EndpointSpec>) -> (Vec<&PortConfig>, bool) {
+    let ports = endpoint.map_or(&[][..], |endpoint| &endpoint.ports);
+    let own = ports.iter().filter(|port| port.mode() == port_config::Mode::Host);
+    (own.collect(), needs_ingress(endpoint))
 }
 
 /// Without what a running task does not depend on.

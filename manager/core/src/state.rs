@@ -10,10 +10,12 @@ use rswarm_base::ipam::Subnet;
 use rswarm_proto::model::object::Stored;
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::{
-    Cluster, Network, Node, NodeState, Object, ObjectKind, Service, ServiceSpec, StateSnapshot, Task, object,
+    Cluster, Network, Node, NodeState, Object, ObjectKind, PortConfig, Service, ServiceSpec, StateSnapshot,
+    Task, object, port_config,
 };
 
 use crate::allocate::NODE_NETWORKS;
+use crate::publish::needs_ingress;
 use crate::schedule::Load;
 
 /// Heartbeat period of agents when the cluster's spec gives none.
@@ -47,8 +49,15 @@ pub struct State {
     tasks_by_node: OrdMap<String, Table<Task>>,
     tasks_by_network: OrdMap<String, Table<Task>>,
     services_by_network: OrdSet<(String, String)>,
+    /// Services with ports in ingress mode, that are not being deleted.
+    on_ingress: OrdSet<String>,
+    /// Protocol, port, whether in ingress mode, service: as asked for and as given, of services that are not being
+    /// deleted.
+    published: OrdSet<(String, u32, bool, String)>,
+    ingress: Option<String>,
     unsettled: Table<Task>,
     removing: OrdSet<String>,
+    stopping: Table<Task>,
     loads: OrdMap<String, Arc<Load>>,
 }
 
@@ -284,6 +293,32 @@ impl State {
             .filter_map(|(_, id)| self.services.get(id))
     }
 
+    /// The network of the routing mesh; `None` when it was removed, or has not been made yet.
+    #[must_use]
+    pub fn ingress_network(&self) -> Option<&Arc<Network>> {
+        self.networks.get(self.ingress.as_ref()?)
+    }
+
+    /// Whether there is no network for the routing mesh, nor will be: the one made with the cluster was removed.
+    #[must_use]
+    pub fn lacks_ingress(&self) -> bool {
+        self.ingress_network().is_none() && self.cluster().is_none_or(|cluster| cluster.ingress_made)
+    }
+
+    /// The services that publish on every node, by id; those that are being deleted publish no more.
+    pub fn services_on_ingress(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.on_ingress.iter().filter_map(|id| self.services.get(id))
+    }
+
+    /// The services that publish this port, and whether in ingress mode.
+    pub fn publishers(&self, protocol: &str, port: u32) -> impl Iterator<Item = (bool, &Arc<Service>)> {
+        let protocol = protocol.to_owned();
+        self.published
+            .range((protocol.clone(), port, false, String::new())..)
+            .take_while(move |(other, number, _, _)| (other, *number) == (&protocol, port))
+            .filter_map(|(_, _, ingress, id)| Some((*ingress, self.services.get(id)?)))
+    }
+
     /// A network that the spec names and that a service cannot be on; nodes' own networks always can.
     #[must_use]
     pub fn missing_network<'s>(&self, spec: Option<&'s ServiceSpec>) -> Option<&'s str> {
@@ -304,6 +339,11 @@ impl State {
     /// Tasks that are to be deleted once they have stopped.
     pub fn tasks_to_remove(&self) -> impl Iterator<Item = &Arc<Task>> {
         self.removing.iter().filter_map(|id| self.tasks.get(id))
+    }
+
+    /// Tasks that are told to stop and may still run, by id.
+    pub fn stopping_tasks(&self) -> impl Iterator<Item = &Arc<Task>> {
+        self.stopping.values()
     }
 
     /// What the tasks on a node take up.
@@ -457,6 +497,13 @@ impl State {
         for network in networks_of(&service) {
             self.services_by_network.insert((network.to_owned(), service.id.clone()));
         }
+        if !service.pending_delete {
+            let ports = ports_of(&service).filter(|port| port.published != 0);
+            self.published.extend(ports.map(|port| published(&service, port)));
+            if needs_ingress(service.spec.as_ref().and_then(|spec| spec.endpoint.as_ref())) {
+                self.on_ingress.insert(service.id.clone());
+            }
+        }
     }
 
     fn unlink_service(&mut self, service: &Service) {
@@ -466,6 +513,10 @@ impl State {
         for network in networks_of(service) {
             self.services_by_network.remove(&(network.to_owned(), service.id.clone()));
         }
+        for port in ports_of(service) {
+            self.published.remove(&published(service, port));
+        }
+        self.on_ingress.remove(&service.id);
     }
 
     fn put_network(&mut self, network: Arc<Network>) {
@@ -474,6 +525,9 @@ impl State {
         }
         if !network.pending_delete {
             self.network_names.insert(network.name().to_owned(), network.id.clone());
+            if network.spec.as_ref().is_some_and(|spec| spec.ingress) {
+                self.ingress = Some(network.id.clone());
+            }
         }
     }
 
@@ -481,6 +535,7 @@ impl State {
         if self.network_names.get(network.name()) == Some(&network.id) {
             self.network_names.remove(network.name());
         }
+        self.ingress.take_if(|id| *id == network.id);
     }
 
     fn put_task(&mut self, task: Arc<Task>) {
@@ -498,6 +553,9 @@ impl State {
         }
         if task.desired() == TaskState::Remove {
             self.removing.insert(task.id.clone());
+        }
+        if is_stopping(&task) {
+            self.stopping.insert(task.id.clone(), task.clone());
         }
         if !task.node_id.is_empty() {
             let load = self.loads.entry(task.node_id.clone()).or_default();
@@ -519,6 +577,7 @@ impl State {
         }
         self.unsettled.remove(&task.id);
         self.removing.remove(&task.id);
+        self.stopping.remove(&task.id);
         if !task.node_id.is_empty() {
             forget(&mut self.tasks_by_node, &task.node_id, &task.id);
             if let Some(load) = self.loads.get_mut(&task.node_id) {
@@ -545,6 +604,11 @@ fn forget(index: &mut OrdMap<String, Table<Task>>, key: &str, task: &str) {
     }
 }
 
+fn is_stopping(task: &Task) -> bool {
+    let may_run = matches!(task.observed(), TaskState::Running | TaskState::Draining);
+    may_run && task.desired() > TaskState::Running
+}
+
 /// What users call a node: the name in its spec, or else its hostname.
 #[must_use]
 pub fn display_name(node: &Node) -> &str {
@@ -558,10 +622,20 @@ fn networks_of(service: &Service) -> impl Iterator<Item = &str> {
     task.into_iter().flat_map(|task| task.networks.iter().map(|network| network.target.as_str()))
 }
 
+/// The ports of a service, as asked for and as given.
+fn ports_of(service: &Service) -> impl Iterator<Item = &PortConfig> {
+    let asked = service.spec.iter().flat_map(|spec| &spec.endpoint).flat_map(|endpoint| &endpoint.ports);
+    asked.chain(service.endpoint.iter().flat_map(|endpoint| &endpoint.ports))
+}
+
+fn published(service: &Service, port: &PortConfig) -> (String, u32, bool, String) {
+    (port.protocol.clone(), port.published, port.mode() == port_config::Mode::Ingress, service.id.clone())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::world::{World, attach, spec};
+    use crate::world::{World, attach, port, publish, spec};
 
     fn busy_world() -> World {
         let mut world = World::new(3);
@@ -569,11 +643,15 @@ mod tests {
         let mut web = spec("web", 3);
         attach(&mut web, "net");
         let id = world.create(web);
-        world.create(spec("api", 2));
+        let mut api = spec("api", 2);
+        publish(&mut api, [port(8080, 80)]);
+        world.create(api);
         world.run(Duration::from_secs(2));
         world.report(&world.live(&id)[0].id.clone(), TaskState::Failed);
-        let gone = world.create(spec("gone", 1));
-        world.run(Duration::from_millis(300));
+        let mut gone = spec("gone", 1);
+        publish(&mut gone, [port(8081, 80)]);
+        let gone = world.create(gone);
+        world.run(Duration::from_millis(600));
         world.remove_service(&gone);
         world.reconcile();
         world
@@ -608,7 +686,8 @@ mod tests {
                 |task: &&Arc<Task>| task.networks.iter().any(|attached| attached.network_id == network.id);
             let scan: Vec<_> = state.tasks().filter(on).collect();
             assert_eq!(state.tasks_on_network(&network.id).collect::<Vec<_>>(), scan);
-            assert_eq!(state.services_on_network(&network.id).count(), 1);
+            let ingress = state.ingress_network().is_some_and(|ingress| ingress.id == network.id);
+            assert_eq!(state.services_on_network(&network.id).count(), usize::from(!ingress));
         }
         for service in state.services() {
             let mut scan: Vec<_> = state.tasks().filter(|task| task.service_id == service.id).collect();
@@ -618,6 +697,13 @@ mod tests {
         let removed: Vec<_> = state.tasks().filter(|task| task.desired() == TaskState::Remove).collect();
         assert!(!removed.is_empty());
         assert_eq!(state.tasks_to_remove().collect::<Vec<_>>(), removed);
+        let stopping: Vec<_> = state.tasks().filter(|task| is_stopping(task)).collect();
+        assert!(!stopping.is_empty());
+        assert_eq!(state.stopping_tasks().collect::<Vec<_>>(), stopping);
+        let api = state.service_named("api").expect("api");
+        assert_eq!(state.services_on_ingress().collect::<Vec<_>>(), [api]);
+        assert_eq!(state.publishers("tcp", 8080).collect::<Vec<_>>(), [(true, api)]);
+        assert_eq!((state.publishers("udp", 8080).count(), state.publishers("tcp", 8081).count()), (0, 0));
         assert_eq!(state.service_named("gone"), None);
         assert_eq!(state.nodes_named("host-n2").map(|node| node.id.as_str()).collect::<Vec<_>>(), ["n2"]);
     }

@@ -12,7 +12,7 @@ use rswarm_base::Timestamp;
 use rswarm_proto::model::service::UPDATE_MONITOR;
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::{
-    Service, Task, UpdateConfig, UpdateStatus,
+    Service, ServiceSpec, Task, UpdateConfig, UpdateStatus,
     restart_policy::Condition,
     update_config::{FailureAction, Order},
     update_status::State as Phase,
@@ -20,6 +20,7 @@ use rswarm_proto::wire::{
 
 use crate::author::Author;
 use crate::global;
+use crate::publish;
 use crate::reconcile::{Env, Plan, Reconciler};
 use crate::slot::{self, Slot, Verdict};
 use crate::state::State;
@@ -244,8 +245,7 @@ impl<'a> Rollout<'a> {
     /// The service once its update is paused, or rolled back.
     fn stop(&self, failed: &Task) -> Service {
         let mut service = Service::clone(self.service);
-        // There is no way back to a network that has gone since.
-        let possible = self.view.missing_network(service.previous_spec.as_ref()).is_none();
+        let possible = service.previous_spec.as_ref().is_none_or(|previous| self.can_return_to(previous));
         let back = self.config.failure_action() == FailureAction::Rollback && !self.is_rollback && possible;
         if let Some(previous) = service.previous_spec.take_if(|_| back) {
             service.spec = Some(previous);
@@ -263,6 +263,14 @@ impl<'a> Rollout<'a> {
         let phase = if self.is_rollback { Phase::RollbackPaused } else { Phase::Paused };
         let message = format!("update paused due to failure or early termination of task {}", failed.id);
         self.with_status(phase, 0, message)
+    }
+
+    /// There is no way back to a network that has gone since, nor to a port that is another service's now.
+    fn can_return_to(&self, previous: &ServiceSpec) -> bool {
+        let lacks_ingress = publish::needs_ingress(previous.endpoint.as_ref()) && self.view.lacks_ingress();
+        !lacks_ingress
+            && self.view.missing_network(Some(previous)).is_none()
+            && publish::spec_conflict(self.view, previous, &self.service.id).is_none()
     }
 
     fn begun(&self) -> Service {

@@ -148,6 +148,11 @@ fn networks(spec: &TaskSpec, state: &State, findings: &mut Findings) {
         let on_node = crate::allocate::NODE_NETWORKS.contains(&target);
         let known = state.network(target).is_some_and(|network| !network.pending_delete);
         findings.add_if(!on_node && !known, "Networks", format!("network {target} not found"));
+        if let Some(ingress) = state.ingress_network().filter(|ingress| ingress.id == target) {
+            let name = rswarm_proto::model::object::Stored::name(ingress.as_ref());
+            let reason = format!("Service cannot be explicitly attached to the ingress network \"{name}\"");
+            findings.add("", reason);
+        }
         findings.add_if(!seen.insert(target), "Networks", format!("network {target} is given twice"));
         let alone = on_node && target != "bridge" && spec.networks.len() > 1;
         findings.add_if(alone, "Networks", format!("network {target} cannot be combined with others"));
@@ -376,6 +381,7 @@ pub fn network(spec: &NetworkSpec, state: &State) -> Result<(), Vec<Problem>> {
         let predefined = crate::allocate::NODE_NETWORKS.contains(&name);
         findings.add_if(predefined, "", format!("{name} is a pre-defined network and cannot be created"));
     }
+    findings.add_if(spec.ingress && spec.attachable, "", "ingress network cannot be attachable");
     let driver = spec.driver.as_str();
     let reason = format!(
         "could not resolve driver {driver} in plugin registry: cluster networks are overlay networks"
@@ -724,8 +730,8 @@ mod tests {
         let subnet = |subnet: &str| IpamConfig { subnet: subnet.to_owned(), ..IpamConfig::default() };
         assert_eq!(check(subnet("10.7.0.0/24")), Vec::<String>::new());
         assert_eq!(
-            check(subnet("10.0.0.128/25")),
-            ["Pool overlaps with other one on this address space: 10.0.0.128/25 is part of network first"]
+            check(subnet("10.0.1.128/25")),
+            ["Pool overlaps with other one on this address space: 10.0.1.128/25 is part of network first"]
         );
         assert_eq!(check(subnet("10.7.0.0/30")), ["subnet 10.7.0.0/30 is too small: /29 is the smallest"]);
         let gateway = IpamConfig { gateway: "10.8.0.1".to_owned(), ..subnet("10.7.0.0/24") };

@@ -9,14 +9,16 @@ use rswarm_proto::model::object::Stored;
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::{
     Annotations, Batch, Change, Cluster, ClusterSpec, ContainerSpec, ContainerStatus, CreateNetworkRequest,
-    CreateServiceRequest, EngineDescription, NetworkAttachmentConfig, NetworkSpec, Node, NodeDescription,
-    NodeSpec, NodeStatus, NodeTaskReport, Platform, RemoveRequest, Replicated, Resources, RestartPolicy,
-    Service, ServiceSpec, Task, TaskReport, TaskSpec, TaskStatus, Transaction, UpdateServiceRequest,
-    service_spec,
+    CreateServiceRequest, EngineDescription, NetworkAttachment, NetworkAttachmentConfig, NetworkSpec, Node,
+    NodeDescription, NodeSpec, NodeStatus, NodeTaskReport, Platform, PortConfig, RemoveRequest, Replicated,
+    Resources, RestartPolicy, Service, ServiceSpec, Task, TaskReport, TaskSpec, TaskStatus, Transaction,
+    UpdateServiceRequest, service_spec,
 };
 
 use crate::author::Author;
 use crate::control::{self, ControlError};
+use crate::drain::AppliedTables;
+use crate::publish::ingress_ports;
 use crate::reconcile::{Env, Plan, pass};
 use crate::slot;
 use crate::state::{State, address_of};
@@ -32,6 +34,8 @@ pub(crate) struct World {
     pub(crate) now: Timestamp,
     pub(crate) ids: IdGen,
     pub(crate) heartbeats: BTreeMap<String, Timestamp>,
+    /// What the nodes' kernels have.
+    pub(crate) tables: AppliedTables,
     pub(crate) leader_since: Timestamp,
     /// Nodes whose agents are cut off.
     pub(crate) cut: BTreeSet<String>,
@@ -47,6 +51,7 @@ impl World {
             now,
             ids: IdGen::seeded(42),
             heartbeats: BTreeMap::new(),
+            tables: AppliedTables::new(),
             leader_since: now,
             cut: BTreeSet::new(),
             live_max: BTreeMap::new(),
@@ -84,11 +89,30 @@ impl World {
     fn check(&self) {
         let mut addresses = BTreeSet::new();
         let held = self.state.tasks().filter(|task| !task.observed().is_terminal());
-        for attachment in held.flat_map(|task| &task.networks) {
-            for address in &attachment.addresses {
-                let taken = !addresses.insert((attachment.network_id.clone(), address_of(address)));
-                assert!(!taken, "{address} is held twice");
-            }
+        let attachments = held
+            .flat_map(|task| &task.networks)
+            .chain(self.state.nodes().filter_map(|node| node.mesh.as_ref()));
+        let on_network = |attachment: &NetworkAttachment| {
+            let network = attachment.network_id.clone();
+            attachment.addresses.clone().into_iter().map(move |address| (network.clone(), address))
+        };
+        let endpoints = || self.state.services().filter_map(|service| service.endpoint.as_ref());
+        let vips = endpoints().flat_map(|endpoint| &endpoint.virtual_ips);
+        let vips = vips.map(|vip| (vip.network_id.clone(), vip.address.clone()));
+        for (network, address) in attachments.flat_map(on_network).chain(vips) {
+            assert!(addresses.insert((network, address_of(&address))), "{address} is held twice");
+        }
+        let mut ports = BTreeSet::new();
+        for service in self.state.services().filter(|service| !service.pending_delete) {
+            let specified =
+                service.spec.iter().flat_map(|spec| &spec.endpoint).flat_map(|endpoint| &endpoint.ports);
+            let given = service.endpoint.iter().flat_map(|endpoint| &endpoint.ports);
+            let own: BTreeSet<_> = ingress_ports(&specified.chain(given).cloned().collect::<Vec<_>>())
+                .filter(|port| port.published != 0)
+                .map(|port| (port.protocol.clone(), port.published))
+                .collect();
+            own.into_iter()
+                .for_each(|port| assert!(ports.insert(port.clone()), "{port:?} is published twice"));
         }
         for (service, max) in &self.live_max {
             let live = self.state.tasks_of_service(service).filter(|task| task.is_live()).count() as u64;
@@ -111,6 +135,14 @@ impl World {
     }
 
     pub(crate) fn change(&mut self, id: &str, change: impl FnOnce(&mut ServiceSpec)) {
+        self.try_change(id, change).expect("updated");
+    }
+
+    pub(crate) fn try_change(
+        &mut self,
+        id: &str,
+        change: impl FnOnce(&mut ServiceSpec),
+    ) -> Result<String, ControlError> {
         let service = self.service(id);
         let mut spec = service.spec.clone().expect("spec");
         change(&mut spec);
@@ -120,7 +152,7 @@ impl World {
             spec: Some(spec),
             ..UpdateServiceRequest::default()
         };
-        self.control(|state, now, ids| control::update_service(state, &request, now, ids)).expect("updated");
+        self.control(|state, now, ids| control::update_service(state, &request, now, ids))
     }
 
     pub(crate) fn remove_service(&mut self, id: &str) {
@@ -171,6 +203,7 @@ impl World {
             now: self.now,
             ids: &mut self.ids,
             heartbeats: &self.heartbeats,
+            tables: &self.tables,
             leader_since: self.leader_since,
         }
     }
@@ -194,6 +227,11 @@ impl World {
         for id in up.into_iter().filter(|id| !self.cut.contains(id)) {
             self.heartbeats.insert(id, self.now);
         }
+    }
+
+    /// A node has this version of a network's table in its kernel.
+    pub(crate) fn applied(&mut self, node: &str, network: &str, version: u64) {
+        self.tables.entry(node.to_owned()).or_default().insert(network.to_owned(), version);
     }
 
     /// Another manager leads, with a clock of its own.
@@ -277,7 +315,8 @@ fn next_state(task: &Task) -> Option<TaskState> {
         return None;
     }
     if task.desired() > TaskState::Running {
-        return Some(TaskState::Shutdown);
+        let drains = observed == TaskState::Running && task.drains();
+        return Some(if drains { TaskState::Draining } else { TaskState::Shutdown });
     }
     match observed {
         TaskState::Assigned => Some(TaskState::Accepted),
@@ -322,6 +361,15 @@ pub(crate) fn spec(name: &str, replicas: u64) -> ServiceSpec {
 pub(crate) fn attach(spec: &mut ServiceSpec, network: &str) {
     let config = NetworkAttachmentConfig { target: network.to_owned(), ..NetworkAttachmentConfig::default() };
     spec.task.get_or_insert_default().networks.push(config);
+}
+
+/// A TCP port on every node; published on zero, a number is given to it.
+pub(crate) fn port(published: u32, target: u32) -> PortConfig {
+    PortConfig { protocol: "tcp".to_owned(), published, target, ..PortConfig::default() }
+}
+
+pub(crate) fn publish(spec: &mut ServiceSpec, ports: impl IntoIterator<Item = PortConfig>) {
+    spec.endpoint.get_or_insert_default().ports = ports.into_iter().collect();
 }
 
 pub(crate) fn set_image(spec: &mut ServiceSpec, image: &str) {

@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use crate::connection::Raw;
 use crate::error::ApiError;
 use crate::router::common_headers;
-use crate::stream::FRAME_HEAD;
+use crate::stream::{FRAME_HEAD, Output, frame};
 use crate::watch;
 
 /// Read buffer of each direction.
@@ -31,11 +31,25 @@ pub(crate) async fn accept(raw: &mut Raw, content_type: &str) -> std::io::Result
     raw.socket.write_all(head.as_bytes()).await
 }
 
+/// What becomes of frames on their way to the client.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Framing {
+    /// A terminal's bytes stay raw, pipes' stay framed.
+    #[default]
+    Kept,
+    /// A terminal's bytes get frames.
+    Added,
+    /// Pipes' bytes lose theirs.
+    Removed,
+}
+
 /// Which bytes go which way.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Wiring {
     /// The container has a terminal: bytes are raw, and the detach keys are watched for.
     pub tty: bool,
+    /// What the client wants to see of frames.
+    pub framing: Framing,
     pub stdin: bool,
     pub stdout: bool,
     pub stderr: bool,
@@ -130,6 +144,7 @@ where
 struct FrameFilter {
     wanted: [bool; 4],
     transparent: bool,
+    framing: Framing,
     head: Vec<u8>,
     left: usize,
     passing: bool,
@@ -139,7 +154,8 @@ impl FrameFilter {
     fn new(wiring: &Wiring) -> FrameFilter {
         FrameFilter {
             wanted: [wiring.stdout, wiring.stdout, wiring.stderr, true],
-            transparent: wiring.tty || (wiring.stdout && wiring.stderr),
+            transparent: wiring.framing == Framing::Kept && (wiring.tty || (wiring.stdout && wiring.stderr)),
+            framing: wiring.framing,
             head: Vec::with_capacity(FRAME_HEAD),
             left: 0,
             passing: false,
@@ -150,6 +166,9 @@ impl FrameFilter {
     fn pass<'a>(&mut self, mut chunk: &'a [u8]) -> Vec<std::borrow::Cow<'a, [u8]>> {
         if self.transparent {
             return vec![chunk.into()];
+        }
+        if self.framing == Framing::Added {
+            return vec![frame(Output::Stdout, chunk).to_vec().into()];
         }
         let mut parts = Vec::new();
         while !chunk.is_empty() {
@@ -169,7 +188,7 @@ impl FrameFilter {
                 self.left = u32::from_be_bytes([a, b, c, d]) as usize;
                 self.passing = self.wanted.get(usize::from(stream)).copied().unwrap_or(false);
                 let head = std::mem::take(&mut self.head);
-                if self.passing {
+                if self.passing && self.framing == Framing::Kept {
                     parts.push(head.into());
                 }
             }
@@ -254,7 +273,6 @@ impl DetachScanner {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stream::{Output, frame};
 
     fn both_frames() -> Vec<u8> {
         [frame(Output::Stdout, b"out"), frame(Output::Stderr, b"err"), frame(Output::System, b"sys")].concat()
@@ -271,6 +289,19 @@ mod tests {
                 [frame(Output::Stderr, b"err"), frame(Output::System, b"sys")].concat(),
                 "{size}"
             );
+        }
+    }
+
+    #[test]
+    fn frames_are_added_or_removed_as_the_client_wants() {
+        let wiring = |tty, framing| Wiring { tty, framing, stdout: true, stderr: true, ..Wiring::default() };
+        let mut filter = FrameFilter::new(&wiring(true, Framing::Added));
+        assert_eq!(filter.pass(b"raw").concat(), frame(Output::Stdout, b"raw"));
+        for size in 1..=both_frames().len() {
+            let mut filter = FrameFilter::new(&wiring(false, Framing::Removed));
+            let passed: Vec<u8> =
+                both_frames().chunks(size).flat_map(|chunk| filter.pass(chunk).concat()).collect();
+            assert_eq!(passed, b"outerrsys", "{size}");
         }
     }
 

@@ -14,6 +14,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream;
 use rswarm_base::{Kind, Timestamp};
 use rswarm_engine::container::{Container, Status};
+use rswarm_engine::error::CreateError;
 use rswarm_engine::events::{Event, EventScope};
 use rswarm_engine::{ContainerUpdate, RemoveOptions, WaitCondition};
 use tokio::io::AsyncWriteExt as _;
@@ -73,17 +74,10 @@ pub(crate) fn routes() -> Router<App> {
         .route("/containers/{id}/attach/ws", get(|| unsupported("attaching over a websocket")))
         .route("/containers/{id}/top", get(top))
         .route("/containers/{id}/stats", get(stats::container))
-        .route("/containers/{id}/changes", get(|| unsupported("listing a container's changes")))
-        .route("/containers/{id}/export", get(|| unsupported("exporting a container")))
-        .route(
-            "/containers/{id}/archive",
-            get(|| unsupported("copying from a container")).put(|| unsupported("copying into a container")),
-        )
         .route(
             "/containers/{id}/checkpoints",
             get(|| unsupported("checkpoints")).post(|| unsupported("checkpoints")),
         )
-        .route("/commit", post(|| unsupported("committing a container to an image")))
 }
 
 async fn unsupported(what: &'static str) -> ApiError {
@@ -101,9 +95,20 @@ async fn create(
     let wanted = create::container(&body, version)?;
     check_platform(&app, query.text("platform"), &body.config.image)?;
     let name = query.has("name").then(|| query.text("name")).filter(|name| !name.is_empty());
-    let created = app.engine.create(name, wanted.config).await?;
+    let created = app.engine.create(name, wanted.config).await.map_err(creation_error)?;
     let warnings = wanted.warnings.into_iter().chain(created.warnings).collect();
     Ok((StatusCode::CREATED, Json(types::ContainerCreated { id: created.id, warnings })))
+}
+
+/// Clients take 404 for "pull the image, and once more": a network or another container that is not there is a
+/// mistake of the request, as it is to dockerd.
+fn creation_error(error: CreateError) -> ApiError {
+    let is_other = matches!(error, CreateError::Network(_) | CreateError::Lookup(_));
+    let error = ApiError::from(error);
+    if is_other && error.kind == Kind::NotFound {
+        return ApiError { kind: Kind::InvalidArgument, ..error };
+    }
+    error
 }
 
 /// A platform that is asked for must be the image's: clients pull on this 404.
@@ -146,7 +151,7 @@ async fn inspect(
 }
 
 /// What the container has written, and that with its image.
-async fn sizes(app: &App, container: &Container) -> Result<(i64, i64), ApiError> {
+pub(crate) async fn sizes(app: &App, container: &Container) -> Result<(i64, i64), ApiError> {
     let written = app.engine.images().snapshot_size(&container.id).await?;
     let image = app.engine.images().get(&container.image_id).map(|image| image.size).unwrap_or_default();
     let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
@@ -339,7 +344,10 @@ async fn restart(
 }
 
 async fn kill(State(app): State<App>, Path(id): Path<String>, query: Query) -> Result<StatusCode, ApiError> {
-    app.engine.kill(&id, query.text("signal")).await?;
+    app.engine.kill(&id, query.text("signal")).await.map_err(|error| {
+        let error = ApiError::from(error);
+        ApiError { message: format!("cannot kill container: {id}: {}", error.message), ..error }
+    })?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -478,6 +486,7 @@ async fn attach(
     let container = app.engine.inspect(&id)?;
     let spec = &container.config.spec;
     let wiring = Wiring {
+        framing: attach::Framing::Kept,
         tty: spec.tty,
         stdin: query.flag("stdin") && spec.open_stdin,
         stdout: query.flag("stdout"),

@@ -11,7 +11,7 @@ use rswarm_base::Chain;
 use rswarm_engine::exec::{Exec, ExecConfig};
 use tokio::io::AsyncWriteExt as _;
 
-use crate::attach::{self, DetachKeys, End, Wiring};
+use crate::attach::{self, DetachKeys, End, Framing, Wiring};
 use crate::connection::{Hijacker, Raw};
 use crate::containers::terminal_size;
 use crate::error::ApiError;
@@ -75,13 +75,19 @@ async fn start(
     }
     let wiring = Wiring {
         tty: config.tty,
+        // moby: whether there are frames is the start's word, whatever the process has.
+        framing: match (config.tty, body.tty) {
+            (true, false) => Framing::Added,
+            (false, true) => Framing::Removed,
+            (true, true) | (false, false) => Framing::Kept,
+        },
         stdin: config.attach_stdin,
         stdout: config.attach_stdout,
         stderr: config.attach_stderr,
         close_stdin: true,
         detach_keys: DetachKeys::parse(&config.detach_keys)?,
     };
-    let content_type = content_type(version, config.tty);
+    let content_type = content_type(version, body.tty);
     let then = move |mut raw: Raw| async move {
         if attach::accept(&mut raw, content_type).await.is_err() {
             return;
@@ -94,7 +100,7 @@ async fn start(
             }
             Err(error) => {
                 let text = Chain(&error).to_string();
-                say(&mut raw, config.tty, &text).await;
+                say(&mut raw, body.tty, &text).await;
             }
         }
     };

@@ -12,12 +12,13 @@ use futures_util::stream::{self, Stream, StreamExt as _, TryStreamExt as _};
 use rswarm_base::{Chain, Classify, Kind, Timestamp};
 use rswarm_image::{
     Image, ImageStore, ImageUser, ImportOptions, Platform, Progress, ProgressEvent, Reference, RegistryAuth,
-    RemoveOptions,
+    RemoveOptions, Removed, chain_ids,
 };
 use tokio::sync::mpsc;
 use tokio_util::io::{ReaderStream, StreamReader};
 
 use crate::error::ApiError;
+use crate::filters::Filters;
 use crate::request::Query;
 use crate::router::{App, page_not_found};
 use crate::stream::{json_line, streaming};
@@ -40,7 +41,8 @@ pub(crate) fn routes() -> Router<App> {
         .route("/images/{*name}", any(named))
         .route("/distribution/{*name}", get(distribution))
         .route("/build", post(|| unsupported("building an image")))
-        .route("/build/prune", post(|| unsupported("pruning a build cache")))
+        // There is no builder and so no cache: `system prune` asks for it all the same.
+        .route("/build/prune", post(async || Json(types::BuildCachePruned::default())))
         .route("/build/cancel", post(|| unsupported("cancelling a build")))
         .route("/session", post(|| unsupported("a build session")))
         .route("/grpc", post(|| unsupported("a build session")))
@@ -73,7 +75,7 @@ async fn named(State(app): State<App>, version: ApiVersion, query: Query, reques
             .map_err(Into::into),
         ("GET", "get") => save(&app, vec![name.to_owned()]),
         ("POST", "tag") => tag(&app, name, &query).await.map(IntoResponse::into_response),
-        ("POST", "push") => Err(ApiError::unsupported("pushing an image")),
+        ("POST", "push") => push(&app, name, &query, registry_auth(request.headers())),
         ("GET", "attestations") => Err(ApiError::unsupported("reading attestations")),
         _ => Err(page_not_found().await),
     };
@@ -103,7 +105,7 @@ async fn list(
         .filter(|image| until.is_none_or(|until| image.created < until))
         .filter(|image| filters.labels("label", &image.config.labels))
         .filter(|image| filters.without_labels("label!", &image.config.labels))
-        .filter(|image| filters.any("reference", |pattern| names_match(image, pattern)))
+        .filter_map(|image| only_named(image, &filters))
         .map(|found| {
             let users = containers.iter().filter(|container| container.image_id == found.id.as_str()).count();
             image::summary(&found, users, version)
@@ -112,13 +114,21 @@ async fn list(
     Ok(Json(rows))
 }
 
+/// The image with those of its names that the filter asks for; `None` when there is none.
+fn only_named(mut image: Image, filters: &Filters) -> Option<Image> {
+    if !filters.has("reference") {
+        return Some(image);
+    }
+    let is_wanted = |name: &String| filters.any("reference", |pattern| name_matches(name, pattern));
+    image.tags.retain(is_wanted);
+    image.digests.retain(is_wanted);
+    (!image.tags.is_empty() || !image.digests.is_empty()).then_some(image)
+}
+
 /// A glob over the familiar name, with or without the tag.
-fn names_match(image: &Image, pattern: &str) -> bool {
-    let matches = |name: &str| {
-        glob(pattern, name)
-            || name.rsplit_once([':', '@']).is_some_and(|(repository, _)| glob(pattern, repository))
-    };
-    image.tags.iter().chain(&image.digests).any(|name| matches(name))
+fn name_matches(name: &str, pattern: &str) -> bool {
+    glob(pattern, name)
+        || name.rsplit_once([':', '@']).is_some_and(|(repository, _)| glob(pattern, repository))
 }
 
 /// `*` and `?` stay within one part of a name, as in Go's `path.Match`.
@@ -238,11 +248,19 @@ async fn prune(State(app): State<App>, query: Query) -> Result<Json<types::Image
         let options = RemoveOptions { force: true, no_prune: false };
         // One that another image stands on, or that is used meanwhile, stays.
         if let Ok(removed) = app.engine.images().remove(found.id.as_str(), options, &users).await {
+            pruned.space_reclaimed += reclaimed(&found, &removed);
             deleted.extend(image::removed(removed));
-            pruned.space_reclaimed += found.size;
         }
     }
     Ok(Json(pruned))
+}
+
+/// Bytes of the layers that went with an image.
+fn reclaimed(image: &Image, removed: &[Removed]) -> u64 {
+    let gone =
+        |id: &str| removed.iter().any(|line| matches!(line, Removed::Deleted(deleted) if deleted == id));
+    let layers = chain_ids(&image.layers).into_iter().zip(&image.layer_sizes);
+    layers.filter(|(id, _)| gone(id.as_str())).map(|(_, size)| size).sum()
 }
 
 // ---- in -------------------------------------------------------------------------------------------------
@@ -276,12 +294,42 @@ async fn pull(
     let images = app.engine.images().clone();
     let (progress, events) = Progress::channel();
     let work = async move {
-        match &platform {
-            Some(platform) => images.pull_platform(&reference, platform, auth, progress).await.map(drop),
-            None => images.pull(&reference, auth, progress).await.map(drop),
+        let references = if reference.tag().is_some() || reference.digest().is_some() {
+            vec![reference]
+        } else {
+            let tags = images.tags(&reference, auth.clone()).await?;
+            // A tag that cannot be one is left out.
+            tags.iter().filter_map(|tag| reference.clone().with_tag(tag).ok()).collect()
+        };
+        for reference in references {
+            let (auth, progress) = (auth.clone(), progress.clone());
+            match &platform {
+                Some(platform) => images.pull_platform(&reference, platform, auth, progress).await?,
+                None => images.pull(&reference, auth, progress).await?,
+            };
         }
+        Ok::<(), rswarm_image::PullError>(())
     };
     progress_stream(app, events, work, |()| Vec::new()).await
+}
+
+fn push(app: &App, name: &str, query: &Query, auth: Option<RegistryAuth>) -> Result<Response, ApiError> {
+    if query.has("platform") {
+        return Err(ApiError::unsupported("pushing one platform of an image (platform)"));
+    }
+    let reference = Reference::parse(name)?;
+    if reference.digest().is_some() {
+        return Err(ApiError::invalid("cannot push a digest reference"));
+    }
+    let reference = match query.text("tag") {
+        "" => reference,
+        tag => reference.with_tag(tag)?,
+    };
+    let images = app.engine.images().clone();
+    let (progress, events) = Progress::channel();
+    let work = Box::pin(async move { images.push(&reference, auth, progress).await });
+    let lines = rest(events, work, |()| Vec::new());
+    Ok(streaming("application/json", app.scope.token(), lines))
 }
 
 /// The tag parameter is a tag or a digest; a digest in the name goes before it.
@@ -291,12 +339,8 @@ fn pulled_reference(name: &str, tag: &str) -> Result<Reference, ApiError> {
         return Ok(reference);
     }
     if tag.is_empty() {
-        return if reference.tag().is_some() {
-            Ok(reference)
-        } else {
-            Err(ApiError::unsupported("pulling all tags of a repository")
-                .hint("name one tag, such as latest"))
-        };
+        // Without a tag, all of them are meant.
+        return Ok(reference);
     }
     if tag.contains(':') {
         return Ok(Reference::parse(&format!("{name}@{tag}"))?);
@@ -330,7 +374,8 @@ async fn import(
     .await
 }
 
-fn reader(body: Body) -> impl tokio::io::AsyncRead + Send + Unpin + 'static {
+/// A request's body as a byte stream.
+pub(crate) fn reader(body: Body) -> impl tokio::io::AsyncRead + Send + Unpin + 'static {
     StreamReader::new(Box::pin(body.into_data_stream().map_err(std::io::Error::other)))
 }
 
@@ -346,8 +391,10 @@ async fn load(State(app): State<App>, query: Query, request: Request) -> Result<
         Progress::channel()
     };
     let body = reader(request.into_body());
-    let work = async move { images.load(body, progress).await };
-    progress_stream(&app, events, work, |loaded| loaded.iter().flat_map(image::loaded).collect()).await
+    let work = Box::pin(async move { images.load(body, progress).await });
+    // moby: the stream has begun before the archive is read.
+    let lines = rest(events, work, |loaded| loaded.iter().flat_map(image::loaded).collect());
+    Ok(streaming("application/json", app.scope.token(), lines))
 }
 
 /// What the work says while it goes on, then what came of it. A failure before the first word is a status;
@@ -471,7 +518,7 @@ mod tests {
         assert_eq!(check("acme/web:2", "").as_deref(), Some("acme/web:2"));
         assert_eq!(check("web", &digest), Some(format!("web@{digest}")));
         assert_eq!(check(&format!("web@{digest}"), "latest"), Some(format!("web@{digest}")));
-        assert_eq!(pulled_reference("web", "").expect_err("all tags").kind, Kind::NotImplemented);
+        assert_eq!(check("web", "").as_deref(), Some("web"), "all tags");
         assert_eq!(pulled_reference("WEB", "1").expect_err("upper case").kind, Kind::InvalidArgument);
     }
 }

@@ -6,6 +6,7 @@
 //! Start at [`serve`], then `router` (every route, and the one table of statuses), then one file per API tag.
 #![forbid(unsafe_code)]
 
+mod archive;
 mod attach;
 mod connection;
 mod containers;
@@ -31,6 +32,7 @@ mod system;
 mod tasks;
 mod translate;
 pub mod types;
+mod usage;
 mod version;
 mod volumes;
 mod watch;

@@ -16,8 +16,8 @@ use crate::error::ApiError;
 use crate::node::ClusterNode;
 use crate::version;
 use crate::{
-    containers, events, exec, images, networks, nodes, plugins, secrets, services, swarm, system, tasks,
-    volumes,
+    archive, containers, events, exec, images, networks, nodes, plugins, secrets, services, swarm, system,
+    tasks, usage, volumes,
 };
 
 /// The Docker release whose behaviour we follow; clients read it out of `Server` and `/version`.
@@ -60,6 +60,8 @@ fn routes(app: App) -> Router {
         .merge(system::routes())
         .merge(events::routes())
         .merge(containers::routes())
+        .merge(archive::routes())
+        .merge(usage::routes())
         .merge(exec::routes())
         .merge(images::routes())
         .merge(networks::routes())

@@ -1,7 +1,6 @@
 //! System: `_ping`, `version`, `info`, `auth`, `system/df`.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use axum::Json;
 use axum::Router;
@@ -10,18 +9,17 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use rswarm_base::Timestamp;
-use rswarm_engine::container::Container;
-use rswarm_engine::volume::Volume;
 use rswarm_engine::{Engine, EngineInfo};
+use rswarm_image::RegistryAuth;
 use rswarm_proto::wire;
 
 use crate::error::ApiError;
 use crate::node::{ClusterInfo, LocalState};
 use crate::request::JsonBody;
 use crate::router::{App, DOCKER_VERSION};
-use crate::translate::{cluster, image, summary};
+use crate::translate::cluster;
 use crate::types;
-use crate::version::{self, ApiVersion};
+use crate::version;
 
 pub(crate) fn routes() -> Router<App> {
     Router::new()
@@ -29,7 +27,6 @@ pub(crate) fn routes() -> Router<App> {
         .route("/version", get(version_info))
         .route("/info", get(info))
         .route("/auth", post(auth))
-        .route("/system/df", get(disk_usage))
 }
 
 /// Where a node stands, as the `Swarm` header says it.
@@ -188,7 +185,9 @@ fn runtimes(engine: &Engine) -> BTreeMap<String, types::RuntimeInfo> {
         (name.clone(), types::RuntimeInfo { path, ..types::RuntimeInfo::default() })
     });
     let own = types::RuntimeInfo { path: "rswarm".to_owned(), ..types::RuntimeInfo::default() };
-    others.chain([("rswarm".to_owned(), own)]).collect()
+    // The same one, by the name that Docker's clients know.
+    let builtin = ["rswarm", "runc"].map(|name| (name.to_owned(), own.clone()));
+    others.chain(builtin).collect()
 }
 
 /// Never fails and hardly waits: what the managers do not tell in time is an error inside.
@@ -230,40 +229,18 @@ async fn managed(app: &App, swarm: &mut types::SwarmInfo) -> Result<(), ApiError
     Ok(())
 }
 
-/// Checking credentials needs a registry conversation that pulls do anyway.
-async fn auth(JsonBody(_): JsonBody<types::AuthConfig>) -> ApiError {
-    ApiError::unsupported("checking credentials on the daemon's side (POST /auth)")
-        .hint("pass credentials with the pull: they are checked there")
-}
-
-/// A volume and how many containers mount it. Its size takes a walk over the disk and is left open.
-fn volume_usage(volume: &Volume, containers: &[Arc<Container>]) -> types::Volume {
-    let is_user =
-        |container: &&Arc<Container>| container.mounts.iter().any(|mount| mount.name == volume.name);
-    let users = containers.iter().filter(is_user).count();
-    let usage = types::VolumeUsage { ref_count: i64::try_from(users).unwrap_or(i64::MAX), size: -1 };
-    types::Volume { usage_data: Some(usage), ..crate::volumes::volume(volume) }
-}
-
-async fn disk_usage(State(app): State<App>, version: ApiVersion) -> Json<types::DiskUsage> {
-    let now = Timestamp::now();
-    let containers = app.engine.list();
-    let images = app.engine.images().list();
-    let size = images.iter().map(|image| i64::try_from(image.size).unwrap_or(i64::MAX)).sum();
-    let users =
-        |id: &str| containers.iter().filter(|container: &&Arc<Container>| container.image_id == id).count();
-    Json(types::DiskUsage {
-        layers_size: size,
-        images: Some(
-            images.iter().map(|image| image::summary(image, users(image.id.as_str()), version)).collect(),
-        ),
-        containers: Some(
-            containers.iter().map(|container| summary::container(container, now, version)).collect(),
-        ),
-        volumes: Some(
-            app.engine.list_volumes().iter().map(|volume| volume_usage(volume, &containers)).collect(),
-        ),
-        build_cache: Some(Vec::new()),
-        builder_size: 0,
-    })
+async fn auth(
+    State(app): State<App>,
+    JsonBody(body): JsonBody<types::AuthConfig>,
+) -> Result<Json<types::AuthReply>, ApiError> {
+    let credentials = RegistryAuth {
+        username: body.username,
+        password: body.password,
+        auth: body.auth,
+        identitytoken: body.identitytoken,
+        registrytoken: body.registrytoken,
+        serveraddress: body.serveraddress,
+    };
+    app.engine.images().login(credentials).await?;
+    Ok(Json(types::AuthReply { status: "Login Succeeded".to_owned(), ..types::AuthReply::default() }))
 }

@@ -129,6 +129,10 @@ pub struct ContainerConfig {
     pub console_size: Option<(u16, u16)>,
     /// Streams that the creating client attaches; only shown again by `inspect`.
     pub attach: AttachedStreams,
+    /// The isolation technology that was asked for; there is one, and `inspect` shows the word again.
+    pub isolation: String,
+    /// The driver of volumes that are named in binds; only shown again by `inspect`.
+    pub volume_driver: String,
     /// Files put into the container, held in memory only: never on a disk, gone with the daemon.
     #[serde(skip)]
     pub files: Vec<InjectedFile>,

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -291,6 +291,7 @@ async fn make_parts(
     let record = Record::new(container.clone());
     let (own, stored) = (shared.clone(), record.clone());
     let store = move || {
+        mark(&layers.upper)?;
         fill_volumes(&own, &stored.container, &layers)?;
         Record::make_dir(&stored.container.dir)?;
         stored.store()
@@ -317,6 +318,17 @@ async fn undo(shared: &Arc<Shared>, container: Container) {
         }
     };
     blocking(erase).await;
+}
+
+/// Puts `/.dockerenv` there: programs tell by it that they are in a container.
+fn mark(upper: &Path) -> Result<(), FileError> {
+    let path = upper.join(".dockerenv");
+    match fs::OpenOptions::new().write(true).create_new(true).mode(0o755).open(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(FileError::write(&path)(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A volume without a name.

@@ -487,6 +487,9 @@ pub enum NetworkError {
     /// None has that name or identifier.
     #[error("network {0} not found")]
     NotFound(String),
+    /// There is no such driver.
+    #[error("plugin \"{0}\" not found")]
+    NoDriver(String),
     /// More than one identifier begins so.
     #[error("network {0} is ambiguous: more than one identifier begins so")]
     Ambiguous(String),
@@ -532,7 +535,7 @@ pub enum NetworkError {
 impl Classify for NetworkError {
     fn kind(&self) -> Kind {
         match self {
-            NetworkError::NotFound(_) => Kind::NotFound,
+            NetworkError::NotFound(_) | NetworkError::NoDriver(_) => Kind::NotFound,
             NetworkError::Exists(_) => Kind::Conflict,
             NetworkError::Ambiguous(_) | NetworkError::Invalid(_) => Kind::InvalidArgument,
             NetworkError::Predefined(..)
@@ -551,6 +554,7 @@ impl Classify for NetworkError {
             NetworkError::File(error) => error.hint(),
             NetworkError::InUse { .. } => Some("remove or disconnect those containers first".to_owned()),
             NetworkError::NotFound(_)
+            | NetworkError::NoDriver(_)
             | NetworkError::Ambiguous(_)
             | NetworkError::Exists(_)
             | NetworkError::Predefined(..)
@@ -574,6 +578,15 @@ pub enum VolumeError {
          are allowed. If you intended to pass a host directory, use absolute path"
     )]
     InvalidName(String),
+    /// It cannot be made as it is asked for.
+    #[error("create {name}")]
+    Create {
+        /// The volume.
+        name: String,
+        /// Why.
+        #[source]
+        source: Box<VolumeError>,
+    },
     /// Drivers are not supported beyond `local`.
     #[error("error looking up volume plugin {0}: plugin \"{0}\" not found")]
     NoDriver(String),
@@ -600,6 +613,7 @@ impl Classify for VolumeError {
     fn kind(&self) -> Kind {
         match self {
             VolumeError::NotFound(_) | VolumeError::NoDriver(_) => Kind::NotFound,
+            VolumeError::Create { source, .. } => source.kind(),
             VolumeError::InvalidName(_) | VolumeError::InvalidOption(_) | VolumeError::MissingOption(_) => {
                 Kind::InvalidArgument
             }

@@ -216,10 +216,19 @@ impl Execs {
 /// # Errors
 /// In Docker's words.
 pub(crate) fn check_user(init: i32, user: &str) -> Result<(), String> {
-    use rustix::fs::{Mode, OFlags, ResolveFlags};
+    use rustix::fs::{Mode, OFlags};
     let root = format!("/proc/{init}/root");
     let root = rustix::fs::open(root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .map_err(|_| "container is not running".to_owned())?;
+    user_numbers(&root, user).map(drop)
+}
+
+/// Whom a user text names in the file system below `root`.
+///
+/// # Errors
+/// In Docker's words.
+pub(crate) fn user_numbers(root: impl std::os::fd::AsFd, user: &str) -> Result<(u32, u32), String> {
+    use rustix::fs::{Mode, OFlags, ResolveFlags};
     // A file that is not there is an empty one; no link in it leads out of the container.
     let read = |path: &str| -> String {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
@@ -232,7 +241,7 @@ pub(crate) fn check_user(init: i32, user: &str) -> Result<(), String> {
         String::from_utf8_lossy(&bytes).into_owned()
     };
     let (passwd, group) = (read("etc/passwd"), read("etc/group"));
-    rswarm_runtime::user::check(passwd, group, user).map_err(|failure| failure.to_string())
+    rswarm_runtime::user::numbers(passwd, group, user).map_err(|failure| failure.to_string())
 }
 
 /// What the shim is asked for.

@@ -7,6 +7,7 @@
 
 mod blocking;
 mod boot;
+mod commit;
 pub mod config;
 pub mod container;
 mod create;
@@ -15,6 +16,7 @@ pub mod error;
 pub mod events;
 pub mod exec;
 mod files;
+pub mod filesystem;
 mod host;
 pub mod logs;
 mod merge;
@@ -33,8 +35,8 @@ pub use config::{ContainerConfig, EndpointConfig, EngineConfig, RestartName, Res
 pub use container::Container;
 pub use container::launch::is_builtin_runtime;
 pub use engine::{
-    AttachStream, Attachment, ContainerUpdate, Created, Engine, EngineInfo, RemoveOptions, WaitCondition,
-    Waited,
+    Archive, AttachStream, Attachment, CommitRequest, ContainerUpdate, Created, Engine, EngineInfo,
+    RemoveOptions, WaitCondition, Waited,
 };
 pub use merge::clean_path;
 pub use spec::{MASKED_PATHS, READONLY_PATHS};

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -72,6 +73,31 @@ pub const ANONYMOUS: &str = "com.docker.volume.anonymous";
 const RECORD: &str = "volume.json";
 const CONTENT: &str = "_data";
 
+/// Bytes in all files below a directory, each file once. What vanishes meanwhile is not counted. Blocks.
+pub(crate) fn size_of(dir: &Path) -> io::Result<u64> {
+    let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    let (mut size, mut seen, mut left) = (0, BTreeSet::new(), vec![dir.to_owned()]);
+    while let Some(dir) = left.pop() {
+        let entries = match fs::read_dir(&dir) {
+            Err(error) if gone(&error) => continue,
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let meta = match entry.metadata() {
+                Err(error) if gone(&error) => continue,
+                meta => meta?,
+            };
+            if meta.is_dir() {
+                left.push(entry.path());
+            } else if meta.nlink() == 1 || seen.insert((meta.dev(), meta.ino())) {
+                size += meta.len();
+            }
+        }
+    }
+    Ok(size)
+}
+
 /// All volumes of an engine, and which containers use them. Disk work is done by the caller's thread.
 #[derive(Debug, Clone)]
 pub(crate) struct Volumes {
@@ -115,7 +141,13 @@ impl Volumes {
         request: VolumeCreate,
         user: Option<&str>,
     ) -> Result<(Arc<Volume>, bool), VolumeError> {
-        let volume = self.new_volume(request)?;
+        let name = request.name.clone();
+        let volume = self.new_volume(request).map_err(|source| match source {
+            VolumeError::NoDriver(_) | VolumeError::InvalidOption(_) | VolumeError::MissingOption(_) => {
+                VolumeError::Create { name, source: Box::new(source) }
+            }
+            source => source,
+        })?;
         let mut table = self.lock();
         if let Some(user) = user {
             table.users.entry(volume.name.clone()).or_default().insert(user.to_owned());
@@ -211,7 +243,7 @@ fn release(table: &mut Table, name: &str, user: Option<&str>) {
     }
 }
 
-fn make(dir: &Path, volume: &Volume) -> std::io::Result<()> {
+fn make(dir: &Path, volume: &Volume) -> io::Result<()> {
     fsx::remove_all(dir)?;
     fs::DirBuilder::new().mode(0o701).create(dir)?;
     fs::DirBuilder::new().mode(0o755).create(dir.join(CONTENT))?;
@@ -221,7 +253,7 @@ fn make(dir: &Path, volume: &Volume) -> std::io::Result<()> {
 
 /// Fills an empty volume with what the image has at its destination, owner and mode of the directory
 /// included. `lower`: the image's layers, topmost first.
-pub(crate) fn copy_up(lower: &[PathBuf], destination: &str, volume: &Path) -> std::io::Result<()> {
+pub(crate) fn copy_up(lower: &[PathBuf], destination: &str, volume: &Path) -> io::Result<()> {
     if fs::read_dir(volume)?.next().is_some() {
         return Ok(());
     }
@@ -262,11 +294,17 @@ mod tests {
         let volumes = Volumes::open(dir.path().to_owned()).expect("open");
         assert!(matches!(volumes.ensure(named("../x"), None), Err(VolumeError::InvalidName(_))));
         let driver = VolumeCreate { driver: "ceph".into(), ..named("x1") };
-        assert!(matches!(volumes.ensure(driver, None), Err(VolumeError::NoDriver(_))));
+        assert!(
+            matches!(volumes.ensure(driver, None), Err(VolumeError::Create { source, .. }) if matches!(*source, VolumeError::NoDriver(_)))
+        );
         let option = VolumeCreate { options: [("colour".into(), "red".into())].into(), ..named("x1") };
-        assert!(matches!(volumes.ensure(option, None), Err(VolumeError::InvalidOption(_))));
+        assert!(
+            matches!(volumes.ensure(option, None), Err(VolumeError::Create { source, .. }) if matches!(*source, VolumeError::InvalidOption(_)))
+        );
         let half = VolumeCreate { options: [("device".into(), "/srv".into())].into(), ..named("x1") };
-        assert!(matches!(volumes.ensure(half, None), Err(VolumeError::MissingOption("type"))));
+        assert!(
+            matches!(volumes.ensure(half, None), Err(VolumeError::Create { source, .. }) if matches!(*source, VolumeError::MissingOption("type")))
+        );
         let (anonymous, _) = volumes.ensure(VolumeCreate::default(), None).expect("made");
         assert!(anonymous.is_anonymous() && anonymous.name.len() == 64);
     }

@@ -82,7 +82,7 @@ fn apply(
         "STOPSIGNAL" => config.stop_signal = one("STOPSIGNAL", rest, &config.env)?,
         "HEALTHCHECK" => config.healthcheck = Some(healthcheck(rest)?),
         "ONBUILD" => on_build(config, rest)?,
-        other => return Err(ChangeError::Command(other.to_owned())),
+        other => return Err(ChangeError::Command(other.to_ascii_lowercase())),
     }
     Ok(())
 }
@@ -397,8 +397,8 @@ mod tests {
     #[test]
     fn what_cannot_be_applied_is_named() {
         let table = [
-            ("RUN make", "RUN is not a valid change command"),
-            ("nonsense", "NONSENSE is not a valid change command"),
+            ("RUN make", "run is not a valid change command"),
+            ("nonsense", "nonsense is not a valid change command"),
             ("ENV", "ENV requires at least one key=value"),
             ("EXPOSE 0", "invalid EXPOSE `0`: a port is a number from 1 to 65535, with /tcp, /udp or /sctp"),
             (

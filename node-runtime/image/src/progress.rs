@@ -22,6 +22,17 @@ pub enum ProgressEvent {
         /// How far it is.
         state: LayerState,
     },
+    /// A push begins: to which repository.
+    PushRefersTo(String),
+    /// A push ended.
+    PushedTag {
+        /// `latest`.
+        tag: String,
+        /// The manifest's digest.
+        digest: String,
+        /// The manifest's bytes.
+        size: u64,
+    },
     /// The manifest's digest.
     Digest(String),
     /// The pull changed nothing.
@@ -61,6 +72,19 @@ pub enum LayerState {
     PullComplete,
     /// Nothing to do.
     AlreadyExists,
+    /// It is going to be sent.
+    Preparing,
+    /// Bytes go out.
+    Pushing {
+        /// Bytes so far.
+        current: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// The registry has all of it.
+    Pushed,
+    /// The registry had it.
+    LayerAlreadyExists,
     /// Read from an archive (`docker load`).
     Loading {
         /// Bytes so far.
@@ -77,6 +101,8 @@ impl ProgressEvent {
         match self {
             Self::PullingFrom { repository, .. } => format!("Pulling from {repository}"),
             Self::Layer { state, .. } => state.status(),
+            Self::PushRefersTo(name) => format!("The push refers to repository [{name}]"),
+            Self::PushedTag { tag, digest, size } => format!("{tag}: digest: {digest} size: {size}"),
             Self::Digest(digest) => format!("Digest: {digest}"),
             Self::UpToDate(reference) => format!("Status: Image is up to date for {reference}"),
             Self::Downloaded(reference) => format!("Status: Downloaded newer image for {reference}"),
@@ -90,7 +116,12 @@ impl ProgressEvent {
         match self {
             Self::PullingFrom { tag, .. } => Some(tag),
             Self::Layer { id, .. } => Some(id),
-            Self::Digest(_) | Self::UpToDate(_) | Self::Downloaded(_) | Self::Message(_) => None,
+            Self::PushRefersTo(_)
+            | Self::PushedTag { .. }
+            | Self::Digest(_)
+            | Self::UpToDate(_)
+            | Self::Downloaded(_)
+            | Self::Message(_) => None,
         }
     }
 
@@ -101,12 +132,16 @@ impl ProgressEvent {
         match *state {
             LayerState::Downloading { current, total }
             | LayerState::Extracting { current, total }
+            | LayerState::Pushing { current, total }
             | LayerState::Loading { current, total } => Some((current, total)),
             LayerState::PullingFsLayer
             | LayerState::Waiting
             | LayerState::Retrying(_)
             | LayerState::DownloadComplete
             | LayerState::PullComplete
+            | LayerState::Preparing
+            | LayerState::Pushed
+            | LayerState::LayerAlreadyExists
             | LayerState::AlreadyExists => None,
         }
     }
@@ -124,6 +159,10 @@ impl LayerState {
             Self::Extracting { .. } => "Extracting".to_owned(),
             Self::PullComplete => "Pull complete".to_owned(),
             Self::AlreadyExists => "Already exists".to_owned(),
+            Self::Preparing => "Preparing".to_owned(),
+            Self::Pushing { .. } => "Pushing".to_owned(),
+            Self::Pushed => "Pushed".to_owned(),
+            Self::LayerAlreadyExists => "Layer already exists".to_owned(),
             Self::Loading { .. } => "Loading layer".to_owned(),
         }
     }

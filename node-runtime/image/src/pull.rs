@@ -215,25 +215,7 @@ pub(crate) async fn pull(
     }
     let pull =
         Pull { inner, reference: &reference, wanted, is_explicit: platform.is_some(), progress: &progress };
-    let tag = reference.digest().map_or(reference.tag().unwrap_or_default(), Digest::as_str);
-    progress
-        .send(ProgressEvent::PullingFrom { repository: reference.path().to_owned(), tag: tag.to_owned() });
-    let mut endpoints = inner.registries.endpoints(&reference).into_iter().peekable();
-    while let Some(endpoint) = endpoints.next() {
-        let repository = Repository::open(&inner.registries, &endpoint, &reference, auth.clone()).await;
-        let pulled = match repository {
-            Ok(repository) => pull.from(repository).await,
-            Err(error) => Err(registry(error)),
-        };
-        match pulled {
-            Err(error) if error.is_about_place() && endpoints.peek().is_some() => {
-                let error = Chain(&error).to_string();
-                tracing::info!(endpoint = %endpoint.url, error, "the next registry is tried");
-            }
-            pulled => return pulled,
-        }
-    }
-    Err(PullError::Reference(ReferenceError::Format))
+    first_endpoint(inner, &reference, auth, |repository| pull.from(repository)).await
 }
 
 /// A digest never changes what it means: what is here already is the answer.
@@ -252,11 +234,48 @@ pub(crate) async fn distribution(
     auth: Option<RegistryAuth>,
 ) -> Result<Distribution, PullError> {
     let reference = reference.clone().with_default_tag();
-    // Mirrors may be stale: only the registry itself knows.
-    let endpoint = inner.registries.endpoints(&reference).pop().ok_or(ReferenceError::Format)?;
-    let repository =
-        Repository::open(&inner.registries, &endpoint, &reference, auth).await.map_err(registry)?;
-    let raw = fetch_manifest(&repository, &reference).await?;
+    first_endpoint(inner, &reference, auth, |repository| describe(repository, &reference)).await
+}
+
+/// Asks one place after the other until one knows.
+async fn first_endpoint<T, F: Future<Output = Result<T, PullError>>>(
+    inner: &Arc<Inner>,
+    reference: &Reference,
+    auth: Option<RegistryAuth>,
+    ask: impl Fn(Repository) -> F,
+) -> Result<T, PullError> {
+    let mut endpoints = inner.registries.endpoints(reference).into_iter().peekable();
+    while let Some(endpoint) = endpoints.next() {
+        let asked = match Repository::open(&inner.registries, &endpoint, reference, auth.clone()).await {
+            Ok(repository) => ask(repository).await,
+            Err(error) => Err(registry(error)),
+        };
+        match asked {
+            Err(error) if error.is_about_place() && endpoints.peek().is_some() => {
+                let error = Chain(&error).to_string();
+                tracing::info!(endpoint = %endpoint.url, error, "the next registry is tried");
+            }
+            asked => return asked,
+        }
+    }
+    Err(PullError::Reference(ReferenceError::Format))
+}
+
+/// All tags of a repository.
+pub(crate) async fn tags(
+    inner: &Arc<Inner>,
+    reference: &Reference,
+    auth: Option<RegistryAuth>,
+) -> Result<Vec<String>, PullError> {
+    let list = |repository: Repository| async move {
+        let listed = with_retries(|| repository.tags()).await;
+        listed.map_err(|error| translate(error, reference))
+    };
+    first_endpoint(inner, reference, auth, list).await
+}
+
+async fn describe(repository: Repository, reference: &Reference) -> Result<Distribution, PullError> {
+    let raw = fetch_manifest(&repository, reference).await?;
     let (document, media_type) = manifest::parse(&raw.bytes, &raw.content_type)?;
     let descriptor = Descriptor::new(&media_type, raw.digest, raw.bytes.len() as u64);
     let platforms = match document {
@@ -308,6 +327,10 @@ struct Resolved {
 impl Pull<'_> {
     async fn from(&self, repository: Repository) -> Result<Image, PullError> {
         let resolved = self.resolve(&repository).await?;
+        // What cannot be found is an answer of its own, before the first word.
+        let tag = self.reference.digest().map_or(self.reference.tag().unwrap_or_default(), Digest::as_str);
+        let (repository_path, tag) = (self.reference.path().to_owned(), tag.to_owned());
+        self.progress.send(ProgressEvent::PullingFrom { repository: repository_path, tag });
         let (document, config) = self.config(&repository, &resolved.manifest).await?;
         let chain = chain_ids(&document.rootfs.diff_ids);
         let id = &resolved.manifest.config.digest;

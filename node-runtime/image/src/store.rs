@@ -16,8 +16,10 @@ use tokio::sync::Semaphore;
 
 use crate::auth::RegistryAuth;
 use crate::catalog::{Catalog, LookupError, TagError, check_target};
+use crate::commit::{self, CommitError, CommitOptions};
 use crate::config::ImageDocument;
 use crate::content::Content;
+use crate::diff::{self, Change};
 use crate::digest::Digest;
 use crate::flight::Flights;
 use crate::image::{Image, ImageRecord, StoredImage};
@@ -28,6 +30,7 @@ use crate::manifest::{self, Descriptor, Document};
 use crate::platform::Platform;
 use crate::progress::Progress;
 use crate::pull::{self, Distribution, PullError};
+use crate::push::{self, LoginError, PushError};
 use crate::reference::Reference;
 use crate::registry::Registries;
 use crate::remove::{ImageUser, RemoveError, RemoveOptions, Removed, removal};
@@ -155,6 +158,39 @@ impl ImageStore {
         auth: Option<RegistryAuth>,
     ) -> Result<Distribution, PullError> {
         pull::distribution(&self.inner, reference, auth).await
+    }
+
+    /// Sends an image to its registry: one tag, or all that the repository has here when `reference` has none.
+    ///
+    /// # Errors
+    /// [`PushError`], in Docker's words.
+    pub async fn push(
+        &self,
+        reference: &Reference,
+        auth: Option<RegistryAuth>,
+        progress: Progress,
+    ) -> Result<(), PushError> {
+        push::push(&self.inner, reference, auth, progress).await
+    }
+
+    /// Shows credentials to the registry that they are for.
+    ///
+    /// # Errors
+    /// [`LoginError`], when it does not take them.
+    pub async fn login(&self, auth: RegistryAuth) -> Result<(), LoginError> {
+        push::login(&self.inner, auth).await
+    }
+
+    /// All tags that a registry has of a repository.
+    ///
+    /// # Errors
+    /// [`PullError`].
+    pub async fn tags(
+        &self,
+        reference: &Reference,
+        auth: Option<RegistryAuth>,
+    ) -> Result<Vec<String>, PullError> {
+        pull::tags(&self.inner, reference, auth).await
     }
 
     /// Makes an image of one root file system (tar; plain, gzip or zstd).
@@ -305,6 +341,29 @@ impl ImageStore {
             tracing::error!(%error, "writable layers cannot be listed");
             Vec::new()
         })
+    }
+
+    /// What a container changed (`docker diff`), in the order of paths.
+    ///
+    /// # Errors
+    /// [`SnapshotError`].
+    pub async fn changes(&self, key: &str) -> Result<Vec<Change>, SnapshotError> {
+        let key = key.to_owned();
+        self.blocking(move |inner| {
+            let layers = inner.snapshots.layers(&key, &inner.layers)?;
+            let found = diff::changes(&layers.upper, &layers.lower);
+            found.map_err(|source| SnapshotError::Io { key: key.clone(), source })
+        })
+        .await
+    }
+
+    /// Makes an image of a container: what it wrote, on top of what it was made of.
+    ///
+    /// # Errors
+    /// [`CommitError`].
+    pub async fn commit(&self, key: &str, options: CommitOptions) -> Result<Image, CommitError> {
+        let key = key.to_owned();
+        self.blocking(move |inner| commit::commit(inner, &key, options)).await
     }
 
     /// Bytes that a container has written (`docker ps -s`).

@@ -14,23 +14,27 @@ const CHUNKS_MAX: usize = 32;
 const CHUNK_BYTES: usize = 64 << 10;
 
 /// What goes through the channel. A channel that closes before `End` was cut off.
+#[derive(Debug)]
 enum Chunk {
     Bytes(Bytes),
     End,
 }
 
 /// The async end.
-pub(crate) struct ChunkSender(mpsc::Sender<Chunk>);
+#[derive(Debug)]
+pub struct ChunkSender(mpsc::Sender<Chunk>);
 
 /// The blocking end.
-pub(crate) struct ChunkReader {
+#[derive(Debug)]
+pub struct ChunkReader {
     receiver: mpsc::Receiver<Chunk>,
     current: Bytes,
     is_ended: bool,
 }
 
 /// A pipe from async code to a blocking thread.
-pub(crate) fn pipe() -> (ChunkSender, ChunkReader) {
+#[must_use]
+pub fn pipe() -> (ChunkSender, ChunkReader) {
     let (sender, receiver) = mpsc::channel(CHUNKS_MAX);
     (ChunkSender(sender), ChunkReader { receiver, current: Bytes::new(), is_ended: false })
 }
@@ -47,7 +51,10 @@ impl ChunkSender {
     }
 
     /// Sends everything that `source` has.
-    pub(crate) async fn send_all(self, mut source: impl AsyncRead + Unpin) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// The source's; the reader then sees that it was cut off.
+    pub async fn send_all(self, mut source: impl AsyncRead + Unpin) -> io::Result<()> {
         loop {
             let mut buffer = bytes::BytesMut::with_capacity(CHUNK_BYTES);
             if source.read_buf(&mut buffer).await? == 0 {

@@ -27,7 +27,12 @@ pub(crate) struct Tree {
 
 impl Tree {
     pub(crate) fn open(root: &Path) -> io::Result<Tree> {
-        Ok(Tree { root: Arc::new(open_root(root)?), last: None, made: Vec::new() })
+        Ok(Tree::of(open_root(root)?))
+    }
+
+    /// The tree below an open directory.
+    pub(crate) fn of(root: OwnedFd) -> Tree {
+        Tree { root: Arc::new(root), last: None, made: Vec::new() }
     }
 
     /// The directory `path` within the tree; what is missing of it is made.

@@ -1,5 +1,6 @@
 //! A layer's tar stream becomes a directory that overlayfs can stack: deletions turn into its whiteouts,
-//! owners before modes (a change of owner clears setuid and capabilities), directory times last.
+//! owners before modes (a change of owner clears setuid and capabilities), directory times last. Files that
+//! are copied into a container take the same way, by other [`Rules`].
 //!
 //! Unpacking needs nothing of the layers below, so layers are unpacked side by side; what does depend on
 //! them (directories that the archive uses but does not describe, hard links into a lower layer) is done
@@ -42,6 +43,10 @@ pub(crate) enum UnpackError {
     LinkTarget(PathBuf, PathBuf),
     #[error("invalid tar header: `{0}` is of unknown type {1:#x}")]
     Type(PathBuf, u8),
+    #[error("cannot overwrite directory \"/{0}\" with non-directory \"/{1}\"")]
+    OverDirectory(PathBuf, PathBuf),
+    #[error("cannot overwrite non-directory \"/{0}\" with directory \"/{1}\"")]
+    OverFile(PathBuf, PathBuf),
     #[error("`{path}` cannot be unpacked")]
     Entry {
         path: PathBuf,
@@ -77,24 +82,60 @@ struct Meta {
     xattrs: Vec<(String, Vec<u8>)>,
 }
 
-/// Unpacks `reader` into the empty directory `root`.
+/// What an archive's entries may do.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Rules {
+    /// The archive is a layer: names that begin with `.wh.` delete.
+    pub(crate) is_layer: bool,
+    /// A directory replaces nothing but a directory, and is replaced by nothing else.
+    pub(crate) keeps_kinds: bool,
+    /// Who owns everything, whatever the archive says.
+    pub(crate) owner: Option<(u32, u32)>,
+}
+
+/// Unpacks a layer into the empty directory `root`.
 pub(crate) fn unpack(reader: impl Read, root: &Path) -> Result<Unpacked, UnpackError> {
+    let tree = Tree::open(root).map_err(|source| UnpackError::Entry { path: root.to_owned(), source })?;
+    let mut done = Unpacked::default();
+    done.implicit.insert(PathBuf::new());
+    let rules = Rules { is_layer: true, ..Rules::default() };
+    let mut unpacker = Unpacker { tree, into: PathBuf::new(), rules, done, buffer: vec![0; COPY_BYTES] };
+    each_entry(reader, |entry| unpacker.entry(entry))?;
+    Ok(unpacker.done)
+}
+
+/// Unpacks files into the directory `into` (clean, without links) of a whole root file system: what links
+/// name is looked up in that.
+pub(crate) fn unpack_files(
+    reader: impl Read,
+    root: OwnedFd,
+    into: &Path,
+    rules: Rules,
+) -> Result<(), UnpackError> {
+    let (tree, done) = (Tree::of(root), Unpacked::default());
+    let mut unpacker = Unpacker { tree, into: into.to_owned(), rules, done, buffer: vec![0; COPY_BYTES] };
+    each_entry(reader, |entry| unpacker.entry(entry))?;
+    unpacker.done.finish_files(&unpacker.tree)
+}
+
+/// Every entry, in order.
+fn each_entry<R: Read>(
+    reader: R,
+    mut take: impl FnMut(&mut Entry<'_, Bounded<R>>) -> Result<(), UnpackError>,
+) -> Result<(), UnpackError> {
     let allowance = Rc::new(Cell::new(HEADER_BYTES_MAX));
     let mut archive = Archive::new(Bounded { inner: reader, allowance: Rc::clone(&allowance) });
-    let tree = Tree::open(root).map_err(|source| UnpackError::Entry { path: root.to_owned(), source })?;
-    let mut unpacker = Unpacker { tree, done: Unpacked::default(), buffer: vec![0; COPY_BYTES] };
-    unpacker.done.implicit.insert(PathBuf::new());
     let mut entries = archive.entries().map_err(UnpackError::Tar)?;
     loop {
         allowance.set(HEADER_BYTES_MAX);
         let Some(entry) = entries.next() else { break };
         let mut entry = entry.map_err(UnpackError::Tar)?;
         allowance.set(u64::MAX);
-        unpacker.entry(&mut entry)?;
+        take(&mut entry)?;
         io::copy(&mut entry, &mut io::sink()).map_err(UnpackError::Tar)?;
     }
     allowance.set(u64::MAX);
-    Ok(unpacker.done)
+    Ok(())
 }
 
 /// Ends a stream that sends more headers than any real archive has.
@@ -118,6 +159,9 @@ impl<R: Read> Read for Bounded<R> {
 
 struct Unpacker {
     tree: Tree,
+    /// Where in the tree the archive goes.
+    into: PathBuf,
+    rules: Rules,
     done: Unpacked,
     buffer: Vec<u8>,
 }
@@ -126,10 +170,14 @@ impl Unpacker {
     fn entry<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> Result<(), UnpackError> {
         let raw = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
         let Some(path) = clean(&raw) else { return Err(UnpackError::Breakout(raw)) };
-        let placed = if path.file_name().is_some_and(|name| name.as_bytes().starts_with(WHITEOUT_PREFIX)) {
-            self.whiteout(&path)
+        let is_whiteout = path.file_name().is_some_and(|name| name.as_bytes().starts_with(WHITEOUT_PREFIX));
+        let placed = if self.rules.is_layer {
+            if is_whiteout { self.whiteout(&path) } else { self.place(entry, &path) }
+        } else if path.as_os_str().is_empty() {
+            Ok(()) // the directory that they go into stays as it is
         } else {
-            self.place(entry, &path)
+            let target = self.into.join(&path);
+            self.check_kind(entry, &target).and_then(|()| self.place(entry, &target))
         };
         for made in self.tree.take_made() {
             self.done.implicit.insert(made);
@@ -137,33 +185,70 @@ impl Unpacker {
         placed
     }
 
+    /// Refuses an entry that is of another kind than what is there, where that matters.
+    fn check_kind<R: Read>(&self, entry: &Entry<'_, R>, path: &Path) -> Result<(), UnpackError> {
+        let named = |source: io::Error| UnpackError::Entry { path: path.to_owned(), source };
+        if !self.rules.keeps_kinds {
+            return Ok(());
+        }
+        let Some((dir, name)) = self.tree.existing_parent(path).map_err(named)? else { return Ok(()) };
+        let Some(stat) = tree::stat(&dir, name).map_err(named)? else { return Ok(()) };
+        let (was_dir, is_dir) = (tree::file_type(&stat) == FileType::Directory, is_directory(entry));
+        match (was_dir, is_dir) {
+            (true, false) => Err(UnpackError::OverDirectory(path.to_owned(), self.into.clone())),
+            (false, true) => Err(UnpackError::OverFile(path.to_owned(), self.into.clone())),
+            (true, true) | (false, false) => Ok(()),
+        }
+    }
+
+    /// Everything about an entry but its name and content, by our rules.
+    fn meta<R: Read>(&self, entry: &mut Entry<'_, R>) -> Result<Meta, UnpackError> {
+        let mut meta = Meta::of(entry)?;
+        if let Some((uid, gid)) = self.rules.owner {
+            (meta.uid, meta.gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        }
+        let is_node = matches!(
+            entry.header().entry_type(),
+            EntryType::Symlink | EntryType::Char | EntryType::Block | EntryType::Fifo
+        );
+        if is_node && !self.rules.is_layer {
+            // They are set by path, through a /proc that a container's file system need not have.
+            meta.xattrs.clear();
+        }
+        Ok(meta)
+    }
+
     fn place<R: Read>(&mut self, entry: &mut Entry<'_, R>, path: &Path) -> Result<(), UnpackError> {
         let named = |source: io::Error| UnpackError::Entry { path: path.to_owned(), source };
         let kind = entry.header().entry_type();
-        // Archives older than POSIX mark directories by a slash alone.
-        let is_old_dir = kind == EntryType::Regular && entry.path_bytes().ends_with(b"/");
         match kind {
-            EntryType::Directory => self.directory(path, Meta::of(entry)?),
-            EntryType::Regular if is_old_dir => self.directory(path, Meta::of(entry)?),
+            _ if is_directory(entry) => {
+                let meta = self.meta(entry)?;
+                self.directory(path, meta)
+            }
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                let meta = Meta::of(entry)?;
+                let meta = self.meta(entry)?;
                 self.file(entry, path, &meta)
             }
             EntryType::Symlink => {
                 let target = entry.link_name_bytes().unwrap_or_default().into_owned();
-                let meta = Meta::of(entry)?;
+                let meta = self.meta(entry)?;
                 let make = |dir: &OwnedFd, name: &OsStr| fs::symlinkat(target.as_slice(), dir, name);
                 self.node(path, &meta, FileType::Symlink, make).map_err(named)
             }
             EntryType::Char | EntryType::Block | EntryType::Fifo => {
-                let meta = Meta::of(entry)?;
+                let meta = self.meta(entry)?;
                 let (kind, device) = device_of(entry).map_err(UnpackError::Tar)?;
                 let make = |dir: &OwnedFd, name: &OsStr| fs::mknodat(dir, name, kind, meta.mode, device);
                 self.node(path, &meta, kind, make).map_err(named)
             }
             EntryType::Link => {
                 let target = entry.link_name_bytes().unwrap_or_default().into_owned();
-                self.hard_link(path, Path::new(OsStr::from_bytes(&target)))
+                let target = Path::new(OsStr::from_bytes(&target));
+                let Some(target) = clean(target) else {
+                    return Err(UnpackError::Breakout(target.to_owned()));
+                };
+                self.hard_link(path, &self.into.join(target))
             }
             EntryType::XGlobalHeader => Ok(()),
             other => Err(UnpackError::Type(path.to_owned(), other.as_byte())),
@@ -267,20 +352,19 @@ impl Unpacker {
 
     fn hard_link(&mut self, path: &Path, target: &Path) -> Result<(), UnpackError> {
         let named = |source: io::Error| UnpackError::Entry { path: path.to_owned(), source };
-        let Some(target) = clean(target) else { return Err(UnpackError::Breakout(target.to_owned())) };
         if target == path {
             return Ok(());
         }
         let (parent, Some(name)) = split(path) else { return Err(named(Errno::ISDIR.into())) };
         let dir = self.tree.dir(parent).map_err(named)?;
-        let Some((target_dir, target_name)) = self.tree.existing_parent(&target).map_err(named)? else {
-            self.done.links.push((path.to_owned(), target));
+        let Some((target_dir, target_name)) = self.tree.existing_parent(target).map_err(named)? else {
+            self.done.links.push((path.to_owned(), target.to_owned()));
             return Ok(());
         };
         let link = || fs::linkat(&target_dir, target_name, &*dir, name, AtFlags::empty());
         match self.make_anew(&dir, name, path, link) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.done.links.push((path.to_owned(), target));
+                self.done.links.push((path.to_owned(), target.to_owned()));
                 Ok(())
             }
             linked => linked.map_err(named),
@@ -314,6 +398,12 @@ impl Unpacker {
         self.done.implicit.retain(|known| !known.starts_with(path));
         Ok(())
     }
+}
+
+/// Archives older than POSIX mark directories by a slash alone.
+fn is_directory<R: Read>(entry: &Entry<'_, R>) -> bool {
+    let kind = entry.header().entry_type();
+    kind == EntryType::Directory || kind == EntryType::Regular && entry.path_bytes().ends_with(b"/")
 }
 
 /// Hides a name of the layers below. Where this layer has the name too, a file hides by itself, and a
@@ -470,6 +560,20 @@ fn parse_time(text: &str) -> Option<Timespec> {
 }
 
 impl Unpacked {
+    /// Does what had to wait for the last entry, where there are no layers below.
+    fn finish_files(&self, tree: &Tree) -> Result<(), UnpackError> {
+        if let Some((path, target)) = self.links.first() {
+            return Err(UnpackError::LinkTarget(path.clone(), target.clone()));
+        }
+        for (path, meta) in &self.dirs {
+            let named = |source| UnpackError::Entry { path: path.clone(), source };
+            if let Some(dir) = tree.existing_dir(path).map_err(named)? {
+                meta.apply(&dir).map_err(named)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Does what had to wait for the layers below, topmost first in `lower`.
     pub(crate) fn settle(&self, root: &Path, lower: &[PathBuf]) -> Result<(), UnpackError> {
         let named = |path: &Path| {

@@ -169,6 +169,15 @@ pub(crate) fn set_affinity(list: &str, field: &str) -> Result<(), Failure> {
         .with_context(|| format!("set `{field}` to `{list}`"))
 }
 
+/// Lets the caller run on every processor that its cgroup admits, wherever its maker was confined to.
+pub(crate) fn reset_affinity() -> Result<(), Failure> {
+    let mut set = nix::sched::CpuSet::new();
+    for cpu in 0..nix::sched::CpuSet::count() {
+        set.set(cpu).map_err(|error| Failure::os("name all processors", error))?;
+    }
+    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set).context("run on all processors")
+}
+
 /// `0-3,7` as a bit mask in words.
 fn mask(list: &str, field: &str) -> Result<Vec<u64>, Failure> {
     let mut words = Vec::new();

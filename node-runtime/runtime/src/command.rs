@@ -8,6 +8,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, eaccess};
+use rustix::fs::{Access, AtFlags, CWD, FileType};
+use rustix::io::Errno;
 
 use crate::failure::{Failure, FailureKind, describe};
 
@@ -39,10 +41,16 @@ pub(crate) fn find(name: &str, env: &[String]) -> Result<PathBuf, Failure> {
 }
 
 fn executable(path: &Path) -> io::Result<()> {
-    if std::fs::metadata(path)?.is_dir() {
+    // The standard library would ask by statx(2), which a filter for older programs does not know.
+    if FileType::from_raw_mode(rustix::fs::stat(path)?.st_mode) == FileType::Directory {
         return Err(io::Error::from_raw_os_error(libc::EISDIR));
     }
-    Ok(eaccess(path, AccessFlags::X_OK)?)
+    // With the capabilities that it has now: glibc's eaccess(3) looks at users and modes only.
+    match rustix::fs::accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS) {
+        // Older kernels, and filters made for them, do not know the call.
+        Err(Errno::NOSYS | Errno::PERM) => Ok(eaccess(path, AccessFlags::X_OK)?),
+        done => Ok(done?),
+    }
 }
 
 /// Becomes the program.

@@ -1,13 +1,13 @@
 //! What a process may do: limits, identity, capabilities, no_new_privs, seccomp. Applied to the caller.
 
 use std::collections::HashSet;
-use std::io;
 
 use nix::unistd::{Gid, Uid};
 use oci_spec::runtime::{Capability, LinuxCapabilities, PosixRlimit, PosixRlimitType, Process};
 use rustix::process::{Resource, Rlimit};
 
 use crate::failure::{Context, Failure};
+use crate::procfs::Proc;
 use crate::sys::{self, CapabilitySets};
 use crate::user::Identity;
 
@@ -71,14 +71,15 @@ pub(crate) fn raise_limits(pid: i32, rlimits: &[PosixRlimit]) -> Result<(), Fail
 
 /// Gives up everything that the process is not to have. The order matters: dropping the bounding set and a
 /// filter without no_new_privs need the privileges that go next. With no_new_privs a filter can be loaded
-/// later, by anyone.
+/// later, by anyone. `bounding` is what the process may have at most until now.
 pub(crate) fn drop_privileges(
     process: &Process,
     identity: &Identity,
     can_set_groups: bool,
+    bounding: u64,
     load_filter: impl FnOnce() -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let sets = Sets::of(process.capabilities().as_ref())?;
+    let sets = Sets::of(process.capabilities().as_ref(), bounding);
     let no_new_privileges = process.no_new_privileges().unwrap_or(false);
     if !no_new_privileges {
         load_filter()?;
@@ -131,20 +132,20 @@ struct Sets {
 }
 
 impl Sets {
-    fn of(asked: Option<&LinuxCapabilities>) -> Result<Sets, Failure> {
-        let ours = bounding_set().context("read bounding set")?;
-        let grant = |set: Option<&Option<HashSet<Capability>>>| -> u64 {
-            let all = set.and_then(Option::as_ref).into_iter().flatten();
-            all.fold(0, |bits, capability| bits | 1 << number(*capability)) & ours
-        };
-        Ok(Sets {
+    fn of(asked: Option<&LinuxCapabilities>, ours: u64) -> Sets {
+        let grant = |set: Option<&Option<HashSet<Capability>>>| bits(set.and_then(Option::as_ref)) & ours;
+        let (inheritable, permitted) = (
+            grant(asked.map(LinuxCapabilities::inheritable)),
+            grant(asked.map(LinuxCapabilities::permitted)),
+        );
+        Sets {
             bounding: grant(asked.map(LinuxCapabilities::bounding)),
-            inheritable: grant(asked.map(LinuxCapabilities::inheritable)),
-            permitted: grant(asked.map(LinuxCapabilities::permitted)),
             effective: grant(asked.map(LinuxCapabilities::effective)),
-            ambient: grant(asked.map(LinuxCapabilities::ambient)),
+            ambient: grant(asked.map(LinuxCapabilities::ambient)) & inheritable & permitted,
+            inheritable,
+            permitted,
             ours,
-        })
+        }
     }
 
     fn drop_bounding(&self) -> Result<(), Failure> {
@@ -175,6 +176,28 @@ impl Sets {
     }
 }
 
+/// Says which ambient capabilities the kernel will not raise, in runc's words: those that are not both permitted
+/// and inheritable. For the one who makes the process: in the container there is nobody to hear it.
+// capabilities(7), "Ambient"
+pub(crate) fn warn_of_ambient(sets: &LinuxCapabilities) {
+    let can = bits(sets.permitted().as_ref()) & bits(sets.inheritable().as_ref());
+    let mut refused: Vec<_> = sets.ambient().iter().flatten().map(|one| (number(*one), *one)).collect();
+    refused.retain(|(number, _)| can & 1 << number == 0);
+    refused.sort_by_key(|(number, _)| *number);
+    for (_, capability) in refused {
+        let name = serde_json::to_value(capability).unwrap_or_default();
+        tracing::warn!(
+            "can't raise ambient capability {}: operation not permitted",
+            name.as_str().unwrap_or_default()
+        );
+    }
+}
+
+/// A bit for each.
+fn bits(set: Option<&HashSet<Capability>>) -> u64 {
+    set.into_iter().flatten().fold(0, |bits, capability| bits | 1 << number(*capability))
+}
+
 /// The numbers of the bits that are set.
 fn each(set: u64) -> impl Iterator<Item = u64> {
     (0..64).filter(move |bit| set & 1 << bit != 0)
@@ -184,22 +207,9 @@ fn refused(set: &str, capability: u64) -> String {
     format!("set {set} capability number {capability}")
 }
 
-/// What this process may have at most. The kernel's first refusal tells where its capabilities end.
-fn bounding_set() -> io::Result<u64> {
-    let mut set = 0;
-    for capability in 0..64 {
-        match sys::process_control(libc::PR_CAPBSET_READ, capability, 0) {
-            Ok(has) => set |= u64::from(has != 0) << capability,
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(set)
-}
-
 /// All capabilities that can be had here.
 pub(crate) fn all_capabilities() -> HashSet<Capability> {
-    let ours = bounding_set().unwrap_or_default();
+    let ours = Proc::open().and_then(|proc| proc.status()).map_or(0, |own| own.bounding);
     NUMBERS.iter().zip(0..).filter(|(_, number)| ours & 1 << number != 0).map(|(one, _)| *one).collect()
 }
 
@@ -275,10 +285,17 @@ mod tests {
     }
 
     #[test]
-    fn the_bounding_set_is_the_kernels() {
-        let status = std::fs::read_to_string("/proc/self/status").expect("status");
-        let line = status.lines().find_map(|line| line.strip_prefix("CapBnd:")).expect("CapBnd");
-        assert_eq!(bounding_set().ok(), u64::from_str_radix(line.trim(), 16).ok());
+    fn what_cannot_be_granted_is_left_out() {
+        let sets = serde_json::json!({
+            "bounding": ["CAP_CHOWN", "CAP_KILL"],
+            "permitted": ["CAP_CHOWN", "CAP_KILL"],
+            "inheritable": ["CAP_KILL", "CAP_BPF"],
+            "ambient": ["CAP_CHOWN", "CAP_KILL", "CAP_BPF"],
+        });
+        let sets = serde_json::from_value(sets).expect("sets");
+        let kill = 1 << number(Capability::Kill);
+        let granted = Sets::of(Some(&sets), kill | 1 << number(Capability::Bpf));
+        assert_eq!((granted.bounding, granted.permitted, granted.ambient), (kill, kill, kill));
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! The parent's side of a new container: prepare everything, clone, and listen to init until it waits.
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use oci_spec::runtime::{ContainerState, Spec};
 
@@ -17,6 +19,7 @@ use crate::hooks::{self, State};
 use crate::init::{Init, close_inherited};
 use crate::last::Gate;
 use crate::namespaces::{Namespaces, User, enter_pid_namespace, leave_pid_namespace};
+use crate::netdevice;
 use crate::procfs::Proc;
 use crate::rootfs::Plan;
 use crate::seccomp::{Filter, notify};
@@ -88,6 +91,7 @@ impl Created {
 /// What could not be done, in runc's words where clients look for them.
 pub fn create(request: Create<'_>) -> Result<Created, Failure> {
     validate::config(request.spec)?;
+    spec::process(request.spec)?.capabilities().iter().for_each(confine::warn_of_ambient);
     check_inherited(request.preserve_fds)?;
     let linux = spec::linux(request.spec)?;
     let cgroup = Cgroup::at(&container_path(linux.cgroups_path().as_deref(), request.id, false)?)?;
@@ -96,6 +100,7 @@ pub fn create(request: Create<'_>) -> Result<Created, Failure> {
     let tree = Plan::of(request.spec, request.bundle)?;
     let proc = Proc::open().context("open /proc")?;
     cgroup.create(linux.resources().as_ref())?;
+    tracing::debug!(cgroup = %cgroup.path().display(), "cgroup made");
     let made = set_up(request, &cgroup, filter, namespaces, tree, proc);
     made.inspect_err(|_| {
         let _ = cgroup.kill();
@@ -141,11 +146,28 @@ fn set_up(
         channel: theirs,
     };
     let child = clone_init(&init, &ours)?;
+    tracing::debug!(pid = child.pid, "init made, it sets the container up");
     let state = State { pid: child.pid, ..init.state.clone() };
-    let ready = set_up_user_namespace(&init, &child, &ours);
+    let ready = move_devices(&init, &child).and_then(|()| set_up_user_namespace(&init, &child, &ours));
     // Only init may hold its end of the channel: then silence means that it is gone.
     drop(init);
     Parent { child, state }.listen(ready, request.spec, ours, cgroup)
+}
+
+/// Gives the container the machine's network devices that are to be its own. A new network namespace is there as
+/// soon as init is; one that exists, before.
+fn move_devices(init: &Init<'_>, child: &sys::Child) -> Result<(), Failure> {
+    let linux = spec::linux(init.spec)?;
+    if linux.net_devices().as_ref().is_none_or(HashMap::is_empty) {
+        return Ok(());
+    }
+    match init.namespaces.join.iter().find(|existing| existing.is(CloneFlags::CLONE_NEWNET)) {
+        Some(existing) => netdevice::move_all(linux, existing),
+        None => {
+            let own = init.proc.open_namespace(&format!("{}/ns/net", child.pid));
+            netdevice::move_all(linux, own.context("open the container's network namespace")?)
+        }
+    }
 }
 
 /// What needs the machine's privileges and init's present identity: after this it is root of its namespace and
@@ -241,7 +263,10 @@ impl Parent {
                     notify::hand_over(spec, &self.state, &self.child, number)?;
                     channel.tell(Word::Listening)?;
                 }
-                Said::Ready(terminal) => return Ok(terminal),
+                Said::Ready(terminal) => {
+                    tracing::debug!(pid = self.child.pid, "init waits for start");
+                    return Ok(terminal);
+                }
                 Said::Failed(failure) => return Err(failure),
                 Said::Nothing => return Err(died(&self.child, cgroup)),
                 Said::Born(..) => return Err(Failure::other("init is out of step")),
@@ -255,6 +280,12 @@ fn died(child: &sys::Child, cgroup: &Cgroup) -> Failure {
     if cgroup.oom_kills() > 0 {
         return Failure::other("container init was OOM-killed (memory limit too low?)");
     }
-    let status = waitpid(Pid::from_raw(child.pid), Some(WaitPidFlag::WNOWAIT));
-    Failure::other(format!("container init ended unexpectedly: {status:?}"))
+    // Looked at, and left for whoever reaps it. waitpid(2) knows no such look.
+    let how = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+    let why = match waitid(Id::Pid(Pid::from_raw(child.pid)), how) {
+        Ok(WaitStatus::Exited(_, code)) => format!("exit status {code}"),
+        Ok(WaitStatus::Signaled(_, signal, _)) => format!("signal: {}", sys::describe_signal(signal as i32)),
+        other => format!("{other:?}"),
+    };
+    Failure::other(format!("container init ended unexpectedly: {why}"))
 }

@@ -107,6 +107,7 @@ pub fn exec_process(
 pub fn exec(request: Exec<'_>) -> Result<Added, Failure> {
     validate::process(&request.process)?;
     lsm::check(&request.process)?;
+    request.process.capabilities().iter().for_each(confine::warn_of_ambient);
     check_inherited(request.preserve_fds)?;
     let seccomp = spec::linux(request.spec)?.seccomp().as_ref().filter(|_| request.filtered);
     let filter = seccomp.map(Filter::compile).transpose()?;
@@ -122,7 +123,11 @@ pub fn exec(request: Exec<'_>) -> Result<Added, Failure> {
     let newcomer = Newcomer {
         request: &request,
         state: &state,
-        entry: request.cgroup.entry()?,
+        // As runc says it, whose callers look for the words.
+        entry: request.cgroup.entry().map_err(|failure| Failure {
+            message: format!("error adding pid to cgroups: {failure}"),
+            ..failure
+        })?,
         init,
         own_users,
         filter,
@@ -130,6 +135,7 @@ pub fn exec(request: Exec<'_>) -> Result<Added, Failure> {
         channel: theirs,
     };
     let child = newcomer.born(&ours)?;
+    tracing::debug!(pid = child.pid, "process made, it enters the container");
     drop(newcomer);
     listen(child, &ours, &request, &state)
 }
@@ -199,8 +205,11 @@ impl Newcomer<'_> {
         nix::unistd::setsid().context("setsid")?;
         attributes::set_oom_score(&self.proc, "self", process)?;
         self.entry.join_v1()?;
-        if let Some(list) = affinity(process, ExecCPUAffinity::cpu_affinity_final) {
-            attributes::set_affinity(list, "process.execCPUAffinity.final")?;
+        match affinity(process, ExecCPUAffinity::cpu_affinity_final) {
+            Some(list) => attributes::set_affinity(list, "process.execCPUAffinity.final")?,
+            // Where it was told to start it stays.
+            None if affinity(process, ExecCPUAffinity::initial).is_some() => {}
+            None => attributes::reset_affinity()?,
         }
         let can_set_groups = self.enter_namespaces()?;
         keyring::join(request.id, self.own_users, &self.proc, process)?;

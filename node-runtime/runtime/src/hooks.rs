@@ -171,7 +171,9 @@ fn run(point: Point, index: usize, hook: &Hook, state: &State) -> Result<(), Fai
         (false, _) => format!("it ran longer than its {} s", hook.timeout().unwrap_or_default()),
         (true, WaitStatus::Exited(_, 0)) => return Ok(()),
         (true, WaitStatus::Exited(_, code)) => format!("exit status {code}"),
-        (true, WaitStatus::Signaled(_, signal, _)) => format!("killed by {signal}"),
+        (true, WaitStatus::Signaled(_, signal, _)) => {
+            format!("signal: {}", sys::describe_signal(signal as i32))
+        }
         (true, other) => format!("{other:?}"),
     };
     Err(Failure::other(format!("{}: {}: {why}{}", what(), hook.path().display(), printed(output))))
@@ -193,8 +195,8 @@ fn become_hook(hook: &Hook, stdin: &OwnedFd, output: &OwnedFd) -> i32 {
         nix::unistd::dup2_stdout(output).context("set stdout")?;
         nix::unistd::dup2_stderr(output).context("set stderr")?;
         sys::keep_only(0).context("close descriptors")?;
-        sys::reset_signals();
-        command::execute(path, &args, hook.env().as_deref().unwrap_or_default())
+        sys::reset_signals(u64::MAX);
+        command::execute(path, &args, &hook.env().clone().unwrap_or_else(own_environment))
     };
     let failure: Failure = match becomes() {
         Ok(never) => match never {},
@@ -202,6 +204,13 @@ fn become_hook(hook: &Hook, stdin: &OwnedFd, output: &OwnedFd) -> i32 {
     };
     let _ = rustix::io::write(output, failure.message.as_bytes());
     127
+}
+
+/// What a hook without an environment gets. Text only, as in a configuration.
+fn own_environment() -> Vec<String> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some(format!("{}={}", name.to_str()?, value.to_str()?)))
+        .collect()
 }
 
 /// False when time is up.

@@ -3,6 +3,7 @@
 //! Everything that can be prepared is in [`Init`] before the clone; what fails here goes to the parent over
 //! the channel. Nothing here may be skipped silently.
 
+use std::collections::HashSet;
 use std::os::fd::AsRawFd;
 
 use nix::sched::CloneFlags;
@@ -92,7 +93,7 @@ impl Init<'_> {
         self.set_names()?;
         self.tree.write_sysctls()?;
         let tree = Tree::build(&self.tree, self.cgroup)?;
-        self.run_hooks_before_entering()?;
+        self.run_hooks_before_entering(&tree)?;
         tree.enter(self.no_pivot)?;
         let terminal = terminal::take(&self.stdio, process)?;
         if let Some(pair) = &terminal {
@@ -132,6 +133,7 @@ impl Init<'_> {
             enter_new_time(&self.proc, linux(self.spec)?.time_offsets().as_ref())?;
         }
         self.entry.join_v1()?;
+        attributes::reset_affinity()?;
         if namespaces.new_cgroup {
             nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP).context("make cgroup namespace")?;
         }
@@ -167,7 +169,7 @@ impl Init<'_> {
     }
 
     /// The machine's files are still there for them; the runtime's are run by the parent, where it is.
-    fn run_hooks_before_entering(&self) -> Result<(), Failure> {
+    fn run_hooks_before_entering(&self, tree: &Tree<'_>) -> Result<(), Failure> {
         if hooks::has_runtime_hooks(self.spec) {
             self.channel.hooks()?;
         }
@@ -175,6 +177,8 @@ impl Init<'_> {
         if create_container.is_empty() {
             return Ok(());
         }
+        // Hooks that other runtimes start there go by relative paths.
+        tree.change_directory()?;
         let state = State { pid: std::process::id().cast_signed(), ..self.state.clone() };
         hooks::run_all(Point::CreateContainer, create_container, &state)
     }
@@ -229,9 +233,16 @@ pub(crate) fn end_with_parent() -> Result<(), Failure> {
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).context("set parent death signal")
 }
 
-/// The spec's environment, with a home for those who have none.
+/// The spec's environment, with a home for those who have none. Of several values for a name the last counts
+/// and is the only one that the command sees, as with runc.
 pub(crate) fn environment(process: &Process, accounts: &Accounts, identity: &Identity) -> Vec<String> {
-    let mut env = process.env().clone().unwrap_or_default();
+    let given = process.env().as_deref().unwrap_or_default();
+    let mut seen = HashSet::new();
+    let mut env: Vec<String> = given.to_vec();
+    env.reverse();
+    env.retain(|entry| seen.insert(entry.split('=').next().unwrap_or_default().to_owned()));
+    env.reverse();
+    env.retain(|entry| entry != "HOME=");
     if !env.iter().any(|entry| entry.starts_with("HOME=")) {
         env.push(format!("HOME={}", accounts.home(identity.uid)));
     }

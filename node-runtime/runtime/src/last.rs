@@ -5,8 +5,9 @@ use std::convert::Infallible;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use nix::sys::signal::Signal;
 use oci_spec::runtime::{ContainerState, Hook, Process};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::channel::{Channel, Word};
@@ -26,14 +27,9 @@ use crate::user::Identity;
 pub enum Gate {
     /// By [`crate::Created::start`], from the process that created it.
     Parent,
-    /// By somebody who opens this FIFO to read; what is then written into it is the failure to execute. The
-    /// directory is kept open, since it is not in the container.
-    Fifo {
-        /// Where the FIFO is.
-        dir: OwnedFd,
-        /// Its name there.
-        name: String,
-    },
+    /// By somebody who opens this FIFO to read; what is then written into it is the failure to execute. It is
+    /// open as `O_PATH`, since it is not in the container: no directory of the machine's is there.
+    Fifo(OwnedFd),
 }
 
 /// What is left to do when a process is where it belongs; the same for the first and for added ones.
@@ -59,15 +55,9 @@ pub(crate) struct LastStep<'a> {
 impl LastStep<'_> {
     /// Does it. Comes back only with a failure, which the caller of start is told.
     pub(crate) fn take(mut self, channel: &Channel) -> Result<Infallible, Failure> {
-        let program = self.give_up(channel)?;
-        let gate = match self.gate {
-            Gate::Parent => None,
-            Gate::Fifo { dir, .. } => Some(dir.as_raw_fd()),
-        };
         let terminal = self.terminal.take();
-        let near = terminal.as_ref().map(AsRawFd::as_raw_fd);
-        sys::close_all_but(self.preserve_fds, [Some(channel.raw()), gate, near])
-            .context("close descriptors")?;
+        self.close_descriptors(channel, terminal.as_ref())?;
+        let program = self.give_up(channel)?;
         channel.ready(terminal.as_ref())?;
         drop(terminal);
         match self.gate {
@@ -75,15 +65,28 @@ impl LastStep<'_> {
                 channel.wait_for(Word::Start)?;
                 self.go(channel, &program)
             }
-            Gate::Fifo { dir, name } => {
+            Gate::Fifo(fifo) => {
+                // What stops a container stops one that was never started, too.
+                sys::end_on(&[Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM]);
                 // Opening it waits for a reader, which then reads why this failed, or the silence of success.
-                let fifo = rustix::fs::openat(dir, name, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-                    .context("wait for start")?;
+                let fifo = self.proc.reopen_own(fifo, OFlags::WRONLY).context("wait for start")?;
                 self.go(channel, &program).inspect_err(|failure| {
                     let _ = rustix::io::write(&fifo, &serde_json::to_vec(failure).unwrap_or_default());
                 })
             }
         }
+    }
+
+    /// All but what the command inherits and what is needed until it runs. Before a filter is loaded, which may
+    /// have been made for older programs and not know the call.
+    fn close_descriptors(&self, channel: &Channel, terminal: Option<&OwnedFd>) -> Result<(), Failure> {
+        let gate = match self.gate {
+            Gate::Parent => None,
+            Gate::Fifo(fifo) => Some(fifo.as_raw_fd()),
+        };
+        let near = terminal.map(AsRawFd::as_raw_fd);
+        let needed = [Some(channel.raw()), Some(self.proc.as_raw_fd()), gate, near];
+        sys::close_all_but(self.preserve_fds, needed).context("close descriptors")
     }
 
     /// Privileges, directory and signals, and finds the command: what fails here fails while the container is
@@ -93,7 +96,15 @@ impl LastStep<'_> {
         let cwd = self.process.cwd();
         let is_inside = enter_directory(cwd)?;
         let load_early = || if self.loads_late() { Ok(()) } else { self.load_filter(channel) };
-        confine::drop_privileges(self.process, &self.identity, self.can_set_groups, load_early)?;
+        // While root can read it.
+        let own = self.proc.status().context("look at own status")?;
+        confine::drop_privileges(
+            self.process,
+            &self.identity,
+            self.can_set_groups,
+            own.bounding,
+            load_early,
+        )?;
         if self.die_with_parent {
             // The change of identity has cleared it.
             end_with_parent()?;
@@ -102,7 +113,7 @@ impl LastStep<'_> {
             return Err(cannot_enter(cwd, Errno::ACCESS));
         }
         let program = command::find(self.args().first().map_or("", String::as_str), &self.env)?;
-        sys::reset_signals();
+        sys::reset_signals(own.ignored);
         if self.loads_late() && self.filter.is_some_and(Filter::has_listener) {
             // The one who creates the container has to pass the listener on.
             self.load_filter(channel)?;
@@ -141,10 +152,10 @@ impl LastStep<'_> {
     }
 }
 
-/// Hooks without an environment of their own have the command's, as runc's have.
+/// Hooks without an environment of their own have the command's, as runc's have: ours means nothing here.
 fn with_env(hooks: &[Hook], env: &[String]) -> Vec<Hook> {
     let mut hooks = hooks.to_vec();
-    for hook in hooks.iter_mut().filter(|hook| hook.env().as_ref().is_none_or(Vec::is_empty)) {
+    for hook in hooks.iter_mut().filter(|hook| hook.env().is_none()) {
         hook.set_env(Some(env.to_vec()));
     }
     hooks

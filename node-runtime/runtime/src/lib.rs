@@ -23,6 +23,8 @@ mod last;
 mod loopback;
 mod lsm;
 mod namespaces;
+mod netdevice;
+mod netlink;
 mod overlay;
 mod procfs;
 mod program;

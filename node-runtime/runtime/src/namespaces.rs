@@ -198,6 +198,18 @@ pub(crate) fn leave_pid_namespace(own: Option<OwnedFd>) -> Result<(), Failure> {
     }
 }
 
+/// Takes the caller back to its own network namespace.
+pub(crate) fn leave_network_namespace(own: impl AsFd) -> Result<(), Failure> {
+    nix::sched::setns(own, CloneFlags::CLONE_NEWNET).context("leave the container's network namespace")
+}
+
+impl Existing {
+    /// Whether it is of this type.
+    pub(crate) fn is(&self, typ: CloneFlags) -> bool {
+        self.typ == typ
+    }
+}
+
 impl AsFd for Existing {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.fd.as_fd()

@@ -12,9 +12,25 @@ use rustix::fs::{CWD, Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags};
 /// The inode of procfs' root, which no other file of it has.
 const PROC_ROOT_INODE: u64 = 1;
 
+/// A part of a process's status.
+// proc_pid_status(5)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Status {
+    /// The capabilities that it may have at most, a bit each.
+    pub bounding: u64,
+    /// The signals that it ignores: bit 0 is signal 1.
+    pub ignored: u64,
+}
+
 /// The root of a procfs.
 #[derive(Debug)]
 pub(crate) struct Proc(OwnedFd);
+
+impl AsRawFd for Proc {
+    fn as_raw_fd(&self) -> i32 {
+        self.0.as_raw_fd()
+    }
+}
 
 impl Proc {
     /// The caller's `/proc`.
@@ -45,11 +61,28 @@ impl Proc {
         Ok(text)
     }
 
+    /// What the kernel tells of the caller.
+    pub(crate) fn status(&self) -> io::Result<Status> {
+        let text = self.read("self/status")?;
+        let mask = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"));
+            let mask = line.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok());
+            mask.ok_or_else(|| io::Error::other(format!("status has no {name}")))
+        };
+        Ok(Status { bounding: mask("CapBnd")?, ignored: mask("SigIgn")? })
+    }
+
     /// Opens a file again that the caller has open, in another way; what it is is known then, and stays.
     pub(crate) fn reopen(&self, fd: &OwnedFd, flags: OFlags) -> io::Result<OwnedFd> {
         let dir = self.file("self/fd", OFlags::PATH | OFlags::DIRECTORY)?;
         let name = fd.as_raw_fd().to_string();
         Ok(rustix::fs::openat(&dir, name, flags | OFlags::CLOEXEC, Mode::empty())?)
+    }
+
+    /// The same by openat(2) alone, where a filter may know nothing newer: for a procfs that is the machine's.
+    pub(crate) fn reopen_own(&self, fd: &OwnedFd, flags: OFlags) -> io::Result<OwnedFd> {
+        let path = format!("self/fd/{}", fd.as_raw_fd());
+        Ok(rustix::fs::openat(&self.0, path, flags | OFlags::CLOEXEC, Mode::empty())?)
     }
 
     /// Whether a process's user namespace lets groups be set.
@@ -98,6 +131,17 @@ mod tests {
     fn files_of_the_real_proc_can_be_opened() {
         let proc = Proc::open().expect("proc");
         assert!(!proc.read("self/comm").expect("read").is_empty());
+    }
+
+    #[test]
+    fn status_is_what_the_kernel_enforces() {
+        let status = Proc::open().expect("proc").status().expect("status");
+        for capability in 0..64 {
+            let has = crate::sys::process_control(libc::PR_CAPBSET_READ, capability, 0).unwrap_or(0);
+            assert_eq!(status.bounding >> capability & 1, u64::try_from(has).expect("a bit"), "{capability}");
+        }
+        // The standard library ignores it from the start.
+        assert_ne!(status.ignored & 1 << (libc::SIGPIPE - 1), 0);
     }
 
     #[test]

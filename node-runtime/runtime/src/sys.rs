@@ -5,6 +5,8 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use nix::sys::signal::Signal;
+
 /// `libc` has it as an `i32`, where it overflows to zero and then silently does nothing.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
@@ -284,7 +286,7 @@ pub(crate) fn keep_only(count: u32) -> io::Result<()> {
 
 /// Closes all descriptors but the standard files, `count` from 3 on, and those given. Only for a copy of a
 /// process that is about to execute something: its other descriptors' owners are never dropped.
-pub(crate) fn close_all_but(count: u32, others: [Option<i32>; 3]) -> io::Result<()> {
+pub(crate) fn close_all_but(count: u32, others: [Option<i32>; 4]) -> io::Result<()> {
     let mut keep: Vec<u32> = others.iter().flatten().map(|fd| fd.cast_unsigned()).collect();
     keep.sort_unstable();
     let mut first = count.saturating_add(3);
@@ -329,13 +331,66 @@ pub(crate) fn set_key_permissions(key: libc::c_long, permissions: u32) -> io::Re
     result(done)
 }
 
-/// Gives every signal its default action and unblocks all: what a new program expects.
-pub(crate) fn reset_signals() {
-    for signal in 1..=libc::SIGRTMAX() {
+/// Gives signals (bit 0 is signal 1) their default action, and unblocks all: what a new program expects.
+/// Exec itself takes handlers away, but lets what is ignored stay so.
+// signal(7), "Execve"
+pub(crate) fn reset_signals(which: u64) {
+    for signal in (1..=libc::SIGRTMAX()).filter(|signal| which & 1 << (signal - 1) != 0) {
         // SAFETY: signal(2) with SIG_DFL installs no code; for KILL, STOP and glibc's own it fails, harmlessly.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
     let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
+}
+
+/// A moment, as the machine's people name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LocalTime {
+    pub year: i32,
+    /// From 0.
+    pub month: usize,
+    pub day: i32,
+    /// From 0.
+    pub day_of_year: i32,
+    pub hour: i32,
+    pub minute: i32,
+}
+
+/// Seconds since 1970 in the machine's time zone.
+pub(crate) fn local_time(seconds: i64) -> LocalTime {
+    // SAFETY: the struct is integers and a pointer, for which zero is a value.
+    let mut time: libc::tm = unsafe { std::mem::zeroed() };
+    // SAFETY: localtime_r(3) reads the number and fills the struct; both live across the call.
+    unsafe { libc::localtime_r(&raw const seconds, &raw mut time) };
+    LocalTime {
+        year: 1900 + time.tm_year,
+        month: usize::try_from(time.tm_mon).unwrap_or(0),
+        day: time.tm_mday,
+        day_of_year: time.tm_yday,
+        hour: time.tm_hour,
+        minute: time.tm_min,
+    }
+}
+
+/// A signal in words, as Go has them: `bad system call`.
+pub(crate) fn describe_signal(signal: i32) -> String {
+    // SAFETY: strsignal(3) takes any number.
+    let text = unsafe { libc::strsignal(signal) };
+    // SAFETY: it returns a C string that stays as it is for the calling thread until its next call.
+    let text = unsafe { CStr::from_ptr(text) };
+    text.to_string_lossy().to_lowercase()
+}
+
+/// Lets signals whose default action is to end a process end the caller, as the first of a pid namespace too, whom
+/// the kernel spares otherwise. Until it executes something.
+// pid_namespaces(7); signal-safety(7)
+pub(crate) fn end_on(signals: &[Signal]) {
+    extern "C" fn end(signal: libc::c_int) {
+        exit_now(128 + signal);
+    }
+    for signal in signals {
+        // SAFETY: the handler only calls _exit(2), which is safe in a handler, and touches no data.
+        unsafe { libc::signal(*signal as i32, end as *const () as libc::sighandler_t) };
+    }
 }
 
 /// Sends a signal by its number, real-time ones too, to the process that a pidfd refers to.

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use oci_spec::runtime::Process;
 use rustix::fs::{FileType, OFlags};
 use rustix::pty::OpenptFlags;
-use rustix::termios::Winsize;
+use rustix::termios::{OptionalActions, OutputModes, Winsize};
 
 use crate::failure::{Context, Failure};
 
@@ -14,6 +14,9 @@ use crate::failure::{Context, Failure};
 pub enum Stdio {
     /// A terminal made in the container, with this size (columns, rows) if any; its near end comes back.
     Terminal(Option<(u16, u16)>),
+    /// The same for a caller who passes on what it says, to another terminal or none: lines end as the command
+    /// writes them.
+    PassedOn,
     /// These.
     Files {
         /// Read from.
@@ -41,6 +44,12 @@ pub(crate) fn take(stdio: &Stdio, process: &Process) -> Result<Option<Pair>, Fai
             use_as_stdio(&pair.far)?;
             Ok(Some(pair))
         }
+        Stdio::PassedOn => {
+            let pair = open(size_of(process))?;
+            keep_newlines(&pair.near)?;
+            use_as_stdio(&pair.far)?;
+            Ok(Some(pair))
+        }
         Stdio::Files { stdin, stdout, stderr } => {
             use_files([stdin, stdout, stderr])?;
             Ok(None)
@@ -59,6 +68,13 @@ fn open(size: Option<(u16, u16)>) -> Result<Pair, Failure> {
         resize(&near, size)?;
     }
     Ok(Pair { near, far })
+}
+
+/// Lines end as the process writes them, whoever reads them; what a person sees is up to the caller's terminal.
+fn keep_newlines(terminal: &OwnedFd) -> Result<(), Failure> {
+    let mut settings = rustix::termios::tcgetattr(terminal).context("look at terminal")?;
+    settings.output_modes.remove(OutputModes::ONLCR);
+    rustix::termios::tcsetattr(terminal, OptionalActions::Now, &settings).context("set terminal")
 }
 
 /// Sets columns and rows.

@@ -85,7 +85,8 @@ impl Accounts {
         groups: &[String],
         proc: &Proc,
     ) -> Result<Accounts, Failure> {
-        let has_home = process.env().iter().flatten().any(|entry| entry.starts_with("HOME="));
+        let mut homes = process.env().iter().flatten().rev().filter(|entry| entry.starts_with("HOME="));
+        let has_home = homes.next().is_some_and(|entry| entry != "HOME=");
         let read = |needed: bool, path: &str| match needed {
             true => read_regular(path, proc).with_context(|| format!("read the container's {path}")),
             false => Ok(String::new()),
@@ -161,12 +162,12 @@ impl Accounts {
     }
 }
 
-/// Whether Docker's user text names somebody in the account files of a container.
+/// Whom Docker's user text names in the account files of a container: user and group.
 ///
 /// # Errors
-/// In Docker's words, when it does not.
-pub fn check(passwd: String, group: String, text: &str) -> Result<(), Failure> {
-    Accounts { passwd, group }.look_up(text).map(drop)
+/// In Docker's words, when it names nobody.
+pub fn numbers(passwd: String, group: String, text: &str) -> Result<(u32, u32), Failure> {
+    Accounts { passwd, group }.look_up(text).map(|identity| (identity.uid, identity.gid))
 }
 
 /// Adds groups, each once.

@@ -14,6 +14,7 @@ use crate::cgroup::check_resources;
 use crate::failure::Failure;
 use crate::hooks::{self, Point};
 use crate::lsm;
+use crate::netdevice;
 use crate::spec;
 
 /// The kernel's limit on host and domain names: `__NEW_UTS_LEN`.
@@ -54,6 +55,7 @@ pub(crate) fn config(config: &Spec) -> Checked {
     all_hooks(config)?;
 
     not_done(linux)?;
+    netdevice::check(linux)?;
     if let Some(label) = lsm::given(linux.mount_label().as_deref())
         && !lsm::selinux_is_enabled()
     {
@@ -139,11 +141,6 @@ fn capabilities(sets: &LinuxCapabilities) -> Checked {
     let permitted = of(sets.permitted());
     if let Some(more) = of(sets.effective()).difference(&permitted).next() {
         return wrong("process.capabilities.effective", format!("has {more}, which `permitted` has not"));
-    }
-    let both: HashSet<_> = of(sets.inheritable()).intersection(&permitted).copied().collect();
-    if let Some(more) = of(sets.ambient()).difference(&both).next() {
-        let why = format!("has {more}, which `permitted` and `inheritable` have not both");
-        return wrong("process.capabilities.ambient", why);
     }
     Ok(())
 }
@@ -272,12 +269,6 @@ fn user_and_time(linux: &Linux) -> Checked {
 
 /// What this runtime does not do: an error, never silence.
 fn not_done(linux: &Linux) -> Checked {
-    if let Some(name) = linux.net_devices().iter().flat_map(|devices| devices.keys()).next() {
-        return wrong(
-            &format!("linux.netDevices.{name}"),
-            "is not supported by this runtime: it moves no network devices",
-        );
-    }
     if linux.intel_rdt().is_some() {
         return wrong("linux.intelRdt", "is not supported by this runtime");
     }

@@ -1,3 +1,5 @@
 //! Cluster networks and the endpoint tables that describe who is on them.
 
-pub use crate::wire::{IpamConfig, NetworkAttachment, NetworkEndpoint, NetworkSpec, NetworkTable};
+pub use crate::wire::{
+    IpamConfig, NetworkAttachment, NetworkEndpoint, NetworkNode, NetworkService, NetworkSpec, NetworkTable,
+};

@@ -14,7 +14,7 @@ impl TaskState {
     /// Whether the task has ended and holds nothing on its node any more.
     #[must_use]
     pub fn is_terminal(self) -> bool {
-        self > TaskState::Running
+        self >= TaskState::Complete
     }
 
     /// The state's name as Docker's API and CLI print it.
@@ -29,6 +29,7 @@ impl TaskState {
             TaskState::Ready => "ready",
             TaskState::Starting => "starting",
             TaskState::Running => "running",
+            TaskState::Draining => "draining",
             TaskState::Complete => "complete",
             TaskState::Shutdown => "shutdown",
             TaskState::Failed => "failed",
@@ -56,6 +57,12 @@ impl Task {
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.desired() <= TaskState::Running && !self.observed().is_terminal()
+    }
+
+    /// Whether others may have ways to it that must be closed before it stops: it is on a network of the cluster.
+    #[must_use]
+    pub fn drains(&self) -> bool {
+        self.networks.iter().any(|attachment| !attachment.addresses.is_empty())
     }
 
     /// `SERVICE.SLOT`, or `SERVICE.NODE` for a global task: what users see in `service ps`.

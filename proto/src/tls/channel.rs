@@ -13,7 +13,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use rswarm_base::{Chain, Classify, Kind, Scope};
+use rswarm_base::{Chain, Classify, Kind, Scope, Timestamp};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -33,6 +33,7 @@ use tonic::transport::{Channel, Endpoint, Server};
 use tower::ServiceExt;
 
 use super::authority::digest_of_der;
+use super::identity::validity;
 use super::{Identity, Peer, Subject, provider};
 use crate::token::RootDigest;
 
@@ -362,9 +363,11 @@ impl Connected for TlsConn {
     fn connect_info(&self) -> Peer {
         let (tcp, tls) = self.stream.get_ref();
         let addr = tcp.peer_addr().ok();
-        match tls.peer_certificates().and_then(|chain| Subject::of(chain.first()?)) {
-            Some(Subject { node_id, role, cluster_id }) => {
-                Peer { node_id, role: Some(role), cluster_id, addr }
+        let leaf = tls.peer_certificates().and_then(|chain| chain.first());
+        match leaf.and_then(|leaf| Some((Subject::of(leaf)?, validity(leaf)?))) {
+            Some((Subject { node_id, role, cluster_id }, (_, end))) => {
+                let expired = end <= Timestamp::wall();
+                Peer { node_id, role: Some(role), cluster_id, addr, expired }
             }
             None => Peer { addr, ..Peer::default() },
         }

@@ -28,6 +28,10 @@ const KEY_FILE: &str = "swarm-node.key";
 const CERTIFICATE_FILE: &str = "swarm-node.crt";
 const ROOT_FILE: &str = "swarm-root-ca.crt";
 
+/// How long after its end a certificate is good for its renewal: a node that was off for that long comes back
+/// by itself. One that was removed meanwhile is refused by name.
+const RENEWABLE: Duration = Duration::from_secs(90 * 24 * 3600);
+
 /// What makes a node's identity, as PEM.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
@@ -149,6 +153,12 @@ impl Identity {
         (current.not_before, current.not_after)
     }
 
+    /// Whether the certificate has ended.
+    #[must_use]
+    pub fn is_expired(&self) -> bool {
+        self.validity().1 <= Timestamp::wall()
+    }
+
     /// When to renew: at this fraction (0 to 1) of the stretch between 50 % and 80 % of the lifetime, so that
     /// nodes that joined together do not renew together.
     #[must_use]
@@ -239,7 +249,21 @@ fn certificates(what: &'static str, pem: &str) -> Result<Vec<CertificateDer<'sta
     }
 }
 
-fn validity(certificate: &CertificateDer<'_>) -> Option<(Timestamp, Timestamp)> {
+/// The last moment of a certificate that has expired, while it can still be renewed.
+fn renewable_at(certificate: &CertificateDer<'_>, now: UnixTime) -> Option<UnixTime> {
+    let (_, end) = validity(certificate)?;
+    let end = Duration::from_secs(u64::try_from(end.as_secs()).ok()?);
+    let since = Duration::from_secs(now.as_secs()).checked_sub(end)?;
+    (since <= RENEWABLE).then(|| UnixTime::since_unix_epoch(end))
+}
+
+fn is_expiry(error: &rustls::Error) -> bool {
+    use rustls::CertificateError::{Expired, ExpiredContext};
+    matches!(error, rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. }))
+}
+
+/// From when to when a certificate counts.
+pub(super) fn validity(certificate: &CertificateDer<'_>) -> Option<(Timestamp, Timestamp)> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let at = |time: x509_parser::time::ASN1Time| {
         Timestamp::ZERO.after(Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or(0)))
@@ -283,7 +307,13 @@ impl ClientCertVerifier for Handshake {
         chain: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        self.0.current().clients.verify_client_cert(leaf, chain, now)
+        let clients = self.0.current().clients.clone();
+        let verified = clients.verify_client_cert(leaf, chain, now);
+        match (&verified, renewable_at(leaf, now)) {
+            // `require` keeps such a node from all calls but the renewal.
+            (Err(error), Some(end)) if is_expiry(error) => clients.verify_client_cert(leaf, chain, end),
+            _ => verified,
+        }
     }
 
     fn verify_tls12_signature(

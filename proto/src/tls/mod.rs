@@ -16,7 +16,7 @@ pub use channel::{
 };
 pub use enroll::{EnrollError, Enrollment, join, renew};
 pub use identity::{Credentials, Identity, IdentityError};
-pub use peer::{Peer, Subject, peer, require};
+pub use peer::{Peer, Subject, peer, require, require_expired_too};
 
 use std::sync::Arc;
 

@@ -59,6 +59,8 @@ pub struct Peer {
     pub cluster_id: String,
     /// Where the connection comes from.
     pub addr: Option<SocketAddr>,
+    /// Its certificate has expired: it may renew it, and nothing else.
+    pub expired: bool,
 }
 
 /// The caller of a request; anonymous when it showed no certificate.
@@ -69,8 +71,24 @@ pub fn peer<T>(request: &Request<T>) -> Peer {
 /// The caller, when its certificate gives it at least this role: a manager may do what a worker may.
 ///
 /// # Errors
-/// `UNAUTHENTICATED` for an anonymous caller, `PERMISSION_DENIED` for a worker where a manager is needed.
+/// `UNAUTHENTICATED` for an anonymous caller and one whose certificate has expired, `PERMISSION_DENIED` for a
+/// worker where a manager is needed.
 pub fn require<T>(request: &Request<T>, role: NodeRole) -> Result<Peer, Status> {
+    let peer = require_expired_too(request, role)?;
+    if peer.expired {
+        return Err(Status::unauthenticated(format!(
+            "the certificate of node {} has expired: it has to be renewed first",
+            peer.node_id
+        )));
+    }
+    Ok(peer)
+}
+
+/// The same for the one call that an expired certificate is still good for: to renew it.
+///
+/// # Errors
+/// As [`require`], but for expiry.
+pub fn require_expired_too<T>(request: &Request<T>, role: NodeRole) -> Result<Peer, Status> {
     let peer = peer(request);
     match (peer.role, role) {
         (None, _) => Err(Status::unauthenticated("this call needs the certificate of a node of the cluster")),
@@ -104,5 +122,16 @@ mod tests {
             require(&call(Some(role)), wanted).expect("allowed");
         }
         assert_eq!(require(&Request::new(()), Worker).expect_err("no peer").code(), Code::Unauthenticated);
+    }
+
+    #[test]
+    fn an_expired_certificate_is_good_for_its_renewal_only() {
+        let mut request = call(Some(NodeRole::Manager));
+        let expired = Peer { expired: true, ..peer(&request) };
+        request.extensions_mut().insert(expired);
+        let refused = require(&request, NodeRole::Worker).expect_err("refused");
+        assert_eq!(refused.code(), Code::Unauthenticated);
+        assert!(refused.message().contains("expired"), "{refused}");
+        require_expired_too(&request, NodeRole::Worker).expect("to renew it");
     }
 }

@@ -39,7 +39,8 @@ impl Ca for WhoAmI {
     async fn root(&self, request: Request<RootRequest>) -> Result<Response<RootResponse>, Status> {
         let caller = peer(&request);
         assert!(caller.addr.is_some());
-        let text = format!("{} {:?} {}", caller.node_id, caller.role, caller.cluster_id);
+        let expired = if caller.expired { " expired" } else { "" };
+        let text = format!("{} {:?} {}{expired}", caller.node_id, caller.role, caller.cluster_id);
         Ok(Response::new(RootResponse { certificate_pem: text }))
     }
 
@@ -84,6 +85,29 @@ async fn a_server_knows_its_caller_and_a_caller_its_server() {
     assert_eq!(ask(channel).await.expect("answer"), "m1 Some(Manager) c");
     let error = connect_node(&server.addr, "m2", &worker).await.expect_err("another node answers");
     assert!(Chain(&error).to_string().contains(&format!("cannot connect to `{}`", server.addr)));
+    server.scope.shutdown(Duration::from_secs(5)).await;
+}
+
+#[tokio::test]
+async fn an_expired_node_is_let_in_to_renew_but_not_for_ever() {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let root = authority();
+    let server = server(&identity(&root, "m1", NodeRole::Manager)).await;
+    let issued_before = |age: Duration| {
+        let key_pem = new_key().expect("key");
+        let subject = Subject { node_id: "w1".into(), role: NodeRole::Worker, cluster_id: "c".into() };
+        let csr = signing_request(&key_pem).expect("csr");
+        let then = Timestamp(Timestamp::wall().0 - i64::try_from(age.as_nanos()).expect("days"));
+        let chain_pem = root.issue(&csr, &subject, CERTIFICATE_LIFETIME, then).expect("issued");
+        let root_pem = root.certificate_pem().to_owned();
+        Identity::new(Credentials { key_pem, chain_pem, root_pem }).expect("identity")
+    };
+    let (fresh, expired, ancient) = (issued_before(DAY), issued_before(100 * DAY), issued_before(200 * DAY));
+    assert_eq!((fresh.is_expired(), expired.is_expired()), (false, true));
+    let answer = async |identity| ask(connect(&server.addr, identity).await.ok()?).await.ok();
+    assert_eq!(answer(&fresh).await.as_deref(), Some("w1 Some(Worker) c"));
+    assert_eq!(answer(&expired).await.as_deref(), Some("w1 Some(Worker) c expired"));
+    assert_eq!(answer(&ancient).await, None);
     server.scope.shutdown(Duration::from_secs(5)).await;
 }
 

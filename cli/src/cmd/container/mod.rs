@@ -1,6 +1,8 @@
 //! `run`, `ps`, `logs` and the other things that are done to containers.
 
+mod copy;
 mod detach;
+mod files;
 pub mod list;
 pub mod logs;
 mod options;
@@ -61,6 +63,14 @@ pub enum ContainerAction {
     Top(TopArgs),
     /// Show what containers use, as it changes
     Stats(stats::StatsArgs),
+    /// Copy files between a container and this machine
+    Cp(copy::CpArgs),
+    /// Print what a container changed in its file system
+    Diff(files::DiffArgs),
+    /// Write a container's file system to a tar archive
+    Export(files::ExportArgs),
+    /// Make an image of a container
+    Commit(files::CommitArgs),
     /// Change containers' limits and restart policy
     Update(Box<update::UpdateArgs>),
 }
@@ -278,6 +288,10 @@ impl ContainerAction {
             ContainerAction::Port(args) => port(context, args).await,
             ContainerAction::Top(args) => top(context, args).await,
             ContainerAction::Stats(args) => args.run(context).await,
+            ContainerAction::Cp(args) => args.run(context).await,
+            ContainerAction::Diff(args) => args.run(context).await,
+            ContainerAction::Export(args) => args.run(context).await,
+            ContainerAction::Commit(args) => args.run(context).await,
             ContainerAction::Update(args) => args.run(context).await,
         }
         .map_err(super::Failure::from)

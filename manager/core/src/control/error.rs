@@ -6,6 +6,7 @@ use rswarm_base::{Classify, Kind};
 use rswarm_proto::wire::ObjectKind;
 
 use crate::apply::noun;
+use crate::publish::PortTaken;
 use crate::validate::Problem;
 
 /// Why a request was refused.
@@ -45,21 +46,17 @@ pub enum ControlError {
     #[error("update out of sequence")]
     OutOfSequence,
     /// A published port belongs to another service.
-    #[error("port '{port}' is already in use by service '{service}' ({id})")]
-    PortTaken {
-        /// The port.
-        port: u32,
-        /// The other service's name.
-        service: String,
-        /// The other service's id.
-        id: String,
-    },
-    /// The routing mesh is not there yet.
-    #[error("port {0} cannot be published in ingress mode: this is not supported yet")]
-    IngressPort(u32),
-    /// An ingress network was asked for.
-    #[error("an ingress network is not supported yet")]
-    IngressNetwork,
+    #[error(transparent)]
+    PortTaken(#[from] PortTaken),
+    /// The service publishes on every node, and the network for that was removed.
+    #[error("service needs ingress network, but no ingress network is present")]
+    NoIngress,
+    /// A cluster has one ingress network.
+    #[error("ingress network ({0}) is already present")]
+    IngressPresent(String),
+    /// A service publishes on the ingress network.
+    #[error("ingress network cannot be removed because service {0} depends on it")]
+    IngressInUse(String),
     /// A service keeps its mode.
     #[error("service mode change is not allowed")]
     ModeChange,
@@ -122,11 +119,12 @@ impl Classify for ControlError {
             | ControlError::Ambiguous { .. }
             | ControlError::ModeChange
             | ControlError::Rename
-            | ControlError::PortTaken { .. } => Kind::InvalidArgument,
+            | ControlError::PortTaken(_) => Kind::InvalidArgument,
             ControlError::NotFound { .. } => Kind::NotFound,
-            ControlError::NameTaken { .. } => Kind::Conflict,
-            ControlError::IngressPort(_) | ControlError::IngressNetwork => Kind::NotImplemented,
-            ControlError::OutOfSequence
+            ControlError::NameTaken { .. } | ControlError::IngressPresent(_) => Kind::Conflict,
+            ControlError::NoIngress
+            | ControlError::IngressInUse(_)
+            | ControlError::OutOfSequence
             | ControlError::NoPreviousSpec(_)
             | ControlError::NetworkInUse { .. }
             | ControlError::IsManager(_)
@@ -139,10 +137,8 @@ impl Classify for ControlError {
     fn hint(&self) -> Option<String> {
         Some(match self {
             ControlError::OutOfSequence => "read the object again and repeat the change on it".to_owned(),
-            ControlError::IngressPort(port) => {
-                format!(
-                    "publish it on the nodes themselves: --publish mode=host,target={port},published={port}"
-                )
+            ControlError::NoIngress => {
+                "make one with `rswarm network create --driver overlay --ingress NAME`".to_owned()
             }
             ControlError::IsManager(node) => format!("run `rswarm node demote {node}` first"),
             ControlError::NodeUp(node) => {
@@ -155,8 +151,9 @@ impl Classify for ControlError {
             | ControlError::Incomplete(_)
             | ControlError::NotFound { .. }
             | ControlError::NameTaken { .. }
-            | ControlError::PortTaken { .. }
-            | ControlError::IngressNetwork
+            | ControlError::PortTaken(_)
+            | ControlError::IngressPresent(_)
+            | ControlError::IngressInUse(_)
             | ControlError::ModeChange
             | ControlError::Rename
             | ControlError::NoPreviousSpec(_)

@@ -15,10 +15,10 @@ use crate::validate;
 /// A new network.
 pub fn create_network(state: &State, request: &CreateNetworkRequest, ids: &mut IdGen) -> Decision {
     let spec = request.spec.clone().ok_or(ControlError::Incomplete("a network spec must be provided"))?;
-    if spec.ingress {
-        return Err(ControlError::IngressNetwork);
-    }
     valid(validate::network(&spec, state))?;
+    if let Some(ingress) = state.ingress_network().filter(|_| spec.ingress) {
+        return Err(ControlError::IngressPresent(ingress.id.clone()));
+    }
     let name = spec.annotations.as_ref().map_or("", |annotations| annotations.name.as_str());
     if state.network_named(name).is_some() {
         return Err(ControlError::NameTaken { kind: ObjectKind::Network, name: name.to_owned() });
@@ -34,6 +34,10 @@ pub fn create_network(state: &State, request: &CreateNetworkRequest, ids: &mut I
 /// The end of a network: it is gone for users at once, and deleted when the last task has left it.
 pub fn remove_network(state: &State, request: &RemoveRequest, ids: &mut IdGen) -> Decision {
     let network = find_network(state, &request.id)?;
+    let is_ingress = network.spec.as_ref().is_some_and(|spec| spec.ingress);
+    if let Some(service) = state.services_on_ingress().next().filter(|_| is_ingress) {
+        return Err(ControlError::IngressInUse(service.id.clone()));
+    }
     let in_use = |user: String| ControlError::NetworkInUse { network: network.id.clone(), user };
     if let Some(service) = state.services_on_network(&network.id).find(|service| !service.pending_delete) {
         return Err(in_use(format!("service {}", service.id)));

@@ -1,15 +1,15 @@
 //! Services: new, changed, rolled back, removed.
 
 use rswarm_base::{IdGen, Timestamp};
-use rswarm_proto::model::object::Stored;
 use rswarm_proto::wire::{
     CreateServiceRequest, ObjectKind, RemoveRequest, Service, ServiceSpec, UpdateServiceRequest,
-    UpdateStatus, port_config, service_spec, update_service_request, update_status,
+    UpdateStatus, service_spec, update_service_request, update_status,
 };
 
 use super::read::{find_network, find_service, registry_auth};
 use super::{ControlError, Decision, check_version, decided, valid};
 use crate::allocate::NODE_NETWORKS;
+use crate::publish;
 use crate::reconcile::Plan;
 use crate::state::State;
 use crate::validate;
@@ -52,29 +52,11 @@ fn admitted(state: &State, mut spec: ServiceSpec, own_id: &str) -> Result<Servic
     Ok(spec)
 }
 
-/// Ports in ingress mode belong to the whole cluster; one in host mode may be had by many services, on
-/// different nodes.
 fn check_ports(state: &State, spec: &ServiceSpec, own_id: &str) -> Result<(), ControlError> {
-    let ingress = |spec: &ServiceSpec| {
-        let ports = spec.endpoint.as_ref().map(|endpoint| endpoint.ports.clone()).unwrap_or_default();
-        ports.into_iter().filter(|port| port.mode() == port_config::Mode::Ingress).collect::<Vec<_>>()
-    };
-    let wanted = ingress(spec);
-    for other in state.services().filter(|other| other.id != own_id && !other.pending_delete) {
-        for taken in other.spec.as_ref().map(ingress).unwrap_or_default() {
-            let same = |port: &&rswarm_proto::wire::PortConfig| {
-                port.published != 0 && port.published == taken.published && port.protocol == taken.protocol
-            };
-            if let Some(port) = wanted.iter().find(same) {
-                return Err(ControlError::PortTaken {
-                    port: port.published,
-                    service: other.name().to_owned(),
-                    id: other.id.clone(),
-                });
-            }
-        }
+    if publish::needs_ingress(spec.endpoint.as_ref()) && state.lacks_ingress() {
+        return Err(ControlError::NoIngress);
     }
-    wanted.first().map_or(Ok(()), |port| Err(ControlError::IngressPort(port.target)))
+    Ok(publish::spec_conflict(state, spec, own_id).map_or(Ok(()), Err)?)
 }
 
 /// Another spec for a service, or its previous one again.

@@ -5,17 +5,17 @@ use std::time::Duration;
 
 use rswarm_base::{Classify, Kind};
 use rswarm_proto::wire::{
-    Cluster, CreateServiceRequest, EndpointSpec, LeaveManagerRequest, NodeAvailability, NodeRole, NodeSpec,
-    ObjectKind, PortConfig, RemoveRequest, RootCa, Service, ServiceSpec, UpdateClusterRequest,
-    UpdateNodeRequest, UpdateServiceRequest, object, port_config, service_spec, update_service_request,
-    update_status,
+    Annotations, Cluster, CreateNetworkRequest, CreateServiceRequest, EndpointSpec, LeaveManagerRequest,
+    NetworkSpec, NodeAvailability, NodeRole, NodeSpec, ObjectKind, PortConfig, RemoveRequest, RootCa,
+    ServiceSpec, UpdateClusterRequest, UpdateNodeRequest, UpdateServiceRequest, object, port_config,
+    service_spec, update_service_request, update_status,
 };
 
 use super::read::registry_auth;
 use super::*;
 use crate::peer::Member;
 use crate::state::AnyObject;
-use crate::world::{World, attach, set_image, spec};
+use crate::world::{World, attach, port, publish, set_image, spec};
 
 fn text<T>(result: Result<T, ControlError>) -> String {
     result.map_or_else(|error| error.to_string(), |_| "done".to_owned())
@@ -146,27 +146,89 @@ fn credentials_are_kept_and_never_shown() {
 }
 
 #[test]
-fn ingress_ports_are_refused_with_a_way_out() {
+fn a_published_port_is_one_services() {
     let mut world = World::new(1);
-    let error = create(&mut world, published(port_config::Mode::Ingress)).expect_err("refused");
-    assert_eq!(error.kind(), Kind::NotImplemented);
-    assert!(error.hint().is_some_and(|hint| hint.contains("mode=host")));
-    assert_eq!(text(create(&mut world, published(port_config::Mode::Host))), "done");
+    world.reconcile();
+    let id = create(&mut world, published(port_config::Mode::Ingress)).expect("created");
+    let named = |name: &str, mode| ServiceSpec { annotations: spec(name, 1).annotations, ..published(mode) };
+    let error = create(&mut world, named("api", port_config::Mode::Ingress)).expect_err("taken");
+    assert_eq!(error.kind(), Kind::InvalidArgument);
+    let taken = format!("port '8080' is already in use by service 'web' ({id}) as an ingress port");
+    assert_eq!(error.to_string(), taken);
+    assert_eq!(text(create(&mut world, named("api", port_config::Mode::Host))), taken);
+    world.remove_service(&id);
+    let host = create(&mut world, named("api", port_config::Mode::Host)).expect("free again");
+    let taken = format!("port '8080' is already in use by service 'api' ({host}) as a host-published port");
+    assert_eq!(text(create(&mut world, named("web2", port_config::Mode::Ingress))), taken);
+    assert_eq!(text(create(&mut world, named("api2", port_config::Mode::Host))), "done", "on another node");
 }
 
 #[test]
-fn an_ingress_port_of_another_service_is_taken() {
+fn a_port_that_was_given_counts_as_taken() {
     let mut world = World::new(1);
-    // As a cluster of a later version may have stored it.
-    let other =
-        ServiceSpec { annotations: spec("old", 1).annotations, ..published(port_config::Mode::Ingress) };
-    let mut plan = Plan::default();
-    plan.create(Service { id: "old-id".to_owned(), spec: Some(other), ..Service::default() });
-    world.write(Author::Control, plan.changes);
-    assert_eq!(
-        text(create(&mut world, published(port_config::Mode::Ingress))),
-        "port '8080' is already in use by service 'old' (old-id)"
-    );
+    world.reconcile();
+    let mut web = spec("web", 1);
+    publish(&mut web, [port(0, 80)]);
+    let id = world.create(web);
+    world.reconcile();
+    let mut api = spec("api", 1);
+    publish(&mut api, [port(30_000, 80)]);
+    let taken = format!("port '30000' is already in use by service 'web' ({id}) as an ingress port");
+    assert_eq!(text(create(&mut world, api)), taken);
+}
+
+#[test]
+fn a_changed_port_replaces_no_task() {
+    let mut world = World::new(2);
+    let mut web = spec("web", 2);
+    publish(&mut web, [port(8080, 80)]);
+    let id = world.create(web);
+    world.run(Duration::from_secs(2));
+    let tasks = |world: &World| world.live(&id).iter().map(|task| task.id.clone()).collect::<Vec<_>>();
+    let before = tasks(&world);
+    world.change(&id, |spec| publish(spec, [port(8081, 80), port(9090, 90)]));
+    world.run(Duration::from_secs(2));
+    assert_eq!(tasks(&world), before);
+    let endpoint = world.service(&id).endpoint.clone().expect("endpoint");
+    assert_eq!(endpoint.ports.iter().map(|port| port.published).collect::<Vec<_>>(), [8081, 9090]);
+    // A place on the ingress network is the task's own: without any port it goes.
+    world.change(&id, |spec| publish(spec, []));
+    world.run(Duration::from_secs(30));
+    assert!(world.live(&id).iter().all(|task| task.networks.is_empty()));
+    assert!(tasks(&world).iter().all(|id| !before.contains(id)));
+}
+
+#[test]
+fn the_ingress_network_is_one_and_stays_while_it_is_used() {
+    let mut world = World::new(1);
+    world.reconcile();
+    let ingress = world.state.ingress_network().expect("ingress").id.clone();
+    let make = |world: &mut World, name: &str, attachable: bool| {
+        let annotations = Some(Annotations { name: name.to_owned(), ..Annotations::default() });
+        let spec = NetworkSpec { annotations, attachable, ingress: true, ..NetworkSpec::default() };
+        let request = CreateNetworkRequest { spec: Some(spec) };
+        text(world.control(|state, _, ids| create_network(state, &request, ids)))
+    };
+    assert_eq!(make(&mut world, "mesh", false), format!("ingress network ({ingress}) is already present"));
+    assert_eq!(make(&mut world, "mesh", true), "ingress network cannot be attachable");
+    let mut on_it = spec("lost", 1);
+    attach(&mut on_it, "ingress");
+    let refused = "Service cannot be explicitly attached to the ingress network \"ingress\"";
+    assert_eq!(text(create(&mut world, on_it)), refused);
+    let id = create(&mut world, published(port_config::Mode::Ingress)).expect("created");
+    let remove = |world: &mut World| {
+        let request = RemoveRequest { id: "ingress".to_owned(), force: false };
+        text(world.control(|state, _, ids| remove_network(state, &request, ids)))
+    };
+    let refused = format!("ingress network cannot be removed because service {id} depends on it");
+    assert_eq!(remove(&mut world), refused);
+    world.remove_service(&id);
+    assert_eq!(remove(&mut world), "done");
+    world.reconcile();
+    let refused = "service needs ingress network, but no ingress network is present";
+    assert_eq!(text(create(&mut world, published(port_config::Mode::Ingress))), refused);
+    assert_eq!(make(&mut world, "mesh", false), "done");
+    assert_eq!(text(create(&mut world, published(port_config::Mode::Ingress))), "done");
 }
 
 #[test]

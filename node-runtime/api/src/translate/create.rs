@@ -57,6 +57,8 @@ pub(crate) fn container(body: &CreateBody, version: ApiVersion) -> Result<Wanted
         cgroup_parent: host.resources.cgroup_parent.clone(),
         restart,
         auto_remove: host.auto_remove,
+        isolation: host.isolation.clone(),
+        volume_driver: host.volume_driver.clone(),
         console_size: console_size(host.console_size)?,
         attach: AttachedStreams {
             stdin: config.attach_stdin,

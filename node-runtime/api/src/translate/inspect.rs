@@ -90,7 +90,8 @@ pub(crate) fn mount_point(point: &MountPoint) -> types::MountPoint {
 fn config(container: &Container) -> types::ContainerConfig {
     let ContainerConfig { spec, attach, .. } = &*container.config;
     types::ContainerConfig {
-        hostname: spec.hostname.clone(),
+        // moby: the short id, where nothing else was asked for.
+        hostname: or(&spec.hostname, rswarm_base::id::short(&container.id)),
         domainname: spec.domainname.clone(),
         user: spec.user.clone(),
         attach_stdin: attach.stdin,
@@ -168,7 +169,9 @@ fn host_config(config: &ContainerConfig) -> types::HostConfig {
         userns_mode: spec.userns_mode.clone(),
         shm_size: if spec.shm_size == 0 { SHM_SIZE } else { spec.shm_size },
         sysctls: spec.sysctls.clone(),
-        runtime: or(&spec.runtime, "rswarm"),
+        runtime: or(&spec.runtime, "runc"),
+        isolation: config.isolation.clone(),
+        volume_driver: config.volume_driver.clone(),
         mounts: spec.mounts.iter().filter(|mount| needs_object(mount)).map(mounts::mount_out).collect(),
         masked_paths: Some(paths(MASKED_PATHS)),
         readonly_paths: Some(paths(READONLY_PATHS)),
@@ -301,7 +304,8 @@ pub(crate) fn endpoint_settings(
     types::EndpointSettings {
         ipam_config: (fixed != types::EndpointIpamConfig::default()).then_some(fixed),
         aliases: (!aliases.is_empty()).then_some(aliases),
-        mac_address: mac(endpoint.mac),
+        // What is asked for is shown before the container has it.
+        mac_address: mac(endpoint.mac.or(config.mac)),
         driver_opts: (!config.driver_options.is_empty()).then(|| config.driver_options.clone()),
         gw_priority: config.gateway_priority.into(),
         network_id: endpoint.network_id.clone(),

@@ -32,7 +32,9 @@ pub(crate) fn parse_bind(text: &str) -> Result<wire::Mount, ApiError> {
     }
     if target == "/" {
         return Err(ApiError::invalid(format!(
-            "invalid volume specification: '{text}': invalid specification: destination can't be '/'"
+            "invalid volume specification: '{text}': invalid mount config for type \"{}\": invalid specification: \
+             destination can't be '/'",
+            if source.starts_with('/') { "bind" } else { "volume" }
         )));
     }
     let is_bind = source.starts_with('/');
@@ -92,10 +94,8 @@ pub(crate) fn parse_mount(mount: &types::Mount) -> Result<wire::Mount, ApiError>
         "bind" => bind(mount, &mut result)?,
         "volume" => volume(mount, &mut result)?,
         "tmpfs" => tmpfs(mount, &mut result)?,
-        "" => return Err(ApiError::invalid("mount type unknown: \"\"")),
-        "npipe" => return Err(ApiError::invalid("mount type unknown: \"npipe\"")),
         "image" | "cluster" => return Err(ApiError::unsupported(format!("a mount of type {}", mount.kind))),
-        other => return Err(ApiError::invalid(format!("mount type unknown: \"{other}\""))),
+        _ => return Err(invalid("mount type unknown".to_owned())),
     }
     refuse_other_options(mount).map_err(invalid)?;
     Ok(result)

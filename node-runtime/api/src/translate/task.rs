@@ -12,6 +12,8 @@ use crate::types;
 /// A task, with the networks that it is on shown whole, as Docker stores them in it.
 pub(crate) fn task(task: &wire::Task, networks: &BTreeMap<String, wire::Network>) -> types::Task {
     let (version, created_at, updated_at) = meta(task.meta);
+    let mut places: Vec<_> = task.networks.iter().map(|place| attachment(place, networks)).collect();
+    places.sort_by_key(|place| !place.network.spec.ingress);
     types::Task {
         id: task.id.clone(),
         version,
@@ -24,7 +26,7 @@ pub(crate) fn task(task: &wire::Task, networks: &BTreeMap<String, wire::Network>
         node_id: task.node_id.clone(),
         status: status(task),
         desired_state: task.desired().name().to_owned(),
-        networks_attachments: task.networks.iter().map(|place| attachment(place, networks)).collect(),
+        networks_attachments: places,
         ..types::Task::default()
     }
 }
@@ -33,7 +35,7 @@ fn status(task: &wire::Task) -> types::TaskStatus {
     let status = task.status.clone().unwrap_or_default();
     types::TaskStatus {
         timestamp: nanos(status.timestamp),
-        state: task.observed().name().to_owned(),
+        state: state_name(task.observed()).to_owned(),
         message: status.message,
         err: status.err,
         container_status: status.container.map(|container| types::ContainerStatus {
@@ -42,6 +44,14 @@ fn status(task: &wire::Task) -> types::TaskStatus {
             exit_code: container.exit_code,
         }),
         port_status: types::PortStatus { ports: status.ports.iter().map(ports::service_port_out).collect() },
+    }
+}
+
+/// The state as Docker's clients know it: one that drains runs still, and its message says the rest.
+fn state_name(state: wire::TaskState) -> &'static str {
+    match state {
+        wire::TaskState::Draining => wire::TaskState::Running.name(),
+        other => other.name(),
     }
 }
 
@@ -67,6 +77,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_draining_task_runs_for_docker() {
+        let status = wire::TaskStatus {
+            state: wire::TaskState::Draining.into(),
+            message: "draining".into(),
+            ..wire::TaskStatus::default()
+        };
+        let mut stored = wire::Task { status: Some(status), ..wire::Task::default() };
+        stored.set_desired_state(wire::TaskState::Shutdown);
+        let shown = task(&stored, &BTreeMap::new());
+        assert_eq!((shown.status.state.as_str(), shown.desired_state.as_str()), ("running", "shutdown"));
+        assert_eq!(shown.status.message, "draining");
+    }
+
+    #[test]
     fn a_task_has_dockers_shape() {
         let stored = wire::Task {
             id: "t1".into(),
@@ -81,31 +105,31 @@ mod tests {
                 container: Some(wire::ContainerStatus { container_id: "c1".into(), pid: 42, exit_code: 0 }),
                 ..wire::TaskStatus::default()
             }),
-            networks: vec![wire::NetworkAttachment {
-                network_id: "net1".into(),
-                addresses: vec!["10.0.1.3/24".into()],
-                ..wire::NetworkAttachment::default()
-            }],
+            networks: [("net1", "10.0.1.3/24"), ("mesh", "10.0.0.7/24")]
+                .map(|(network, address)| wire::NetworkAttachment {
+                    network_id: network.into(),
+                    addresses: vec![address.into()],
+                    ..wire::NetworkAttachment::default()
+                })
+                .into(),
             ..wire::Task::default()
         };
-        let net = wire::Network {
-            id: "net1".into(),
-            spec: Some(wire::NetworkSpec {
-                annotations: Some(wire::Annotations { name: "front".into(), ..wire::Annotations::default() }),
-                driver: "overlay".into(),
-                ..wire::NetworkSpec::default()
-            }),
-            ..wire::Network::default()
+        let network = |id: &str, name: &str, ingress| {
+            let annotations = Some(wire::Annotations { name: name.into(), ..wire::Annotations::default() });
+            let driver = "overlay".into();
+            let spec = wire::NetworkSpec { annotations, driver, ingress, ..wire::NetworkSpec::default() };
+            (id.to_owned(), wire::Network { id: id.into(), spec: Some(spec), ..wire::Network::default() })
         };
-        let json =
-            serde_json::to_value(task(&stored, &BTreeMap::from([("net1".into(), net)]))).expect("json");
+        let networks = [network("net1", "front", false), network("mesh", "ingress", true)].into();
+        let json = serde_json::to_value(task(&stored, &networks)).expect("json");
         let status = serde_json::json!({
             "Timestamp": "2023-11-14T22:13:20Z", "State": "running", "Message": "started",
             "ContainerStatus": {"ContainerID": "c1", "PID": 42, "ExitCode": 0}, "PortStatus": {}
         });
         assert_eq!(json["Status"], status);
         assert_eq!((json["DesiredState"].as_str(), json["Slot"].as_u64()), (Some("running"), Some(2)));
-        assert_eq!(json["NetworksAttachments"][0]["Network"]["Spec"]["Name"], "front");
-        assert_eq!(json["NetworksAttachments"][0]["Addresses"][0], "10.0.1.3/24");
+        assert_eq!(json["NetworksAttachments"][0]["Network"]["Spec"]["Ingress"], true);
+        assert_eq!(json["NetworksAttachments"][1]["Network"]["Spec"]["Name"], "front");
+        assert_eq!(json["NetworksAttachments"][1]["Addresses"][0], "10.0.1.3/24");
     }
 }

@@ -8,6 +8,28 @@ use super::{Command, Empty, KeySet, Mount, StringMap};
 pub type PortMap = BTreeMap<String, Option<Vec<PortBinding>>>;
 
 docker! {
+    /// What `X-Docker-Container-Path-Stat` holds, in base64.
+    pub struct PathStat {
+        #[serde(rename = "name")]
+        pub name: String,
+        #[serde(rename = "size")]
+        pub size: i64,
+        #[serde(rename = "mode")]
+        pub mode: u32,
+        #[serde(rename = "mtime")]
+        pub mtime: String,
+        #[serde(rename = "linkTarget")]
+        pub link_target: String,
+    }
+
+    /// One of `GET /containers/{id}/changes`.
+    pub struct FilesystemChange {
+        pub path: String,
+        pub kind: u8,
+    }
+}
+
+docker! {
     /// The body of `POST /containers/create`: configuration, host configuration and networks, flattened.
     pub struct CreateBody {
         flatten config: ContainerConfig,

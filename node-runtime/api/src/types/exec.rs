@@ -19,7 +19,8 @@ docker! {
         pub attach_stdout: bool,
         #[serde(skip_serializing_if = "crate::types::omit")]
         pub attach_stderr: bool,
-        #[serde(skip_serializing_if = "crate::types::omit")]
+        // docker-py spells it so, and Go does not mind.
+        #[serde(alias = "detachKeys", skip_serializing_if = "crate::types::omit")]
         pub detach_keys: String,
         #[serde(skip_serializing_if = "crate::types::omit")]
         pub env: Vec<String>,

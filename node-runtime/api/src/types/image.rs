@@ -128,6 +128,11 @@ docker! {
         pub variant: String,
     }
 
+    pub struct BuildCachePruned {
+        pub caches_deleted: Option<Vec<String>>,
+        pub space_reclaimed: u64,
+    }
+
     /// Credentials of a registry: the body of `POST /auth`, and what `X-Registry-Auth` decodes to.
     pub struct AuthConfig {
         #[serde(rename = "username", skip_serializing_if = "crate::types::omit")]

@@ -21,9 +21,10 @@ docker! {
     }
 
     pub struct ServiceMode {
-        #[serde(skip_serializing_if = "crate::types::omit")]
+        // Go does not mind the case, and docker-py writes these as its users do.
+        #[serde(alias = "replicated", skip_serializing_if = "crate::types::omit")]
         pub replicated: Option<ReplicatedService>,
-        #[serde(skip_serializing_if = "crate::types::omit")]
+        #[serde(alias = "global", skip_serializing_if = "crate::types::omit")]
         pub global: Option<Empty>,
         #[serde(skip_serializing_if = "crate::types::omit")]
         pub replicated_job: Option<ReplicatedJob>,
@@ -43,15 +44,18 @@ docker! {
         pub total_completions: Option<u64>,
     }
 
+    // In lower case as a plain dictionary of docker-py's has them.
     pub struct UpdateConfig {
+        #[serde(alias = "parallelism")]
         pub parallelism: u64,
-        #[serde(skip_serializing_if = "crate::types::omit")]
+        #[serde(alias = "delay", skip_serializing_if = "crate::types::omit")]
         pub delay: i64,
         #[serde(skip_serializing_if = "crate::types::omit")]
         pub failure_action: String,
-        #[serde(skip_serializing_if = "crate::types::omit")]
+        #[serde(alias = "monitor", skip_serializing_if = "crate::types::omit")]
         pub monitor: i64,
         pub max_failure_ratio: f32,
+        #[serde(alias = "order")]
         pub order: String,
     }
 
@@ -388,5 +392,21 @@ docker! {
         pub data: String,
         #[serde(skip_serializing_if = "crate::types::omit")]
         pub templating: Option<Driver>,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_docker_py_writes_in_lower_case_is_read() {
+        let mode: ServiceMode = serde_json::from_str(r#"{"global":{}}"#).expect("a mode");
+        assert!(mode.global.is_some() && mode.replicated.is_none());
+        let mode: ServiceMode = serde_json::from_str(r#"{"replicated":{"Replicas":5}}"#).expect("a mode");
+        assert_eq!(mode.replicated.and_then(|replicated| replicated.replicas), Some(5));
+        let update: UpdateConfig =
+            serde_json::from_str(r#"{"order":"start-first"}"#).expect("a configuration");
+        assert_eq!(update.order, "start-first");
     }
 }

@@ -80,10 +80,8 @@ pub(crate) fn parse(driver: &LogDriver, path: &Path) -> Result<Option<LogFile>, 
         }
         (None, _) => {}
     }
-    if file.max_files > 1 && file.max_size == 0 {
-        return Err("max-file cannot be configured without max-size".to_owned());
-    }
-    let rotates = file.max_files > 1;
+    // moby: more files without a size are never begun, and no mistake.
+    let rotates = file.max_files > 1 && file.max_size > 0;
     if compress == Some(true) && !rotates {
         return Err("compress cannot be true when max-file is less than 2 or max-size is not set".to_owned());
     }
@@ -218,6 +216,7 @@ mod tests {
         assert_eq!(of("", &[]), Ok(Some((0, 1))));
         assert_eq!(of("json-file", &[("max-size", "10m"), ("max-file", "3")]), Ok(Some((10 << 20, 3))));
         assert_eq!(of("json-file", &[("max-size", "1.5k")]), Ok(Some((1536, 1))));
+        assert_eq!(of("json-file", &[("max-file", "3")]), Ok(Some((0, 3))), "files without a size");
         assert_eq!(of("local", &[]), Ok(Some(LOCAL)));
         assert_eq!(of("none", &[]), Ok(None));
     }
@@ -296,7 +295,7 @@ mod tests {
     fn what_is_not_known_is_refused() {
         assert!(of("syslog", &[]).expect_err("driver").contains("syslog"));
         for options in
-            [&[("max-size", "big")][..], &[("max-file", "2")], &[("colour", "red")], &[("compress", "maybe")]]
+            [&[("max-size", "big")][..], &[("max-file", "0")], &[("colour", "red")], &[("compress", "maybe")]]
         {
             assert!(of("json-file", options).is_err(), "{options:?}");
         }

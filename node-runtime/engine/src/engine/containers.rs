@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rswarm_base::{Classify as _, Kind};
 use rswarm_proto::model::container::ResourceLimits;
 use tokio::sync::oneshot;
 
@@ -10,7 +11,7 @@ use super::{AttachStream, Engine};
 use crate::blocking::blocking;
 use crate::config::{ContainerConfig, RestartPolicy};
 use crate::container::{Container, Request, Status};
-use crate::error::{ControlError, CreateError, LogsError, LookupError, RemoveError, StartError};
+use crate::error::{ControlError, CreateError, LogsError, LookupError, NameError, RemoveError, StartError};
 use crate::logs::{self, LogOptions, LogStream};
 use crate::stats::Sample;
 use crate::top::{self, Top};
@@ -165,13 +166,21 @@ impl Engine {
     /// When the name cannot be had.
     pub async fn rename(&self, reference: &str, name: &str) -> Result<(), ControlError> {
         let handle = self.find(reference)?;
-        let name = names::parse(name)?;
+        // moby: reserveName
+        let refused = |error: NameError| {
+            let text = format!("Error when allocating new name: {error}");
+            match error.kind() {
+                Kind::Conflict => ControlError::Conflict(text),
+                _ => ControlError::Invalid(text),
+            }
+        };
+        let name = names::parse(name).map_err(refused)?;
         if handle.container().name == name {
             return Err(ControlError::Invalid(
                 "Renaming a container with the same name as its current name".to_owned(),
             ));
         }
-        let name = self.shared.registry.reserve(&name, &handle.id)?;
+        let name = self.shared.registry.reserve(&name, &handle.id).map_err(refused)?;
         handle.ask(|reply| Request::Rename { name, reply }).await?
     }
 

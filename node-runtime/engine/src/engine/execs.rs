@@ -51,12 +51,10 @@ impl Engine {
         let (started, stream) = match shim.exec(request).await {
             Ok(started) => started,
             Err(error) => {
-                let code = error.exit_code();
+                // moby: 126 is what a process shows that cannot be started, whatever the reason.
+                let code = if error.exit_code() == 127 { 127 } else { 126 };
                 self.shared.execs.ended(id, code);
-                return Err(match code {
-                    126 | 127 => ExecError::Start(Cause::new(RuntimeWords::of(&error))),
-                    _ => Cause::new(error).into(),
-                });
+                return Err(ExecError::Start(Cause::new(RuntimeWords::of(&error))));
             }
         };
         self.shared.execs.started(id, started.pid, shim.clone());

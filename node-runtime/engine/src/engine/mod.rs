@@ -3,6 +3,7 @@
 
 mod containers;
 mod execs;
+mod files;
 mod objects;
 
 use std::path::Path;
@@ -27,6 +28,8 @@ use crate::volume::Volumes;
 use crate::{boot, host};
 
 pub use containers::{Attachment, ContainerUpdate, Created, RemoveOptions, WaitCondition, Waited};
+pub(crate) use files::Access;
+pub use files::{Archive, CommitRequest};
 /// Docker's frames out, standard input in; raw bytes both ways on a terminal.
 pub use rswarm_shim::client::AttachStream;
 

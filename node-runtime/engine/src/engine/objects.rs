@@ -9,9 +9,9 @@ use super::Engine;
 use crate::blocking::blocking;
 use crate::config::EndpointConfig;
 use crate::container::{Container, Request};
-use crate::error::{NetworkError, VolumeError};
+use crate::error::{FileError, NetworkError, VolumeError};
 use crate::network::{Network, NetworkCreate, NetworkMember};
-use crate::volume::{Volume, VolumeCreate};
+use crate::volume::{self, Volume, VolumeCreate};
 
 impl Engine {
     // ---- networks -----------------------------------------------------------------------------------
@@ -152,6 +152,16 @@ impl Engine {
     /// When there is none.
     pub fn inspect_volume(&self, name: &str) -> Result<Arc<Volume>, VolumeError> {
         self.shared.volumes.get(name)
+    }
+
+    /// Bytes in a volume's files.
+    ///
+    /// # Errors
+    /// When there is none, or its directory cannot be read.
+    pub async fn volume_size(&self, name: &str) -> Result<u64, VolumeError> {
+        let dir = self.shared.volumes.get(name)?.mountpoint.clone();
+        let size = blocking(move || volume::size_of(&dir).map_err(FileError::read(&dir)));
+        Ok(size.await?)
     }
 
     /// Removes a volume that no container uses. With `force`, one that is not there is fine.

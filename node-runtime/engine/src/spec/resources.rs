@@ -205,6 +205,9 @@ fn check_memory(limits: &ResourceLimits) -> Result<(), String> {
 
 fn check_cpu(limits: &ResourceLimits, host: &Host) -> Result<(), String> {
     let wrong = |text: &str| Err(text.to_owned());
+    if limits.cpu_shares < 0 {
+        return Err(format!("invalid CPU shares ({}): value must be a positive integer", limits.cpu_shares));
+    }
     if limits.nano_cpus > 0 && limits.cpu_period > 0 {
         return wrong("Conflicting options: Nano CPUs and CPU Period cannot both be set");
     }

@@ -16,6 +16,15 @@ pub(super) struct Kind {
     pub show: fn(&Process, &Facts) -> String,
 }
 
+impl Kind {
+    /// What it shows of a process; a command with its place in the tree before it.
+    pub fn cell(&self, process: &Process, facts: &Facts) -> String {
+        let text = (self.show)(process, facts);
+        let is_command = self.names.iter().any(|name| matches!(*name, "args" | "cmd" | "comm" | "ucmd"));
+        if is_command { format!("{}{text}", process.branch) } else { text }
+    }
+}
+
 impl std::fmt::Debug for Kind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.names[0])

@@ -12,6 +12,23 @@ pub(super) struct Column {
     pub kind: &'static Kind,
 }
 
+/// What is shown, and in which order.
+#[derive(Debug)]
+pub(super) struct Layout {
+    pub columns: Vec<Column>,
+    /// Columns to sort by, each perhaps from its greatest on.
+    pub order: Vec<(&'static Kind, Direction)>,
+    /// Commands are drawn as a tree.
+    pub forest: bool,
+}
+
+/// Where a sorted column begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    Up,
+    Down,
+}
+
 const FULL: &str = "uid_name pid ppid c stime tname time cmd";
 const EXTRA_FULL: &str = "uid_name pid ppid c sz rss psr stime tname time cmd";
 const LONG: &str = "f s uid pid ppid c opri ni addr sz wchan tname time ucmd";
@@ -28,6 +45,8 @@ const BSD_JOBS: &str = "ppid pid pgid sid tname tpgid stat uid bsdtime args";
 #[derive(Debug, Default)]
 struct Format {
     own: Vec<Column>,
+    order: Vec<(&'static Kind, Direction)>,
+    forest: bool,
     full: bool,
     extra_full: bool,
     long: bool,
@@ -36,11 +55,11 @@ struct Format {
     user: bool,
 }
 
-/// The columns that `arguments` ask for.
+/// What `arguments` ask for.
 ///
 /// # Errors
 /// In the words of `ps`, or of moby where a listing without process ids is asked for.
-pub(super) fn columns(arguments: &str) -> Result<Vec<Column>, String> {
+pub(super) fn layout(arguments: &str) -> Result<Layout, String> {
     let mut format = Format::default();
     let mut words = arguments.split_whitespace();
     while let Some(word) = words.next() {
@@ -56,7 +75,7 @@ pub(super) fn columns(arguments: &str) -> Result<Vec<Column>, String> {
     }
     let columns = if format.own.is_empty() { predefined(&format)? } else { format.own };
     if columns.iter().any(|column| column.title == "PID") {
-        Ok(columns)
+        Ok(Layout { columns, order: format.order, forest: format.forest })
     } else {
         Err("Couldn't find PID field in ps output".to_owned())
     }
@@ -87,6 +106,17 @@ fn long_option<'a>(
     let (name, value) = option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
     match name {
         "format" => own_columns(format, value.or_else(|| words.next())),
+        "sort" => order(format, value.or_else(|| words.next())),
+        "forest" => {
+            format.forest = true;
+            Ok(())
+        }
+        // The width of a screen that there is not.
+        "cols" | "columns" | "width" | "lines" | "rows" => match value.or_else(|| words.next()) {
+            Some(number) if number.parse::<u32>().is_ok() => Ok(()),
+            _ => Err("error: number of columns must follow --cols, --width, or --columns".to_owned()),
+        },
+        "headers" => Ok(()),
         "no-headers" | "no-headings" => Err("Couldn't find PID field in ps output".to_owned()),
         _ => Err("error: unknown gnu long option".to_owned()),
     }
@@ -110,6 +140,11 @@ fn short_options<'a>(
             }
             (_, 'l') => format.long = true,
             (_, 'j') => format.jobs = true,
+            (true, 'H') | (false, 'f') => format.forest = true,
+            (false, 'k') => {
+                let rest = &letters[index + 1..];
+                return order(format, Some(rest).filter(|rest| !rest.is_empty()).or_else(|| words.next()));
+            }
             (true, 'f') => format.full = true,
             (true, 'F') => format.extra_full = true,
             (false, 'u') => format.user = true,
@@ -118,6 +153,23 @@ fn short_options<'a>(
             (true, _) => return Err("error: unsupported SysV option".to_owned()),
             (false, _) => return Err("error: unsupported option (BSD syntax)".to_owned()),
         }
+    }
+    Ok(())
+}
+
+/// `-rss,+pid`.
+fn order(format: &mut Format, text: Option<&str>) -> Result<(), String> {
+    let Some(text) = text else {
+        return Err("error: long sort specification must follow 'k'".to_owned());
+    };
+    for key in text.split(',') {
+        let (direction, name) = match (key.strip_prefix('-'), key.strip_prefix('+')) {
+            (Some(name), _) => (Direction::Down, name),
+            (None, Some(name)) => (Direction::Up, name),
+            (None, None) => (Direction::Up, key),
+        };
+        let kind = columns::ALL.iter().find(|kind| kind.names.contains(&name));
+        format.order.push((kind.ok_or("error: unknown sort specifier")?, direction));
     }
     Ok(())
 }
@@ -151,7 +203,7 @@ mod tests {
     use super::*;
 
     fn titles(arguments: &str) -> Result<String, String> {
-        let columns = columns(arguments)?;
+        let columns = layout(arguments)?.columns;
         Ok(columns.iter().map(|column| column.title.as_str()).collect::<Vec<_>>().join(" "))
     }
 
@@ -180,6 +232,22 @@ mod tests {
     }
 
     #[test]
+    fn order_and_tree_are_understood() {
+        let of = |arguments| {
+            let layout = layout(arguments).expect("layout");
+            let order = layout.order.iter().map(|(kind, direction)| (kind.names[0], *direction));
+            (order.collect::<Vec<_>>(), layout.forest)
+        };
+        assert_eq!(of("-ef --forest"), (vec![], true));
+        assert_eq!(of("axf"), (vec![], true));
+        assert_eq!(
+            of("-eo pid,args --sort=-rss,+pid"),
+            (vec![("rss", Direction::Down), ("pid", Direction::Up)], false)
+        );
+        assert_eq!(of("axk -pid"), (vec![("pid", Direction::Down)], false));
+    }
+
+    #[test]
     fn what_ps_or_docker_refuses_is_refused() {
         for (arguments, expected) in [
             ("-o cmd", "Couldn't find PID field in ps output"),
@@ -190,6 +258,7 @@ mod tests {
             ("-eZ", "error: unsupported SysV option"),
             ("auxQ", "error: unsupported option (BSD syntax)"),
             ("--color", "error: unknown gnu long option"),
+            ("-ef --sort=magic", "error: unknown sort specifier"),
         ] {
             assert_eq!(titles(arguments).as_ref().map_err(String::as_str), Err(expected), "{arguments}");
         }

@@ -41,6 +41,8 @@ pub(super) struct Process {
     pub groups: [u32; 2],
     /// Whether it has locked memory.
     pub locked: bool,
+    /// What is drawn before its command where commands are a tree.
+    pub branch: String,
     /// The kernel function that it waits in; empty when unknown.
     pub waits_in: String,
 }

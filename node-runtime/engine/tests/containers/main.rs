@@ -7,6 +7,7 @@
 //! that nothing here touches the machine's. Arguments that are no options select tests by part of their name.
 
 mod cases;
+mod files;
 mod fixture;
 mod networks;
 mod restarts;
@@ -37,7 +38,7 @@ fn main() -> ExitCode {
     let wanted: Vec<&str> =
         args.iter().filter_map(|arg| arg.to_str()).filter(|arg| !arg.starts_with('-')).collect();
     let mut failures = 0;
-    let all = cases::ALL.iter().chain(networks::ALL).chain(restarts::ALL);
+    let all = cases::ALL.iter().chain(files::ALL).chain(networks::ALL).chain(restarts::ALL);
     for (name, test) in
         all.filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|part| name.contains(part)))
     {

@@ -20,6 +20,8 @@ use crate::store::DOCUMENT_BYTES_MAX;
 
 /// An error's or a token's JSON is small.
 const ANSWER_BYTES_MAX: u64 = 256 << 10;
+/// A repository of more pages of tags is a loop.
+const TAG_PAGES_MAX: usize = 1000;
 /// How long an insecure registry has to show whether it speaks TLS.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -64,6 +66,8 @@ pub(crate) enum RegistryError {
     Mismatch { expected: Digest, found: Digest },
     #[error("unexpected EOF after {got} of {wanted} bytes of {digest}")]
     Short { digest: Digest, got: u64, wanted: u64 },
+    #[error("blob could not be read")]
+    Blob(#[source] io::Error),
     #[error("`{0}` is no place to ask a registry")]
     Path(String),
 }
@@ -126,6 +130,18 @@ struct ErrorEntry {
 }
 
 #[derive(Deserialize)]
+struct TagsBody {
+    #[serde(default)]
+    tags: Option<Vec<String>>,
+}
+
+/// The address of the next page: `</v2/…?last=b>; rel="next"`.
+fn next_page(link: &str) -> Option<String> {
+    let (address, rest) = link.strip_prefix('<')?.split_once('>')?;
+    rest.contains("next").then(|| address.to_owned())
+}
+
+#[derive(Deserialize)]
 struct TokenBody {
     #[serde(default)]
     token: String,
@@ -184,6 +200,29 @@ impl Repository {
         }
     }
 
+    /// All tags, over as many pages as there are.
+    // spec: oci distribution-spec#listing-tags
+    pub(crate) async fn tags(&self) -> Result<Vec<String>, RegistryError> {
+        let mut tags = Vec::new();
+        let mut url = join(&self.base, &format!("v2/{}/tags/list", self.path))?;
+        for _ in 0..TAG_PAGES_MAX {
+            let response = self.get(&url, "application/json", None).await?;
+            let next = next_page(&header_text(response.headers(), header::LINK));
+            let bytes = read_all(response, DOCUMENT_BYTES_MAX).await?;
+            let page: TagsBody = serde_json::from_slice(&bytes)
+                .map_err(|source| RegistryError::Answer { url: url.clone(), source })?;
+            tags.extend(page.tags.unwrap_or_default());
+            let Some(next) = next else { break };
+            let further = url.join(&next).map_err(|_| RegistryError::Path(next.clone()))?;
+            // Credentials go nowhere else.
+            if further.origin() != url.origin() {
+                return Err(RegistryError::Path(next));
+            }
+            url = further;
+        }
+        Ok(tags)
+    }
+
     /// A small blob, verified.
     pub(crate) async fn small_blob(&self, digest: &Digest) -> Result<Vec<u8>, RegistryError> {
         let response = self.get(&self.blob_url(digest)?, "*/*", None).await?;
@@ -221,22 +260,94 @@ impl Repository {
         join(&self.base, &format!("v2/{}/blobs/{digest}", self.path))
     }
 
-    /// A request that proves itself as soon as it is asked to.
+    /// Whether the registry lets us in.
+    pub(crate) async fn ping(&self) -> Result<(), RegistryError> {
+        let url = join(&self.base, "v2/")?;
+        self.get(&url, "*/*", None).await.map(drop)
+    }
+
+    /// Whether the repository has a blob.
+    pub(crate) async fn has_blob(&self, digest: &Digest) -> Result<bool, RegistryError> {
+        let url = self.blob_url(digest)?;
+        match self.authorized(&url, || Ok(self.client.head(url.clone()))).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.status() == Some(StatusCode::NOT_FOUND) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sends a blob in one piece. `body` gives its bytes from the beginning, each time that it is asked.
+    // spec: oci distribution-spec#post-then-put
+    pub(crate) async fn put_blob(
+        &self,
+        digest: &Digest,
+        size: u64,
+        body: impl Fn() -> io::Result<reqwest::Body>,
+    ) -> Result<(), RegistryError> {
+        let url = join(&self.base, &format!("v2/{}/blobs/uploads/", self.path))?;
+        let begin = || Ok(self.client.post(url.clone()).header(header::CONTENT_LENGTH, 0));
+        let begun = self.authorized(&url, begin).await?;
+        let location = header_text(begun.headers(), header::LOCATION);
+        let mut target = url.join(&location).map_err(|_| RegistryError::Path(location.clone()))?;
+        // An upload may go to a store elsewhere, but never from TLS to plain text.
+        if location.is_empty() || url.scheme() == "https" && target.scheme() != "https" {
+            return Err(RegistryError::Path(location));
+        }
+        target.query_pairs_mut().append_pair("digest", digest.as_str());
+        let is_ours = target.origin() == url.origin();
+        let put = || {
+            let body = body().map_err(RegistryError::Blob)?;
+            let request = self.client.put(target.clone()).header(header::CONTENT_LENGTH, size);
+            Ok(request.header(header::CONTENT_TYPE, "application/octet-stream").body(body))
+        };
+        if is_ours {
+            return self.authorized(&target, put).await.map(drop);
+        }
+        checked(send(put()?, &target).await?).await.map(drop)
+    }
+
+    /// Stores a manifest under a tag.
+    pub(crate) async fn put_manifest(
+        &self,
+        tag: &str,
+        media_type: &str,
+        bytes: &[u8],
+    ) -> Result<(), RegistryError> {
+        let url = join(&self.base, &format!("v2/{}/manifests/{tag}", self.path))?;
+        let put = || {
+            let request = self.client.put(url.clone()).header(header::CONTENT_TYPE, media_type);
+            Ok(request.body(bytes.to_vec()))
+        };
+        self.authorized(&url, put).await.map(drop)
+    }
+
     async fn get(&self, url: &Url, accept: &str, offset: Option<u64>) -> Result<Response, RegistryError> {
-        let response = self.send(url, accept, offset).await?;
+        let request = || {
+            let request = self.client.get(url.clone()).header(header::ACCEPT, accept);
+            Ok(match offset {
+                Some(offset) => request.header(header::RANGE, format!("bytes={offset}-")),
+                None => request,
+            })
+        };
+        self.authorized(url, request).await
+    }
+
+    /// A request that proves itself as soon as it is asked to.
+    async fn authorized(
+        &self,
+        url: &Url,
+        request: impl Fn() -> Result<RequestBuilder, RegistryError>,
+    ) -> Result<Response, RegistryError> {
+        let response = self.send(url, request()?).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return checked(response).await;
         }
         let authorization = self.authorize(response.headers()).await?;
         *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(authorization);
-        checked(self.send(url, accept, offset).await?).await
+        checked(self.send(url, request()?).await?).await
     }
 
-    async fn send(&self, url: &Url, accept: &str, offset: Option<u64>) -> Result<Response, RegistryError> {
-        let mut request = self.client.get(url.clone()).header(header::ACCEPT, accept);
-        if let Some(offset) = offset {
-            request = request.header(header::RANGE, format!("bytes={offset}-"));
-        }
+    async fn send(&self, url: &Url, mut request: RequestBuilder) -> Result<Response, RegistryError> {
         let authorization = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(authorization) = authorization {
             request = request.header(header::AUTHORIZATION, authorization);

@@ -56,7 +56,7 @@ async fn a_broken_or_half_sent_archive_leaves_nothing() {
     let changes = vec!["RUN x".to_owned()];
     let options = ImportOptions { changes, ..ImportOptions::default() };
     let error = test.store.import(std::io::Cursor::new(tar), options).await.expect_err("change");
-    assert_eq!(error.to_string(), "RUN is not a valid change command");
+    assert_eq!(error.to_string(), "run is not a valid change command");
     assert!(test.store.list().is_empty());
     assert_eq!(files(&test), before);
 }

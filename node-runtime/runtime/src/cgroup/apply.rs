@@ -53,22 +53,24 @@ impl Cgroup {
             self.refuse_less_than_used(memory, with_swap)?;
         }
         self.hand_down(&limits.writes)?;
-        if let Some(rules) = &limits.devices {
-            self.set_devices(rules, is_new)?;
-        }
-        self.write_all(&limits.writes)
+        let mut undo = Undo { notes: (!is_new).then(Vec::new) };
+        let done = self.write_all(&limits.writes, &mut undo).and_then(|()| match &limits.devices {
+            Some(rules) => self.set_devices(rules, is_new),
+            None => Ok(()),
+        });
+        done.inspect_err(|_| undo.run())
     }
 
     /// What the kernel refuses because of another value that is about to change is tried again after the
     /// others: memory and memory with swap, quota and period, burst and quota bound each other, and which
     /// must go first depends on what is there.
-    fn write_all(&self, writes: &[Write]) -> Result<(), Failure> {
+    fn write_all(&self, writes: &[Write], undo: &mut Undo) -> Result<(), Failure> {
         let mut left: Vec<&Write> = writes.iter().collect();
         while !left.is_empty() {
             let (before, mut first) = (left.len(), None);
             let mut refused = Vec::new();
             for write in left {
-                match self.write(write) {
+                match self.write(write, undo) {
                     Ok(()) => {}
                     Err((path, error)) if depends_on_others(&error) => {
                         refused.push(write);
@@ -88,15 +90,16 @@ impl Cgroup {
     }
 
     /// One write, into the first of its files that is there.
-    fn write(&self, write: &Write) -> Result<(), (PathBuf, io::Error)> {
+    fn write(&self, write: &Write, undo: &mut Undo) -> Result<(), (PathBuf, io::Error)> {
         let dir = self.directory_of(write);
         let path = dir.join(&write.file);
-        let error = match put_planned(&path, write) {
+        let error = match undo.noting(&path, || put_planned(&path, write)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => error,
             done => return done.map_err(|error| (path, error)),
         };
         if let Some((file, value)) = &write.otherwise {
-            return put(&dir.join(file), value).map_err(|error| (dir.join(file), error));
+            let path = dir.join(file);
+            return undo.noting(&path, || put(&path, value)).map_err(|error| (path, error));
         }
         if write.may_be_missing { Ok(()) } else { Err((path, error)) }
     }
@@ -180,6 +183,34 @@ impl Cgroup {
         }
         let Some(dir) = self.only_unified() else { return Ok(()) };
         devices::attach(dir, rules, is_new).context("attach device rules to cgroup")
+    }
+}
+
+/// What files held before, for when a later one refuses. A new cgroup goes as a whole instead.
+struct Undo {
+    notes: Option<Vec<(PathBuf, String)>>,
+}
+
+impl Undo {
+    fn noting(&mut self, path: &Path, write: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let before = self.notes.as_ref().and_then(|_| fs::read_to_string(path).ok());
+        write()?;
+        if let (Some(notes), Some(before)) = (&mut self.notes, before) {
+            notes.push((path.to_owned(), before));
+        }
+        Ok(())
+    }
+
+    /// Backwards: each value was possible with those that were there when it was changed. Files of several lines
+    /// (limits by device) do not take back what they show, and stay.
+    fn run(&self) {
+        for (path, before) in self.notes.iter().flatten().rev() {
+            let value = before.trim_end();
+            if !value.contains(['\n', ':']) && put(path, if value.is_empty() { "\n" } else { value }).is_err()
+            {
+                tracing::warn!(file = %path.display(), value, "limit could not be set back");
+            }
+        }
     }
 }
 

@@ -21,6 +21,7 @@ mod stats;
 mod sys;
 mod tree;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -83,6 +84,27 @@ impl Cgroup {
         let v1 = layout.v1.iter().map(|hierarchy| hierarchy.mount.join(relative)).collect();
         let unified = layout.unified.as_ref().map(|mount| mount.join(relative));
         Cgroup { layout, path: path.to_owned(), v1, unified }
+    }
+
+    /// The same with a path below it: in the hierarchies of version 1 that the controllers given, separated by
+    /// commas, are in, or in all.
+    ///
+    /// # Errors
+    /// When there is no such controller.
+    pub(crate) fn below(&self, controllers: Option<&str>, relative: &Path) -> Result<Cgroup, Failure> {
+        let mut below = self.clone();
+        let Some(controllers) = controllers else {
+            below.v1.iter_mut().chain(&mut below.unified).for_each(|dir| dir.push(relative));
+            below.path.push(relative);
+            return Ok(below);
+        };
+        let mut indices = BTreeSet::new();
+        for name in controllers.split(',') {
+            let index = self.layout.v1_index(name);
+            indices.insert(index.ok_or_else(|| Failure::invalid(format!("unknown controller {name}")))?);
+        }
+        indices.into_iter().for_each(|index| below.v1[index].push(relative));
+        Ok(below)
     }
 
     /// Its path below each hierarchy's root.

@@ -67,6 +67,7 @@ impl Cgroup {
         match new {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 self.refuse_in_use(dir)?;
+                refuse_frozen(dir)?;
                 remove_tree(dir).with_context(|| format!("remove old cgroup {}", dir.display()))?;
                 fs::create_dir(dir).with_context(what)?;
             }
@@ -82,7 +83,12 @@ impl Cgroup {
         if pids.is_empty() {
             return Ok(());
         }
-        Err(Failure::other(format!("cgroup `{}` has processes in it already", self.path.display())))
+        // Callers look for the first words, which are runc's.
+        Err(Failure::other(format!(
+            "container's cgroup is not empty: {} process(es) found in `{}`",
+            pids.len(),
+            self.path.display()
+        )))
     }
 
     /// All processes in it and in the cgroups below it.
@@ -126,6 +132,16 @@ impl Cgroup {
     }
 }
 
+/// What somebody has frozen on purpose is not to be thawed by being made anew.
+fn refuse_frozen(dir: &Path) -> Result<(), Failure> {
+    let is =
+        |file: &str, word: &str| fs::read_to_string(dir.join(file)).is_ok_and(|text| text.trim() == word);
+    if is("cgroup.freeze", "1") || is("freezer.state", "FROZEN") {
+        return Err(Failure::invalid("container's cgroup unexpectedly frozen"));
+    }
+    Ok(())
+}
+
 /// Documentation/admin-guide/cgroup-v2.rst, "Threads"
 fn refuse_invalid(dir: &Path) -> Result<(), Failure> {
     let typ = fs::read_to_string(dir.join("cgroup.type")).unwrap_or_default();
@@ -151,16 +167,24 @@ fn make_parents(dir: &Path, hierarchy: Option<&Hierarchy>) -> io::Result<()> {
     settle(parent, hierarchy)
 }
 
-/// A new cpuset has no processors and admits nobody until it is given some.
+/// A new cpuset has no processors and admits nobody until it is given some; nor does one above it that somebody
+/// else has made and left so.
 fn settle(dir: &Path, hierarchy: Option<&Hierarchy>) -> io::Result<()> {
-    let is_cpuset = hierarchy.is_some_and(|hierarchy| hierarchy.controllers.iter().any(|c| c == "cpuset"));
-    let (true, Some(parent)) = (is_cpuset, dir.parent()) else { return Ok(()) };
+    let is_cpuset = |hierarchy: &&Hierarchy| hierarchy.controllers.iter().any(|c| c == "cpuset");
+    let Some(hierarchy) = hierarchy.filter(is_cpuset) else { return Ok(()) };
     for file in ["cpuset.cpus", "cpuset.mems"] {
-        if fs::read_to_string(dir.join(file))?.trim().is_empty() {
-            put(&dir.join(file), fs::read_to_string(parent.join(file))?.trim())?;
-        }
+        fill(dir, file, &hierarchy.mount)?;
     }
     Ok(())
+}
+
+/// Gives an empty list what the parent has; the list that counts in the end.
+fn fill(dir: &Path, file: &str, top: &Path) -> io::Result<String> {
+    let own = fs::read_to_string(dir.join(file))?.trim().to_owned();
+    let (true, true, Some(parent)) = (own.is_empty(), dir != top, dir.parent()) else { return Ok(own) };
+    let given = fill(parent, file, top)?;
+    put(&dir.join(file), &given)?;
+    Ok(given)
 }
 
 /// Calls `each` on a cgroup and all below it; one that goes meanwhile is passed over.

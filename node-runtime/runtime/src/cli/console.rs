@@ -10,6 +10,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use super::args::Flag;
 use super::replace;
 use crate::failure::{Context, Failure};
+use crate::terminal::Stdio;
 
 pub(super) const CONSOLE_SOCKET: Flag =
     Flag::value("console-socket", "SOCKET", "a unix socket that gets the near end of the terminal");
@@ -29,6 +30,15 @@ pub(super) fn check_terminal(terminal: bool, detached: bool, socket: Option<&str
             Err(Failure::invalid("cannot use --console-socket if runtime will not detach or allocate tty"))
         }
         _ => Ok(()),
+    }
+}
+
+/// What the process gets: a terminal goes to whoever listens, or is passed on by this program.
+pub(super) fn stdio(terminal: bool, detached: bool) -> Stdio {
+    match (terminal, detached) {
+        (true, true) => Stdio::Terminal(None),
+        (true, false) => Stdio::PassedOn,
+        (false, _) => Stdio::Inherit,
     }
 }
 

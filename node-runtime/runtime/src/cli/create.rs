@@ -1,16 +1,17 @@
 //! `create` and `run`.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rswarm_base::Timestamp;
+use rustix::fs::{Mode, OFlags};
 
 use super::args::{Flag, Order, Parsed};
 use super::console::{
-    CONSOLE_SOCKET, PID_FILE, PIDFD_SOCKET, PRESERVE_FDS, check_preserved, check_terminal, hand_over,
+    CONSOLE_SOCKET, PID_FILE, PIDFD_SOCKET, PRESERVE_FDS, check_preserved, check_terminal, hand_over, stdio,
     write_pid,
 };
 use super::foreground::Foreground;
@@ -22,7 +23,6 @@ use crate::create::{Create, Created};
 use crate::failure::{Context, Failure};
 use crate::last::Gate;
 use crate::spec;
-use crate::terminal::Stdio;
 
 const BUNDLE: Flag = Flag::value("bundle", "DIR", "the bundle (default: the working directory)").or("b");
 const NO_PIVOT: Flag = Flag::switch("no-pivot", "enter the root by chroot, where / is an initramfs");
@@ -69,14 +69,14 @@ pub(super) const RUN: Command = Command {
 };
 
 fn create(call: &Call<'_>) -> Result<i32, Failure> {
-    call.args.only_id()?;
+    call.store.check(call.args.only_id()?)?;
     run_from_readonly_view()?;
     make(call, &Plan::of(call, true)?).map(|_| 0)
 }
 
 fn run(call: &Call<'_>) -> Result<i32, Failure> {
     let detached = call.args.has("detach");
-    call.args.only_id()?;
+    call.store.check(call.args.only_id()?)?;
     run_from_readonly_view()?;
     let plan = Plan::of(call, detached)?;
     if detached {
@@ -111,6 +111,7 @@ struct Plan {
     spec: Spec,
     bundle: PathBuf,
     terminal: bool,
+    detached: bool,
     preserve_fds: u32,
 }
 
@@ -128,7 +129,7 @@ impl Plan {
             announce(&mut spec, listening);
         }
         place(&mut spec, call)?;
-        Ok(Plan { spec, bundle, terminal, preserve_fds })
+        Ok(Plan { spec, bundle, terminal, detached, preserve_fds })
     }
 
     fn record(&self, id: &str) -> Result<Record, Failure> {
@@ -200,15 +201,16 @@ fn make(call: &Call<'_>, plan: &Plan) -> Result<(Entry, Created), Failure> {
 }
 
 fn make_process(call: &Call<'_>, plan: &Plan, entry: &Entry) -> Result<Created, Failure> {
-    let dir = File::open(&entry.dir).context("open the state directory")?;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fifo = rustix::fs::open(entry.dir.join(FIFO), flags, Mode::empty()).context("open the start FIFO")?;
     crate::create(Create {
         id: &entry.record.id,
         spec: &plan.spec,
         bundle: &plan.bundle,
         user: None,
         groups: &[],
-        stdio: if plan.terminal { Stdio::Terminal(None) } else { Stdio::Inherit },
-        gate: Gate::Fifo { dir: dir.into(), name: FIFO.to_owned() },
+        stdio: stdio(plan.terminal, plan.detached),
+        gate: Gate::Fifo(fifo),
         preserve_fds: plan.preserve_fds,
         no_pivot: call.args.has("no-pivot"),
         new_keyring: !call.args.has("no-new-keyring"),

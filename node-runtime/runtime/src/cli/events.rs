@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::args::{Flag, Order};
@@ -55,7 +56,7 @@ fn follow(entry: &Entry, cgroup: &Cgroup, interval: Duration) -> Result<(), Fail
     loop {
         let heard = wait(&init, oom.as_ref(), next)?;
         if heard.oom && oom.as_ref().is_some_and(OomEvents::take) {
-            print(&json!({"type": "oom", "id": entry.record.id}))?;
+            print("oom", entry, None)?;
         }
         if heard.end {
             return Ok(());
@@ -87,11 +88,23 @@ fn wait(init: &OwnedFd, oom: Option<&OomEvents>, until: Instant) -> Result<Heard
 
 fn print_stats(entry: &Entry, cgroup: &Cgroup) -> Result<(), Failure> {
     let stats = cgroup.stats().context("unable to get container cgroup stats")?;
-    print(&json!({"type": "stats", "id": entry.record.id, "data": shown(&stats)}))
+    print("stats", entry, Some(shown(&stats)))
 }
 
-fn print(event: &Value) -> Result<(), Failure> {
-    say(&format!("{event}\n")).map(drop)
+/// One line, whose fields have runc's order: there are readers that go by it.
+#[derive(Serialize)]
+struct Event<'a> {
+    #[serde(rename = "type")]
+    typ: &'a str,
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Value>,
+}
+
+fn print(typ: &str, entry: &Entry, data: Option<Value>) -> Result<(), Failure> {
+    let event = Event { typ, id: &entry.record.id, data };
+    let line = serde_json::to_string(&event).map_err(io::Error::from).context("print event")?;
+    say(&(line + "\n")).map(drop)
 }
 
 /// In runc's words. What the kernel does not count is left out; no limit is the largest number, as there.

@@ -1,15 +1,13 @@
 //! `exec`.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::BufReader;
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Capability, LinuxCapabilities, Process, Spec};
 
 use super::args::{Flag, Order, Parsed, number};
 use super::console::{
-    CONSOLE_SOCKET, PID_FILE, PIDFD_SOCKET, PRESERVE_FDS, check_preserved, check_terminal, hand_over,
+    CONSOLE_SOCKET, PID_FILE, PIDFD_SOCKET, PRESERVE_FDS, check_preserved, check_terminal, hand_over, stdio,
     write_pid,
 };
 use super::foreground::Foreground;
@@ -19,7 +17,6 @@ use super::{Call, Command};
 use crate::cgroup::Cgroup;
 use crate::exec::{Added, Exec};
 use crate::failure::{Context, Failure};
-use crate::terminal::Stdio;
 use crate::{spec, sys};
 
 /// What the program ends with when there is no process whose code it could be.
@@ -46,7 +43,11 @@ pub(super) const EXEC: Command = Command {
         PID_FILE,
         PRESERVE_FDS,
         Flag::switch("ignore-paused", "in a paused container: it runs when that goes on"),
-        Flag::value("cgroup", "PATH", "an existing cgroup below the container's"),
+        Flag::value(
+            "cgroup",
+            "[CONTROLLER[,CONTROLLER]:]PATH",
+            "an existing cgroup below the container's; may be repeated for others of version 1",
+        ),
     ],
     order: Order::Leading,
     run: |call: &Call<'_>| exec(call).map_err(named),
@@ -99,7 +100,7 @@ fn run(call: &Call<'_>, entry: &Entry, spec: &Spec, process: Process) -> Result<
         user: args.value("user").filter(|user| args.value("process").is_none() && !is_numeric(user)),
         groups: &[],
         filtered: true,
-        stdio: if terminal { Stdio::Terminal(None) } else { Stdio::Inherit },
+        stdio: stdio(terminal, detached),
         preserve_fds,
         die_with_parent: false,
     })?;
@@ -121,10 +122,9 @@ fn tell(args: &Parsed, added: &Added) -> Result<(), Failure> {
 }
 
 fn read_process(path: &Path) -> Result<Process, Failure> {
-    let what = || format!("read process `{}`", path.display());
-    let file = File::open(path).with_context(what)?;
-    serde_json::from_reader(BufReader::new(file))
-        .map_err(|error| Failure::invalid(format!("`{}` is not a process: {error}", path.display())))
+    let bytes = std::fs::read(path).with_context(|| format!("read process `{}`", path.display()))?;
+    spec::parse_process(&bytes)
+        .map_err(|why| Failure::invalid(format!("`{}` is not a process: {why}", path.display())))
 }
 
 /// The container's process, with what the flags change.
@@ -206,21 +206,20 @@ fn capability(name: &str) -> Result<Capability, Failure> {
     serde_json::from_value(full.into()).map_err(|_| Failure::invalid(format!("unknown capability `{name}`")))
 }
 
-/// The container's cgroup, or one below it.
+/// The container's cgroup, or those below it that the flags name.
 fn cgroup(entry: &Entry, args: &Parsed) -> Result<Cgroup, Failure> {
-    let Some(below) = args.value("cgroup") else { return entry.cgroup() };
-    if below.contains(':') {
-        return Err(Failure::invalid(format!(
-            "--cgroup {below}: a container's cgroups have one path in all hierarchies; give it without controllers"
-        )));
+    let mut cgroup = entry.cgroup()?;
+    for text in args.values("cgroup") {
+        let (controllers, below) =
+            text.split_once(':').map_or((None, text), |(names, path)| (Some(names), path));
+        let relative = Path::new(below).strip_prefix("/").unwrap_or(Path::new(below));
+        // Callers look for these words, which are runc's.
+        if !relative.components().all(|part| matches!(part, Component::Normal(_))) {
+            return Err(Failure::invalid(format!("bad sub cgroup path: {below}")));
+        }
+        cgroup = cgroup.below(controllers, relative)?;
     }
-    let relative = Path::new(below).strip_prefix("/").unwrap_or(Path::new(below));
-    if !relative.components().all(|part| matches!(part, Component::Normal(_))) {
-        return Err(Failure::invalid(format!(
-            "--cgroup {below}: the path leads out of the container's cgroup"
-        )));
-    }
-    Cgroup::at(&entry.record.cgroup.join(relative))
+    Ok(cgroup)
 }
 
 #[cfg(test)]

@@ -45,7 +45,7 @@ fn features(call: &Call<'_>) -> Result<i32, Failure> {
             "selinux": {"enabled": true},
             "intelRdt": {"enabled": false},
             "mountExtensions": {"idmap": {"enabled": true}},
-            "netDevices": {"enabled": false},
+            "netDevices": {"enabled": true},
         },
         // What a caller must not pass on from a stranger: nothing of ours is steered by an annotation.
         "potentiallyUnsafeConfigAnnotations": [],

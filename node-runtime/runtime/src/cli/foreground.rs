@@ -11,7 +11,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::OFlags;
-use rustix::termios::{OptionalActions, Termios};
+use rustix::termios::{OptionalActions, OutputModes, Termios};
 
 use crate::failure::{Context, Failure};
 use crate::sys;
@@ -247,6 +247,8 @@ impl Outer {
     fn make_raw(&self) -> Result<(), Failure> {
         let mut raw = self.before.clone();
         raw.make_raw();
+        // It still begins a new line where a line ends: the process's own terminal does not.
+        raw.output_modes.insert(OutputModes::OPOST);
         rustix::termios::tcsetattr(&self.terminal, OptionalActions::Now, &raw)
             .context("failed to set the terminal raw")
     }

@@ -50,6 +50,10 @@ fn send_to_all(entry: &Entry, signal: i32) -> Result<(), Failure> {
     if signal == libc::SIGKILL {
         return cgroup.kill().context("kill all processes");
     }
+    if signal == 0 {
+        // It is asked for all who are there, and there may be nobody.
+        return Ok(());
+    }
     let signal = Signal::try_from(signal).context("send signal to all")?;
     cgroup.signal(signal).context("send signal to all")
 }

@@ -80,6 +80,9 @@ fn list(call: &Call<'_>) -> Result<i32, Failure> {
     if !["table", "json"].contains(&format) {
         return Err(Failure::invalid("invalid format option"));
     }
+    if call.root_is_given {
+        call.store.check_root()?;
+    }
     let mut entries = Vec::new();
     for id in call.store.ids()? {
         match call.store.find(&id) {

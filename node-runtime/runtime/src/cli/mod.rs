@@ -80,10 +80,15 @@ const COMMANDS: &[&Command] = &[
     &features::FEATURES,
 ];
 
+/// What runc can do and this runtime cannot: refused whatever their flags are.
+const REFUSED: &[&str] = &["checkpoint", "restore"];
+
 /// A command that was called.
 struct Call<'a> {
     args: Parsed,
     store: &'a Store,
+    /// Whether it is where the caller has said, and not where it always is.
+    root_is_given: bool,
     /// Whether `cgroupsPath` has systemd's form.
     systemd_cgroup: bool,
 }
@@ -124,6 +129,10 @@ fn run(args: Vec<OsString>, log: &mut Log) -> Result<i32, Exit> {
     if global.has("help") || name == "help" {
         return Ok(say(&usage())?);
     }
+    if REFUSED.contains(&name.as_str()) {
+        let why = "this runtime does not work with CRIU, which dumps processes and brings them back";
+        return Err(Failure::invalid(format!("{name} is not supported: {why}")).into());
+    }
     let command = COMMANDS.iter().find(|command| command.name == name).ok_or_else(|| {
         Failure::invalid(format!("command `{name}` is not known; see `rswarm runtime --help`"))
     })?;
@@ -134,6 +143,7 @@ fn run(args: Vec<OsString>, log: &mut Log) -> Result<i32, Exit> {
     let call = Call {
         args: Parsed::parse(rest, command.flags, command.order)?,
         store: &Store::at(&root(&global)?),
+        root_is_given: global.value("root").is_some(),
         systemd_cgroup: global.has("systemd-cgroup"),
     };
     // Callers tell a failure to execute from the executed command's own code by it, as with runc.

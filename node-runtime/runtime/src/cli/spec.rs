@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::args::{Flag, Order};
 use super::{Call, Command, features};
+use crate::cgroup::Layout;
 use crate::failure::{Context, Failure};
 
 pub(super) const SPEC: Command = Command {
@@ -27,6 +28,10 @@ fn write_spec(call: &Call<'_>) -> Result<i32, Failure> {
     let bundle = call.args.value("bundle").filter(|dir| !dir.is_empty()).unwrap_or(".");
     let path = Path::new(bundle).join("config.json");
     let mut spec = example();
+    if Layout::detect().is_ok_and(|layout| layout.is_unified()) {
+        // With version 1 a container sees the machine's paths, unless it is told otherwise: as with runc.
+        spec["linux"]["namespaces"].as_array_mut().expect("it has some").push(json!({"type": "cgroup"}));
+    }
     if call.args.has("rootless") {
         make_rootless(&mut spec, nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     }
@@ -76,7 +81,6 @@ fn example() -> Value {
             "resources": {"devices": [{"allow": false, "access": "rwm"}]},
             "namespaces": [
                 {"type": "pid"}, {"type": "network"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"},
-                {"type": "cgroup"},
             ],
             "maskedPaths": [
                 "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats",

@@ -10,9 +10,9 @@ use rustix::event::{PollFd, PollFlags};
 
 use super::args::Order;
 use super::store::{Entry, FIFO, Status};
-use super::{Call, Command};
+use super::{Call, Command, delete};
 use crate::failure::{Context, Failure};
-use crate::{hooks, sys};
+use crate::hooks;
 
 pub(super) const START: Command = Command {
     name: "start",
@@ -46,7 +46,8 @@ pub(super) fn start(entry: &Entry) -> Result<(), Failure> {
     if let Ok(failure) = serde_json::from_slice::<Failure>(&said) {
         return Err(failure);
     }
-    run_hooks(entry).inspect_err(|_| drop(sys::send_signal(&init, libc::SIGKILL)))
+    // spec: oci-runtime runtime.md#lifecycle step 9: stop the container, and go on with its destruction.
+    run_hooks(entry).inspect_err(|_| drop(delete::destroy(entry)))
 }
 
 fn run_hooks(entry: &Entry) -> Result<(), Failure> {

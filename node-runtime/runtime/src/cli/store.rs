@@ -107,6 +107,16 @@ impl Store {
         Store { root: root.to_owned() }
     }
 
+    /// Refuses a place that is not there.
+    pub(super) fn check_root(&self) -> Result<(), Failure> {
+        fs::metadata(&self.root).map(drop).with_context(|| format!("stat {}", self.root.display()))
+    }
+
+    /// Whether a container can have this id.
+    pub(super) fn check(&self, id: &str) -> Result<(), Failure> {
+        self.dir(id).map(drop)
+    }
+
     /// Takes an id, which must not be taken, and holds it: the container is about to be made.
     pub(super) fn reserve(&self, record: Record, spec: &Spec) -> Result<Entry, Failure> {
         let dir = self.dir(&record.id)?;

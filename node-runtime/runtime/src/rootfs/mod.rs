@@ -18,6 +18,7 @@ mod plan;
 mod root;
 mod sysctl;
 
+use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
@@ -52,6 +53,7 @@ impl<'a> Tree<'a> {
         let root = root::bind(&plan.root_path, plan.root.as_ref(), plan.propagation)?;
         let mut site = Site {
             root: root.as_fd(),
+            root_path: &plan.root_path,
             bundle: plan.bundle,
             cgroup,
             cgroup_namespace: plan.cgroup_namespace,
@@ -74,6 +76,11 @@ impl<'a> Tree<'a> {
                 .with_context(|| format!("mkdir {}", process.cwd().display()))?;
         }
         Ok(Tree { plan, root, readonly_later })
+    }
+
+    /// Makes the tree's root the working directory, before it is entered.
+    pub(crate) fn change_directory(&self) -> Result<(), Failure> {
+        rustix::process::fchdir(&self.root).context("chdir to the root file system")
     }
 
     /// Makes the tree the caller's `/`; the machine's is gone then, or with `no_pivot` out of sight.
@@ -114,7 +121,8 @@ impl<'a> Tree<'a> {
             hide::make_readonly(root, Path::new(path))?;
         }
         let mut covers = Covers::new(root, self.plan.label());
-        for path in linux.masked_paths().iter().flatten() {
+        let mut masked = HashSet::new();
+        for path in linux.masked_paths().iter().flatten().filter(|path| masked.insert(*path)) {
             covers.mask(Path::new(path))?;
         }
         for mount in &self.readonly_later {

@@ -43,6 +43,8 @@ pub(super) enum Kind<'a> {
 /// Where mounts are made.
 pub(super) struct Site<'a> {
     pub root: BorrowedFd<'a>,
+    /// Where it is on the machine.
+    pub root_path: &'a Path,
     pub bundle: &'a Path,
     pub cgroup: &'a Cgroup,
     /// The container sees its own cgroup as the root.
@@ -96,7 +98,7 @@ impl Site<'_> {
 
     fn bind(&self, planned: &Planned<'_>, source: &Path) -> Result<(), Failure> {
         let tree = self.source(planned, source)?;
-        change(&tree, &planned.options)?;
+        change_bind(&tree, &planned.options)?;
         let stat = rustix::fs::fstat(&tree).context("look at the source")?;
         let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         let place = self.place(planned, if is_dir { Missing::Directory } else { Missing::File })?;
@@ -229,8 +231,13 @@ impl Site<'_> {
     }
 
     fn place(&self, planned: &Planned<'_>, missing: Missing) -> Result<Place, Failure> {
-        let place =
-            path::open(self.root, planned.mount.destination(), missing).context("make the mount point")?;
+        let destination = planned.mount.destination();
+        // Some callers give the path on the machine, as old runtimes took it: runc strips the root, too.
+        let destination = match destination.strip_prefix(self.root_path) {
+            Ok(inside) if !inside.as_os_str().is_empty() => inside,
+            _ => destination,
+        };
+        let place = path::open(self.root, destination, missing).context("make the mount point")?;
         if place.path.as_os_str().is_empty() {
             return Err(Failure::invalid("the mount point is the root itself"));
         }
@@ -293,6 +300,39 @@ pub(super) fn change(mount: &OwnedFd, options: &Options) -> Result<(), Failure> 
     }
     change_below(mount, options)
 }
+
+/// A bind mount whose options say something about flags has those and no others, as with runc; where a user
+/// namespace may not take off the others that the source has, they stay. One whose options say nothing of them
+/// has the source's.
+fn change_bind(mount: &OwnedFd, options: &Options) -> Result<(), Failure> {
+    let named = options.attributes;
+    if named == MountAttributes::default() {
+        return change_below(mount, options);
+    }
+    let mut all = named;
+    all.add(0, PLAIN & !named.set);
+    if named.set & libc::MOUNT_ATTR_NODIRATIME != 0 {
+        // A rule for directories comes with the kernel's own for files, unless another is named.
+        all.clear |= libc::MOUNT_ATTR__ATIME;
+    }
+    match sys::mount_setattr(mount, false, all) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            // The one that the kernel never locks goes anyway.
+            let mut unlocked = named;
+            unlocked.add(0, libc::MOUNT_ATTR_NOSYMFOLLOW & !named.set);
+            sys::mount_setattr(mount, false, unlocked).context("set mount options")?;
+        }
+        done => done.context("set mount options")?,
+    }
+    change_below(mount, options)
+}
+
+/// Flags without a rule for access times, of which a mount always has one.
+const PLAIN: u64 = libc::MOUNT_ATTR_RDONLY
+    | libc::MOUNT_ATTR_NOSUID
+    | libc::MOUNT_ATTR_NODEV
+    | libc::MOUNT_ATTR_NOEXEC
+    | libc::MOUNT_ATTR_NOSYMFOLLOW;
 
 /// Sets what a new mount is not made with: recursive attributes and propagation.
 fn change_below(mount: &OwnedFd, options: &Options) -> Result<(), Failure> {

@@ -32,7 +32,7 @@ impl<'a> Plan<'a> {
     pub(crate) fn of(spec: &'a Spec, bundle: &'a Path) -> Result<Plan<'a>, Failure> {
         let linux = spec::linux(spec)?;
         let has = |typ| linux.namespaces().iter().flatten().any(|namespace| namespace.typ() == typ);
-        sysctl::check(linux)?;
+        sysctl::check(spec, linux)?;
         let mut plan = Plan {
             spec,
             linux,

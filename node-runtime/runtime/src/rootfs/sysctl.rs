@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::is_procfs;
@@ -22,7 +22,14 @@ const IPC: &[&str] = &[
 ];
 
 /// Refuses what would change the machine, in runc's words.
-pub(super) fn check(linux: &Linux) -> Result<(), Failure> {
+pub(super) fn check(spec: &Spec, linux: &Linux) -> Result<(), Failure> {
+    for (key, value) in linux.sysctl().iter().flatten() {
+        let given = spec.domainname().as_ref().filter(|name| !name.is_empty());
+        if path(key).as_deref() == Some("kernel/domainname") && given.is_some_and(|given| given != value) {
+            let why = "is not allowed as it conflicts with the OCI \"domainname\" field";
+            return Err(Failure::invalid(format!("sysctl \"{key}\" {why}")));
+        }
+    }
     for key in linux.sysctl().iter().flat_map(|all| all.keys()) {
         let path = path(key).ok_or_else(|| Failure::invalid(format!("sysctl `{key}` is not a name")))?;
         allowed(linux, &path).map_err(|why| Failure::invalid(format!("sysctl \"{key}\" {why}")))?;
@@ -129,7 +136,8 @@ mod tests {
     fn refused(key: &str, namespaces: &[&str]) -> Option<String> {
         let namespaces: Vec<_> = namespaces.iter().map(|typ| json!({"type": typ})).collect();
         let linux = json!({"namespaces": namespaces, "sysctl": {key: "1"}});
-        check(&serde_json::from_value(linux).expect("linux")).err().map(|failure| failure.message)
+        let linux = serde_json::from_value(linux).expect("linux");
+        check(&Spec::default(), &linux).err().map(|failure| failure.message)
     }
 
     #[test]
@@ -154,12 +162,25 @@ mod tests {
     }
 
     #[test]
+    fn a_domain_name_is_given_once() {
+        let linux = json!({"namespaces": [{"type": "uts"}], "sysctl": {"kernel.domainname": "one"}});
+        let linux: Linux = serde_json::from_value(linux).expect("linux");
+        let mut spec = Spec::default();
+        spec.set_domainname(Some("one".to_owned()));
+        assert_eq!(check(&spec, &linux), Ok(()));
+        spec.set_domainname(Some("other".to_owned()));
+        let failure = check(&spec, &linux).expect_err("refused");
+        assert!(failure.message.ends_with("conflicts with the OCI \"domainname\" field"), "{failure}");
+    }
+
+    #[test]
     fn the_hosts_network_by_path_is_the_hosts() {
         let linux = json!({
             "namespaces": [{"type": "network", "path": "/proc/self/ns/net"}],
             "sysctl": {"net.core.somaxconn": "1"},
         });
-        let failure = check(&serde_json::from_value(linux).expect("linux")).expect_err("refused");
+        let failure = check(&Spec::default(), &serde_json::from_value(linux).expect("linux"));
+        let failure = failure.expect_err("refused");
         assert!(failure.message.contains("not allowed in host network namespace"), "{failure}");
     }
 }

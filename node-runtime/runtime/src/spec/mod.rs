@@ -1,5 +1,6 @@
 //! The bundle's `config.json`: read, and asked about.
 
+mod forgive;
 mod locate;
 #[cfg(test)]
 mod mutation;
@@ -7,6 +8,8 @@ mod mutation;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::failure::Failure;
 
@@ -24,25 +27,29 @@ pub fn load(bundle: &Path) -> Result<Spec, Failure> {
 
 /// Reads a configuration; an error begins with the path of the value that is wrong.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Spec, String> {
-    serde_json::from_slice(bytes).map_err(|error| {
-        let words = error.to_string();
-        match locate::path_at(bytes, error.line(), error.column()) {
-            path if path.is_empty() => words,
-            path => format!("`{path}{}`: {words}", within(bytes, &path, &words)),
-        }
-    })
+    read(bytes, |config| config.get_mut("process").is_some_and(forgive::process))
 }
 
-/// A capability's parser stops behind the whole list, and its words quote what it stumbled over: the element.
-fn within(bytes: &[u8], path: &str, words: &str) -> String {
-    let Ok(value) = serde_json::from_slice::<serde_json::Value>(bytes) else { return String::new() };
-    let pointer = format!("/{}", path.replace('.', "/"));
-    let list = value.pointer(&pointer).and_then(serde_json::Value::as_array);
-    let quoted = |element: &serde_json::Value| {
-        element.as_str().is_some_and(|text| words.split(' ').any(|word| word == text))
-    };
-    let index = list.and_then(|list| list.iter().position(quoted));
-    index.map(|index| format!("[{index}]")).unwrap_or_default()
+/// Reads a process, as `exec --process` gets it.
+pub(crate) fn parse_process(bytes: &[u8]) -> Result<Process, String> {
+    read(bytes, forgive::process)
+}
+
+/// What is forgiven is looked for only when there is an error.
+fn read<T: DeserializeOwned>(bytes: &[u8], forgive: impl FnOnce(&mut Value) -> bool) -> Result<T, String> {
+    serde_json::from_slice(bytes).or_else(|error| {
+        if let Ok(mut value) = serde_json::from_slice::<Value>(bytes)
+            && forgive(&mut value)
+            && let Ok(read) = serde_json::from_value(value)
+        {
+            return Ok(read);
+        }
+        let words = error.to_string();
+        match locate::path_at(bytes, error.line(), error.column()) {
+            path if path.is_empty() => Err(words),
+            path => Err(format!("`{path}`: {words}")),
+        }
+    })
 }
 
 /// Where the root file system is, absolute.
@@ -78,7 +85,7 @@ pub(crate) fn has_new_namespace(linux: &Linux, typ: LinuxNamespaceType) -> bool 
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
     use crate::validate;
@@ -100,9 +107,8 @@ mod tests {
     fn a_wrong_type_is_told_by_its_path() {
         let says = refusal(|config| config["linux"]["resources"]["memory"] = json!({"limit": "x"}));
         assert!(says.starts_with("`linux.resources.memory.limit`: invalid type"), "{says}");
-        let bounding = json!({"bounding": ["CAP_CHOWN", "CAP_KILL", "CAP_NONE"]});
-        let says = refusal(|config| config["process"]["capabilities"] = bounding);
-        assert!(says.starts_with("`process.capabilities.bounding[2]`: "), "{says}");
+        let says = refusal(|config| config["process"]["capabilities"] = json!({"bounding": ["CAP_KILL", 7]}));
+        assert!(says.starts_with("`process.capabilities.bounding[1]`: "), "{says}");
     }
 
     #[test]
@@ -124,7 +130,6 @@ mod tests {
             ("/process/user/umask", json!(4096), "`process.user.umask`"),
             ("/process/consoleSize", json!({"height": 70000, "width": 1}), "`process.consoleSize.height`"),
             ("/process/capabilities", json!({"effective": ["CAP_KILL"]}), "`process.capabilities.effective`"),
-            ("/process/capabilities", json!({"ambient": ["CAP_KILL"]}), "`process.capabilities.ambient`"),
             (
                 "/process/ioPriority",
                 json!({"class": "IOPRIO_CLASS_BE", "priority": 9}),
@@ -142,7 +147,7 @@ mod tests {
             ),
             ("/linux/uidMappings", json!([{"size": 1}]), "`linux.uidMappings` is given, but"),
             ("/linux/timeOffsets", json!({"boottime": {"secs": 1}}), "`linux.timeOffsets` is given, but"),
-            ("/linux/netDevices", json!({"eth7": {}}), "`linux.netDevices.eth7`"),
+            ("/linux/netDevices", json!({"a/b": {}}), "`linux.netDevices.a/b`"),
             ("/linux/intelRdt", json!({}), "`linux.intelRdt`"),
             ("/linux/personality", json!({"domain": "LINUX", "flags": ["X"]}), "`linux.personality.flags`"),
             ("/linux/memoryPolicy", json!({"mode": "MPOL_BIND"}), "`linux.memoryPolicy.nodes`"),

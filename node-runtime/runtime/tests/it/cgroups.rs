@@ -389,7 +389,7 @@ fn a_cgroup_in_use_is_refused() -> Result<()> {
     let mut second = Bundle::sh("true")?;
     second.spec["linux"]["cgroupsPath"] = bundle.spec["linux"]["cgroupsPath"].clone();
     let error = second.fails(&["create", &second.id])?;
-    ensure!(error.contains("has processes in it already"), "{error}");
+    ensure!(error.contains("container's cgroup is not empty"), "{error}");
     ensure!(bundle.state()?["status"] == "running", "the first is not disturbed");
     bundle.succeeds(&["delete", "--force", &bundle.id])?;
     bundle.nothing_is_left()

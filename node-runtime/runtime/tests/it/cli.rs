@@ -203,7 +203,7 @@ fn a_foreground_terminal_is_the_callers() -> Result<()> {
     let mut bundle = Bundle::sh("test -t 0 && test -t 1 && test -t 2 && echo terminal; exit 6")?;
     bundle.spec["process"]["terminal"] = true.into();
     let output = bundle.call(&["run", &bundle.id])?;
-    ensure!(output.status.code() == Some(6) && output.stdout == b"terminal\r\n", "{output:?}");
+    ensure!(output.status.code() == Some(6) && output.stdout == b"terminal\n", "{output:?}");
     bundle.nothing_is_left()
 }
 
@@ -238,6 +238,8 @@ fn receive(listener: &UnixListener) -> Result<fs::File> {
 
 fn containers_are_listed() -> Result<()> {
     let mut bundle = Bundle::sh("sleep 1000")?;
+    ensure!(bundle.fails(&["list", "--format", "json"])?.contains("no such file or directory"));
+    fs::create_dir(bundle.path("root"))?;
     ensure!(bundle.succeeds(&["list", "--format", "json"])? == "[]\n");
     bundle.spec["annotations"] = json!({"org.opencontainers.image.title": "a"});
     bundle.succeeds(&["create", &bundle.id])?;
@@ -393,6 +395,8 @@ fn one_of_many_starts_counts() -> Result<()> {
 
 fn mistakes_are_named() -> Result<()> {
     let bundle = Bundle::sh("")?;
+    let refused = bundle.fails(&["checkpoint", "--image-path", "/x", "id"])?;
+    ensure!(refused.contains("checkpoint is not supported"), "{refused}");
     ensure!(bundle.fails(&["dance"])?.contains("command `dance` is not known"));
     ensure!(bundle.fails(&["--dance", "state", "x"])?.contains("not defined: `--dance`"));
     ensure!(bundle.fails(&["--log-format", "xml", "state", "x"])?.contains("invalid log-format: xml"));

@@ -6,10 +6,12 @@
 
 mod cgroups;
 mod cli;
+mod conform;
 mod escape;
 mod hooks;
 mod mounts;
 mod namespaces;
+mod netdevices;
 mod process;
 mod seccomp;
 mod support;
@@ -26,10 +28,12 @@ pub type Case = (&'static str, fn() -> Result<()>);
 const MODULES: &[(&str, &[Case])] = &[
     ("cgroups", cgroups::CASES),
     ("cli", cli::CASES),
+    ("conform", conform::CASES),
     ("mounts", mounts::CASES),
     ("user_mounts", user_mounts::CASES),
     ("escape", escape::CASES),
     ("namespaces", namespaces::CASES),
+    ("netdevices", netdevices::CASES),
     ("process", process::CASES),
     ("seccomp", seccomp::CASES),
     ("hooks", hooks::CASES),

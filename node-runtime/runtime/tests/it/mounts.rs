@@ -14,7 +14,7 @@ pub const CASES: &[Case] = &[
     ("every_option_shows_in_the_mount_table", every_option_shows_in_the_mount_table),
     ("a_bind_shows_a_directory_or_a_file", a_bind_shows_a_directory_or_a_file),
     ("recursive_attributes_reach_mounts_below", recursive_attributes_reach_mounts_below),
-    ("a_bind_keeps_the_flags_it_does_not_name", a_bind_keeps_the_flags_it_does_not_name),
+    ("a_bind_has_its_sources_flags_or_those_it_names", a_bind_has_its_sources_flags_or_those_it_names),
     ("a_remount_changes_what_is_there", a_remount_changes_what_is_there),
     ("a_tmpfs_can_start_with_what_it_covers", a_tmpfs_can_start_with_what_it_covers),
     ("a_tmpfs_has_the_mode_of_what_it_covers", a_tmpfs_has_the_mode_of_what_it_covers),
@@ -217,17 +217,32 @@ fn recursive_attributes_reach_mounts_below() -> Result<()> {
     bundle.nothing_is_left()
 }
 
-fn a_bind_keeps_the_flags_it_does_not_name() -> Result<()> {
+fn a_bind_has_its_sources_flags_or_those_it_names() -> Result<()> {
     let mut bundle = Bundle::sh("cat /proc/self/mountinfo")?;
     fs::create_dir_all(bundle.path("bundle/source"))?;
-    add(&mut bundle, mount("/kept", "bind", "source", "bind,nosuid"))?;
-    add(&mut bundle, mount("/cleared", "bind", "source", "bind,rw,dev"))?;
+    add(&mut bundle, mount("/kept", "bind", "source", "bind,rprivate"))?;
+    add(&mut bundle, mount("/named", "bind", "source", "bind,nosuid"))?;
+    add(&mut bundle, mount("/cleared", "bind", "source", "bind,dev"))?;
+    add(&mut bundle, mount("/times", "bind", "source", "bind,nodiratime"))?;
     let script = "mount -t tmpfs -o ro,nodev,noatime tmpfs source; exec \"$@\"";
-    let table = said(&in_namespace(&bundle, script, &["run", &bundle.id])?)?;
-    let kept = line(&table, "/kept")?;
-    ensure!(["ro", "nosuid", "nodev", "noatime"].iter().all(|option| kept.has(option)), "{kept:?}");
-    let cleared = line(&table, "/cleared")?;
-    ensure!(cleared.options.contains(&"rw".to_owned()) && !cleared.has("nodev"), "{cleared:?}");
+    let run = |bundle: &Bundle| said(&in_namespace(bundle, script, &["run", &bundle.id])?);
+    let flags = |table: &str, path: &str| -> Result<String> { Ok(line(table, path)?.options.join(",")) };
+    let table = run(&bundle)?;
+    ensure!(flags(&table, "/kept")? == "ro,nodev,noatime", "{table}");
+    ensure!(flags(&table, "/named")? == "rw,nosuid,noatime", "{table}");
+    ensure!(flags(&table, "/cleared")? == "rw,noatime", "{table}");
+    ensure!(flags(&table, "/times")? == "rw,nodiratime,relatime", "{table}");
+    // A user namespace may not take off what the machine has put on.
+    bundle.spec["mounts"]
+        .as_array_mut()
+        .context("mounts")?
+        .retain(|mount| mount["destination"] != "/cleared" && mount["destination"] != "/times");
+    bundle.spec["linux"]["namespaces"].as_array_mut().context("namespaces")?.push(json!({"type": "user"}));
+    for map in ["uidMappings", "gidMappings"] {
+        bundle.spec["linux"][map] = json!([{"containerID": 0, "hostID": 0, "size": 1000}]);
+    }
+    let table = run(&bundle)?;
+    ensure!(flags(&table, "/named")? == "ro,nosuid,nodev,noatime", "{table}");
     bundle.nothing_is_left()
 }
 

@@ -166,7 +166,8 @@ impl Runtime {
             Stdio::Files { stdin, stdout, stderr } => {
                 call.stdin(stdin).stdout(stdout).stderr(stderr);
             }
-            Stdio::Inherit => {
+            // The runtime passes a terminal on by itself when it stays in the foreground.
+            Stdio::Inherit | Stdio::PassedOn => {
                 call.stdin(ProcessStdio::inherit());
             }
             Stdio::Terminal(size) => {

@@ -168,9 +168,13 @@ impl Actor {
     pub(super) async fn connect(&mut self, asked: EndpointConfig) -> Result<(), NetworkError> {
         let container = self.container();
         let network = self.shared.local.find(&asked.network)?;
-        if wiring::Mode::of(&container.config.network_mode) != wiring::Mode::Networks
-            || network.driver == "host"
-        {
+        if network.driver == "host" {
+            // moby: runconfig.ErrConflictHostNetwork
+            return Err(NetworkError::Forbidden(
+                "container cannot be disconnected from host network or connected to host network".to_owned(),
+            ));
+        }
+        if wiring::Mode::of(&container.config.network_mode) != wiring::Mode::Networks {
             return Err(NetworkError::Forbidden(format!(
                 "container {} cannot be connected to network {}: its network mode is {}",
                 container.id, network.name, container.config.network_mode

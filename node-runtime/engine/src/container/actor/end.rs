@@ -321,6 +321,7 @@ impl Actor {
     }
 
     pub(super) async fn erase(&mut self, options: RemoveOptions) -> Result<(), RemoveError> {
+        let _alone = self.alone().await;
         let id = self.container().id.clone();
         let failed = |source: Cause| RemoveError::Failed { id: id.clone(), source };
         wiring::unwire(&self.shared, &id).await;

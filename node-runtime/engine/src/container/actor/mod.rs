@@ -11,7 +11,7 @@ use std::time::Duration;
 use rswarm_base::Chain;
 use rswarm_shim::Exit;
 use rswarm_shim::client::{AttachStream, CallError, Shim};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -21,7 +21,7 @@ use super::restart::Backoff;
 use super::{Container, Health, Probe, State, Status};
 use crate::blocking::blocking;
 use crate::config::EndpointConfig;
-use crate::engine::{Attachment, ContainerUpdate, RemoveOptions};
+use crate::engine::{Access, Attachment, ContainerUpdate, RemoveOptions};
 use crate::error::{ControlError, ExecError, FileError, LookupError, NetworkError, RemoveError, StartError};
 use crate::registry::{Handle, Reservation};
 use crate::shared::Shared;
@@ -30,6 +30,8 @@ pub(crate) use end::stored_exit;
 
 /// Requests that wait while one is served; more callers than this on one container wait in line.
 const MAILBOX: usize = 64;
+/// Clients that may use a container's files at one time; a start or a removal wants all of these.
+const HOLDS_MAX: u32 = 1 << 16;
 type Reply<T> = oneshot::Sender<T>;
 
 /// What an actor is asked for.
@@ -80,6 +82,8 @@ pub(crate) enum Request {
         network: String,
         reply: Reply<Result<(), NetworkError>>,
     },
+    /// Its files, for as long as the answer is held.
+    Files(Reply<Access>),
     /// A health check's result.
     Probed(Probe),
 }
@@ -128,6 +132,8 @@ pub(crate) struct Actor {
     backoff: Backoff,
     next_start: Option<Instant>,
     clients: Vec<oneshot::Sender<AttachStream>>,
+    /// Who uses its files.
+    files: Arc<Semaphore>,
 }
 
 impl Actor {
@@ -149,6 +155,7 @@ impl Actor {
             backoff,
             next_start: None,
             clients: Vec::new(),
+            files: Arc::new(Semaphore::new(HOLDS_MAX as usize)),
         };
         (actor, handle)
     }
@@ -245,6 +252,19 @@ impl Actor {
         self.shared.event(self.container(), action, more);
     }
 
+    // ---- files ----------------------------------------------------------------------------------------
+
+    async fn access(&self) -> Access {
+        let hold = self.files.clone().acquire_owned().await.expect("nobody closes it");
+        Access { pid: self.run.as_ref().map(|_| self.container().state.pid), _hold: hold }
+    }
+
+    /// Waits until nobody uses the container's files, as Docker does: its layers must not be mounted twice, nor
+    /// go away below a client.
+    async fn alone(&self) -> OwnedSemaphorePermit {
+        self.files.clone().acquire_many_owned(HOLDS_MAX).await.expect("nobody closes it")
+    }
+
     // ---- requests -------------------------------------------------------------------------------------
 
     async fn on_request(&mut self, request: Request) -> Next {
@@ -275,6 +295,7 @@ impl Actor {
             Request::Shim(reply) => answer(reply, self.shim_for_exec()),
             Request::Connect { endpoint, reply } => answer(reply, self.connect(endpoint).await),
             Request::Disconnect { network, reply } => answer(reply, self.disconnect(&network).await),
+            Request::Files(reply) => answer(reply, self.access().await),
             Request::Probed(probe) => self.on_probe(probe).await,
         }
         Next::Continue

@@ -62,6 +62,7 @@ impl Actor {
     }
 
     pub(super) async fn bring_up(&mut self) -> Result<(), StartError> {
+        let _alone = self.alone().await;
         let created = launch::create(&self.shared, &self.record).await?;
         // Durable before the program runs: a daemon that dies now finds the endpoints of what it adopts. What is
         // on disk already, as it is without networks, needs no second wait for the disk.

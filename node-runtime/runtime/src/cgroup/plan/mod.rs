@@ -146,7 +146,9 @@ fn unified(resources: &LinuxResources, versions: Versions<'_>) -> Result<Vec<Wri
         let field = format!("unified[{file:?}]");
         if controller != "cgroup" && versions(controller) != Some(Version::V2) {
             let why = match versions(controller) {
-                Some(_) => format!("it needs cgroup version 2, and `{controller}` is of version 1 here"),
+                Some(_) => format!(
+                    "invalid configuration: it needs cgroup version 2, and `{controller}` is of version 1 here"
+                ),
                 None => missing(controller),
             };
             return Err(refuse(&field, why));

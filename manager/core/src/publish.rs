@@ -1,0 +1,108 @@
+//! Published ports: which of them belong to the whole cluster, who has them, and which are given to services
+//! that did not ask for a number.
+//!
+//! A port in ingress mode is one service's, on every node. A port in host mode is its nodes' alone: many services
+//! may have it, and the scheduler keeps them apart; but on no node may it be both.
+
+use std::collections::BTreeSet;
+
+use rswarm_proto::model::object::Stored;
+use rswarm_proto::wire::{Endpoint, EndpointSpec, PortConfig, ServiceSpec, port_config::Mode};
+
+use crate::state::State;
+
+/// Where ports without a number are given from (swarmkit `portallocator.go`).
+pub const DYNAMIC_PORTS: std::ops::RangeInclusive<u32> = 30_000..=32_767;
+
+/// The ports of an endpoint that are published on every node.
+pub fn ingress_ports(ports: &[PortConfig]) -> impl Iterator<Item = &PortConfig> {
+    ports.iter().filter(|port| port.mode() == Mode::Ingress)
+}
+
+/// Whether a service with this endpoint needs the ingress network.
+#[must_use]
+pub fn needs_ingress(endpoint: Option<&EndpointSpec>) -> bool {
+    endpoint.is_some_and(|endpoint| ingress_ports(&endpoint.ports).next().is_some())
+}
+
+/// A port that another service has.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("port '{port}' is already in use by service '{service}' ({id}) as {}", if *.ingress { "an ingress port" } else { "a host-published port" })]
+pub struct PortTaken {
+    /// The port.
+    pub port: u32,
+    /// The other service's name.
+    pub service: String,
+    /// The other service's id.
+    pub id: String,
+    /// Whether the other service has it on every node.
+    pub ingress: bool,
+}
+
+/// The first of `ports` that a service other than `own_id` has in a way that excludes this one.
+#[must_use]
+pub fn conflict<'p>(
+    state: &State,
+    ports: impl IntoIterator<Item = &'p PortConfig>,
+    own_id: &str,
+) -> Option<PortTaken> {
+    ports.into_iter().filter(|port| port.published != 0).find_map(|port| {
+        let mut others = state.publishers(&port.protocol, port.published);
+        others.find_map(|(ingress, other)| {
+            let excludes = ingress || port.mode() == Mode::Ingress;
+            (excludes && other.id != own_id).then(|| PortTaken {
+                port: port.published,
+                service: other.name().to_owned(),
+                id: other.id.clone(),
+                ingress,
+            })
+        })
+    })
+}
+
+/// Why a service with this spec could not be published; `own_id` is the service that it is for.
+#[must_use]
+pub fn spec_conflict(state: &State, spec: &ServiceSpec, own_id: &str) -> Option<PortTaken> {
+    conflict(state, spec.endpoint.iter().flat_map(|endpoint| &endpoint.ports), own_id)
+}
+
+/// Gives numbers to ports. What one pass gave is not given again before it is stored.
+#[derive(Debug, Default)]
+pub struct DynamicPorts {
+    given: BTreeSet<(String, u32)>,
+}
+
+impl DynamicPorts {
+    /// The ports of `spec`, each in ingress mode with a number: its own, the one that `has` gave it, or the first
+    /// free one. Without a number only when all are taken.
+    pub fn assign(
+        &mut self,
+        state: &State,
+        own_id: &str,
+        spec: &EndpointSpec,
+        has: &Endpoint,
+    ) -> Vec<PortConfig> {
+        let is_fixed = |port: &PortConfig| port.published != 0 || port.mode() == Mode::Host;
+        let fixed = spec.ports.iter().filter(|port| port.published != 0);
+        self.given.extend(fixed.map(|port| (port.protocol.clone(), port.published)));
+        let mut ports = spec.ports.clone();
+        for port in ports.iter_mut().filter(|port| !is_fixed(port)) {
+            let same = |kept: &&PortConfig| PortConfig { published: 0, ..PortConfig::clone(kept) } == *port;
+            let kept = has.ports.iter().filter(|kept| DYNAMIC_PORTS.contains(&kept.published)).find(same);
+            let kept = kept.map(|kept| kept.published);
+            let published = kept
+                .into_iter()
+                .chain(DYNAMIC_PORTS)
+                .find(|number| self.is_free(state, port, *number, own_id));
+            port.published = published.unwrap_or(0);
+            self.given.insert((port.protocol.clone(), port.published));
+        }
+        ports
+    }
+
+    fn is_free(&self, state: &State, port: &PortConfig, published: u32, own_id: &str) -> bool {
+        let numbered = PortConfig { published, ..port.clone() };
+        !self.given.contains(&(port.protocol.clone(), published))
+            && conflict(state, [&numbered], own_id).is_none()
+    }
+}
