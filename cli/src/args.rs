@@ -29,13 +29,13 @@ Containers:
   logs        Print what a container wrote
   exec        Run a command in a running container
   start, stop, restart, kill, pause, unpause, rm, create, attach, wait, rename, port,
-  top, stats, update
+  top, stats, update, cp, diff, export, commit
 
 Images:
   pull        Download an image from a registry
   images      List images
   rmi         Remove images
-  import, load, save, tag, history
+  import, load, save, tag, history, push
 
 Cluster:
   init        Start a cluster with this node as its first manager

@@ -77,31 +77,31 @@ fn in_and_out() -> Result<()> {
     Host::new()?.test(async |engine| {
         let script =
             "cat /vol/in /tmp/in; stat -c %u:%g:%a /tmp/in; echo made > /made; echo ready; exec sleep 1000";
-        engine.create(Some("c"), with_volume(sh(script), false)).await?;
+        engine.create(Some("web"), with_volume(sh(script), false)).await?;
         // Before its first start.
-        put(&engine, "c", "/vol", &[("in", "to the volume\n")]).await?;
-        put(&engine, "c", "/tmp", &[("in", "to the root\n")]).await?;
-        engine.start("c").await?;
-        wait_for_line(&engine, "c", "ready").await?;
-        let log = logs(&engine, "c").await?;
+        put(&engine, "web", "/vol", &[("in", "to the volume\n")]).await?;
+        put(&engine, "web", "/tmp", &[("in", "to the root\n")]).await?;
+        engine.start("web").await?;
+        wait_for_line(&engine, "web", "ready").await?;
+        let log = logs(&engine, "web").await?;
         ensure!(log == "to the volume\nto the root\n5:6:640\nready\n", "{log}");
         // While it runs: what it sees, but not what the kernel shows of itself.
-        put(&engine, "c", "vol/", &[("later", "x")]).await?;
-        let found = read(&engine, "c", "/vol").await?;
+        put(&engine, "web", "vol/", &[("later", "x")]).await?;
+        let found = read(&engine, "web", "/vol").await?;
         ensure!(found.keys().eq(["vol/", "vol/in", "vol/later"]), "{found:?}");
-        let found = read(&engine, "c", "/made").await?;
+        let found = read(&engine, "web", "/made").await?;
         ensure!(found["made"] == "made\n", "{found:?}");
-        let proc = read(&engine, "c", "/proc/.").await?;
+        let proc = read(&engine, "web", "/proc/.").await?;
         ensure!(proc.keys().eq(["./"]), "{proc:?}");
-        let stat = engine.stat_path("c", "/tmp/").await?;
+        let stat = engine.stat_path("web", "/tmp/").await?;
         ensure!((stat.name.as_str(), stat.mode & 0o7777) == ("tmp", 0o1777), "{stat:?}");
         // After its end.
-        engine.kill("c", "KILL").await?;
-        engine.wait("c", WaitCondition::NotRunning).await?.await;
-        let found = read(&engine, "c", "/vol/.").await?;
+        engine.kill("web", "KILL").await?;
+        engine.wait("web", WaitCondition::NotRunning).await?.await;
+        let found = read(&engine, "web", "/vol/.").await?;
         ensure!(found.keys().eq(["./", "./in", "./later"]), "{found:?}");
-        ensure!(read(&engine, "c", "/made").await?["made"] == "made\n");
-        expect_copies(&engine, "c").await
+        ensure!(read(&engine, "web", "/made").await?["made"] == "made\n");
+        expect_copies(&engine, "web").await
     })
 }
 
@@ -117,22 +117,22 @@ async fn expect_copies(engine: &Engine, name: &str) -> Result<()> {
 fn links() -> Result<()> {
     Host::new()?.test(async |engine| {
         let script = "ln -s /etc /out; ln -s ../../../../etc/passwd /srv/up; echo ready; exec sleep 1000";
-        engine.create(Some("c"), sh(script)).await?;
-        engine.start("c").await?;
-        wait_for_line(&engine, "c", "ready").await?;
+        engine.create(Some("web"), sh(script)).await?;
+        engine.start("web").await?;
+        wait_for_line(&engine, "web", "ready").await?;
         for running in [true, false] {
             if !running {
-                engine.kill("c", "KILL").await?;
-                engine.wait("c", WaitCondition::NotRunning).await?.await;
+                engine.kill("web", "KILL").await?;
+                engine.wait("web", WaitCondition::NotRunning).await?.await;
             }
-            let stat = engine.stat_path("c", "/out").await?;
+            let stat = engine.stat_path("web", "/out").await?;
             ensure!(stat.link_target == "/etc", "{stat:?}");
-            ensure!(engine.stat_path("c", "/srv/up").await?.link_target == "/etc/passwd");
+            ensure!(engine.stat_path("web", "/srv/up").await?.link_target == "/etc/passwd");
             let name = format!("mark-{running}");
-            put(&engine, "c", "/out", &[(&name, "inside")]).await?;
-            ensure!(read(&engine, "c", &format!("/etc/{name}")).await?[&name] == "inside");
+            put(&engine, "web", "/out", &[(&name, "inside")]).await?;
+            ensure!(read(&engine, "web", &format!("/etc/{name}")).await?[&name] == "inside");
             ensure!(!std::path::Path::new("/etc").join(&name).exists(), "it came out of the container");
-            let passwd = read(&engine, "c", "/out/passwd").await?;
+            let passwd = read(&engine, "web", "/out/passwd").await?;
             ensure!(passwd["passwd"].contains("web:x:33"), "{passwd:?}");
         }
         Ok(())
@@ -143,13 +143,13 @@ fn refusals() -> Result<()> {
     Host::new()?.test(async |engine| {
         let mut config = with_volume(sh("exec sleep 1000"), true);
         config.spec.read_only = true;
-        engine.create(Some("c"), config).await?;
+        engine.create(Some("web"), config).await?;
         for running in [false, true] {
             if running {
-                engine.start("c").await?;
+                engine.start("web").await?;
             }
             let refused = async |path: &str| {
-                let error = put(&engine, "c", path, &[("x", "x")]).await.err().context("accepted")?;
+                let error = put(&engine, "web", path, &[("x", "x")]).await.err().context("accepted")?;
                 anyhow::Ok((error.kind(), error.to_string()))
             };
             let invalid = |text: &str| (Kind::InvalidArgument, text.to_owned());
@@ -161,7 +161,7 @@ fn refusals() -> Result<()> {
             let missing = refused("/nope").await?;
             let words = "Could not find the file /nope in container c";
             ensure!(missing == (Kind::NotFound, words.to_owned()), "{missing:?}");
-            let missing = engine.get_archive("c", "/nope").await.err().context("found")?;
+            let missing = engine.get_archive("web", "/nope").await.err().context("found")?;
             ensure!(missing.to_string() == words, "{missing}");
         }
         Ok(())
@@ -171,28 +171,28 @@ fn refusals() -> Result<()> {
 fn start_waits() -> Result<()> {
     Host::new()?.test(async |engine| {
         let script = "[ -e /big ] || dd if=/dev/zero of=/big bs=1M count=8 2>/dev/null";
-        run_to_end(&engine, "c", sh(script)).await?;
+        run_to_end(&engine, "web", sh(script)).await?;
         // More than fits into what lies between us: whoever packs it waits for us.
-        let (stat, archive) = engine.get_archive("c", "/big").await?;
+        let (stat, archive) = engine.get_archive("web", "/big").await?;
         ensure!(stat.size == 8 << 20, "{stat:?}");
-        let mut start = Box::pin(engine.start("c"));
+        let mut start = Box::pin(engine.start("web"));
         let early = tokio::time::timeout(Duration::from_millis(100), &mut start).await;
         ensure!(early.is_err(), "it started while its layers were in use");
         ensure!(unpacked(archive).await?["big"].len() == 8 << 20);
         start.await?;
-        engine.wait("c", WaitCondition::NotRunning).await?.await;
+        engine.wait("web", WaitCondition::NotRunning).await?.await;
         // A client that goes away lets go too.
-        let (_, archive) = engine.get_archive("c", "/big").await?;
+        let (_, archive) = engine.get_archive("web", "/big").await?;
         drop(archive);
-        Ok(engine.remove("c", RemoveOptions::default()).await?)
+        Ok(engine.remove("web", RemoveOptions::default()).await?)
     })
 }
 
 fn changes() -> Result<()> {
     Host::new()?.test(async |engine| {
         let script = "echo new > /srv/new; rm /srv/data/seed; echo more >> /etc/passwd; echo kept > /vol/x";
-        run_to_end(&engine, "c", with_volume(sh(script), false)).await?;
-        let changes = engine.changes("c").await?;
+        run_to_end(&engine, "web", with_volume(sh(script), false)).await?;
+        let changes = engine.changes("web").await?;
         let shown: Vec<String> = changes
             .iter()
             .map(|change| {
@@ -207,7 +207,7 @@ fn changes() -> Result<()> {
         let expected =
             ["C /etc", "C /etc/passwd", "C /srv", "C /srv/data", "D /srv/data/seed", "A /srv/new", "A /vol"];
         ensure!(shown == expected, "{shown:?}");
-        let exported = unpacked(engine.export("c").await?).await?;
+        let exported = unpacked(engine.export("web").await?).await?;
         ensure!(exported["srv/new"] == "new\n" && !exported.contains_key("srv/data/seed"));
         ensure!(!exported.contains_key("vol/x") && exported.contains_key("bin/busybox"));
         let request = CommitRequest {
@@ -217,7 +217,7 @@ fn changes() -> Result<()> {
             pause: true,
             ..CommitRequest::default()
         };
-        let image = engine.commit("c", request).await?;
+        let image = engine.commit("web", request).await?;
         ensure!(image.layers.len() == 2 && image.comment == "by a test", "{image:?}");
         ensure!(image.config.env.contains(&"ADDED=yes".to_owned()), "{:?}", image.config.env);
         let mut config = ContainerConfig { network_mode: "none".into(), ..ContainerConfig::default() };
