@@ -26,6 +26,7 @@ use tonic::{Request, Response, Status};
 
 use crate::forward::{Forward, Repeat, not_leader, propose_status};
 use crate::guard::Guard;
+use crate::heartbeats::Heartbeats;
 use crate::store::{NO_LEADER, ProposeError, StoreHandle};
 
 /// How often a decision is made anew because its object was written in between.
@@ -142,6 +143,8 @@ impl Control for ControlService {
 pub(crate) struct Desk {
     /// The state.
     pub store: StoreHandle,
+    /// What nodes have acknowledged.
+    pub heartbeats: Heartbeats,
 }
 
 impl Desk {
@@ -287,6 +290,9 @@ impl Desk {
             manager.leader = group.role.leader == Some(manager.raft_id);
             manager.reachable =
                 group.members.iter().any(|member| member.id == manager.raft_id && member.active);
+        }
+        if let Some(object::Object::Node(node)) = &mut shown.object {
+            node.tables = self.heartbeats.tables_of(&node.id);
         }
         shown
     }

@@ -54,6 +54,11 @@ impl Heartbeats {
         self.heard.lock().expect("no holder panics").tables.clone()
     }
 
+    /// What one node has.
+    pub(crate) fn tables_of(&self, node_id: &str) -> BTreeMap<String, u64> {
+        self.heard.lock().expect("no holder panics").tables.get(node_id).cloned().unwrap_or_default()
+    }
+
     /// All heartbeats as of now, and since when there were any to hear.
     pub(crate) fn all(&self) -> (BTreeMap<String, Timestamp>, Timestamp) {
         let heard = self.heard.lock().expect("no holder panics");

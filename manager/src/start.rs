@@ -373,8 +373,9 @@ fn assemble(
         scope: scope.child("sessions"),
         sessions: Arc::new(Mutex::new(HashMap::new())),
     };
+    let desk = Desk { store: store.clone(), heartbeats: writer.heartbeats.clone() };
     let relay = RelayService { guard: guard.clone(), writer };
-    let control = ControlService { guard: guard.clone(), forward, desk: Desk { store: store.clone() } };
+    let control = ControlService { guard: guard.clone(), forward, desk };
     let logs = LogsService { guard, store: store.clone(), identity, scope: scope.child("logs") };
     let routes = Routes::new(group.server())
         .add_service(ca.server())

@@ -16,6 +16,7 @@ use crate::router::App;
 use crate::swarm;
 use crate::translate::create;
 use crate::translate::network::{self, Wanted};
+use crate::translate::verbose;
 use crate::types;
 
 const FILTERS: [&str; 7] = ["dangling", "driver", "id", "label", "name", "scope", "type"];
@@ -112,7 +113,21 @@ async fn inspect(
     if query.has("scope") {
         networks.retain(|found| found.scope == query.text("scope"));
     }
-    find(&networks, &id).cloned().map(Json)
+    let mut found = find(&networks, &id).cloned()?;
+    // A worker knows its own containers alone.
+    if query.flag("verbose") && found.scope == "swarm" && app.cluster.info().control_available {
+        on_network(&app).await?.describe(&mut found);
+    }
+    Ok(Json(found))
+}
+
+/// What the managers know of who is on networks.
+async fn on_network(app: &App) -> Result<verbose::Cluster, ApiError> {
+    Ok(verbose::Cluster {
+        services: swarm::list(app).await?,
+        tasks: swarm::list(app).await?,
+        nodes: swarm::list(app).await?,
+    })
 }
 
 async fn create_network(

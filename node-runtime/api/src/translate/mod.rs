@@ -15,6 +15,7 @@ pub(crate) mod service;
 pub(crate) mod stats;
 pub(crate) mod summary;
 pub(crate) mod task;
+pub(crate) mod verbose;
 
 use rswarm_base::Timestamp;
 use rswarm_proto::wire;

@@ -96,6 +96,10 @@ docker! {
         pub name: String,
         #[serde(rename = "IP")]
         pub ip: String,
+        /// Ours: the version of the network's endpoint table in the node's kernel. One that stays behind the others
+        /// says whose node lags.
+        #[serde(skip_serializing_if = "crate::types::omit")]
+        pub table_version: u64,
     }
 
     pub struct NetworkServiceInfo {
