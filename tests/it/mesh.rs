@@ -51,6 +51,17 @@ fn shown_as_docker_shows_it(first: &Host) -> Result<()> {
         vips.split_whitespace().count() == 2 && vips.starts_with(id),
         "virtual addresses are on {vips:?}"
     );
+    let format = "{{len .Peers}} {{(index .Services \"web\").VIP}} {{len (index .Services \"web\").Tasks}}";
+    let known = first.docker(&["network", "inspect", "--verbose", "ingress", "--format", format])?;
+    let vip = first.docker(&[
+        "service",
+        "inspect",
+        "web",
+        "--format",
+        "{{(index .Endpoint.VirtualIPs 0).Addr}}",
+    ])?;
+    let vip = vip.trim().trim_end_matches("/24");
+    ensure!(known.trim() == format!("3 {vip} 2"), "`network inspect --verbose` shows {known:?}");
     let refused =
         first.refusal(&["service", "create", "--detach", "--name", "api", "-p", "8080:80", "demo:latest"])?;
     ensure!(refused.contains("port '8080' is already in use by service 'web' ("), "{refused}");
