@@ -159,7 +159,7 @@ fn refusals() -> Result<()> {
             let slash = refused("/etc/passwd/").await?;
             ensure!(slash.1 == "lstat /etc/passwd/: not a directory", "{slash:?}");
             let missing = refused("/nope").await?;
-            let words = "Could not find the file /nope in container c";
+            let words = "Could not find the file /nope in container web";
             ensure!(missing == (Kind::NotFound, words.to_owned()), "{missing:?}");
             let missing = engine.get_archive("web", "/nope").await.err().context("found")?;
             ensure!(missing.to_string() == words, "{missing}");
@@ -204,8 +204,8 @@ fn changes() -> Result<()> {
                 format!("{letter} {}", change.path.display())
             })
             .collect();
-        let expected =
-            ["C /etc", "C /etc/passwd", "C /srv", "C /srv/data", "D /srv/data/seed", "A /srv/new", "A /vol"];
+        // A directory whose own times and names are as they were is no change: moby, archive.OverlayChanges.
+        let expected = ["C /etc/passwd", "C /srv", "C /srv/data", "D /srv/data/seed", "A /srv/new", "A /vol"];
         ensure!(shown == expected, "{shown:?}");
         let exported = unpacked(engine.export("web").await?).await?;
         ensure!(exported["srv/new"] == "new\n" && !exported.contains_key("srv/data/seed"));
