@@ -156,6 +156,9 @@ fn a_service_runs_under_another_runtime() -> Result<()> {
         .output()?;
     ensure!(String::from_utf8_lossy(&known.stdout).trim() == id, "runc knows {known:?}");
     ensure!(host.docker(&["exec", id, "echo", "up"])?.trim() == "up");
-    host.docker(&["service", "rm", "web"])?;
+    let unnamed = host.docker(&["service", "create", "--detach", "busybox:latest", "sleep", "1000"])?;
+    let name = host.docker(&["service", "inspect", "--format", "{{.Spec.Name}}", unnamed.trim()])?;
+    ensure!(name.trim().contains('_'), "a service without a name gets two words, not {name:?}");
+    host.docker(&["service", "rm", "web", name.trim()])?;
     lab.finish()
 }

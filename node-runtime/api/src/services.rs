@@ -8,7 +8,8 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use axum::routing::{get, post};
-use rswarm_base::Kind;
+use rswarm_base::{IdGen, Kind};
+use rswarm_engine::names;
 use rswarm_proto::wire;
 use rswarm_proto::wire::update_service_request::Rollback;
 
@@ -127,8 +128,11 @@ async fn network_id(app: &App, reference: &str) -> Result<String, ApiError> {
 async fn create(
     State(app): State<App>,
     headers: HeaderMap,
-    JsonBody(body): JsonBody<types::ServiceSpec>,
+    JsonBody(mut body): JsonBody<types::ServiceSpec>,
 ) -> Result<(StatusCode, Json<types::ServiceCreated>), ApiError> {
+    if body.name.is_empty() {
+        body.name = names::random(&mut IdGen::from_system());
+    }
     let mut control = app.control().await?;
     let request = wire::CreateServiceRequest { spec: Some(spec(&app, &body, &headers).await?) };
     let created = control.create_service(request).await.map_err(|status| ApiError::from_status(&status))?;

@@ -21,7 +21,7 @@ mod host;
 pub mod logs;
 mod merge;
 mod merged;
-mod names;
+pub mod names;
 pub mod network;
 mod registry;
 mod shared;

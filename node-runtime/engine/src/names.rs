@@ -1,4 +1,4 @@
-//! Container names: which are allowed, and made-up ones. Pure.
+//! Names of containers and services: which are allowed, and made-up ones. Pure.
 
 use rswarm_base::IdGen;
 
@@ -34,6 +34,12 @@ pub(crate) fn candidates(ids: &mut IdGen, id: &str) -> impl Iterator<Item = Stri
     }
     names.push(rswarm_base::id::short(id).to_owned());
     names.into_iter()
+}
+
+/// A made-up name: two words.
+#[must_use]
+pub fn random(ids: &mut IdGen) -> String {
+    candidates(ids, "").next().expect("the first is always made of words")
 }
 
 const ADJECTIVES: &[&str] = &[

@@ -224,7 +224,10 @@ pub(crate) fn identity(
         None => Identity { uid: numbers.uid(), gid: numbers.gid(), groups: Vec::new() },
     };
     let more = groups.iter().map(|name| accounts.group(name)).collect::<Result<Vec<_>, _>>()?;
-    add_groups(&mut identity, numbers.additional_gids().iter().flatten().copied().chain(more));
+    // Docker's user is in its own group twice: a set-group-ID program that gives up the first keeps the second,
+    // and what is denied to the group stays denied (CVE-2022-36109).
+    let own = user.map(|_| identity.gid);
+    add_groups(&mut identity, numbers.additional_gids().iter().flatten().copied().chain(more).chain(own));
     Ok(identity)
 }
 
