@@ -56,6 +56,12 @@ impl Netns {
         Ok(Netns(Arc::new(File::open(path)?.into())))
     }
 
+    /// Whether both are the same namespace.
+    pub(crate) fn is_same(&self, other: &Netns) -> bool {
+        let identity = |netns: &Netns| rustix::fs::fstat(netns).map(|stat| (stat.st_dev, stat.st_ino));
+        identity(self).is_ok_and(|ours| identity(other) == Ok(ours))
+    }
+
     /// The raw descriptor, for netlink attributes.
     pub(crate) fn raw(&self) -> RawFd {
         self.0.as_raw_fd()
