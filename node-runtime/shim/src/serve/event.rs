@@ -1,7 +1,7 @@
 //! The loop: what can happen, and what a container's end means.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
@@ -434,7 +434,7 @@ impl Shim {
 /// is synchronised too, which costs nothing where the file's own synchronisation has written its entry as well.
 fn record_exit(path: &Path, exit: Exit) -> io::Result<()> {
     let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    serde_json::to_writer(&mut file, &exit)?;
+    file.write_all(&serde_json::to_vec(&exit)?)?;
     file.sync_all()?;
     fsx::sync_dir(path.parent().unwrap_or(Path::new("/")))
 }
