@@ -51,8 +51,13 @@ pub(crate) fn config(config: &Spec) -> Checked {
     name("hostname", config.hostname().as_deref(), own_names)?;
     name("domainname", config.domainname().as_deref(), own_names)?;
     for (index, mount) in config.mounts().iter().flatten().enumerate() {
-        no_zero(mount.destination(), || format!("mounts[{index}].destination"))?;
+        let field = |name: &str| format!("mounts[{index}].{name}");
+        no_zero(mount.destination(), || field("destination"))?;
+        mount.source().as_ref().map_or(Ok(()), |source| no_zero(source, || field("source")))?;
+        strings(mount.options().as_deref().unwrap_or_default(), &field("options"))?;
     }
+    strings(linux.masked_paths().as_deref().unwrap_or_default(), "linux.maskedPaths")?;
+    strings(linux.readonly_paths().as_deref().unwrap_or_default(), "linux.readonlyPaths")?;
     all_hooks(config)?;
 
     not_done(linux)?;

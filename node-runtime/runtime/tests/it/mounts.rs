@@ -616,7 +616,7 @@ fn a_root_on_a_readonly_file_system_works() -> Result<()> {
 
 fn mistakes_are_named() -> Result<()> {
     for (wrong, why) in [
-        (mount("/x", "nonsense", "none", ""), "file system `nonsense`: no such device"),
+        (mount("/x", "nonsense", "none", ""), "file system of type `nonsense`: no such device"),
         (mount("/x", "tmpfs", "tmpfs", "colour=red"), "option `colour`"),
         (mount("/x", "bind", "/does/not/exist", "bind"), "open /does/not/exist: no such file or directory"),
         (mount("/x", "bind", "/etc", "bind,size=1m"), "filesystem-specific options applied: `size`"),
