@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 pub use expr::endpoint;
-pub use held::{Held, Settled, has_chain, settle};
+pub use held::{BaseChain, Held, Hooked, Settled, base_chains, has_chain, is_held, settle};
 pub use wire::{commit, elements, ensure, refill};
 
 /// A table of the `ip` family.
@@ -152,6 +152,8 @@ pub enum Expr {
         /// Whether it is the other way.
         reply: bool,
     },
+    /// The packet's own mark is this.
+    PacketMarked(u32),
     /// The connection's mark is this.
     Marked(u32),
     /// Mark the connection.

@@ -62,6 +62,9 @@ pub fn expressions(expr: &Expr) -> Vec<Element> {
         Expr::Direction { reply } => {
             vec![conntrack(CT_DIRECTION, Register::Reg1), compare(true, vec![u8::from(*reply)])]
         }
+        Expr::PacketMarked(mark) => {
+            vec![load(Field::Mark, Register::Reg1), compare(true, mark.to_ne_bytes().to_vec())]
+        }
         Expr::Marked(mark) => {
             vec![conntrack(CT_MARK, Register::Reg1), compare(true, mark.to_ne_bytes().to_vec())]
         }
