@@ -37,6 +37,10 @@ pub struct DaemonArgs {
     /// `none` runs without a default bridge network
     #[arg(short, long, value_name = "NAME")]
     pub bridge: Option<String>,
+    /// Whether published ports are open by themselves: `open` to everybody, `input` only while the host's own
+    /// input rules let in what nobody refuses
+    #[arg(long, value_name = "MODE")]
+    pub firewall_mode: Option<FirewallWord>,
     /// Label of this engine, KEY=VALUE; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE")]
     pub labels: Vec<String>,
@@ -70,6 +74,16 @@ pub struct DaemonArgs {
     /// Same as --log-level debug
     #[arg(short = 'D', long)]
     pub debug: bool,
+}
+
+/// Words of `--firewall-mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FirewallWord {
+    /// Published ports are open to everybody.
+    Open,
+    /// They are closed while the host's input rules refuse what they do not accept.
+    Input,
 }
 
 /// Levels of `--log-level`.
@@ -108,6 +122,7 @@ struct ConfigFile {
     insecure_registries: Vec<String>,
     cgroup_parent: Option<String>,
     bridge: Option<String>,
+    firewall_mode: Option<FirewallWord>,
     labels: Vec<String>,
     node_name: Option<String>,
     runtimes: BTreeMap<String, RuntimeFile>,
@@ -147,6 +162,8 @@ pub struct Settings {
     pub cgroup_parent: Option<String>,
     /// Whether there is a default bridge network.
     pub default_bridge: bool,
+    /// Whether published ports are open by themselves.
+    pub firewall: rswarm_engine::FirewallMode,
     /// Engine labels.
     pub labels: Vec<(String, String)>,
     /// Node name, when it is not the hostname.
@@ -226,6 +243,10 @@ impl Settings {
             insecure_registries: [args.insecure_registries, file.insecure_registries].concat(),
             cgroup_parent: args.cgroup_parent.or(file.cgroup_parent),
             default_bridge: default_bridge(args.bridge.or(file.bridge))?,
+            firewall: match args.firewall_mode.or(file.firewall_mode) {
+                Some(FirewallWord::Input) => rswarm_engine::FirewallMode::Input,
+                Some(FirewallWord::Open) | None => rswarm_engine::FirewallMode::Open,
+            },
             labels: labels([args.labels, file.labels].concat())?,
             node_name: args.node_name.or(file.node_name),
             runtimes,
@@ -261,6 +282,7 @@ fn refuse_twice(args: &DaemonArgs, file: &ConfigFile) -> Result<(), SettingsErro
         ("pidfile", args.pidfile.is_some() && file.pidfile.is_some()),
         ("cgroup-parent", args.cgroup_parent.is_some() && file.cgroup_parent.is_some()),
         ("bridge", args.bridge.is_some() && file.bridge.is_some()),
+        ("firewall-mode", args.firewall_mode.is_some() && file.firewall_mode.is_some()),
         ("node-name", args.node_name.is_some() && file.node_name.is_some()),
         ("default-runtime", args.default_runtime.is_some() && file.default_runtime.is_some()),
         ("init-path", args.init_path.is_some() && file.init_path.is_some()),
@@ -328,6 +350,9 @@ mod tests {
         assert_eq!(settings.hosts, ["unix:///x/rswarm.sock"]);
         assert_eq!(settings.labels, [("a".to_owned(), "b".to_owned())]);
         assert!(!settings.default_bridge);
+        assert_eq!(settings.firewall, rswarm_engine::FirewallMode::Open);
+        let settings = with_file(r#"{"firewall-mode": "input"}"#, DaemonArgs::default()).expect("valid");
+        assert_eq!(settings.firewall, rswarm_engine::FirewallMode::Input);
     }
 
     #[test]

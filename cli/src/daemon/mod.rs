@@ -117,6 +117,7 @@ fn engine_config(
         registry_mirrors: settings.registry_mirrors.clone(),
         insecure_registries: settings.insecure_registries.clone(),
         default_bridge: settings.default_bridge,
+        firewall: settings.firewall,
         runtimes: settings.runtimes.clone(),
         default_runtime: settings.default_runtime.clone(),
         init: settings.init,

@@ -34,6 +34,8 @@ pub struct EngineConfig {
     pub default_bridge: bool,
     /// Where user-defined bridges get their subnets from; empty for Docker's pools.
     pub bridge_pools: Vec<Subnet>,
+    /// Whether published ports are open by themselves.
+    pub firewall: rswarm_network::FirewallMode,
     /// Logging of containers that choose no driver. An empty name is `json-file`.
     pub log: LogDriver,
     /// Limits that apply unless a container names the same one. Clamped to what the daemon itself may have.
@@ -85,6 +87,7 @@ impl EngineConfig {
             insecure_registries: Vec::new(),
             default_bridge: true,
             bridge_pools: Vec::new(),
+            firewall: rswarm_network::FirewallMode::Open,
             log: LogDriver::default(),
             ulimits: Vec::new(),
             runtimes: BTreeMap::new(),

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use rswarm_base::ipam::{Subnet, lowest_address, mac_for};
 
 use crate::actor::Owner;
+use crate::check::{self, Finding};
 use crate::conntrack::{self, Doomed};
 use crate::error::{AttachError, KernelError};
 use crate::host::{Endpoint, Host, Publish};
@@ -407,6 +408,17 @@ impl Bridge {
             mesh: None,
         };
         connect(&self.context.home, near, netns, inside).await.map(drop)
+    }
+
+    /// Whether the kernel has what it should; nothing is changed.
+    pub async fn examine(&self) -> Result<Vec<Finding>, KernelError> {
+        let mut plan = self.plan();
+        plan.links.extend(self.endpoints.keys().map(|container| self.near(container)));
+        let look = move || {
+            let found = Route::open()?.links_and_addresses()?;
+            Ok(check::compare(&plan, &found))
+        };
+        self.context.home.act("links could not be listed", look).await
     }
 
     /// The container's end here.

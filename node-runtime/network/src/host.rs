@@ -4,19 +4,23 @@ mod mesh;
 mod port;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 
 use self::mesh::MeshPorts;
 use self::port::reserve;
+use crate::check::{self, Exposed, Exposure, Finding, MeshServices, Owned};
 use crate::conntrack::{self, Doomed};
 use crate::error::{AttachError, KernelError};
-use crate::model::{BoundPort, PortBinding, Protocol};
+use crate::model::{BoundPort, FirewallMode, PortBinding, Protocol};
 use crate::netns::{Netns, set_sysctl};
 use crate::nft::{self, Held, Settled};
 use crate::rules::{self, BridgeRules, HostPort, Target};
 
+/// What the names of all daemons' tables begin with.
+const OWN_TABLES: &str = "rswarm-";
 /// How often the kernel is asked for a free port before giving up.
 const EPHEMERAL_TRIES: u32 = 32;
 
@@ -53,6 +57,7 @@ pub struct Host {
     home: Netns,
     /// The table's name.
     table: String,
+    firewall: FirewallMode,
     bridges: BTreeMap<String, BridgeRules>,
     leases: BTreeMap<HostPort, Lease>,
     /// What a daemon before us published, until its containers are adopted or [`Host::settle`].
@@ -67,7 +72,7 @@ pub struct Host {
 
 impl Host {
     /// Prepares the namespace, and reads what was published before.
-    pub async fn open(home: Netns, table: String) -> Result<Host, KernelError> {
+    pub async fn open(home: Netns, table: String, firewall: FirewallMode) -> Result<Host, KernelError> {
         let name = table.clone();
         let read = move || {
             set_sysctl("ipv4/ip_forward", "1");
@@ -81,7 +86,7 @@ impl Host {
         let (inherited, mesh) =
             home.act(format!("rules of table `{table}` could not be listed"), read).await?;
         let (bridges, leases) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Host { home, table, bridges, leases, inherited, mesh, applied: None, closed: false })
+        Ok(Host { home, table, firewall, bridges, leases, inherited, mesh, applied: None, closed: false })
     }
 
     /// Adds or changes a bridge's rules.
@@ -206,11 +211,18 @@ impl Host {
     async fn apply(&mut self) -> Result<(), KernelError> {
         let mut ports = self.inherited.clone();
         ports.extend(self.leases.iter().map(|(port, lease)| (*port, lease.target)));
-        let wanted = rules::host(&self.table, &self.bridges, &ports, &self.mesh.targets());
+        let mut wanted = rules::host(&self.table, &self.bridges, &ports, &self.mesh.targets());
         let before = self.applied.take();
         let action = format!("rules of table `{}` could not be changed", self.table);
         // After an error it is unknown what the kernel has, so the next change replaces all of it.
-        let (held, settled) = self.home.act(action, move || nft::settle(before, wanted)).await?;
+        let firewall = self.firewall;
+        let settle = move || {
+            if firewall == FirewallMode::Input && is_closed(&nft::base_chains()?) {
+                rules::require_consent(&mut wanted);
+            }
+            nft::settle(before, wanted)
+        };
+        let (held, settled) = self.home.act(action, settle).await?;
         self.applied = Some(held);
         if settled == Settled::Repaired {
             tracing::warn!(table = self.table, "somebody else changed the rules; they are put right");
@@ -231,6 +243,61 @@ impl Host {
         };
         self.home.act("settings could not be looked at", settings).await?;
         self.apply().await
+    }
+
+    /// Whether the kernel has what it should; nothing is changed.
+    pub async fn examine(&self) -> Result<Vec<Finding>, KernelError> {
+        let held = self.applied.clone();
+        let look = move || {
+            let is_held = held.as_ref().map_or(Ok(true), nft::is_held)?;
+            let forwards = fs::read_to_string("/proc/sys/net/ipv4/ip_forward")?.trim() == "1";
+            Ok((is_held, forwards, nft::base_chains()?))
+        };
+        let (is_held, forwards, chains) = self.home.act("rules could not be listed", look).await?;
+        let subject = format!("table {}", self.table);
+        let mut findings = vec![if is_held {
+            Finding::good(subject, "is as it should be")
+        } else {
+            Finding::bad(
+                subject,
+                "was changed by somebody else",
+                "the daemon puts it right by itself; find out who changes it with `nft monitor`",
+            )
+        }];
+        if !forwards {
+            let remedy = "the daemon turns it on by itself; find out who turns it off, such as a file in /etc/sysctl.d";
+            findings.push(Finding::bad("net.ipv4.ip_forward", "is off", remedy));
+        }
+        findings.extend(check::strangers(&chains, OWN_TABLES));
+        Ok(findings)
+    }
+
+    /// What can be reached here, and by which filters it comes.
+    pub async fn audit(&self, services: MeshServices) -> Result<Exposure, KernelError> {
+        let chains = self.home.act("chains could not be listed", nft::base_chains).await?;
+        let exposed = |port: &HostPort, target: Target, owner| Exposed {
+            host_ip: port.address.into(),
+            host_port: port.port,
+            protocol: port.protocol,
+            owner,
+            target: (target.address.into(), target.port),
+        };
+        let leased = self.leases.iter().map(|(port, lease)| {
+            let (id, network_id) = (lease.owner.container.clone(), lease.owner.network.clone());
+            exposed(port, lease.target, Owned::Container { id, network_id })
+        });
+        let unclaimed = self.inherited.iter().filter(|(port, _)| !self.leases.contains_key(port));
+        let unclaimed = unclaimed.map(|(port, target)| exposed(port, *target, Owned::Unclaimed));
+        let targets = self.mesh.targets();
+        let mesh = targets.iter().map(|(port, target)| {
+            let host = HostPort { address: Ipv4Addr::UNSPECIFIED, protocol: port.0, port: port.1 };
+            let service_id = services.get(port).cloned().unwrap_or_default();
+            exposed(&host, *target, Owned::Mesh { service_id })
+        });
+        let ports = leased.chain(unclaimed).chain(mesh).collect();
+        let ours = |chain: &nft::BaseChain| chain.table.starts_with(OWN_TABLES) && chain.table != rules::USER;
+        let chains = chains.into_iter().filter(|chain| !ours(chain)).collect();
+        Ok(Exposure { ports, filters: check::filters(chains) })
     }
 
     /// Finds and takes a host port.
@@ -316,6 +383,14 @@ impl Host {
     async fn reserve(&self, host: HostPort) -> io::Result<(OwnedFd, u16)> {
         self.home.run(move || reserve(host)).await?
     }
+}
+
+/// Whether the host drops by itself what ends at it.
+fn is_closed(chains: &[nft::BaseChain]) -> bool {
+    let closes = |chain: &nft::BaseChain| {
+        chain.hook == nft::Hooked::Input && chain.drops && !chain.table.starts_with(OWN_TABLES)
+    };
+    chains.iter().any(|chain| chain.family != "ip6" && closes(chain))
 }
 
 /// Makes the administrator's table, unless it is there: what he has in it is his.

@@ -12,10 +12,12 @@
 
 mod actor;
 mod bridge;
+pub mod check;
 mod conntrack;
 mod dns;
 pub mod error;
 mod host;
+mod icmp;
 mod link;
 pub mod model;
 mod names;
@@ -27,6 +29,7 @@ pub mod plan;
 mod rules;
 mod watch;
 
+pub use check::{Exposed, Exposure, Filter, Finding, Owned};
 pub use error::{
     AttachError, CreateBridgeError, KernelError, NetnsError, OpenError, OverlayError, RemoveError,
 };

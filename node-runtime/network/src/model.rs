@@ -22,6 +22,18 @@ pub struct Config {
     pub default_bridge: bool,
     /// Subnets that bridges are given when none is asked for, in order; empty means Docker's own.
     pub bridge_pools: Vec<Subnet>,
+    /// Whether published ports are open by themselves.
+    pub firewall: FirewallMode,
+}
+
+/// Whether published ports are open by themselves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum FirewallMode {
+    /// To everybody, as Docker's.
+    #[default]
+    Open,
+    /// While the host lets in by itself what ends at it; else only where the administrator's rules consent.
+    Input,
 }
 
 /// A MAC address.

@@ -15,6 +15,7 @@ use rswarm_base::ipam::Subnet;
 
 use crate::actor::Owner;
 use crate::bridge::{Bridge, Context, disconnect, shutting_down};
+use crate::check::{self, Exposure, Finding, MeshServices};
 use crate::dns;
 use crate::error::{
     AttachError, CreateBridgeError, KernelError, NetnsError, OpenError, OverlayError, RemoveError,
@@ -78,7 +79,7 @@ impl Networks {
         let pins = Pins::open(&config.netns_dir)
             .map_err(|source| OpenError::NetnsDir { path: config.netns_dir.clone(), source })?;
         let table = format!("rswarm-{}", config.daemon_id);
-        let host = Owner::spawn(&scope, Host::open(home.clone(), table).await?);
+        let host = Owner::spawn(&scope, Host::open(home.clone(), table, config.firewall).await?);
         let names = Names::default();
         let context = Context { daemon_id: config.daemon_id.clone(), home, host, names };
         let directory = Directory::default();
@@ -404,6 +405,46 @@ impl Networks {
     #[must_use]
     pub fn lookup(&self, networks: &[String], name: &str) -> Option<Vec<IpAddr>> {
         self.0.context.names.resolve(networks, name)
+    }
+
+    /// Compares what the kernel has of a network with what it should have, and tries the ways to the other
+    /// nodes; `None` when the network is not on this node. Changes nothing.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn check(&self, network_id: &str) -> Result<Option<Vec<Finding>>, KernelError> {
+        let Some(network) = self.network(network_id) else { return Ok(None) };
+        let home = self.0.context.host.call(|host| Box::pin(async { host.examine().await }));
+        let mut findings = home.await.map_err(|_| shutting_down())??;
+        match network {
+            Network::Bridge(_, owner) => {
+                let examined = owner.call(|bridge| Box::pin(async { bridge.examine().await })).await;
+                findings.extend(examined.map_err(|_| shutting_down())??);
+            }
+            Network::Overlay(owner) => {
+                let examined = owner.call(|overlay| Box::pin(async { overlay.examine().await })).await;
+                let examined = examined.map_err(|_| shutting_down())??;
+                findings.extend(examined.findings);
+                findings.extend(check::probe_all(&self.0.context.home, examined.probes).await);
+            }
+        }
+        Ok(Some(findings))
+    }
+
+    /// What can be reached on this host, and from where.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn audit(&self) -> Result<Exposure, KernelError> {
+        let mut services = MeshServices::new();
+        let all: Vec<Network> = self.0.directory.load().values().cloned().collect();
+        for network in all {
+            let Network::Overlay(owner) = network else { continue };
+            let found = owner.call(|overlay| Box::pin(std::future::ready(overlay.mesh_services()))).await;
+            services.extend(found.into_iter().flatten());
+        }
+        let audit = self.0.context.host.call(|host| Box::pin(async { host.audit(services).await })).await;
+        audit.map_err(|_| shutting_down())?
     }
 
     /// Removes every kernel object of this daemon: sandboxes, bridges, pairs, rules. For uninstalling;

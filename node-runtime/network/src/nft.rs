@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 pub use expr::endpoint;
-pub use held::{Held, Settled, has_chain, settle};
+pub use held::{BaseChain, Held, Hooked, Settled, base_chains, has_chain, is_held, settle};
 pub use wire::{commit, elements, ensure, refill};
 
 /// A table of the `ip` family.
@@ -59,6 +59,8 @@ pub enum Field {
     ConnectionMark,
     /// Its own mark; in keys and values also any other number in the host's byte order.
     Mark,
+    /// A conntrack zone; only as a value.
+    Zone,
     /// A chain to go on in; only as a value.
     Chain,
 }
@@ -152,12 +154,17 @@ pub enum Expr {
         /// Whether it is the other way.
         reply: bool,
     },
+    /// The packet's own mark is this.
+    PacketMarked(u32),
     /// The connection's mark is this.
     Marked(u32),
     /// Mark the connection.
     MarkConnection(u32),
     /// Mark the connection with what the map has for the fields; go on when it has nothing.
     MarkConnectionBy(&'static [Field], &'static str),
+    /// Connections that begin with the packet are told from those of other zones; the map has the zone for the
+    /// fields. Answers are not: conntrack gives each connection a port of its own where it must.
+    ZoneBy(&'static [Field], &'static str),
     /// Give the packet its connection's mark.
     TakeMark,
     /// Translate the destination's address, not its port, to what the map has for the fields.
@@ -195,7 +202,7 @@ impl Field {
     fn bytes(self) -> usize {
         match self {
             Field::Protocol => 1,
-            Field::Dport => 2,
+            Field::Dport | Field::Zone => 2,
             Field::Saddr | Field::Daddr | Field::ConnectionMark | Field::Mark => 4,
             Field::Mac => 6,
             Field::Iifname | Field::Oifname => INTERFACE_BYTES,

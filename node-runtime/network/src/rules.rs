@@ -1,5 +1,6 @@
 //! What the rules are: the daemon's table, a sandbox's table, a container's tables. Pure.
 
+mod consent;
 mod container;
 mod sandbox;
 
@@ -11,6 +12,7 @@ use rswarm_base::ipam::Subnet;
 use crate::model::Protocol;
 use crate::nft::{Chain, Expr, Field, Hook, Map, Point, Table, endpoint, interface, key};
 
+pub use consent::require_consent;
 pub use container::{MESH_MARK, MESH_TABLE, dns, mesh_answers, mesh_member};
 pub use sandbox::{Balance, MeshRules, SandboxRules, UplinkRules, sandbox};
 

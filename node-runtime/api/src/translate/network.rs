@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use rswarm_base::Kind;
 use rswarm_engine::network::{Network, NetworkCreate, NetworkMember, NetworkPool};
+use rswarm_engine::{Exposed, Exposure, Filter, Finding, Owned};
+use rswarm_proto::model::object::Stored;
 use rswarm_proto::wire;
 
 use super::{mac, meta, nanos, refuse};
@@ -252,6 +254,72 @@ pub(crate) fn merge(
     let mut all: Vec<_> = all.into_values().collect();
     all.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
     all
+}
+
+/// One thing that a check looked at.
+pub(crate) fn finding_out(finding: Finding) -> types::NetworkFinding {
+    let Finding { subject, found, remedy } = finding;
+    types::NetworkFinding { subject, found, remedy: remedy.unwrap_or_default() }
+}
+
+/// What can be reached, by the names that people know.
+pub(crate) fn audit_out(
+    exposure: Exposure,
+    networks: &[types::NetworkInspect],
+    services: &[wire::Service],
+) -> types::NetworkAudit {
+    let members = |network: &types::NetworkInspect| network.containers.clone().unwrap_or_default();
+    let names: BTreeMap<String, String> =
+        networks.iter().flat_map(members).map(|(id, container)| (id, container.name)).collect();
+    let host = networks.iter().find(|network| network.name == "host" && network.driver == "host");
+    let filter = |filter: Filter| types::AuditFilter {
+        family: filter.family.to_owned(),
+        table: filter.table,
+        chain: filter.chain,
+        hook: if filter.input { "input" } else { "forward" }.to_owned(),
+        policy: if filter.drops { "drop" } else { "accept" }.to_owned(),
+    };
+    let ports = exposure.ports.into_iter().map(|port| port_out(port, networks, &names, services)).collect();
+    types::NetworkAudit {
+        ports,
+        host_network: host.map(members).unwrap_or_default().into_values().map(|one| one.name).collect(),
+        filters: exposure.filters.into_iter().map(filter).collect(),
+    }
+}
+
+fn port_out(
+    port: Exposed,
+    networks: &[types::NetworkInspect],
+    names: &BTreeMap<String, String>,
+    services: &[wire::Service],
+) -> types::AuditPort {
+    let mut out = types::AuditPort {
+        host_ip: port.host_ip.to_string(),
+        host_port: port.host_port,
+        protocol: port.protocol.to_string(),
+        from: match port.host_ip {
+            all if all.is_unspecified() => "anywhere".to_owned(),
+            own if own.is_loopback() => "this host".to_owned(),
+            one => format!("where {one} is reached"),
+        },
+        target: std::net::SocketAddr::new(port.target.0, port.target.1).to_string(),
+        ..types::AuditPort::default()
+    };
+    match port.owner {
+        Owned::Container { id, network_id } => {
+            out.container = names.get(&id).cloned().unwrap_or(id);
+            // The default bridge goes by its name among the kernel's networks.
+            let known = networks.iter().find(|network| network.id == network_id);
+            out.network = known.map_or(network_id, |network| network.name.clone());
+        }
+        Owned::Mesh { service_id } => {
+            let known = services.iter().find(|service| service.id == service_id);
+            let name = known.map(|service| service.name().to_owned());
+            out.service = name.unwrap_or(service_id);
+        }
+        Owned::Unclaimed => {}
+    }
+    out
 }
 
 #[cfg(test)]

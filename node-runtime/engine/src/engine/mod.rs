@@ -87,6 +87,7 @@ impl Engine {
             netns_dir: launch::netns_dir(&config),
             default_bridge: config.default_bridge,
             bridge_pools: config.bridge_pools.clone(),
+            firewall: config.firewall,
         };
         let networks = Networks::open(networking, scope.child("networks")).await.map_err(Cause::new)?;
         let path = config.data_root.join("networks.json");

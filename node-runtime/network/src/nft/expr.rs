@@ -25,6 +25,7 @@ const CT_STATE: u32 = 0;
 const CT_DIRECTION: u32 = 1;
 const CT_STATUS: u32 = 2;
 const CT_MARK: u32 = 3;
+const CT_ZONE: u32 = 17;
 /// Address type of a route to this host.
 const RTN_LOCAL: u32 = 2;
 /// Kinds of translation (`enum nft_nat_types`).
@@ -62,6 +63,9 @@ pub fn expressions(expr: &Expr) -> Vec<Element> {
         Expr::Direction { reply } => {
             vec![conntrack(CT_DIRECTION, Register::Reg1), compare(true, vec![u8::from(*reply)])]
         }
+        Expr::PacketMarked(mark) => {
+            vec![load(Field::Mark, Register::Reg1), compare(true, mark.to_ne_bytes().to_vec())]
+        }
         Expr::Marked(mark) => {
             vec![conntrack(CT_MARK, Register::Reg1), compare(true, mark.to_ne_bytes().to_vec())]
         }
@@ -75,6 +79,13 @@ pub fn expressions(expr: &Expr) -> Vec<Element> {
             let mut list = load_all(fields);
             list.push(lookup(map, Some(Register::Reg1)));
             list.push(mark_connection());
+            list
+        }
+        Expr::ZoneBy(fields, map) => {
+            let mut list = load_all(fields);
+            list.push(lookup(map, Some(Register::Reg1)));
+            let original = DefaultNla::new(3, vec![0]);
+            list.push(other("ct", vec![number(2, CT_ZONE), original, number(4, register(Register::Reg1))]));
             list
         }
         Expr::TakeMark => vec![conntrack(CT_MARK, Register::Reg1), mark_packet()],
@@ -163,8 +174,8 @@ fn load(field: Field, to: Register) -> Element {
         Field::Dport => payload(TRANSPORT_HEADER, 2, 2),
         Field::Mac => payload(LINK_HEADER, 6, 6),
         Field::ConnectionMark => return conntrack(CT_MARK, to),
-        // A chain is never looked up; as a number it would be nothing but a mark.
-        Field::Mark | Field::Chain => meta(MetaKey::Mark),
+        // A chain or a zone is never looked up; as a number it would be nothing but a mark.
+        Field::Mark | Field::Zone | Field::Chain => meta(MetaKey::Mark),
         Field::Protocol => meta(MetaKey::L4Proto),
         Field::Iifname => meta(MetaKey::Iifname),
         Field::Oifname => meta(MetaKey::Oifname),

@@ -142,6 +142,138 @@ fn read_back(held: &Held) -> io::Result<Option<Table>> {
     Ok(Some(table))
 }
 
+/// Whether the kernel has a table as it should be; nothing is changed.
+pub fn is_held(held: &Held) -> io::Result<bool> {
+    Ok(held.generation == generation()? || read_back(held)?.as_ref() == Some(&held.table))
+}
+
+/// A chain that packets come to by themselves, of anybody.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseChain {
+    /// `ip`, `ip6`, `inet`.
+    pub family: &'static str,
+    /// Its table.
+    pub table: String,
+    /// Its name.
+    pub chain: String,
+    /// Where packets come to it.
+    pub hook: Hooked,
+    /// Whether it drops or rejects what it does not accept.
+    pub drops: bool,
+}
+
+/// Where packets come to a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hooked {
+    /// On their way into this host.
+    Input,
+    /// On their way through it.
+    Forward,
+    /// Anywhere else.
+    Elsewhere,
+}
+
+/// The base chains in the calling thread's namespace that IP packets come to.
+pub fn base_chains() -> io::Result<Vec<BaseChain>> {
+    let socket = open()?;
+    let mut chains = Vec::new();
+    let families = [
+        (NetfilterProtoFamily::IPv4, "ip"),
+        (NetfilterProtoFamily::IPv6, "ip6"),
+        (NetfilterProtoFamily::Inet, "inet"),
+    ];
+    for (number, family) in families {
+        let request = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
+        ask(&socket, number, request, NLM_F_DUMP, |kind, attributes| {
+            if kind == NEW_CHAIN {
+                chains.extend(base_chain(family, attributes));
+            }
+        })?;
+        for chain in
+            chains.iter_mut().filter(|chain| chain.family == family && chain.hook != Hooked::Elsewhere)
+        {
+            chain.drops = chain.drops || ends_with_refusal(&socket, number, chain)?;
+        }
+    }
+    Ok(chains)
+}
+
+/// Whether a chain's last rule refuses all that is left, which is as good as a policy.
+fn ends_with_refusal(socket: &Socket, family: NetfilterProtoFamily, chain: &BaseChain) -> io::Result<bool> {
+    let attributes =
+        vec![RuleAttribute::Table(chain.table.clone()), RuleAttribute::Chain(chain.chain.clone())];
+    let mut refuses = false;
+    let request = NfTablesMessage::GetRule(RuleMessage { attributes });
+    ask(socket, family, request, NLM_F_DUMP, |kind, attributes| {
+        let find = |wanted| parse(attributes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+        let is_here =
+            find(RULE_CHAIN).and_then(|name| name.strip_suffix(b"\0")) == Some(chain.chain.as_bytes());
+        if kind == NEW_RULE && is_here {
+            refuses = find(RULE_EXPRESSIONS).is_some_and(refuses_all);
+        }
+    })?;
+    Ok(refuses)
+}
+
+/// Whether a rule has no condition, and ends in a refusal.
+fn refuses_all(expressions: &[u8]) -> bool {
+    let mut refuses = false;
+    for (_, expression) in parse(expressions) {
+        let find = |wanted| parse(expression).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+        let content = find(EXPRESSION_CONTENT).unwrap_or_default();
+        match find(EXPRESSION_NAME).and_then(|name| name.strip_suffix(b"\0")).unwrap_or_default() {
+            b"counter" | b"log" => {}
+            b"reject" => refuses = true,
+            b"immediate" => refuses = is_drop(content),
+            // What iptables calls REJECT.
+            b"target" => refuses = content.windows(6).any(|bytes| bytes == b"REJECT"),
+            _ => return false,
+        }
+    }
+    refuses
+}
+
+/// Whether an immediate value is the verdict to drop.
+fn is_drop(content: &[u8]) -> bool {
+    let inner = |bytes: &[u8], wanted| {
+        parse(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value.to_vec()).unwrap_or_default()
+    };
+    inner(&inner(&inner(content, IMMEDIATE_DATA), DATA_VERDICT), VERDICT_CODE) == [0; 4]
+}
+
+/// Numbers of a rule's attributes, of an expression's, and of what is in one.
+const RULE_CHAIN: u16 = 2;
+const RULE_EXPRESSIONS: u16 = 4;
+const EXPRESSION_NAME: u16 = 1;
+const EXPRESSION_CONTENT: u16 = 2;
+const IMMEDIATE_DATA: u16 = 2;
+const DATA_VERDICT: u16 = 2;
+const VERDICT_CODE: u16 = 1;
+
+/// Numbers of a chain's attributes, and of those of its hook.
+const CHAIN_NAME: u16 = 3;
+const CHAIN_HOOK: u16 = 4;
+const CHAIN_POLICY: u16 = 5;
+const CHAIN_TYPE: u16 = 7;
+const HOOK_NUMBER: u16 = 1;
+/// `NF_INET_LOCAL_IN` and `NF_INET_FORWARD`.
+const LOCAL_IN: [u8; 4] = [0, 0, 0, 1];
+const FORWARD: [u8; 4] = [0, 0, 0, 2];
+
+fn base_chain(family: &'static str, attributes: &[u8]) -> Option<BaseChain> {
+    let find = |wanted| parse(attributes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+    let text = |wanted| Some(String::from_utf8_lossy(find(wanted)?.strip_suffix(b"\0")?).into_owned());
+    let hook = parse(find(CHAIN_HOOK)?).find(|(kind, _)| *kind == HOOK_NUMBER)?.1;
+    let is_filter = find(CHAIN_TYPE) == Some(b"filter\0");
+    let hook = match hook {
+        hook if hook == LOCAL_IN && is_filter => Hooked::Input,
+        hook if hook == FORWARD && is_filter => Hooked::Forward,
+        _ => Hooked::Elsewhere,
+    };
+    let drops = find(CHAIN_POLICY) == Some(&[0, 0, 0, 0]);
+    Some(BaseChain { family, table: text(TABLE)?, chain: text(CHAIN_NAME)?, hook, drops })
+}
+
 /// Whether there is a table of that name in the calling thread's namespace, with a chain of that name.
 pub fn has_chain(table: &str, chain: &str) -> io::Result<bool> {
     let name = [chain.as_bytes(), b"\0"].concat();
@@ -153,7 +285,8 @@ pub fn has_chain(table: &str, chain: &str) -> io::Result<bool> {
 pub fn generation() -> io::Result<u32> {
     let socket = open()?;
     let mut number = None;
-    ask(&socket, NfTablesMessage::GetGen(GenMessage { attributes: Vec::new() }), 0, |kind, attributes| {
+    let request = NfTablesMessage::GetGen(GenMessage { attributes: Vec::new() });
+    ask(&socket, NetfilterProtoFamily::Unspec, request, 0, |kind, attributes| {
         if kind == NEW_GENERATION {
             let found = parse(attributes).find(|(kind, _)| *kind == GENERATION);
             number = found.and_then(|(_, value)| value.try_into().ok()).map(u32::from_be_bytes);
@@ -182,7 +315,7 @@ fn shape(table: &str) -> io::Result<Option<Vec<Vec<u8>>>> {
     ];
     for (wanted, kept, request) in requests {
         let from = parts.len();
-        let listed = ask(&socket, request, NLM_F_DUMP, |kind, attributes| {
+        let listed = ask(&socket, NetfilterProtoFamily::IPv4, request, NLM_F_DUMP, |kind, attributes| {
             let is_ours = |(kind, value): (u16, &[u8])| {
                 kind == TABLE && value.strip_suffix(b"\0") == Some(table.as_bytes())
             };
@@ -215,12 +348,13 @@ fn part(kind: u8, kept: &[u16], attributes: &[u8]) -> Vec<u8> {
 /// Sends a request and hands over each message of the answer: its number and attributes.
 fn ask(
     socket: &Socket,
+    family: NetfilterProtoFamily,
     message: NfTablesMessage,
     flags: u16,
     mut each: impl FnMut(u8, &[u8]),
 ) -> io::Result<()> {
     let mut bytes = Vec::new();
-    push(&mut bytes, 1, NetfilterProtoFamily::IPv4, 0, message, flags);
+    push(&mut bytes, 1, family, 0, message, flags);
     socket.send(&bytes, 0)?;
     loop {
         let (datagram, _) = socket.recv_from_full()?;

@@ -351,7 +351,7 @@ fn datatype(fields: &[Field]) -> u32 {
             Field::Dport => 13,
             Field::Iifname | Field::Oifname => 41,
             Field::Mac => 9,
-            Field::ConnectionMark | Field::Mark => 19,
+            Field::ConnectionMark | Field::Mark | Field::Zone => 19,
             Field::Chain => 1,
         };
         datatype << 6 | one

@@ -1,14 +1,18 @@
 //! The sandbox put right when others change it: at once when the kernel tells, and at each application.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use futures_util::future::BoxFuture;
 
 use super::{Keeper, OverlayNetwork, near_port};
 use crate::bridge::{InMesh, Inside, Near, connect, pair_name};
+use crate::check::{self, Examined, Finding, MeshServices, Probe};
 use crate::error::KernelError;
+use crate::link::Route;
 use crate::model::{Attached, Overlay};
 use crate::netns::Netns;
+use crate::nft;
 use crate::overlay::derive;
 use crate::plan::{Found, Step};
 use crate::watch::{self, Listen, Watch};
@@ -63,6 +67,67 @@ impl OverlayNetwork {
             default_route: attached.gateway.filter(|_| default_route),
             mesh: place.map(|(subnet, gateway)| InMesh { subnet, gateway }),
         }
+    }
+
+    /// Whether the kernel has what the managers' table says, and the ways to the other nodes that are left to
+    /// try. Nothing is changed.
+    pub async fn examine(&self) -> Result<Examined, KernelError> {
+        let (Some(overlay), Some(sandbox)) = (self.wanted.clone(), self.sandbox.clone()) else {
+            let remedy = "the daemon tries again each second; its log says why, look for `network table could not be applied`";
+            let finding = Finding::bad("table", "was not applied yet", remedy);
+            return Ok(Examined { findings: vec![finding], ..Examined::default() });
+        };
+        let address = overlay.local_addr;
+        let find = move || Route::open()?.mtu_at(address);
+        let local = self.context.home.act("links could not be listed", find).await?.map(|_| address);
+        let (plan, held) = (self.plan(&overlay, local), self.table.clone());
+        let look = move || {
+            let mut findings = check::compare(&plan, &Route::open()?.list()?);
+            let is_held = held.as_ref().map_or(Ok(false), nft::is_held)?;
+            findings.push(if is_held {
+                Finding::good("rules", "are as they should be")
+            } else {
+                let remedy =
+                    "the daemon puts them right by itself; find out who changes them with `nft monitor`";
+                Finding::bad("rules", "were changed by somebody else", remedy)
+            });
+            Ok(findings)
+        };
+        let mut findings = sandbox.act("sandbox could not be looked at", look).await?;
+        if local.is_none() {
+            findings.push(Finding::bad(
+                format!("address {address}"),
+                "is not this node's",
+                "advertise an address that this node has: leave and join with `--advertise-addr`",
+            ));
+        }
+        Ok(Examined { findings, probes: self.probes(&overlay, &sandbox) })
+    }
+
+    /// One way to each other node: between sandboxes where they are routers, else between two containers.
+    fn probes(&self, overlay: &Overlay, sandbox: &Netns) -> Vec<Probe> {
+        let probe = |from: &Netns, to, node| Probe {
+            from: from.clone(),
+            to,
+            node,
+            mtu: self.mtu,
+            data_path_port: overlay.data_path_port,
+        };
+        if let Some(mesh) = &overlay.mesh {
+            return mesh.nodes.iter().map(|node| probe(sandbox, node.address, node.node_addr)).collect();
+        }
+        let Some(member) = self.members.values().next() else { return Vec::new() };
+        let remote = overlay.endpoints.iter().filter(|endpoint| !endpoint.local && endpoint.ready);
+        let nodes: BTreeMap<IpAddr, IpAddr> =
+            remote.filter_map(|endpoint| Some((endpoint.node_addr, *endpoint.addresses.first()?))).collect();
+        nodes.into_iter().map(|(node, address)| probe(&member.netns, address, node)).collect()
+    }
+
+    /// Which service has which port of the mesh.
+    pub fn mesh_services(&self) -> MeshServices {
+        let mesh = self.wanted.as_ref().and_then(|overlay| overlay.mesh.as_ref());
+        let ports = mesh.map_or(&[][..], |mesh| &mesh.ports);
+        ports.iter().map(|port| ((port.protocol, port.published), port.service_id.clone())).collect()
     }
 
     /// Makes pairs again that somebody deleted.

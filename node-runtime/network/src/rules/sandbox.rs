@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use rswarm_base::ipam::Subnet;
 
-use super::{ANY, DSTNAT, FILTER, MANGLE, SRCNAT, TCP, Target, UDP, base, port_key, port_map, within};
+use super::{ANY, DSTNAT, FILTER, MANGLE, RAW, SRCNAT, TCP, Target, UDP, base, port_key, port_map, within};
 use crate::model::{Mac, Protocol};
 use crate::nft::{Chain, Expr, Field, Map, Point, Table, endpoint, key};
 
@@ -148,6 +148,7 @@ const MESH_PORTS: &str = "mesh_ports";
 const MESH_DRAWS: &str = "mesh_draws";
 const MESH_BACKENDS: &str = "mesh_backends";
 const ENTRIES: &str = "entries";
+const ZONES: &str = "zones";
 const SELVES: &str = "selves";
 
 /// The table of that name in a sandbox.
@@ -156,6 +157,7 @@ pub fn sandbox(name: &str, rules: &SandboxRules) -> Table {
     let mut chains = draw_chains(rules);
     chains.push(base("prerouting", "nat", Point::Prerouting, DSTNAT, incoming(rules)));
     if rules.mesh.is_some() {
+        chains.push(base("zones", "filter", Point::Prerouting, RAW, vec![vec![zone()]]));
         chains.push(base("mesh", "filter", Point::Prerouting, MANGLE, mesh()));
     }
     if let Some(uplink) = &rules.uplink {
@@ -200,6 +202,12 @@ fn maps(rules: &SandboxRules) -> Vec<Map> {
                 key: &[Field::Mac],
                 value: &[Field::Mark],
                 elements: mesh.entries.iter().map(entry).collect(),
+            },
+            Map {
+                name: ZONES,
+                key: &[Field::Mac],
+                value: &[Field::Zone],
+                elements: mesh.entries.iter().map(zone_of).collect(),
             },
         ]);
     }
@@ -248,6 +256,18 @@ fn incoming(rules: &SandboxRules) -> Vec<Vec<Expr>> {
         list.push(vec![by(&rules.bridge), Expr::Protocol(protocol), dispatch]);
     }
     list
+}
+
+/// A client may use one port for connections by several nodes at once: it tells them by the node's address. Here
+/// only the node's MAC tells them apart, so each node's have a zone of their own; where two would be the same to
+/// the task, conntrack gives one of them another port of the client's.
+fn zone() -> Expr {
+    Expr::ZoneBy(&[Field::Mac], ZONES)
+}
+
+/// A node's zone, for as long as it has its address in the mesh: its connections must stay in theirs.
+fn zone_of((mac, mark): (&Mac, &u32)) -> (Vec<u8>, Vec<u8>) {
+    (mac.0.to_vec(), (*mark as u16).max(1).to_ne_bytes().to_vec())
 }
 
 /// A connection from another node is remembered by that node's mark; its answers go back there by it.

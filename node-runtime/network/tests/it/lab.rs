@@ -186,6 +186,11 @@ impl Lab {
         Lab { switch }
     }
 
+    /// Lets only frames with packets of this size through to a host.
+    pub fn narrow(&self, number: u8, mtu: u32) {
+        self.switch.sh(&format!("ip link set p{number} mtu {mtu}"));
+    }
+
     pub fn host(&self, number: u8) -> Space {
         let host = Space::new();
         let path = host.path();
@@ -210,6 +215,7 @@ pub fn config(id: &str, dir: &std::path::Path) -> Config {
         netns_dir: dir.join(id),
         default_bridge: true,
         bridge_pools: Vec::new(),
+        firewall: rswarm_network::FirewallMode::Open,
     }
 }
 

@@ -2,8 +2,10 @@
 //! leaves nothing behind. Needs iproute2, nftables and busybox; the crate itself does not.
 
 mod bridge;
+mod check;
 mod dns;
 mod echo;
+mod firewall;
 mod lab;
 mod mesh;
 mod overlay;

@@ -264,3 +264,52 @@ async fn the_mesh_outlives_the_daemon() {
     assert_eq!(bound, None, "nothing of it is left");
     cluster.close().await;
 }
+
+/// Connects from a port of its own choice.
+fn connect_from(outside: &Space, port: u16, to: Ipv4Addr) -> std::io::Result<std::net::TcpStream> {
+    use nix::sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
+    };
+    use std::os::fd::AsRawFd;
+    outside.run(move || {
+        let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+        setsockopt(&socket, sockopt::ReusePort, &true)?;
+        setsockopt(&socket, sockopt::SendTimeout, &nix::sys::time::TimeVal::new(10, 0))?;
+        bind(socket.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, port))?;
+        let [a, b, c, d] = to.octets();
+        connect(socket.as_raw_fd(), &SockaddrIn::new(a, b, c, d, 8080))?;
+        let stream = std::net::TcpStream::from(socket);
+        stream.set_read_timeout(Some(crate::lab::PATIENCE))?;
+        Ok(stream)
+    })
+}
+
+/// A client may use one port for connections to several nodes: to the client they differ by the node's address,
+/// to the task, which all of them may reach, by nothing.
+#[tokio::test]
+async fn a_clients_port_may_be_used_at_several_nodes_at_once() {
+    use std::io::{BufRead, BufReader, Write};
+    let cluster = Cluster::start("a600000", 4);
+    cluster.apply(&[2], PORTS).await;
+    let task = cluster.task(2, None).await;
+    let _server = Echo::start(&task.space, "two", 80);
+    let mut streams: Vec<_> = [node(1), node(3), node(2), node(4)]
+        .into_iter()
+        .map(|to| BufReader::new(connect_from(&cluster.outside, 40_001, to).expect("connect")))
+        .collect();
+    for (n, stream) in streams.iter_mut().enumerate() {
+        let mut line = String::new();
+        stream.read_line(&mut line).expect("greeting");
+        assert_eq!(line.trim(), format!("two {OUTSIDE}"), "connection {n}");
+    }
+    for (n, stream) in streams.iter_mut().enumerate() {
+        let said = format!("line of {n}\n");
+        stream.get_mut().write_all(said.as_bytes()).expect("say");
+        let mut line = String::new();
+        stream.read_line(&mut line).expect("answer");
+        assert_eq!(line, said);
+    }
+    drop(streams);
+    cluster.close().await;
+}

@@ -9,14 +9,14 @@ use rswarm_network::{
 
 use crate::lab::{Container, Daemon, Dir, Lab, Space, assert_clean, config, request};
 
-const ID: &str = "n1ov8wj2k0c3x5z7b9d1f3h5k";
+pub const ID: &str = "n1ov8wj2k0c3x5z7b9d1f3h5k";
 
 fn ip(text: &str) -> IpAddr {
     text.parse().expect("address")
 }
 
 /// The network as host `here` sees it: containers `10.0.1.(10 + n)` on host `n`.
-fn overlay(here: u8, on: &[u8]) -> Overlay {
+pub fn overlay(here: u8, on: &[u8]) -> Overlay {
     let endpoint = |n: u8| OverlayEndpoint {
         task_id: format!("task{n}"),
         service_id: "service".into(),
@@ -45,7 +45,7 @@ fn overlay(here: u8, on: &[u8]) -> Overlay {
     }
 }
 
-fn task(n: u8) -> AttachRequest {
+pub fn task(n: u8) -> AttachRequest {
     AttachRequest { address: Some(IpAddr::from([10, 0, 1, 10 + n])), ..request(&format!("task{n}"), ID) }
 }
 
