@@ -25,6 +25,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::connections::any_incoming;
 use super::overlay::{address, mac, overlay};
+use super::tunnel::OwnKey;
 
 /// How often a container is asked for the connections that it has left.
 const LOOK_PERIOD: Duration = Duration::from_millis(100);
@@ -36,6 +37,7 @@ pub struct EngineExecutor {
     hostname: String,
     labels: BTreeMap<String, String>,
     data_path: IpAddr,
+    own_key: OwnKey,
 }
 
 impl EngineExecutor {
@@ -47,9 +49,10 @@ impl EngineExecutor {
         hostname: String,
         labels: &[(String, String)],
         data_path: IpAddr,
+        own_key: OwnKey,
     ) -> Arc<EngineExecutor> {
         let labels = labels.iter().cloned().collect();
-        Arc::new(EngineExecutor { engine, node_id, hostname, labels, data_path })
+        Arc::new(EngineExecutor { engine, node_id, hostname, labels, data_path, own_key })
     }
 
     fn container_of(&self, task_id: &str) -> Option<Arc<Container>> {
@@ -153,12 +156,13 @@ impl Executor for EngineExecutor {
                 volume_drivers: vec!["local".into()],
                 log_drivers: vec!["json-file".into(), "local".into(), "none".into()],
             }),
+            tunnel: self.own_key.announced().inspect_err(|error| tracing::error!(%error, "no key")).ok(),
         }
     }
 
     async fn apply_network(&self, network: &NetworkView) -> Result<(), ExecError> {
         self.engine
-            .apply_overlay(overlay(network, &self.node_id, self.data_path)?)
+            .apply_overlay(overlay(network, &self.node_id, self.data_path, &self.own_key)?)
             .await
             .map_err(|error| failure(&error))
     }

@@ -19,6 +19,7 @@ use crate::netns::{Netns, set_sysctl};
 use crate::nft;
 use crate::plan::{Address, Found, Gateway, Link, LinkKind, MarkedRoute, Plan, Port};
 use crate::rules::{self, BridgeRules, MESH_MARK, MESH_TABLE, Target};
+use crate::tunnel::Tunnel;
 
 /// MTU of a bridge that was given none.
 const MTU: u32 = 1500;
@@ -43,6 +44,8 @@ pub struct Context {
     pub host: Owner<Host>,
     /// All names.
     pub names: Names,
+    /// The device of encrypted overlays.
+    pub tunnel: Owner<Tunnel>,
 }
 
 impl Context {
