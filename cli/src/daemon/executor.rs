@@ -23,8 +23,9 @@ use rswarm_worker::executor::LogStream;
 use rswarm_worker::{ExecError, Executor, Started, TaskExit};
 use tokio::sync::broadcast::error::RecvError;
 
+use super::attachments::Attachments;
 use super::connections::any_incoming;
-use super::overlay::{address, mac, overlay};
+use super::overlay::{address, facts, mac, overlay};
 use super::tunnel::OwnKey;
 
 /// How often a container is asked for the connections that it has left.
@@ -38,6 +39,7 @@ pub struct EngineExecutor {
     labels: BTreeMap<String, String>,
     data_path: IpAddr,
     own_key: OwnKey,
+    pub(super) attachments: Arc<Attachments>,
 }
 
 impl EngineExecutor {
@@ -52,7 +54,8 @@ impl EngineExecutor {
         own_key: OwnKey,
     ) -> Arc<EngineExecutor> {
         let labels = labels.iter().cloned().collect();
-        Arc::new(EngineExecutor { engine, node_id, hostname, labels, data_path, own_key })
+        let attachments = Attachments::new(engine.clone());
+        Arc::new(EngineExecutor { engine, node_id, hostname, labels, data_path, own_key, attachments })
     }
 
     fn container_of(&self, task_id: &str) -> Option<Arc<Container>> {
@@ -162,7 +165,7 @@ impl Executor for EngineExecutor {
 
     async fn apply_network(&self, network: &NetworkView) -> Result<(), ExecError> {
         self.engine
-            .apply_overlay(overlay(network, &self.node_id, self.data_path, &self.own_key)?)
+            .apply_overlay(overlay(network, &self.node_id, self.data_path, &self.own_key)?, facts(network))
             .await
             .map_err(|error| failure(&error))
     }
@@ -172,6 +175,9 @@ impl Executor for EngineExecutor {
     }
 
     async fn prepare(&self, task: &Task) -> Result<(), ExecError> {
+        if task.is_attachment() {
+            return self.attachments.grant(task);
+        }
         if self.container_of(&task.id).is_some() {
             return Ok(());
         }
@@ -183,6 +189,9 @@ impl Executor for EngineExecutor {
 
     /// A task with a health check runs once its container is healthy.
     async fn start(&self, task: &Task) -> Result<Started, ExecError> {
+        if task.is_attachment() {
+            return self.attachments.attached(task).await;
+        }
         let container = self.container_of(&task.id).ok_or_else(|| gone(task))?;
         // One that has run and ended, unseen by a daemon that was away, is not run again: `wait` tells its end.
         if container.state.status == Status::Created
@@ -204,6 +213,10 @@ impl Executor for EngineExecutor {
     }
 
     async fn wait(&self, task: &Task) -> Result<TaskExit, ExecError> {
+        if task.is_attachment() {
+            self.attachments.detached(task).await;
+            return Ok(TaskExit { code: 0, oom_killed: false });
+        }
         let container = self.container_of(&task.id).ok_or_else(|| gone(task))?;
         let ended = self.engine.wait(&container.id, WaitCondition::NotRunning).await;
         let ended = ended.map_err(|error| failure(&error))?;
@@ -229,6 +242,10 @@ impl Executor for EngineExecutor {
     }
 
     async fn stop(&self, task: &Task) -> Result<(), ExecError> {
+        if task.is_attachment() {
+            self.attachments.detach(&task.id).await;
+            return Ok(());
+        }
         let Some(container) = self.container_of(&task.id) else { return Ok(()) };
         let grace = task.spec.as_ref().map(rswarm_proto::wire::TaskSpec::stop_grace);
         match self.engine.stop(&container.id, grace, None).await {
@@ -240,6 +257,7 @@ impl Executor for EngineExecutor {
     }
 
     async fn remove(&self, task_id: &str) -> Result<(), ExecError> {
+        self.attachments.detach(task_id).await;
         let Some(container) = self.container_of(task_id) else { return Ok(()) };
         let options = RemoveOptions { force: true, volumes: true };
         match self.engine.remove(&container.id, options).await {
@@ -249,7 +267,9 @@ impl Executor for EngineExecutor {
     }
 
     async fn held(&self) -> Vec<String> {
-        self.engine.list().iter().filter_map(|container| task_of(container).map(str::to_owned)).collect()
+        let containers = self.engine.list();
+        let tasks = containers.iter().filter_map(|container| task_of(container).map(str::to_owned));
+        tasks.chain(self.attachments.held()).collect()
     }
 
     async fn held_networks(&self) -> Vec<String> {

@@ -16,8 +16,8 @@ use crate::model::{
 };
 use crate::names::{NameTable, Names};
 use crate::netns::{Netns, set_sysctl};
-use crate::nft;
-use crate::plan::{Address, Found, Gateway, Link, LinkKind, MarkedRoute, Plan, Port};
+use crate::nft::{self, Held};
+use crate::plan::{Address, Found, Gateway, Link, LinkKind, MarkedRoute, Plan, Port, steps};
 use crate::rules::{self, BridgeRules, MESH_MARK, MESH_TABLE, Target};
 use crate::tunnel::Tunnel;
 
@@ -31,6 +31,9 @@ pub struct Bridge {
     pub(crate) info: BridgeInfo,
     context: Context,
     endpoints: BTreeMap<String, Attached>,
+    members: BTreeMap<String, Member>,
+    /// What still waited when the network was removed must not bring it back.
+    removed: bool,
 }
 
 /// What networks share.
@@ -69,6 +72,27 @@ pub struct Near {
     pub port: Port,
     /// Whether the bridge itself sends to the container and must know the way.
     pub is_routed: bool,
+}
+
+/// What it takes to make a container's pair again, should somebody delete it.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// The container's namespace.
+    pub netns: Netns,
+    /// Whether its default route goes here.
+    pub default_route: bool,
+    /// The rules that it needs in the mesh, once they were looked at.
+    pub rules: Option<Held>,
+}
+
+impl Member {
+    /// A container that a daemon before us connected: its own routes tell where the default one goes.
+    pub async fn adopt(netns: &Netns, interface: &str) -> Result<Member, KernelError> {
+        let list = || Route::open()?.list();
+        let found = netns.act("routes of the container could not be listed", list).await?;
+        let default_route = found.default_routes.iter().any(|route| route.link == interface);
+        Ok(Member { netns: netns.clone(), default_route, rules: None })
+    }
 }
 
 /// What an endpoint needs inside the container.
@@ -128,7 +152,7 @@ impl Inside {
     }
 
     /// Sets the container's end up, in the calling thread's namespace.
-    fn set_up(&self) -> io::Result<()> {
+    fn set_up(&self) -> io::Result<Option<Held>> {
         if self.address.is_ipv4() {
             set_sysctl(&format!("ipv6/conf/{}/disable_ipv6", self.interface), "1");
         }
@@ -140,13 +164,20 @@ impl Inside {
             set_sysctl("ipv4/tcp_fwmark_accept", "1");
             set_sysctl("ipv4/fwmark_reflect", "1");
             set_sysctl("ipv4/conf/all/src_valid_mark", "1");
-            let table = rules::mesh_member(&self.interface, mesh.subnet, default_address(&route.list()?));
-            nft::commit(None, Some(&table), MESH_TABLE)?;
-        } else if let (Some(_), IpAddr::V4(address)) = (self.default_route, self.address) {
+            return self.keep_mesh_rules(mesh, None).map(Some);
+        }
+        if let (Some(_), IpAddr::V4(address)) = (self.default_route, self.address) {
             // Another interface may be in the mesh already.
             nft::refill(MESH_TABLE, &rules::mesh_answers(Some(address)))?;
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// Makes the rules of a container of the mesh, or puts them right, in the calling thread's namespace.
+    pub fn keep_mesh_rules(&self, mesh: InMesh, before: Option<Held>) -> io::Result<Held> {
+        let default = default_address(&Route::open()?.list()?);
+        let table = rules::mesh_member(&self.interface, mesh.subnet, default);
+        Ok(nft::settle(before, table)?.0)
     }
 }
 
@@ -160,13 +191,14 @@ fn default_address(found: &Found) -> Option<Ipv4Addr> {
 }
 
 /// Makes an endpoint: a pair between `near_netns`, where its end is a port of a bridge, and the container,
-/// where its end gets address and route. On an error the pair is gone.
+/// where its end gets address and route. On an error the pair is gone. Returns the rules that the container
+/// needed.
 pub async fn connect(
     near_netns: &Netns,
     near: Near,
     container: &Netns,
     inside: Inside,
-) -> Result<(), KernelError> {
+) -> Result<Option<Held>, KernelError> {
     let name = near.link.name.clone();
     let pair = Pair {
         near: near.link,
@@ -216,7 +248,14 @@ pub fn pair_name(container: &str, network: &str) -> String {
 impl Bridge {
     /// Makes the bridge, or takes it over.
     pub async fn open(spec: BridgeSpec, info: BridgeInfo, context: Context) -> Result<Bridge, KernelError> {
-        let bridge = Bridge { spec, info, context, endpoints: BTreeMap::new() };
+        let bridge = Bridge {
+            spec,
+            info,
+            context,
+            endpoints: BTreeMap::new(),
+            members: BTreeMap::new(),
+            removed: false,
+        };
         let plan = bridge.plan();
         let interface = bridge.info.interface.clone();
         let name = interface.clone();
@@ -292,9 +331,47 @@ impl Bridge {
                 return Err(error);
             }
         }
+        let member = Member { netns, default_route: request.default_route, rules: None };
+        self.members.insert(container.clone(), member);
         self.endpoints.insert(container, attached.clone());
         self.publish_names();
         Ok(attached)
+    }
+
+    /// Looks whether bridge and pairs are still as they were made, and puts right what is not. Says whether
+    /// there was anything.
+    pub async fn check(&mut self) -> Result<bool, KernelError> {
+        if self.removed {
+            return Ok(false);
+        }
+        let mut plan = self.plan();
+        plan.links.extend(self.endpoints.keys().map(|container| self.near(container)));
+        let name = self.info.interface.clone();
+        let correct = move || {
+            let mut route = Route::open()?;
+            let mut found = route.links_and_addresses()?;
+            let is_changed = !steps(&plan, &found).is_empty();
+            if is_changed {
+                found = route.reconcile(&plan, None)?.1;
+            }
+            set_sysctl(&format!("ipv4/conf/{name}/route_localnet"), "1");
+            Ok((is_changed, found))
+        };
+        let action = format!("bridge `{}` could not be corrected", self.info.interface);
+        let (mut is_changed, found) = self.context.home.act(action, correct).await?;
+        let there: BTreeSet<&str> = found.links.iter().map(|link| link.link.name.as_str()).collect();
+        for (container, attached) in &self.endpoints {
+            let Some(member) = self.members.get(container) else { continue };
+            if !there.contains(pair_name(container, &self.info.id).as_str()) {
+                self.connect(&member.netns, container, attached, member.default_route).await?;
+                is_changed = true;
+            }
+        }
+        if is_changed {
+            let network = self.spec.name.as_str();
+            tracing::warn!(network, "somebody else changed links of the network; they are put right");
+        }
+        Ok(is_changed)
     }
 
     fn describe(&self, request: &AttachRequest, address: IpAddr) -> Attached {
@@ -321,16 +398,8 @@ impl Bridge {
         attached: &Attached,
         default_route: bool,
     ) -> Result<(), KernelError> {
-        let link = Link {
-            name: pair_name(container, &self.info.id),
-            kind: LinkKind::Veth,
-            mtu: self.mtu(),
-            mac: None,
-            port: None,
-            alias: self.context.alias(container),
-        };
-        let port = Port { bridge: self.info.interface.clone(), hairpin: true, isolated: !self.spec.icc };
-        let near = Near { link, port, is_routed: false };
+        let link = self.near(container);
+        let near = Near { link, port: self.near_port(), is_routed: false };
         let inside = Inside {
             interface: attached.interface.clone(),
             mac: attached.mac,
@@ -340,7 +409,23 @@ impl Bridge {
             default_route: attached.gateway.filter(|_| default_route),
             mesh: None,
         };
-        connect(&self.context.home, near, netns, inside).await
+        connect(&self.context.home, near, netns, inside).await.map(drop)
+    }
+
+    /// The container's end here.
+    fn near(&self, container: &str) -> Link {
+        Link {
+            name: pair_name(container, &self.info.id),
+            kind: LinkKind::Veth,
+            mtu: self.mtu(),
+            mac: None,
+            port: Some(self.near_port()),
+            alias: self.context.alias(container),
+        }
+    }
+
+    fn near_port(&self) -> Port {
+        Port { bridge: self.info.interface.clone(), hairpin: true, isolated: !self.spec.icc }
     }
 
     fn choose_address(&self, wanted: Option<IpAddr>) -> Result<IpAddr, AttachError> {
@@ -410,12 +495,20 @@ impl Bridge {
         }
         disconnect(&self.context.home, &pair_name(container, &self.info.id)).await?;
         self.endpoints.remove(container);
+        self.members.remove(container);
         self.publish_names();
         Ok(())
     }
 
     /// Takes over an endpoint that exists.
-    pub async fn adopt(&mut self, container: &str, attached: Attached) -> Result<(), KernelError> {
+    pub async fn adopt(
+        &mut self,
+        container: &str,
+        netns: &Netns,
+        attached: Attached,
+    ) -> Result<(), KernelError> {
+        let member = Member::adopt(netns, &attached.interface).await?;
+        self.members.insert(container.to_owned(), member);
         if let (IpAddr::V4(address), false) = (attached.address, attached.ports.is_empty()) {
             let target = |port: &BoundPort| Target { address, port: port.container_port };
             let ports = attached.ports.iter().map(|port| (port.clone(), target(port))).collect();
@@ -439,8 +532,14 @@ impl Bridge {
         !self.endpoints.is_empty()
     }
 
+    /// The bridge is being removed: it must not be put right any more.
+    pub fn retire(&mut self) {
+        self.removed = true;
+    }
+
     /// Removes the bridge and its rules.
     pub async fn close(&mut self) -> Result<(), KernelError> {
+        self.retire();
         let interface = self.info.interface.clone();
         self.context
             .host

@@ -14,7 +14,7 @@ use crate::conntrack::{self, Doomed};
 use crate::error::{AttachError, KernelError};
 use crate::model::{BoundPort, PortBinding, Protocol};
 use crate::netns::{Netns, set_sysctl};
-use crate::nft::{self, Table};
+use crate::nft::{self, Held, Settled};
 use crate::rules::{self, BridgeRules, HostPort, Target};
 
 /// How often the kernel is asked for a free port before giving up.
@@ -60,7 +60,9 @@ pub struct Host {
     /// What every node of the cluster publishes.
     mesh: MeshPorts,
     /// What the kernel has.
-    applied: Option<Table>,
+    applied: Option<Held>,
+    /// What still waited when the tables were removed must not bring them back.
+    closed: bool,
 }
 
 impl Host {
@@ -69,10 +71,7 @@ impl Host {
         let name = table.clone();
         let read = move || {
             set_sysctl("ipv4/ip_forward", "1");
-            if let Err(error) = nft::ensure(&rules::user()) {
-                // An administrator may have made it otherwise: it is his.
-                tracing::warn!(table = rules::USER, %error, "table for the administrator's rules could not be made");
-            }
+            ensure_user_table();
             let mut inherited = BTreeMap::new();
             for map in [rules::BY_ADDRESS, rules::ANY] {
                 inherited.extend(read_ports(&name, map)?);
@@ -82,7 +81,7 @@ impl Host {
         let (inherited, mesh) =
             home.act(format!("rules of table `{table}` could not be listed"), read).await?;
         let (bridges, leases) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Host { home, table, bridges, leases, inherited, mesh, applied: None })
+        Ok(Host { home, table, bridges, leases, inherited, mesh, applied: None, closed: false })
     }
 
     /// Adds or changes a bridge's rules.
@@ -192,6 +191,7 @@ impl Host {
 
     /// Removes the tables.
     pub async fn close(&mut self) -> Result<(), KernelError> {
+        self.closed = true;
         self.leases.clear();
         self.bridges.clear();
         self.inherited.clear();
@@ -209,13 +209,28 @@ impl Host {
         let wanted = rules::host(&self.table, &self.bridges, &ports, &self.mesh.targets());
         let before = self.applied.take();
         let action = format!("rules of table `{}` could not be changed", self.table);
-        let commit = move || {
-            nft::commit(before.as_ref(), Some(&wanted), &wanted.name)?;
-            Ok(wanted)
-        };
         // After an error it is unknown what the kernel has, so the next change replaces all of it.
-        self.applied = Some(self.home.act(action, commit).await?);
+        let (held, settled) = self.home.act(action, move || nft::settle(before, wanted)).await?;
+        self.applied = Some(held);
+        if settled == Settled::Repaired {
+            tracing::warn!(table = self.table, "somebody else changed the rules; they are put right");
+        }
         Ok(())
+    }
+
+    /// Looks whether the kernel still has what it was given, and puts right what it has not.
+    pub async fn check(&mut self) -> Result<(), KernelError> {
+        // Without rules nothing is damaged.
+        if self.closed || (self.applied.is_none() && self.bridges.is_empty()) {
+            return Ok(());
+        }
+        let settings = || {
+            set_sysctl("ipv4/ip_forward", "1");
+            ensure_user_table();
+            Ok(())
+        };
+        self.home.act("settings could not be looked at", settings).await?;
+        self.apply().await
     }
 
     /// Finds and takes a host port.
@@ -300,6 +315,17 @@ impl Host {
 
     async fn reserve(&self, host: HostPort) -> io::Result<(OwnedFd, u16)> {
         self.home.run(move || reserve(host)).await?
+    }
+}
+
+/// Makes the administrator's table, unless it is there: what he has in it is his.
+fn ensure_user_table() {
+    let made = nft::has_chain(rules::USER, rules::USER_CHAIN).and_then(|is_there| match is_there {
+        true => Ok(()),
+        false => nft::ensure(&rules::user()),
+    });
+    if let Err(error) = made {
+        tracing::warn!(table = rules::USER, %error, "table for the administrator's rules could not be made");
     }
 }
 

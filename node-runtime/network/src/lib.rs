@@ -25,6 +25,7 @@ mod overlay;
 pub mod plan;
 mod rules;
 pub mod tunnel;
+mod watch;
 
 pub use error::{
     AttachError, CreateBridgeError, KernelError, NetnsError, OpenError, OverlayError, RemoveError,

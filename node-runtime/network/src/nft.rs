@@ -4,12 +4,14 @@
 //! else differs, the whole table anew otherwise. Nothing here knows what the rules are for.
 
 mod expr;
+mod held;
 mod wire;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 pub use expr::endpoint;
+pub use held::{Held, Settled, has_chain, settle};
 pub use wire::{commit, elements, ensure, refill};
 
 /// A table of the `ip` family.

@@ -6,20 +6,21 @@
 //! corrected at each application, so a restarted daemon adopts it and a stale entry does not last.
 
 mod derive;
+mod keep;
 mod uplink;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
+use rswarm_base::Scope;
 use rswarm_base::ipam::Subnet;
 
 use self::derive::Backends;
 use self::uplink::{UPLINK, uplink_address};
-use crate::actor::Owner;
+use crate::actor::{Owner, WeakOwner};
 use crate::bridge::{
-    self, Bridge, Context, InMesh, Inside, Near, adopt_ports, connect, disconnect, pair_name, shutting_down,
-    withdraw,
+    self, Bridge, Context, Member, Near, adopt_ports, connect, disconnect, pair_name, shutting_down, withdraw,
 };
 use crate::conntrack::{self, Doomed};
 use crate::error::{AttachError, KernelError, OverlayError};
@@ -30,7 +31,7 @@ use crate::model::{
 };
 use crate::names::NameTable;
 use crate::netns::{Netns, Pins, set_sysctl};
-use crate::nft::{self, Table};
+use crate::nft::{self, Held, Settled};
 use crate::plan::{Link, LinkKind, Neighbour, Plan, Port, Step, Vxlan};
 use crate::rules::{self, Balance, HostPort, MeshRules, SandboxRules, Target, UplinkRules};
 
@@ -67,6 +68,15 @@ struct Way {
     mtu: u32,
 }
 
+/// What puts right what others change in the sandbox.
+#[derive(Debug, Clone)]
+pub struct Keeper {
+    /// Ends with the sandbox.
+    pub scope: Scope,
+    /// The network itself.
+    pub itself: WeakOwner<OverlayNetwork>,
+}
+
 /// The network's owner.
 #[derive(Debug)]
 pub struct OverlayNetwork {
@@ -79,8 +89,10 @@ pub struct OverlayNetwork {
     mtu: u32,
     sandbox: Option<Netns>,
     uplink: Option<Ipv4Addr>,
-    table: Option<Table>,
+    table: Option<Held>,
     endpoints: BTreeMap<String, Attached>,
+    members: BTreeMap<String, Member>,
+    keeper: Keeper,
     /// Published ports, by protocol and port at the uplink, with the container that they belong to.
     published: BTreeMap<(Protocol, u16), (String, Target)>,
     /// What was published there by a daemon before us.
@@ -97,7 +109,13 @@ pub struct OverlayNetwork {
 
 impl OverlayNetwork {
     /// A network that nothing was applied to yet.
-    pub fn new(id: String, context: Context, pins: Pins, way_out: Option<WayOut>) -> OverlayNetwork {
+    pub fn new(
+        id: String,
+        context: Context,
+        pins: Pins,
+        way_out: Option<WayOut>,
+        keeper: Keeper,
+    ) -> OverlayNetwork {
         OverlayNetwork {
             id,
             context,
@@ -109,6 +127,8 @@ impl OverlayNetwork {
             uplink: None,
             table: None,
             endpoints: BTreeMap::new(),
+            members: BTreeMap::new(),
+            keeper,
             published: BTreeMap::new(),
             inherited: BTreeMap::new(),
             meshed: BTreeMap::new(),
@@ -136,14 +156,17 @@ impl OverlayNetwork {
             // What a backend answers on the bridge must be translated back, though it is not routed. It
             // costs every frame a look, so networks that translate nothing go without.
             set_sysctl("bridge/bridge-nf-call-iptables", if translates { "1" } else { "0" });
+            settings();
             let mut route = Route::open()?;
             route.reconcile(&plan, Some(underlay))
         };
         let (mut steps, found) = sandbox.act(action, work).await?;
+        steps.extend(self.reconnect(&sandbox, &overlay, &found).await?);
         steps.extend(self.apply_uplink(&sandbox, &overlay, &found).await?);
         let woken = self.balance(&overlay);
         self.apply_rules(&sandbox, &overlay).await?;
         self.apply_mesh(&overlay).await?;
+        self.keep_members(&overlay).await;
         if woken || someone_left(self.wanted.as_deref(), &overlay) {
             conntrack::forget(&sandbox, self.strays(&overlay)).await;
         }
@@ -226,13 +249,18 @@ impl OverlayNetwork {
         if self.removed {
             return Err(OverlayError::Removed(name.to_owned()));
         }
-        if let Some(sandbox) = &self.sandbox {
-            return Ok(sandbox.clone());
-        }
         let pin = |source| {
             let path = self.pins.path(&self.id);
             OverlayError::Pin { network: name.to_owned(), path, source }
         };
+        if let Some(sandbox) = &self.sandbox {
+            let is_pinned = self.pins.find(&self.id).map_err(pin)?;
+            if !is_pinned.is_some_and(|pinned| pinned.is_same(sandbox)) {
+                tracing::warn!(network = self.id, "sandbox was not pinned any more, and is again");
+                self.pins.unpin(&self.id).and_then(|()| self.pins.pin(&self.id, sandbox)).map_err(pin)?;
+            }
+            return Ok(sandbox.clone());
+        }
         let sandbox = match self.pins.find(&self.id).map_err(pin)? {
             Some(sandbox) => sandbox,
             None => {
@@ -249,6 +277,7 @@ impl OverlayNetwork {
                 .collect())
         };
         let ports: Vec<(HostPort, Target)> = sandbox.act("sandbox could not be entered", enter).await?;
+        self.keep_sandbox(&sandbox).await?;
         self.inherited =
             ports.into_iter().map(|(port, target)| ((port.protocol, port.port), target)).collect();
         Ok(self.sandbox.insert(sandbox).clone())
@@ -327,11 +356,13 @@ impl OverlayNetwork {
     async fn apply_rules(&mut self, sandbox: &Netns, overlay: &Overlay) -> Result<(), KernelError> {
         let wanted = rules::sandbox(TABLE, &self.rules(overlay));
         let before = self.table.take();
-        let commit = move || {
-            nft::commit(before.as_ref(), Some(&wanted), TABLE)?;
-            Ok(Some(wanted))
-        };
-        self.table = sandbox.act("rules of the sandbox could not be changed", commit).await?;
+        let settle = move || nft::settle(before, wanted);
+        let (held, settled) = sandbox.act("rules of the sandbox could not be changed", settle).await?;
+        self.table = Some(held);
+        if settled == Settled::Repaired {
+            let network = self.id.as_str();
+            tracing::warn!(network, "somebody else changed the sandbox's rules; they are put right");
+        }
         Ok(())
     }
 
@@ -375,18 +406,11 @@ impl OverlayNetwork {
             return Err(AttachError::AlreadyAttached { container, network: overlay.name.clone() });
         }
         let mut attached = derive::describe(&overlay, &request)?;
-        let place = overlay.mesh.as_ref().and_then(|_| derive::place(&overlay, attached.address));
-        let inside = Inside {
-            interface: attached.interface.clone(),
-            mac: attached.mac,
-            mtu: self.mtu,
-            address: attached.address,
-            prefix: attached.prefix,
-            default_route: attached.gateway.filter(|_| request.default_route),
-            mesh: place.map(|(subnet, gateway)| InMesh { subnet, gateway }),
-        };
+        let inside = self.inside(&overlay, &attached, request.default_route);
         let near = Near { link: self.near(&container), port: near_port(), is_routed: true };
-        connect(&sandbox, near, &netns, inside).await?;
+        let rules = connect(&sandbox, near, &netns, inside).await?;
+        let member = Member { netns, default_route: request.default_route, rules };
+        self.members.insert(container.clone(), member);
         self.endpoints.insert(container.clone(), attached.clone());
         match self.publish(&container, attached.address, request.publish, &overlay).await {
             Ok(ports) => attached.ports = ports,
@@ -470,12 +494,20 @@ impl OverlayNetwork {
         conntrack::forget(&sandbox, Doomed::AnsweredBy(address)).await;
         disconnect(&sandbox, &pair_name(container, &self.id)).await?;
         self.endpoints.remove(container);
+        self.members.remove(container);
         Ok(())
     }
 
     /// Takes over an endpoint that exists; the network's state may come later.
-    pub async fn adopt(&mut self, container: &str, attached: Attached) -> Result<(), OverlayError> {
+    pub async fn adopt(
+        &mut self,
+        container: &str,
+        netns: &Netns,
+        attached: Attached,
+    ) -> Result<(), OverlayError> {
         let sandbox = self.sandbox(&self.id.clone()).await?;
+        let member = Member::adopt(netns, &attached.interface).await?;
+        self.members.insert(container.to_owned(), member);
         if self.uplink.is_none()
             && let Some(way_out) = self.way_out.clone()
         {
@@ -521,6 +553,7 @@ impl OverlayNetwork {
 
     /// Removes the sandbox, and all that leads to it.
     pub async fn close(&mut self) -> Result<(), OverlayError> {
+        self.keeper.scope.cancel();
         self.context.names.remove(&self.id);
         self.leave_mesh().await?;
         let containers: Vec<String> = self.endpoints.keys().cloned().collect();

@@ -119,6 +119,7 @@ fn read_elements(message: NetfilterMessage, found: &mut BTreeMap<Vec<u8>, Vec<u8
             match attribute {
                 SetElementAttribute::Key(DataAttribute::Value(bytes)) => key = Some(bytes),
                 SetElementAttribute::Data(DataAttribute::Value(bytes)) => value = bytes,
+                SetElementAttribute::Data(DataAttribute::Verdict(verdict)) => value = chain_of(&verdict),
                 _ => {}
             }
         }
@@ -126,7 +127,8 @@ fn read_elements(message: NetfilterMessage, found: &mut BTreeMap<Vec<u8>, Vec<u8
     }
 }
 
-fn open() -> io::Result<Socket> {
+/// A socket in the calling thread's namespace.
+pub(super) fn open() -> io::Result<Socket> {
     let mut socket = Socket::new(protocols::NETLINK_NETFILTER)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
@@ -153,7 +155,8 @@ fn receive(socket: &Socket) -> io::Result<Vec<NetlinkMessage<NetfilterMessage>>>
     Ok(messages)
 }
 
-fn push(
+/// Appends a message.
+pub(super) fn push(
     bytes: &mut Vec<u8>,
     sequence: u32,
     family: NetfilterProtoFamily,
@@ -320,6 +323,16 @@ fn set_message(table: &str, map: &Map, id: u32) -> SetMessage {
 fn to_chain(name: &[u8]) -> DataAttribute {
     let name = String::from_utf8_lossy(name).into_owned();
     DataAttribute::Verdict(vec![VerdictAttribute::Code(Verdict::Goto), VerdictAttribute::Chain(name)])
+}
+
+/// The inverse. A verdict that is not of ours gives what no chain is called.
+fn chain_of(verdict: &[VerdictAttribute]) -> Vec<u8> {
+    let goes_on = verdict.contains(&VerdictAttribute::Code(Verdict::Goto));
+    let chain = verdict.iter().find_map(|attribute| match attribute {
+        VerdictAttribute::Chain(name) if goes_on => Some(name.clone().into_bytes()),
+        _ => None,
+    });
+    chain.unwrap_or_default()
 }
 
 fn length(fields: &[Field]) -> u32 {

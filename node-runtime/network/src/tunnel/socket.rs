@@ -154,8 +154,10 @@ impl Outbox {
         let segment = self.batch.segment;
         if self.cuts && bytes.len() > segment {
             match self.send(to, &bytes, Some(segment)) {
-                // Neither the kernel nor the way there may be able to.
-                Err(Errno::EIO | Errno::EINVAL | Errno::EOPNOTSUPP) => self.cuts = false,
+                // The way there takes no datagrams of this size in one piece; others it may.
+                Err(Errno::EINVAL | Errno::EMSGSIZE) => {}
+                // This kernel, or the interface, cannot cut.
+                Err(Errno::EIO | Errno::EOPNOTSUPP) => self.cuts = false,
                 _ => return self.recycle(bytes),
             }
         }

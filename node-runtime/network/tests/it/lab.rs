@@ -34,6 +34,11 @@ impl Space {
         Space(Arc::new(File::open(netns.fd_path()).expect("namespace")))
     }
 
+    /// A namespace that is pinned to a file.
+    pub fn at(path: &std::path::Path) -> Space {
+        Space(Arc::new(File::open(path).expect("pin")))
+    }
+
     pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }

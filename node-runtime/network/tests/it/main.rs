@@ -8,4 +8,5 @@ mod lab;
 mod mesh;
 mod overlay;
 mod publish;
+mod repair;
 mod vip;

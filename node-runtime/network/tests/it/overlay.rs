@@ -145,12 +145,11 @@ async fn a_restarted_daemon_adopts_the_sandbox() {
     assert_eq!(d1.networks.apply_overlay(overlay(1, &[1, 2])).await.expect("apply"), 0, "nothing to correct");
     assert!(client.asks([10, 88, 0, 1], 8080).is_some());
 
-    // Damage is healed.
+    // Damage is healed, by itself.
     let sandbox = format!("nsenter --net={}", config1.netns_dir.join(ID).display());
     h1.sh(&format!("{sandbox} ip neigh flush dev vxlan0 nud permanent; {sandbox} ip link del vxlan0"));
-    assert!(!c1.space.pings(c2.attached.address));
-    assert!(d1.networks.apply_overlay(overlay(1, &[1, 2])).await.expect("apply") > 0);
-    assert!(c1.space.pings(c2.attached.address));
+    let healed = (0..20).any(|_| c1.space.pings(c2.attached.address));
+    assert!(healed, "the device and the way to the other host");
 
     // Teardown by a daemon that knows nothing yet.
     d1.stop();
