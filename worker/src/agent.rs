@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::assignments::{AssignmentSet, Changed};
 use crate::disk::{Disk, StoredTask};
-use crate::executor::Executor;
+use crate::executor::{ExecError, Executor};
 use crate::network::{Applied, NetworkHandle};
 use crate::reporter::Reporter;
 use crate::session::{Session, SessionEvent, message};
@@ -92,6 +92,8 @@ pub struct Agent {
     tasks: BTreeMap<String, TaskHandle>,
     networks: BTreeMap<String, NetworkHandle>,
     applied: watch::Sender<Arc<BTreeMap<String, u64>>>,
+    /// Why the newest table of a network could not be applied, by network.
+    troubles: watch::Sender<BTreeMap<String, ExecError>>,
     description: NodeDescription,
     data_path_port: u32,
     reporter: Reporter,
@@ -155,6 +157,7 @@ impl Agent {
             tasks: BTreeMap::new(),
             networks: BTreeMap::new(),
             applied: watch::channel(Arc::default()).0,
+            troubles: watch::channel(BTreeMap::new()).0,
             data_path_port: 0,
             reporter: Reporter::default(),
             outbox: None,
@@ -195,7 +198,7 @@ impl Agent {
                 _ = flush.tick(), if flush_due => self.flush(),
                 Some(event) = inbox.session.recv() => self.on_session(event).await,
                 Some(observed) = inbox.observed.recv() => self.on_observed(observed),
-                Some(applied) = inbox.applied.recv() => self.on_applied(applied),
+                Some(applied) = inbox.applied.recv() => self.on_applied(applied).await,
                 _ = describe.tick() => self.describe().await,
             }
         }
@@ -324,6 +327,7 @@ impl Agent {
             self.applied.send_modify(|applied| {
                 Arc::make_mut(applied).remove(id);
             });
+            self.troubles.send_modify(|troubles| drop(troubles.remove(id)));
             if let Some(handle) = self.networks.get(id) {
                 handle.retire();
             }
@@ -343,6 +347,7 @@ impl Agent {
             status,
             executor: self.executor.clone(),
             tables: self.applied.subscribe(),
+            troubles: self.troubles.subscribe(),
             observed: self.observed.clone(),
         };
         self.tasks.insert(id.to_owned(), TaskHandle::spawn(actor, &self.scope));
@@ -409,16 +414,27 @@ impl Agent {
         self.reporter.put(&observed.task_id, observed.status);
     }
 
-    fn on_applied(&mut self, applied: Applied) {
-        if !self.set.networks.contains_key(&applied.network_id) {
+    async fn on_applied(&mut self, applied: Applied) {
+        let Applied { network_id, version } = applied;
+        if !self.set.networks.contains_key(&network_id) {
             return;
         }
-        let known = self.applied.borrow().get(&applied.network_id) == Some(&applied.version);
+        let version = match version {
+            Ok(version) => version,
+            Err(error) => {
+                self.troubles.send_modify(|troubles| drop(troubles.insert(network_id, error)));
+                return;
+            }
+        };
+        self.troubles.send_if_modified(|troubles| troubles.remove(&network_id).is_some());
+        let known = self.applied.borrow().get(&network_id) == Some(&version);
         if !known {
             self.applied.send_modify(|tables| {
-                Arc::make_mut(tables).insert(applied.network_id, applied.version);
+                Arc::make_mut(tables).insert(network_id, version);
             });
             self.ack_due = true;
+            // A table can lead to another key of this node, which others must hear of soon.
+            self.describe().await;
         }
     }
 

@@ -47,6 +47,9 @@ pub struct DaemonArgs {
     /// Node name in the cluster, instead of the machine's hostname
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
+    /// UDP port of encrypted networks [default: 51820]
+    #[arg(long, value_name = "PORT")]
+    pub tunnel_port: Option<u16>,
     /// OCI runtime that containers may choose, NAME=PATH; may be repeated
     #[arg(long = "add-runtime", value_name = "NAME=PATH")]
     pub runtimes: Vec<String>,
@@ -125,6 +128,7 @@ struct ConfigFile {
     firewall_mode: Option<FirewallWord>,
     labels: Vec<String>,
     node_name: Option<String>,
+    tunnel_port: Option<u16>,
     runtimes: BTreeMap<String, RuntimeFile>,
     default_runtime: Option<String>,
     init: bool,
@@ -168,6 +172,8 @@ pub struct Settings {
     pub labels: Vec<(String, String)>,
     /// Node name, when it is not the hostname.
     pub node_name: Option<String>,
+    /// The UDP port of encrypted networks.
+    pub tunnel_port: u16,
     /// Other OCI runtimes, by name.
     pub runtimes: BTreeMap<String, PathBuf>,
     /// The runtime of containers that choose none; empty is the built-in one.
@@ -242,6 +248,7 @@ impl Settings {
             registry_mirrors: [args.registry_mirrors, file.registry_mirrors].concat(),
             insecure_registries: [args.insecure_registries, file.insecure_registries].concat(),
             cgroup_parent: args.cgroup_parent.or(file.cgroup_parent),
+            tunnel_port: args.tunnel_port.or(file.tunnel_port).unwrap_or(rswarm_network::TUNNEL_PORT),
             default_bridge: default_bridge(args.bridge.or(file.bridge))?,
             firewall: match args.firewall_mode.or(file.firewall_mode) {
                 Some(FirewallWord::Input) => rswarm_engine::FirewallMode::Input,
@@ -281,6 +288,7 @@ fn refuse_twice(args: &DaemonArgs, file: &ConfigFile) -> Result<(), SettingsErro
         ("hosts", !args.hosts.is_empty() && !file.hosts.is_empty()),
         ("pidfile", args.pidfile.is_some() && file.pidfile.is_some()),
         ("cgroup-parent", args.cgroup_parent.is_some() && file.cgroup_parent.is_some()),
+        ("tunnel-port", args.tunnel_port.is_some() && file.tunnel_port.is_some()),
         ("bridge", args.bridge.is_some() && file.bridge.is_some()),
         ("firewall-mode", args.firewall_mode.is_some() && file.firewall_mode.is_some()),
         ("node-name", args.node_name.is_some() && file.node_name.is_some()),

@@ -26,6 +26,7 @@ use tokio::sync::broadcast::error::RecvError;
 use super::attachments::Attachments;
 use super::connections::any_incoming;
 use super::overlay::{address, facts, mac, overlay};
+use super::tunnel::OwnKey;
 
 /// How often a container is asked for the connections that it has left.
 const LOOK_PERIOD: Duration = Duration::from_millis(100);
@@ -37,6 +38,7 @@ pub struct EngineExecutor {
     hostname: String,
     labels: BTreeMap<String, String>,
     data_path: IpAddr,
+    own_key: OwnKey,
     pub(super) attachments: Arc<Attachments>,
 }
 
@@ -49,10 +51,11 @@ impl EngineExecutor {
         hostname: String,
         labels: &[(String, String)],
         data_path: IpAddr,
+        own_key: OwnKey,
     ) -> Arc<EngineExecutor> {
         let labels = labels.iter().cloned().collect();
         let attachments = Attachments::new(engine.clone());
-        Arc::new(EngineExecutor { engine, node_id, hostname, labels, data_path, attachments })
+        Arc::new(EngineExecutor { engine, node_id, hostname, labels, data_path, own_key, attachments })
     }
 
     fn container_of(&self, task_id: &str) -> Option<Arc<Container>> {
@@ -156,12 +159,13 @@ impl Executor for EngineExecutor {
                 volume_drivers: vec!["local".into()],
                 log_drivers: vec!["json-file".into(), "local".into(), "none".into()],
             }),
+            tunnel: self.own_key.announced().inspect_err(|error| tracing::error!(%error, "no key")).ok(),
         }
     }
 
     async fn apply_network(&self, network: &NetworkView) -> Result<(), ExecError> {
         self.engine
-            .apply_overlay(overlay(network, &self.node_id, self.data_path)?, facts(network))
+            .apply_overlay(overlay(network, &self.node_id, self.data_path, &self.own_key)?, facts(network))
             .await
             .map_err(|error| failure(&error))
     }

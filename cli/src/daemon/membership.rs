@@ -75,6 +75,12 @@ impl Paths {
         self.root.join("worker")
     }
 
+    /// This node's private key for encrypted networks.
+    #[must_use]
+    pub fn tunnel_key(&self) -> PathBuf {
+        self.root.join("tunnel.json")
+    }
+
     fn addresses(&self) -> PathBuf {
         self.root.join("addresses.json")
     }

@@ -10,6 +10,7 @@ mod executor;
 mod membership;
 mod node;
 mod overlay;
+mod tunnel;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -85,6 +86,7 @@ pub async fn run(args: DaemonArgs) -> Result<(), DaemonError> {
         paths: Paths::new(&data_root),
         hostname: hostname(&settings),
         labels: settings.labels.clone(),
+        tunnel_port: settings.tunnel_port,
     };
     let node = Node::start(config, node_scope.clone()).await.map_err(DaemonError::Node)?;
     let api_scope = root.child("api");

@@ -8,7 +8,7 @@ use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::assignment_change::Change as Kind;
 use rswarm_proto::wire::{
     AssignmentChange, Network, NetworkAttachment, NetworkEndpoint, NetworkNode, NetworkService, NetworkTable,
-    Node, Service, Task,
+    Node, Service, Task, TunnelSecret,
 };
 
 use crate::publish::ingress_ports;
@@ -34,8 +34,11 @@ pub struct Table {
     pub endpoints: BTreeMap<String, NetworkEndpoint>,
     /// The services that have a virtual address in it, by id.
     pub services: BTreeMap<String, NetworkService>,
-    /// For the network of the routing mesh: the nodes that are routers in it, by id.
+    /// For the network of the routing mesh: the nodes that are routers in it, by id. For an encrypted one: those
+    /// on it.
     pub nodes: BTreeMap<String, NetworkNode>,
+    /// For an encrypted network: what its nodes share.
+    pub tunnel: Option<TunnelSecret>,
 }
 
 /// The endpoint tables of one state, each computed once however many nodes ask for it.
@@ -78,15 +81,20 @@ impl<'a> Tables<'a> {
         }
         // Networks of the node itself, such as `host`, are not stored and have no table.
         let network = self.state.network(network_id)?.clone();
-        let endpoints = self
+        let endpoints: BTreeMap<String, NetworkEndpoint> = self
             .state
             .tasks_on_network(network_id)
             .filter(|task| is_present(task))
             .filter_map(|task| Some((task.id.clone(), endpoint(self.state, task, network_id)?)))
             .collect();
         let services = services(self.state, &network);
-        let nodes = if is_ingress(&network) { nodes(self.state, network_id) } else { BTreeMap::new() };
-        let table = Arc::new(Table { network, endpoints, services, nodes });
+        let mut nodes = if is_ingress(&network) { nodes(self.state, network_id) } else { BTreeMap::new() };
+        let mut tunnel = None;
+        if network.is_encrypted() {
+            peers(self.state, &endpoints, &mut nodes);
+            tunnel = self.state.cluster().and_then(|cluster| cluster.tunnel.clone());
+        }
+        let table = Arc::new(Table { network, endpoints, services, nodes, tunnel });
         self.tables.insert(network_id.to_owned(), table.clone());
         Some(table)
     }
@@ -146,10 +154,30 @@ fn nodes(state: &State, ingress: &str) -> BTreeMap<String, NetworkNode> {
             address: mesh.addresses.first()?.clone(),
             mac: mesh.mac.clone(),
             node_addr: data_path_addr(node).to_owned(),
+            tunnel: None,
         };
         Some((node.id.clone(), entry))
     };
     state.nodes().filter_map(router).collect()
+}
+
+/// Makes the nodes of an encrypted network peers: those that endpoints are on, and those that are routers in it.
+fn peers(
+    state: &State,
+    endpoints: &BTreeMap<String, NetworkEndpoint>,
+    nodes: &mut BTreeMap<String, NetworkNode>,
+) {
+    let hosts: BTreeSet<&str> = endpoints.values().map(|endpoint| endpoint.node_id.as_str()).collect();
+    for node in hosts.into_iter().filter_map(|id| state.node(id)) {
+        if !nodes.contains_key(&node.id)
+            && let Some(entry) = crate::tunnel::entry(node, data_path_addr(node))
+        {
+            nodes.insert(node.id.clone(), entry);
+        }
+    }
+    for (id, entry) in nodes {
+        entry.tunnel = state.node(id).and_then(|node| crate::tunnel::peer(node));
+    }
 }
 
 /// Whether a task may hold its addresses on its node.
@@ -228,6 +256,7 @@ impl Table {
             endpoints: BTreeMap::new(),
             services: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            tunnel: None,
         };
         NetworkTable { snapshot: true, ..nothing.delta(self, version) }
     }
@@ -243,6 +272,7 @@ impl Table {
             removed_services: missing(&self.services, &next.services),
             nodes: changed(&self.nodes, &next.nodes),
             removed_nodes: missing(&self.nodes, &next.nodes),
+            tunnel: next.tunnel.clone(),
         }
     }
 }
@@ -304,7 +334,7 @@ mod tests {
                     services
                         .extend(table.services.into_iter().map(|entry| (entry.service_id.clone(), entry)));
                     nodes.extend(table.nodes.into_iter().map(|entry| (entry.node_id.clone(), entry)));
-                    let table = Table { network, endpoints, services, nodes };
+                    let table = Table { network, endpoints, services, nodes, tunnel: table.tunnel };
                     set.networks.insert(table.network.id.clone(), Arc::new(table));
                 }
             }

@@ -37,6 +37,8 @@ pub enum Author {
     Schedule,
     /// Tasks that nothing leads to any more.
     Drain,
+    /// Keys and addresses of encrypted networks.
+    Tunnels,
     /// Node states.
     Liveness,
     /// Deletion of what has ended.
@@ -45,7 +47,7 @@ pub enum Author {
     Pass,
 }
 
-const NAMES: [(Author, &str); 17] = [
+const NAMES: [(Author, &str); 18] = [
     (Author::Bootstrap, "bootstrap"),
     (Author::Control, "control"),
     (Author::Attach, "attach"),
@@ -60,13 +62,14 @@ const NAMES: [(Author, &str); 17] = [
     (Author::Allocate, "allocate"),
     (Author::Schedule, "schedule"),
     (Author::Drain, "drain"),
+    (Author::Tunnels, "tunnels"),
     (Author::Liveness, "liveness"),
     (Author::Reap, "reap"),
     (Author::Pass, "pass"),
 ];
 
 /// The reconcilers, whose rights a pass has together.
-const RECONCILERS: [Author; 10] = [
+const RECONCILERS: [Author; 11] = [
     Author::Replicated,
     Author::Global,
     Author::Restart,
@@ -75,6 +78,7 @@ const RECONCILERS: [Author; 10] = [
     Author::Allocate,
     Author::Schedule,
     Author::Drain,
+    Author::Tunnels,
     Author::Liveness,
     Author::Reap,
 ];
@@ -115,6 +119,7 @@ enum Write {
     ClusterRoot,
     ClusterRemovedNodes,
     ClusterIngress,
+    ClusterTunnel,
     NodeCreate,
     NodeDelete,
     NodeSpec,
@@ -124,6 +129,7 @@ enum Write {
     NodeMembership,
     NodeRole,
     NodeMesh,
+    NodeTunnel,
     ServiceCreate,
     ServiceDelete,
     ServiceSpec,
@@ -153,7 +159,7 @@ impl Write {
     fn writers(self) -> &'static [Author] {
         use Author::{
             Allocate, Attach, Bootstrap, Ca, Control, Dispatcher, Drain, Enforce, Global, Liveness,
-            Membership, Reap, Replicated, Restart, Schedule, Update,
+            Membership, Reap, Replicated, Restart, Schedule, Tunnels, Update,
         };
         match self {
             Write::ClusterCreate => &[Bootstrap],
@@ -179,6 +185,7 @@ impl Write {
             Write::TaskReason => &[Allocate, Schedule, Enforce, Dispatcher],
             Write::TaskReported => &[Dispatcher],
             Write::TaskDrained => &[Drain],
+            Write::ClusterTunnel | Write::NodeTunnel => &[Tunnels],
             // The ingress network is made with the cluster.
             Write::NetworkCreate => &[Control, Allocate],
             Write::NetworkPendingDelete => &[Control],
@@ -193,6 +200,7 @@ impl Write {
             Write::ClusterRoot => "cluster.root_ca",
             Write::ClusterRemovedNodes => "cluster.removed_nodes",
             Write::ClusterIngress => "cluster.ingress_made",
+            Write::ClusterTunnel => "cluster.tunnel",
             Write::NodeCreate | Write::NodeDelete => "node",
             Write::NodeSpec => "node.spec",
             Write::NodeDescription => "node.description",
@@ -201,6 +209,7 @@ impl Write {
             Write::NodeMembership => "node.manager_status",
             Write::NodeRole => "node.role",
             Write::NodeMesh => "node.mesh",
+            Write::NodeTunnel => "node.tunnel_number",
             Write::ServiceCreate | Write::ServiceDelete => "service",
             Write::ServiceSpec => "service.spec",
             Write::ServicePendingDelete => "service.pending_delete",
@@ -269,6 +278,7 @@ fn cluster(before: &Cluster, after: &Cluster) -> Vec<Write> {
         (before.root_ca != after.root_ca, Write::ClusterRoot),
         (before.removed_nodes != after.removed_nodes, Write::ClusterRemovedNodes),
         (before.ingress_made != after.ingress_made, Write::ClusterIngress),
+        (before.tunnel != after.tunnel, Write::ClusterTunnel),
         (before.default_address_pool != after.default_address_pool, Write::Never),
         (before.subnet_size != after.subnet_size, Write::Never),
         (before.data_path_port != after.data_path_port, Write::Never),
@@ -291,6 +301,7 @@ fn node(before: &Node, after: &Node) -> Vec<Write> {
         (before.manager_status != after.manager_status, Write::NodeMembership),
         (before.role != after.role, Write::NodeRole),
         (before.mesh != after.mesh, Write::NodeMesh),
+        (before.tunnel_number != after.tunnel_number, Write::NodeTunnel),
     ])
 }
 

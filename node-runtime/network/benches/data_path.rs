@@ -343,6 +343,7 @@ fn overlay(here: u8, endpoints: Vec<OverlayEndpoint>) -> Overlay {
         endpoints,
         services: Vec::new(),
         mesh: None,
+        tunnel: None,
     }
 }
 

@@ -20,6 +20,7 @@ use crate::netns::{Netns, set_sysctl};
 use crate::nft::{self, Held};
 use crate::plan::{Address, Found, Gateway, Link, LinkKind, MarkedRoute, Plan, Port, steps};
 use crate::rules::{self, BridgeRules, MESH_MARK, MESH_TABLE, Target};
+use crate::tunnel::Tunnel;
 
 /// MTU of a bridge that was given none.
 const MTU: u32 = 1500;
@@ -47,6 +48,8 @@ pub struct Context {
     pub host: Owner<Host>,
     /// All names.
     pub names: Names,
+    /// The device of encrypted overlays.
+    pub tunnel: Owner<Tunnel>,
 }
 
 impl Context {

@@ -192,6 +192,15 @@ pub enum OverlayError {
         #[source]
         source: Box<AttachError>,
     },
+    /// It is encrypted, and what encrypts is not there.
+    #[error("network `{network}` has no encrypted way to other nodes")]
+    Tunnel {
+        /// The network's name.
+        network: String,
+        /// Why.
+        #[source]
+        source: TunnelError,
+    },
     /// The kernel refused something.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -205,6 +214,73 @@ impl Classify for OverlayError {
             Self::Pin { .. } => Kind::Internal,
             Self::Netns(error) => error.kind(),
             Self::Uplink { source, .. } => source.kind(),
+            Self::Tunnel { source, .. } => source.kind(),
+            Self::Kernel(error) => error.kind(),
+        }
+    }
+}
+
+/// The WireGuard device of encrypted overlays could not be made, changed or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum TunnelError {
+    /// Its directory could not be used.
+    #[error("`{path}` could not be used")]
+    Directory {
+        /// The file or directory.
+        path: PathBuf,
+        /// The failing call's error.
+        #[source]
+        source: io::Error,
+    },
+    /// Its namespace could not be pinned, found or let go.
+    #[error("the tunnel's namespace could not be pinned to `{path}`")]
+    Pin {
+        /// The file.
+        path: PathBuf,
+        /// The failing call's error.
+        #[source]
+        source: io::Error,
+    },
+    /// Its namespace could not be made.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// Its process could not be started.
+    #[error("`{exe} tunnel` could not be started")]
+    Spawn {
+        /// The program.
+        exe: PathBuf,
+        /// The failing call's error.
+        #[source]
+        source: io::Error,
+    },
+    /// Its process cannot serve, in its own words.
+    #[error("the kernel has no WireGuard, and the device in user space does not work: {0}")]
+    Device(String),
+    /// Its process does not answer.
+    #[error("the WireGuard device in user space does not answer")]
+    Ask(#[source] io::Error),
+    /// Its process does not end.
+    #[error("process {pid} of the WireGuard device could not be ended")]
+    Stop {
+        /// The process.
+        pid: i32,
+        /// The failing call's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel refused something.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+impl Classify for TunnelError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Directory { .. } | Self::Pin { .. } | Self::Spawn { .. } | Self::Stop { .. } => {
+                Kind::Internal
+            }
+            Self::Netns(error) => error.kind(),
+            Self::Device(_) | Self::Ask(_) => Kind::Unavailable,
             Self::Kernel(error) => error.kind(),
         }
     }

@@ -315,6 +315,17 @@ impl Route {
         }
     }
 
+    /// Makes a WireGuard interface in the namespace `netns`; its UDP socket is in this one.
+    pub fn create_wireguard(&mut self, name: &str, netns: RawFd) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Wireguard)]),
+            LinkAttribute::NetNsFd(netns),
+        ];
+        self.request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
+    }
+
     fn set_port(&mut self, link: u32, bridge: u32, port: &Port) -> io::Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = link;

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use rswarm_base::ipam::Subnet;
 use serde::{Deserialize, Serialize};
 
+use crate::tunnel::OverlayTunnel;
+
 /// The identifier and the name of the bridge that every daemon has.
 pub const DEFAULT_BRIDGE: &str = "bridge";
 
@@ -18,6 +20,10 @@ pub struct Config {
     /// Where overlay sandboxes are pinned. Becomes a mount of its own, so that a process in another mount
     /// namespace can let go of all of them by detaching this one path.
     pub netns_dir: PathBuf,
+    /// What the device of encrypted overlays keeps while there is one: its socket, and which networks need it.
+    pub tunnel_dir: PathBuf,
+    /// The program that is the device as `tunnel …`, where the kernel has no WireGuard.
+    pub tunnel_exe: PathBuf,
     /// Whether there is a default bridge. Without one, overlays have no way out and publish no ports.
     pub default_bridge: bool,
     /// Subnets that bridges are given when none is asked for, in order; empty means Docker's own.
@@ -247,6 +253,9 @@ pub struct Overlay {
     pub services: Vec<OverlayService>,
     /// What makes this the network of the routing mesh; `None` for all others.
     pub mesh: Option<Mesh>,
+    /// How its traffic is encrypted; `None` when it is not. Nodes' addresses are those inside the tunnel then, but
+    /// for `local_addr`.
+    pub tunnel: Option<OverlayTunnel>,
 }
 
 /// A service with a virtual address: connections to it go to one of the service's ready endpoints.

@@ -183,6 +183,7 @@ mod tests {
             endpoints,
             services,
             mesh: None,
+            tunnel: None,
         };
         let names = Names::default();
         names.publish("n", NameTable::of_overlay(&overlay));

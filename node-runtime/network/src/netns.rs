@@ -172,9 +172,11 @@ impl Pins {
         }
     }
 
-    /// The names of all pins.
+    /// The names of all pins, but those that are no network's: they begin with a dot.
     pub(crate) fn names(&self) -> io::Result<Vec<String>> {
-        fs::read_dir(&self.dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+        let names =
+            fs::read_dir(&self.dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        names.filter(|name| !name.as_ref().is_ok_and(|name: &String| name.starts_with('.'))).collect()
     }
 
     /// Removes the directory and its mount; the directory must be empty.

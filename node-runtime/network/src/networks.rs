@@ -28,6 +28,7 @@ use crate::model::{
 use crate::names::Names;
 use crate::netns::{Netns, Pins};
 use crate::overlay::{Keeper, OverlayNetwork, WayOut};
+use crate::tunnel::{Tunnel, TunnelPeerStatus};
 use crate::watch::{self, Listen, Watch};
 
 /// The kernel's limit on an interface's name.
@@ -81,7 +82,13 @@ impl Networks {
         let table = format!("rswarm-{}", config.daemon_id);
         let host = Owner::spawn(&scope, Host::open(home.clone(), table, config.firewall).await?);
         let names = Names::default();
-        let context = Context { daemon_id: config.daemon_id.clone(), home, host, names };
+        let alias = format!("{}tunnel", Context::alias_prefix(&config.daemon_id));
+        let (exe, dir) = (config.tunnel_exe.clone(), config.tunnel_dir.clone());
+        let tunnel = Owner::spawn(&scope, Tunnel::new(exe, dir, alias, home.clone(), pins.clone()));
+        let (owner, watching) = (tunnel.clone(), scope.clone());
+        let watch = tunnel.call(move |tunnel| Box::pin(async move { tunnel.watch(watching, owner) }));
+        watch.await.map_err(|_| shutting_down())?;
+        let context = Context { daemon_id: config.daemon_id.clone(), home, host, names, tunnel };
         let directory = Directory::default();
         let registry = Registry {
             config: config.clone(),
@@ -381,6 +388,11 @@ impl Networks {
         names.map_err(|source| KernelError { action: "sandboxes could not be listed".to_owned(), source })
     }
 
+    /// How the device of encrypted overlays sees other nodes; nothing where there is none.
+    pub async fn tunnel_peers(&self) -> Vec<TunnelPeerStatus> {
+        self.0.context.tunnel.call(|tunnel| Box::pin(tunnel.status())).await.unwrap_or_default()
+    }
+
     /// Serves DNS at 127.0.0.11 inside the namespace; a second call replaces the configuration.
     ///
     /// # Errors
@@ -616,6 +628,13 @@ impl Registry {
                 source: std::io::Error::other("sandbox not removed"),
             }));
         }
+        let tunnel = self.context.tunnel.call(|tunnel| Box::pin(tunnel.close())).await;
+        note(tunnel.map_err(|_| shutting_down()).and_then(|closed| {
+            closed.map_err(|error| KernelError {
+                action: rswarm_base::Chain(&error).to_string(),
+                source: std::io::Error::other("device not removed"),
+            })
+        }));
         for network in self.directory.load().values() {
             let Network::Bridge(_, owner) = network else { continue };
             // An owner that ended puts nothing right.

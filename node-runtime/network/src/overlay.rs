@@ -59,6 +59,15 @@ pub struct WayOut {
     pub owner: Owner<Bridge>,
 }
 
+/// Where the VXLAN device's socket is.
+struct Way {
+    netns: Netns,
+    /// The source address that it can have.
+    local: Option<IpAddr>,
+    /// What is left for the network's own packets.
+    mtu: u32,
+}
+
 /// What puts right what others change in the sandbox.
 #[derive(Debug, Clone)]
 pub struct Keeper {
@@ -133,9 +142,10 @@ impl OverlayNetwork {
     pub async fn apply(&mut self, overlay: Overlay) -> Result<Vec<Step>, OverlayError> {
         derive::validate(&overlay)?;
         let sandbox = self.sandbox(&overlay.name).await?;
-        let local = self.underlay(&overlay).await?;
-        let plan = self.plan(&overlay, local);
-        let route = self.context.home.act("netlink socket could not be opened", Route::open).await?;
+        let way = self.way(&overlay).await?;
+        self.mtu = overlay.mtu.map_or(way.mtu, |asked| asked.min(way.mtu));
+        let plan = self.plan(&overlay, way.local);
+        let route = way.netns.act("netlink socket could not be opened", Route::open).await?;
         let underlay = Underlay { route, sandbox: sandbox.raw() };
         let action = format!("sandbox of network `{}` could not be brought to its state", overlay.name);
         // The descriptor must outlive the work, also when this future is dropped.
@@ -273,18 +283,33 @@ impl OverlayNetwork {
         Ok(self.sandbox.insert(sandbox).clone())
     }
 
-    /// Finds the link that carries the data path: sets the MTU by it, and says which source address the
-    /// VXLAN device can have.
-    async fn underlay(&mut self, overlay: &Overlay) -> Result<Option<IpAddr>, KernelError> {
-        let address = overlay.local_addr;
+    /// Where the VXLAN device sends: by the host's links; by the tunnel alone if the network is encrypted.
+    async fn way(&self, overlay: &Overlay) -> Result<Way, OverlayError> {
+        let Some(wanted) = overlay.tunnel.clone() else {
+            return Ok(self.underlay(overlay.local_addr).await?);
+        };
+        let (network, underlay) = (self.id.clone(), overlay.local_addr);
+        let apply = self
+            .context
+            .tunnel
+            .call(move |tunnel| Box::pin(async move { tunnel.apply(&network, wanted, underlay).await }));
+        let tunnel = apply.await.map_err(|_| shutting_down())?;
+        let tunnel =
+            tunnel.map_err(|source| OverlayError::Tunnel { network: overlay.name.clone(), source })?;
+        let mtu = tunnel.mtu.saturating_sub(ENCAPSULATION_V4).max(MTU_MIN);
+        Ok(Way { netns: tunnel.netns, local: Some(tunnel.address.into()), mtu })
+    }
+
+    /// Finds the host's link that carries the data path.
+    async fn underlay(&self, address: IpAddr) -> Result<Way, KernelError> {
         let find = move || Route::open()?.mtu_at(address);
         let found = self.context.home.act("links could not be listed", find).await?;
         let mtu = found.unwrap_or(UNDERLAY_MTU);
-        let encapsulation = if overlay.local_addr.is_ipv4() { ENCAPSULATION_V4 } else { ENCAPSULATION_V6 };
-        let most = mtu.saturating_sub(encapsulation).max(MTU_MIN);
-        self.mtu = overlay.mtu.map_or(most, |asked| asked.min(most));
+        let encapsulation = if address.is_ipv4() { ENCAPSULATION_V4 } else { ENCAPSULATION_V6 };
         // An advertised address that is not this host's (behind NAT) cannot be a source.
-        Ok(found.map(|_| address))
+        let local = found.map(|_| address);
+        let mtu = mtu.saturating_sub(encapsulation).max(MTU_MIN);
+        Ok(Way { netns: self.context.home.clone(), local, mtu })
     }
 
     fn plan(&self, overlay: &Overlay, local: Option<IpAddr>) -> Plan {
@@ -545,6 +570,11 @@ impl OverlayNetwork {
             // At once, not when the last reference to the namespace goes: the same network may come back.
             disconnect(&sandbox, VXLAN).await?;
         }
+        let id = self.id.clone();
+        let release =
+            self.context.tunnel.call(move |tunnel| Box::pin(async move { tunnel.release(&id).await }));
+        let released = release.await.map_err(|_| shutting_down())?;
+        released.map_err(|source| OverlayError::Tunnel { network: self.id.clone(), source })?;
         let path = self.pins.path(&self.id);
         let network = self.wanted.take().map_or_else(|| self.id.clone(), |overlay| overlay.name.clone());
         self.pins.unpin(&self.id).map_err(|source| OverlayError::Pin { network, path, source })?;

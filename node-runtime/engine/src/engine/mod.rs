@@ -85,6 +85,8 @@ impl Engine {
         let networking = rswarm_network::Config {
             daemon_id: config.daemon_id.clone(),
             netns_dir: launch::netns_dir(&config),
+            tunnel_dir: config.exec_root.join("tunnel"),
+            tunnel_exe: config.exe.clone(),
             default_bridge: config.default_bridge,
             bridge_pools: config.bridge_pools.clone(),
             firewall: config.firewall,

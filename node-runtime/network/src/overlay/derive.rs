@@ -79,6 +79,10 @@ pub fn bridge_addresses(overlay: &Overlay) -> BTreeSet<Address> {
 pub fn remote_entries(overlay: &Overlay) -> (BTreeSet<Neighbour>, BTreeSet<Forward>) {
     let (mut neighbours, mut forwarding) = (BTreeSet::new(), BTreeSet::new());
     let mut add = |address: IpAddr, mac: Mac, node: IpAddr| {
+        // There is no way to it yet: the network is encrypted, and its node has no key.
+        if node.is_unspecified() {
+            return;
+        }
         for link in [VXLAN, BRIDGE] {
             neighbours.insert(Neighbour { link: link.to_owned(), address, mac });
         }

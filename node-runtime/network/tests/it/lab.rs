@@ -213,6 +213,8 @@ pub fn config(id: &str, dir: &std::path::Path) -> Config {
     Config {
         daemon_id: id.to_owned(),
         netns_dir: dir.join(id),
+        tunnel_dir: dir.join(format!("{id}-tunnel")),
+        tunnel_exe: std::env::current_exe().expect("a running test has a path"),
         default_bridge: true,
         bridge_pools: Vec::new(),
         firewall: rswarm_network::FirewallMode::Open,

@@ -69,6 +69,7 @@ fn ingress(here: u8, nodes: &[u8], tasks: &[u8], ports: &[(u16, u16)]) -> Overla
                 .chain(ports.iter().map(port(Protocol::Udp)))
                 .collect(),
         }),
+        tunnel: None,
     }
 }
 

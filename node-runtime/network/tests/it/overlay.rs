@@ -42,6 +42,7 @@ pub fn overlay(here: u8, on: &[u8]) -> Overlay {
         endpoints: on.iter().map(|n| endpoint(*n)).collect(),
         services: Vec::new(),
         mesh: None,
+        tunnel: None,
     }
 }
 

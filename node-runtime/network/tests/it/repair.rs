@@ -128,6 +128,7 @@ fn overlay(mesh: bool) -> Overlay {
             nodes: Vec::new(),
             ports: Vec::new(),
         }),
+        tunnel: None,
     }
 }
 

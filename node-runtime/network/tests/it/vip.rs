@@ -62,6 +62,7 @@ fn overlay(here: u8, tasks: &[Task]) -> Overlay {
             address: VIP.into(),
         }],
         mesh: None,
+        tunnel: None,
     }
 }
 
