@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use rswarm_base::fsx;
+use rswarm_base::ipam::{Family, Subnet};
 use serde::Deserialize;
 
 /// Flags of `rswarm daemon`, also taken under the name `dockerd`.
@@ -37,6 +38,12 @@ pub struct DaemonArgs {
     /// `none` runs without a default bridge network
     #[arg(short, long, value_name = "NAME")]
     pub bridge: Option<String>,
+    /// Give containers on the default bridge network IPv6 addresses
+    #[arg(long)]
+    pub ipv6: bool,
+    /// IPv6 subnet of the default bridge network
+    #[arg(long, value_name = "SUBNET")]
+    pub fixed_cidr_v6: Option<String>,
     /// Label of this engine, KEY=VALUE; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE")]
     pub labels: Vec<String>,
@@ -108,6 +115,8 @@ struct ConfigFile {
     insecure_registries: Vec<String>,
     cgroup_parent: Option<String>,
     bridge: Option<String>,
+    ipv6: bool,
+    fixed_cidr_v6: Option<String>,
     labels: Vec<String>,
     node_name: Option<String>,
     runtimes: BTreeMap<String, RuntimeFile>,
@@ -147,6 +156,10 @@ pub struct Settings {
     pub cgroup_parent: Option<String>,
     /// Whether there is a default bridge network.
     pub default_bridge: bool,
+    /// Whether containers on it have IPv6 addresses.
+    pub ipv6: bool,
+    /// Its IPv6 subnet; `None` takes a free one.
+    pub fixed_cidr_v6: Option<Subnet>,
     /// Engine labels.
     pub labels: Vec<(String, String)>,
     /// Node name, when it is not the hostname.
@@ -187,6 +200,9 @@ pub enum SettingsError {
     /// A default runtime that is not there.
     #[error("specified default runtime `{0}` does not exist: name it with --add-runtime")]
     DefaultRuntime(String),
+    /// No IPv6 subnet.
+    #[error("invalid fixed-cidr-v6: '{0}' is not a valid IPv6 subnet")]
+    FixedCidrV6(String),
     /// Only `none` and the default are known.
     #[error("bridge `{0}` cannot be used: this daemon makes its own; only `none` is accepted")]
     Bridge(String),
@@ -226,6 +242,12 @@ impl Settings {
             insecure_registries: [args.insecure_registries, file.insecure_registries].concat(),
             cgroup_parent: args.cgroup_parent.or(file.cgroup_parent),
             default_bridge: default_bridge(args.bridge.or(file.bridge))?,
+            ipv6: args.ipv6 || file.ipv6,
+            fixed_cidr_v6: args
+                .fixed_cidr_v6
+                .or(file.fixed_cidr_v6)
+                .map(|text| fixed_cidr_v6(&text))
+                .transpose()?,
             labels: labels([args.labels, file.labels].concat())?,
             node_name: args.node_name.or(file.node_name),
             runtimes,
@@ -261,6 +283,7 @@ fn refuse_twice(args: &DaemonArgs, file: &ConfigFile) -> Result<(), SettingsErro
         ("pidfile", args.pidfile.is_some() && file.pidfile.is_some()),
         ("cgroup-parent", args.cgroup_parent.is_some() && file.cgroup_parent.is_some()),
         ("bridge", args.bridge.is_some() && file.bridge.is_some()),
+        ("fixed-cidr-v6", args.fixed_cidr_v6.is_some() && file.fixed_cidr_v6.is_some()),
         ("node-name", args.node_name.is_some() && file.node_name.is_some()),
         ("default-runtime", args.default_runtime.is_some() && file.default_runtime.is_some()),
         ("init-path", args.init_path.is_some() && file.init_path.is_some()),
@@ -280,6 +303,11 @@ fn default_bridge(name: Option<String>) -> Result<bool, SettingsError> {
         Some("none") => Ok(false),
         Some(other) => Err(SettingsError::Bridge(other.to_owned())),
     }
+}
+
+fn fixed_cidr_v6(text: &str) -> Result<Subnet, SettingsError> {
+    let subnet = text.parse().ok().filter(|subnet: &Subnet| subnet.family() == Family::V6);
+    subnet.ok_or_else(|| SettingsError::FixedCidrV6(text.to_owned()))
 }
 
 fn runtimes(

@@ -116,6 +116,8 @@ fn engine_config(
         registry_mirrors: settings.registry_mirrors.clone(),
         insecure_registries: settings.insecure_registries.clone(),
         default_bridge: settings.default_bridge,
+        default_bridge_ipv6: settings.ipv6,
+        fixed_cidr_v6: settings.fixed_cidr_v6,
         runtimes: settings.runtimes.clone(),
         default_runtime: settings.default_runtime.clone(),
         init: settings.init,

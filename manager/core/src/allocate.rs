@@ -305,8 +305,8 @@ impl Pools<'_> {
                 })?,
             };
             attachment.addresses.push(pool.cidr(address));
-            if let (IpAddr::V4(v4), true) = (address, attachment.mac.is_empty()) {
-                attachment.mac = mac(ipam::mac_for(v4));
+            if attachment.mac.is_empty() {
+                attachment.mac = mac(ipam::mac_for(address));
             }
         }
         Ok(attachment)

@@ -136,7 +136,7 @@ fn open_sockets() -> io::Result<(std::net::UdpSocket, std::net::TcpListener)> {
     udp.set_nonblocking(true)?;
     tcp.set_nonblocking(true)?;
     let table = rules::dns(TABLE, SERVER, udp.local_addr()?.port(), tcp.local_addr()?.port());
-    nft::commit(None, Some(&table), TABLE)?;
+    nft::commit(None, &[table])?;
     Ok((udp, tcp))
 }
 
@@ -399,7 +399,7 @@ mod tests {
         let names = Names::default();
         let mut table = NameTable::new("net");
         for n in 0..count {
-            table.add_container(&["many".to_owned()], IpAddr::from([10, 0, 0, n]));
+            table.add_container(&["many".to_owned()], &[IpAddr::from([10, 0, 0, n])]);
         }
         names.publish("n", table);
         let config = DnsConfig { networks: vec!["n".into()], upstream: Vec::new() };

@@ -1,21 +1,23 @@
-//! The daemon's own network namespace: its nftables table, and which host port belongs to whom.
+//! The daemon's own network namespace: its nftables tables, and which host port belongs to whom.
 
 mod mesh;
 mod port;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
+
+use rswarm_base::ipam::Family;
 
 use self::mesh::MeshPorts;
 use self::port::reserve;
 use crate::conntrack::{self, Doomed};
 use crate::error::{AttachError, KernelError};
 use crate::model::{BoundPort, PortBinding, Protocol};
-use crate::netns::{Netns, set_sysctl};
+use crate::netns::{self, Netns, set_sysctl};
 use crate::nft::{self, Table};
-use crate::rules::{self, BridgeRules, HostPort, Target};
+use crate::rules::{self, BridgeRules, HostPort, InFamily, Target};
 
 /// How often the kernel is asked for a free port before giving up.
 const EPHEMERAL_TRIES: u32 = 32;
@@ -34,8 +36,34 @@ pub struct Endpoint {
 pub struct Publish {
     /// What was asked for.
     pub binding: PortBinding,
+    /// Where it leads, for each family that the container has an address of.
+    pub ways: Vec<Way>,
+}
+
+/// The way to a container's port.
+#[derive(Debug, Clone, Copy)]
+pub struct Way {
+    /// The container's address.
+    pub inside: IpAddr,
     /// Where the host sends it.
     pub target: Target,
+}
+
+impl Publish {
+    /// The host's addresses to publish on, with the way from each; ports are to be chosen.
+    fn places(&self) -> Result<Vec<(HostPort, Way)>, AttachError> {
+        let PortBinding { host_ip, protocol, .. } = self.binding;
+        let place = |way: &Way| match host_ip {
+            None => Some((HostPort::any(Family::of(way.inside), protocol, 0), *way)),
+            Some(address) => (Family::of(address) == Family::of(way.inside))
+                .then_some((HostPort { address, protocol, port: 0 }, *way)),
+        };
+        let places: Vec<_> = self.ways.iter().filter_map(place).collect();
+        match host_ip {
+            Some(address) if places.is_empty() => Err(AttachError::PortFamily(address)),
+            _ => Ok(places),
+        }
+    }
 }
 
 /// A host port that is taken.
@@ -51,7 +79,9 @@ struct Lease {
 #[derive(Debug)]
 pub struct Host {
     home: Netns,
-    /// The table's name.
+    /// The families that the kernel has.
+    families: Vec<Family>,
+    /// The tables' name.
     table: String,
     bridges: BTreeMap<String, BridgeRules>,
     leases: BTreeMap<HostPort, Lease>,
@@ -60,7 +90,7 @@ pub struct Host {
     /// What every node of the cluster publishes.
     mesh: MeshPorts,
     /// What the kernel has.
-    applied: Option<Table>,
+    applied: Option<Vec<Table>>,
 }
 
 impl Host {
@@ -69,20 +99,24 @@ impl Host {
         let name = table.clone();
         let read = move || {
             set_sysctl("ipv4/ip_forward", "1");
-            if let Err(error) = nft::ensure(&rules::user()) {
-                // An administrator may have made it otherwise: it is his.
-                tracing::warn!(table = rules::USER, %error, "table for the administrator's rules could not be made");
+            let families = netns::families();
+            let (mut inherited, mut mesh) = (BTreeMap::new(), BTreeMap::new());
+            for family in families.iter().copied() {
+                if let Err(error) = nft::ensure(&rules::user(family)) {
+                    // An administrator may have made it otherwise: it is his.
+                    tracing::warn!(table = rules::USER, %family, %error, "table for the administrator's rules could not be made");
+                }
+                for map in [rules::BY_ADDRESS, rules::ANY] {
+                    inherited.extend(read_ports(family, &name, map)?);
+                }
+                mesh.extend(read_ports(family, &name, rules::MESH)?);
             }
-            let mut inherited = BTreeMap::new();
-            for map in [rules::BY_ADDRESS, rules::ANY] {
-                inherited.extend(read_ports(&name, map)?);
-            }
-            Ok((inherited, MeshPorts::inherit(read_ports(&name, rules::MESH)?)))
+            Ok((families, inherited, MeshPorts::inherit(mesh)))
         };
-        let (inherited, mesh) =
+        let (families, inherited, mesh) =
             home.act(format!("rules of table `{table}` could not be listed"), read).await?;
         let (bridges, leases) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Host { home, table, bridges, leases, inherited, mesh, applied: None })
+        Ok(Host { home, families, table, bridges, leases, inherited, mesh, applied: None })
     }
 
     /// Adds or changes a bridge's rules.
@@ -109,21 +143,20 @@ impl Host {
         &mut self,
         owner: Endpoint,
         ports: Vec<Publish>,
-        inside: IpAddr,
     ) -> Result<Vec<BoundPort>, AttachError> {
         let mut bound = Vec::new();
         let mut taken = Vec::new();
         let mut failed = None;
         for port in &ports {
-            match self.lease(&owner, port, inside).await {
-                Ok(host) => {
-                    taken.push(host);
-                    bound.push(BoundPort {
-                        host_ip: host.address.into(),
+            match self.lease(&owner, port).await {
+                Ok(hosts) => {
+                    bound.extend(hosts.iter().map(|host| BoundPort {
+                        host_ip: host.address,
                         host_port: host.port,
                         container_port: port.binding.container_port,
                         protocol: host.protocol,
-                    });
+                    }));
+                    taken.extend(hosts);
                 }
                 Err(error) => {
                     failed = Some(error);
@@ -147,7 +180,7 @@ impl Host {
     /// UDP clients that were already sending get the new rules too.
     async fn forget_flows(&self, ports: &[HostPort]) {
         for port in ports.iter().filter(|port| port.protocol == Protocol::Udp) {
-            conntrack::forget(&self.home, Doomed::UdpTo(port.port)).await;
+            conntrack::forget(&self.home, Doomed::UdpTo { family: port.family(), port: port.port }).await;
         }
     }
 
@@ -158,8 +191,7 @@ impl Host {
         ports: Vec<(BoundPort, Target)>,
     ) -> Result<(), KernelError> {
         for (port, target) in ports {
-            let IpAddr::V4(address) = port.host_ip else { continue };
-            let host = HostPort { address, protocol: port.protocol, port: port.host_port };
+            let host = HostPort { address: port.host_ip, protocol: port.protocol, port: port.host_port };
             let reserved = self.home.run(move || reserve(host)).await.and_then(std::convert::identity);
             if let Err(error) = &reserved {
                 tracing::warn!(?host, %error, "published port is not reserved: another process has it");
@@ -181,11 +213,11 @@ impl Host {
         let inherited = std::mem::take(&mut self.inherited);
         self.apply().await?;
         let leased = self.leases.values().map(|lease| lease.target);
-        let live: BTreeSet<Ipv4Addr> =
+        let live: BTreeSet<IpAddr> =
             leased.chain(self.mesh.targets().into_values()).map(|target| target.address).collect();
-        let gone: BTreeSet<Ipv4Addr> = inherited.values().map(|target| target.address).collect();
+        let gone: BTreeSet<IpAddr> = inherited.values().map(|target| target.address).collect();
         for address in gone.difference(&live) {
-            conntrack::forget(&self.home, Doomed::AnsweredBy((*address).into())).await;
+            conntrack::forget(&self.home, Doomed::AnsweredBy(*address)).await;
         }
         Ok(())
     }
@@ -199,18 +231,20 @@ impl Host {
         self.applied = None;
         let table = self.table.clone();
         let action = format!("table `{table}` could not be removed");
-        let remove = move || nft::commit(None, None, &table).and(nft::commit(None, None, rules::USER));
-        self.home.act(action, remove).await.map(|_| ())
+        let remove = move || nft::remove(&table).and(nft::remove(rules::USER));
+        self.home.act(action, remove).await
     }
 
     async fn apply(&mut self) -> Result<(), KernelError> {
         let mut ports = self.inherited.clone();
         ports.extend(self.leases.iter().map(|(port, lease)| (*port, lease.target)));
-        let wanted = rules::host(&self.table, &self.bridges, &ports, &self.mesh.targets());
+        let mesh = self.mesh.targets();
+        let table = |family| rules::host(family, &self.table, &self.bridges, &ports, &mesh);
+        let wanted: Vec<Table> = self.families.iter().copied().map(table).collect();
         let before = self.applied.take();
         let action = format!("rules of table `{}` could not be changed", self.table);
         let commit = move || {
-            nft::commit(before.as_ref(), Some(&wanted), &wanted.name)?;
+            nft::commit(before.as_deref(), &wanted)?;
             Ok(wanted)
         };
         // After an error it is unknown what the kernel has, so the next change replaces all of it.
@@ -218,72 +252,86 @@ impl Host {
         Ok(())
     }
 
-    /// Finds and takes a host port.
-    async fn lease(
-        &mut self,
-        owner: &Endpoint,
-        port: &Publish,
-        inside: IpAddr,
-    ) -> Result<HostPort, AttachError> {
-        let PortBinding { host_ip, host_port, host_port_end, container_port, protocol } = port.binding;
-        let address = match host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()) {
-            IpAddr::V4(address) => address,
-            other @ IpAddr::V6(_) => return Err(AttachError::PortFamily(other)),
-        };
-        let wanted = HostPort { address, protocol, port: host_port };
+    /// Finds and takes a host port: the same number on every address that it is published on.
+    async fn lease(&mut self, owner: &Endpoint, port: &Publish) -> Result<Vec<HostPort>, AttachError> {
+        let PortBinding { host_port, host_port_end, .. } = port.binding;
+        let places = port.places()?;
+        let Some((first, _)) = places.first() else { return Ok(Vec::new()) };
+        let exhausted = AttachError::PortsExhausted { address: first.address };
         if host_port == 0 {
-            return self.lease_any(owner, port.target, wanted).await;
+            return self.lease_any(owner, &places).await.ok_or(exhausted);
         }
         let is_range = host_port_end > host_port;
         for number in host_port..=host_port_end.max(host_port) {
-            let host = HostPort { port: number, ..wanted };
-            if self.conflicts(host) {
-                if is_range {
-                    continue;
-                }
-                return Err(AttachError::PortAllocated { address: address.into(), port: number });
-            }
-            match self.reserve(host).await {
-                Ok((socket, _)) => {
-                    self.take(owner, port.target, host, socket);
-                    return Ok(host);
-                }
+            match self.reserve_all(&places, number, port.binding.container_port).await {
+                Ok(sockets) => return Ok(self.take(owner, &places, number, sockets)),
                 Err(_) if is_range => {}
-                Err(error) => {
-                    let source = in_dockers_words(error);
-                    let target = format!("{inside}:{container_port}");
-                    let address = address.into();
-                    return Err(AttachError::PortBind { address, port: number, target, protocol, source });
-                }
+                Err(error) => return Err(error),
             }
         }
-        Err(AttachError::PortsExhausted { address: address.into() })
+        Err(exhausted)
     }
 
-    async fn lease_any(
+    async fn lease_any(&mut self, owner: &Endpoint, places: &[(HostPort, Way)]) -> Option<Vec<HostPort>> {
+        for _ in 0..EPHEMERAL_TRIES {
+            let (first, rest) = places.split_first()?;
+            let (socket, number) = self.reserve(first.0).await.ok()?;
+            if self.conflicts(HostPort { port: number, ..first.0 }) {
+                continue;
+            }
+            // Whoever has the number in the other family only costs another try.
+            if let Ok(sockets) = self.reserve_all(rest, number, 0).await {
+                let sockets = std::iter::once(socket).chain(sockets).collect();
+                return Some(self.take(owner, places, number, sockets));
+            }
+        }
+        None
+    }
+
+    /// Keeps a number on all places, or on none.
+    async fn reserve_all(
+        &self,
+        places: &[(HostPort, Way)],
+        number: u16,
+        container_port: u16,
+    ) -> Result<Vec<OwnedFd>, AttachError> {
+        let mut sockets = Vec::new();
+        for (place, way) in places {
+            let host = HostPort { port: number, ..*place };
+            if self.conflicts(host) {
+                return Err(AttachError::PortAllocated { address: host.address, port: number });
+            }
+            let reserved = self.reserve(host).await;
+            sockets.push(reserved.map(|(socket, _)| socket).map_err(|error| AttachError::PortBind {
+                host: SocketAddr::new(host.address, number),
+                target: SocketAddr::new(way.inside, container_port),
+                protocol: host.protocol,
+                source: in_dockers_words(error),
+            })?);
+        }
+        Ok(sockets)
+    }
+
+    fn take(
         &mut self,
         owner: &Endpoint,
-        target: Target,
-        wanted: HostPort,
-    ) -> Result<HostPort, AttachError> {
-        for _ in 0..EPHEMERAL_TRIES {
-            let Ok((socket, number)) = self.reserve(wanted).await else { break };
-            let host = HostPort { port: number, ..wanted };
-            if !self.conflicts(host) {
-                self.take(owner, target, host, socket);
-                return Ok(host);
-            }
+        places: &[(HostPort, Way)],
+        port: u16,
+        sockets: Vec<OwnedFd>,
+    ) -> Vec<HostPort> {
+        let mut taken = Vec::new();
+        for ((place, way), socket) in places.iter().zip(sockets) {
+            let host = HostPort { port, ..*place };
+            let lease = Lease { owner: owner.clone(), target: way.target, _reserved: Some(socket) };
+            self.leases.insert(host, lease);
+            taken.push(host);
         }
-        Err(AttachError::PortsExhausted { address: wanted.address.into() })
-    }
-
-    fn take(&mut self, owner: &Endpoint, target: Target, host: HostPort, socket: OwnedFd) {
-        self.leases.insert(host, Lease { owner: owner.clone(), target, _reserved: Some(socket) });
+        taken
     }
 
     /// Whether we have the port already, on an address that `wanted` includes.
     fn conflicts(&self, wanted: HostPort) -> bool {
-        self.holder(wanted).is_some() || self.mesh.has(wanted.protocol, wanted.port)
+        self.holder(wanted).is_some() || self.mesh.has(wanted)
     }
 
     /// Which of our containers has the port.
@@ -291,6 +339,7 @@ impl Host {
         let overlaps = |taken: &HostPort| {
             taken.port == wanted.port
                 && taken.protocol == wanted.protocol
+                && taken.family() == wanted.family()
                 && (taken.address == wanted.address
                     || taken.address.is_unspecified()
                     || wanted.address.is_unspecified())
@@ -313,7 +362,7 @@ fn in_dockers_words(error: io::Error) -> io::Error {
 }
 
 /// The ports that a map of ours has in the kernel, in the calling thread's namespace.
-fn read_ports(table: &str, map: &str) -> io::Result<BTreeMap<HostPort, Target>> {
-    let elements = nft::elements(table, map)?;
-    Ok(elements.iter().filter_map(|(key, value)| rules::read_port((key, value))).collect())
+fn read_ports(family: Family, table: &str, map: &str) -> io::Result<BTreeMap<HostPort, Target>> {
+    let elements = nft::elements(family, table, map)?;
+    Ok(elements.iter().filter_map(|(key, value)| rules::read_port(family, (key, value))).collect())
 }

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rswarm_base::Chain;
+use rswarm_base::ipam::Family;
 use rswarm_network::{
-    AttachRequest, Attached, BoundPort as KernelPort, DnsConfig, Mac, Netns, PortBinding, Protocol,
+    AttachRequest, Attached, BoundPort as KernelPort, DnsConfig, Mac, Netns, Placed, PortBinding, Protocol,
 };
 use rswarm_proto::model::container::PortConfig;
 
@@ -103,10 +104,13 @@ pub(crate) fn new_endpoint(
     config: &ContainerConfig,
     asked: EndpointConfig,
 ) -> Result<Endpoint, NetworkError> {
-    if asked.address_v6.is_some() {
-        return Err(NetworkError::Invalid("IPv6 endpoints are not supported".to_owned()));
+    if let Some(address) = asked.address.filter(|address| !address.is_ipv4()) {
+        return Err(NetworkError::Invalid(format!("invalid IPv4 address: {address}")));
     }
-    if network.is_default_bridge() && asked.address.is_some() {
+    if let Some(address) = asked.address_v6.filter(|address| !address.is_ipv6()) {
+        return Err(NetworkError::Invalid(format!("invalid IPv6 address: {address}")));
+    }
+    if network.is_default_bridge() && (asked.address.is_some() || asked.address_v6.is_some()) {
         return Err(NetworkError::Invalid(
             "user specified IP address is supported on user defined networks only".to_owned(),
         ));
@@ -206,22 +210,22 @@ async fn attach_all(
             .map_err(|_| NetworkError::NotFound(endpoint.network_name.clone()))?;
         found.push((endpoint.clone(), network));
     }
-    let gateway = gateway_index(&found);
+    let gateways = Family::ALL.map(|family| (family, gateway_index(&found, family)));
+    let gateway = gateways.iter().find_map(|(_, number)| *number);
     let mut attached = Vec::new();
     for (number, (endpoint, network)) in found.iter().enumerate() {
-        let is_gateway = gateway == Some(number);
-        let publish = if is_gateway { bindings(container)? } else { Vec::new() };
-        attached.push(
-            attach(
-                shared,
-                container,
-                netns,
-                endpoint.clone(),
-                network,
-                Place { number, is_gateway, publish },
-            )
-            .await?,
-        );
+        let leads = gateways.iter().filter(|(_, gateway)| *gateway == Some(number));
+        let default_routes: Vec<Family> = leads.map(|(family, _)| *family).collect();
+        let mut publish = bindings(container)?;
+        // A port that no endpoint can serve is the first one's to refuse.
+        let served = |family| gateways.iter().any(|(one, gateway)| *one == family && gateway.is_some());
+        publish.retain(|binding| match binding.host_ip.map(Family::of) {
+            Some(family) if served(family) => default_routes.contains(&family),
+            Some(_) => gateway == Some(number),
+            None => !default_routes.is_empty(),
+        });
+        let place = Place { number, default_routes, publish };
+        attached.push(attach(shared, container, netns, endpoint.clone(), network, place).await?);
     }
     let networks: Vec<&Network> = order(&found, gateway).into_iter().map(|n| &*found[n].1).collect();
     let resolv = resolv_conf(shared, container)?;
@@ -237,7 +241,8 @@ async fn attach_all(
 /// What one attachment adds to its endpoint.
 struct Place {
     number: usize,
-    is_gateway: bool,
+    /// The families whose default route goes by it.
+    default_routes: Vec<Family>,
     publish: Vec<PortBinding>,
 }
 
@@ -255,17 +260,19 @@ async fn attach(
         container_id: container.id.clone(),
         network_id: network.kernel_id().to_owned(),
         interface: format!("eth{}", place.number),
-        address: endpoint.config.address,
+        addresses: endpoint.config.address.into_iter().chain(endpoint.config.address_v6).collect(),
         mac: endpoint.config.mac.map(Mac),
-        default_route: place.is_gateway,
+        default_routes: place.default_routes,
         publish: place.publish,
         names: endpoint.names.clone(),
     };
     let attached = shared.networks.attach(netns, request).await.map_err(Cause::new)?;
     endpoint.endpoint_id = rswarm_base::id::engine_id();
+    let placed = Family::ALL.map(|family| attached.of(family));
+    [endpoint.address, endpoint.address_v6] =
+        placed.map(|placed| placed.map(|placed| (placed.address, placed.prefix)));
+    [endpoint.gateway, endpoint.gateway_v6] = placed.map(|placed| placed.and_then(|placed| placed.gateway));
     endpoint.interface = attached.interface;
-    endpoint.address = Some((attached.address, attached.prefix));
-    endpoint.gateway = attached.gateway;
     endpoint.mac = Some(attached.mac.0);
     endpoint.ports = attached.ports.into_iter().map(from_kernel_port).collect();
     Ok(endpoint)
@@ -282,11 +289,19 @@ pub(crate) async fn connect(
     let used = |number: usize| container.endpoints.iter().any(|e| e.interface == format!("eth{number}"));
     let number = (0..).find(|number| !used(*number)).unwrap_or(0);
     // The first network with a way out gives the default route.
-    let is_gateway =
-        !network.internal && container.endpoints.iter().all(|endpoint| endpoint.gateway.is_none());
-    let publish = if is_gateway { bindings(container)? } else { Vec::new() };
-    let attached =
-        attach(shared, container, &netns, endpoint, network, Place { number, is_gateway, publish }).await?;
+    let gateways = |endpoint: &Endpoint| [endpoint.gateway, endpoint.gateway_v6].into_iter().flatten();
+    let leads = |family: &Family| {
+        let mut others = container.endpoints.iter().flat_map(gateways);
+        !network.internal && network.has(*family) && others.all(|gateway| Family::of(gateway) != *family)
+    };
+    let default_routes: Vec<Family> = Family::ALL.into_iter().filter(leads).collect();
+    let mut publish = bindings(container)?;
+    publish.retain(|binding| match binding.host_ip.map(Family::of) {
+        Some(family) => default_routes.contains(&family),
+        None => !default_routes.is_empty(),
+    });
+    let place = Place { number, default_routes, publish };
+    let attached = attach(shared, container, &netns, endpoint, network, place).await?;
     let mut endpoints = container.endpoints.to_vec();
     endpoints.push(attached.clone());
     if let Err(error) = refresh(shared, container, &endpoints, &netns).await {
@@ -356,7 +371,15 @@ pub(crate) async fn adopt(shared: &Shared, container: &Container) -> Result<(), 
 }
 
 fn to_kernel(endpoint: &Endpoint, network_id: &str) -> Option<Attached> {
-    let (address, prefix) = endpoint.address?;
+    let placed = |address: Option<(IpAddr, u8)>, gateway| {
+        address.map(|(address, prefix)| Placed { address, prefix, gateway })
+    };
+    let addresses =
+        [placed(endpoint.address, endpoint.gateway), placed(endpoint.address_v6, endpoint.gateway_v6)];
+    let addresses: Vec<Placed> = addresses.into_iter().flatten().collect();
+    if addresses.is_empty() {
+        return None;
+    }
     let protocol = |text: &str| if text == "udp" { Protocol::Udp } else { Protocol::Tcp };
     let ports = endpoint.ports.iter().map(|port| KernelPort {
         host_ip: port.host_ip,
@@ -367,9 +390,7 @@ fn to_kernel(endpoint: &Endpoint, network_id: &str) -> Option<Attached> {
     Some(Attached {
         network_id: network_id.to_owned(),
         interface: endpoint.interface.clone(),
-        address,
-        prefix,
-        gateway: endpoint.gateway,
+        addresses,
         mac: Mac(endpoint.mac?),
         ports: ports.collect(),
         names: endpoint.names.clone(),
@@ -385,10 +406,11 @@ fn from_kernel_port(port: KernelPort) -> BoundPort {
     }
 }
 
-/// Which endpoint gives the default route: the greatest priority, then the first by name. Internal networks
-/// have no way out.
-fn gateway_index(endpoints: &[(Endpoint, Arc<Network>)]) -> Option<usize> {
-    let open = endpoints.iter().enumerate().filter(|(_, (_, network))| !network.internal);
+/// Which endpoint gives a family's default route: the greatest priority, then the first by name. Internal
+/// networks have no way out.
+fn gateway_index(endpoints: &[(Endpoint, Arc<Network>)], family: Family) -> Option<usize> {
+    let leads = |network: &Network| !network.internal && network.has(family);
+    let open = endpoints.iter().enumerate().filter(|(_, (_, network))| leads(network));
     let best = open.min_by_key(|(_, (endpoint, network))| {
         (std::cmp::Reverse(endpoint.config.gateway_priority), network.name.clone())
     });
@@ -490,8 +512,8 @@ async fn write_files(
     let config = &container.config;
     let on_host = Mode::of(&config.network_mode) == Mode::Host;
     let name = spec::host_name(container);
-    let own: Vec<IpAddr> =
-        endpoints.iter().filter_map(|endpoint| endpoint.address.map(|(ip, _)| ip)).collect();
+    let own = endpoints.iter().flat_map(|endpoint| [endpoint.address, endpoint.address_v6]);
+    let own: Vec<IpAddr> = own.flatten().map(|(address, _)| address).collect();
     let gateway = gateway.or(on_host.then_some(IpAddr::V4(Ipv4Addr::LOCALHOST)));
     let mut hosts = files::hosts(&config.spec, &name, &own, gateway);
     if on_host {

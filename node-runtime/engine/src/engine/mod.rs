@@ -85,6 +85,8 @@ impl Engine {
             daemon_id: config.daemon_id.clone(),
             netns_dir: launch::netns_dir(&config),
             default_bridge: config.default_bridge,
+            default_bridge_ipv6: config.default_bridge_ipv6,
+            fixed_cidr_v6: config.fixed_cidr_v6,
             bridge_pools: config.bridge_pools.clone(),
         };
         let networks = Networks::open(networking, scope.child("networks")).await.map_err(Cause::new)?;

@@ -78,7 +78,7 @@ async fn containers_find_each_other_and_ask_upstream_for_the_rest() {
     };
     networks.serve_dns(&web.netns, &web.id, dns(&[[10, 88, 0, 8], [10, 88, 0, 9]])).await.expect("dns");
     let space = web.space.clone();
-    let db_address = db.attached.address;
+    let db_address = db.address();
     let (found, dotted, forwarded) = tokio::task::spawn_blocking(move || {
         (ask(&space, "db"), ask(&space, "DB.app"), ask(&space, "example.org"))
     })

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
 use rswarm_base::Scope;
+use rswarm_base::ipam::Family;
 use rswarm_network::{AttachRequest, Attached, Config, Netns, Networks, OpenError};
 
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -204,6 +205,8 @@ pub fn config(id: &str, dir: &std::path::Path) -> Config {
         daemon_id: id.to_owned(),
         netns_dir: dir.join(id),
         default_bridge: true,
+        default_bridge_ipv6: false,
+        fixed_cidr_v6: None,
         bridge_pools: Vec::new(),
     }
 }
@@ -270,6 +273,16 @@ impl Container {
         let attached = networks.attach(&netns, request).await.expect("attach");
         Container { id, space: Space::of(&netns), netns, attached }
     }
+
+    /// Its first address.
+    pub fn address(&self) -> IpAddr {
+        self.attached.addresses[0].address
+    }
+
+    /// Its address of a family.
+    pub fn address_of(&self, family: Family) -> IpAddr {
+        self.attached.of(family).expect("an address of the family").address
+    }
 }
 
 pub fn request(container: &str, network: &str) -> AttachRequest {
@@ -277,9 +290,9 @@ pub fn request(container: &str, network: &str) -> AttachRequest {
         container_id: container.to_owned(),
         network_id: network.to_owned(),
         interface: "eth0".to_owned(),
-        address: None,
+        addresses: Vec::new(),
         mac: None,
-        default_route: true,
+        default_routes: Family::ALL.to_vec(),
         publish: Vec::new(),
         names: vec![container.to_owned()],
     }
