@@ -16,8 +16,8 @@ use crate::model::{
 };
 use crate::names::{NameTable, Names};
 use crate::netns::{Netns, forward_ipv6, set_ipv6, set_sysctl};
-use crate::nft;
-use crate::plan::{Address, Found, Gateway, Link, LinkKind, MarkedRoute, Plan, Port};
+use crate::nft::{self, Held};
+use crate::plan::{Address, Found, Gateway, Link, LinkKind, MarkedRoute, Plan, Port, steps};
 use crate::rules::{self, BridgeRules, MESH_MARK, MESH_TABLE, Target};
 
 /// MTU of a bridge that was given none.
@@ -34,6 +34,9 @@ pub struct Bridge {
     uplinks: BTreeSet<IpAddr>,
     /// The IPv6 subnet of overlays' ways out, once there is one that needs it.
     uplinks_v6: Option<Subnet>,
+    members: BTreeMap<String, Member>,
+    /// What still waited when the network was removed must not bring it back.
+    removed: bool,
 }
 
 /// What networks share.
@@ -75,6 +78,28 @@ pub struct Near {
     pub port: Port,
     /// Whether the bridge itself sends to the container and must know the way.
     pub is_routed: bool,
+}
+
+/// What it takes to make a container's pair again, should somebody delete it.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// The container's namespace.
+    pub netns: Netns,
+    /// The families whose default route goes here.
+    pub default_routes: Vec<Family>,
+    /// The rules that it needs in the mesh, once they were looked at.
+    pub rules: Vec<Held>,
+}
+
+impl Member {
+    /// A container that a daemon before us connected: its own routes tell where the default one goes.
+    pub async fn adopt(netns: &Netns, interface: &str) -> Result<Member, KernelError> {
+        let list = || Route::open()?.list();
+        let found = netns.act("routes of the container could not be listed", list).await?;
+        let here = found.default_routes.iter().filter(|route| route.link == interface);
+        let default_routes = here.map(|route| Family::of(route.address)).collect();
+        Ok(Member { netns: netns.clone(), default_routes, rules: Vec::new() })
+    }
 }
 
 /// What an endpoint needs inside the container.
@@ -134,31 +159,36 @@ impl Inside {
     }
 
     /// Sets the container's end up, in the calling thread's namespace.
-    fn set_up(&self) -> io::Result<()> {
+    fn set_up(&self) -> io::Result<Vec<Held>> {
         set_ipv6(&self.interface, self.addresses.iter().any(|placed| placed.address.is_ipv6()));
-        let mut route = Route::open()?;
-        route.reconcile(&self.plan(), None)?;
+        Route::open()?.reconcile(&self.plan(), None)?;
         if self.mesh.is_empty() {
             for placed in self.addresses.iter().filter(|placed| placed.gateway.is_some()) {
                 // Another interface may be in the mesh already.
                 let answers = rules::mesh_answers(Some(placed.address));
                 nft::refill(Family::of(placed.address), MESH_TABLE, &answers)?;
             }
-            return Ok(());
+            return Ok(Vec::new());
         }
         // Answers take the way of the question also where no hook can turn them: a connection's first
         // one, refusals, and the check of where a question may come from.
         set_sysctl("ipv4/tcp_fwmark_accept", "1");
         set_sysctl("ipv4/conf/all/src_valid_mark", "1");
-        let found = route.list()?;
-        let mut tables = Vec::new();
         for mesh in &self.mesh {
-            let family = mesh.subnet.family();
-            set_sysctl(if family == Family::V4 { "ipv4/fwmark_reflect" } else { "ipv6/fwmark_reflect" }, "1");
-            let answers = default_address(&found, family);
-            tables.push(rules::mesh_member(&self.interface, mesh.subnet, answers));
+            let is_v4 = mesh.subnet.family() == Family::V4;
+            set_sysctl(if is_v4 { "ipv4/fwmark_reflect" } else { "ipv6/fwmark_reflect" }, "1");
         }
-        nft::commit(None, &tables).map(|_| ())
+        self.keep_mesh_rules(Vec::new())
+    }
+
+    /// Makes the rules of a container of the mesh, or puts them right, in the calling thread's namespace.
+    pub fn keep_mesh_rules(&self, before: Vec<Held>) -> io::Result<Vec<Held>> {
+        let found = Route::open()?.list()?;
+        let table = |mesh: &InMesh| {
+            let default = default_address(&found, mesh.subnet.family());
+            rules::mesh_member(&self.interface, mesh.subnet, default)
+        };
+        Ok(nft::settle(before, self.mesh.iter().map(table).collect())?.0)
     }
 }
 
@@ -171,13 +201,14 @@ fn default_address(found: &Found, family: Family) -> Option<IpAddr> {
 }
 
 /// Makes an endpoint: a pair between `near_netns`, where its end is a port of a bridge, and the container,
-/// where its end gets address and route. On an error the pair is gone.
+/// where its end gets address and route. On an error the pair is gone. Returns the rules that the container
+/// needed.
 pub async fn connect(
     near_netns: &Netns,
     near: Near,
     container: &Netns,
     inside: Inside,
-) -> Result<(), KernelError> {
+) -> Result<Vec<Held>, KernelError> {
     let name = near.link.name.clone();
     let pair = Pair {
         near: near.link,
@@ -232,8 +263,16 @@ impl Bridge {
         context: Context,
         uplinks_v6: Option<Subnet>,
     ) -> Result<Bridge, KernelError> {
-        let (endpoints, uplinks) = (BTreeMap::new(), BTreeSet::new());
-        let bridge = Bridge { spec, info, context, endpoints, uplinks, uplinks_v6 };
+        let bridge = Bridge {
+            spec,
+            info,
+            context,
+            endpoints: BTreeMap::new(),
+            uplinks: BTreeSet::new(),
+            uplinks_v6,
+            members: BTreeMap::new(),
+            removed: false,
+        };
         bridge.apply().await?;
         bridge.publish_names();
         Ok(bridge)
@@ -332,9 +371,47 @@ impl Bridge {
                 return Err(error);
             }
         }
+        let member = Member { netns, default_routes: request.default_routes, rules: Vec::new() };
+        self.members.insert(container.clone(), member);
         self.endpoints.insert(container, attached.clone());
         self.publish_names();
         Ok(attached)
+    }
+
+    /// Looks whether bridge and pairs are still as they were made, and puts right what is not. Says whether
+    /// there was anything.
+    pub async fn check(&mut self) -> Result<bool, KernelError> {
+        if self.removed {
+            return Ok(false);
+        }
+        let mut plan = self.plan();
+        plan.links.extend(self.endpoints.keys().map(|container| self.near(container)));
+        let name = self.info.interface.clone();
+        let correct = move || {
+            let mut route = Route::open()?;
+            let mut found = route.links_and_addresses()?;
+            let is_changed = !steps(&plan, &found).is_empty();
+            if is_changed {
+                found = route.reconcile(&plan, None)?.1;
+            }
+            set_sysctl(&format!("ipv4/conf/{name}/route_localnet"), "1");
+            Ok((is_changed, found))
+        };
+        let action = format!("bridge `{}` could not be corrected", self.info.interface);
+        let (mut is_changed, found) = self.context.home.act(action, correct).await?;
+        let there: BTreeSet<&str> = found.links.iter().map(|link| link.link.name.as_str()).collect();
+        for (container, attached) in &self.endpoints {
+            let Some(member) = self.members.get(container) else { continue };
+            if !there.contains(pair_name(container, &self.info.id).as_str()) {
+                self.connect(&member.netns, container, attached, &member.default_routes).await?;
+                is_changed = true;
+            }
+        }
+        if is_changed {
+            let network = self.spec.name.as_str();
+            tracing::warn!(network, "somebody else changed links of the network; they are put right");
+        }
+        Ok(is_changed)
     }
 
     fn describe(&self, request: &AttachRequest, addresses: Vec<Placed>) -> Attached {
@@ -356,16 +433,8 @@ impl Bridge {
         attached: &Attached,
         default_routes: &[Family],
     ) -> Result<(), KernelError> {
-        let link = Link {
-            name: pair_name(container, &self.info.id),
-            kind: LinkKind::Veth,
-            mtu: self.mtu(),
-            mac: None,
-            port: None,
-            alias: self.context.alias(container),
-        };
-        let port = Port { bridge: self.info.interface.clone(), hairpin: true, isolated: !self.spec.icc };
-        let near = Near { link, port, is_routed: false };
+        let link = self.near(container);
+        let near = Near { link, port: self.near_port(), is_routed: false };
         let inside = Inside {
             interface: attached.interface.clone(),
             mac: attached.mac,
@@ -373,7 +442,23 @@ impl Bridge {
             addresses: routed(&attached.addresses, default_routes),
             mesh: Vec::new(),
         };
-        connect(&self.context.home, near, netns, inside).await
+        connect(&self.context.home, near, netns, inside).await.map(drop)
+    }
+
+    /// The container's end here.
+    fn near(&self, container: &str) -> Link {
+        Link {
+            name: pair_name(container, &self.info.id),
+            kind: LinkKind::Veth,
+            mtu: self.mtu(),
+            mac: None,
+            port: Some(self.near_port()),
+            alias: self.context.alias(container),
+        }
+    }
+
+    fn near_port(&self) -> Port {
+        Port { bridge: self.info.interface.clone(), hairpin: true, isolated: !self.spec.icc }
     }
 
     /// An address of each of the network's families, those that are asked for among them.
@@ -468,12 +553,20 @@ impl Bridge {
         }
         disconnect(&self.context.home, &pair_name(container, &self.info.id)).await?;
         self.endpoints.remove(container);
+        self.members.remove(container);
         self.publish_names();
         Ok(())
     }
 
     /// Takes over an endpoint that exists.
-    pub async fn adopt(&mut self, container: &str, attached: Attached) -> Result<(), KernelError> {
+    pub async fn adopt(
+        &mut self,
+        container: &str,
+        netns: &Netns,
+        attached: Attached,
+    ) -> Result<(), KernelError> {
+        let member = Member::adopt(netns, &attached.interface).await?;
+        self.members.insert(container.to_owned(), member);
         if !attached.ports.is_empty() {
             let target = |port: &BoundPort| {
                 let address = attached.of(Family::of(port.host_ip))?.address;
@@ -500,8 +593,14 @@ impl Bridge {
         !self.endpoints.is_empty()
     }
 
+    /// The bridge is being removed: it must not be put right any more.
+    pub fn retire(&mut self) {
+        self.removed = true;
+    }
+
     /// Removes the bridge and its rules.
     pub async fn close(&mut self) -> Result<(), KernelError> {
+        self.retire();
         let interface = self.info.interface.clone();
         self.context
             .host

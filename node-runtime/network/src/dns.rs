@@ -24,7 +24,9 @@ use tokio::time::timeout;
 use crate::model::DnsConfig;
 use crate::names::Names;
 use crate::netns::Netns;
-use crate::{nft, rules};
+use crate::nft::{self, Held, Settled};
+use crate::rules;
+use crate::watch::{self, Listen, Watch};
 
 /// Where containers ask.
 const SERVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
@@ -108,7 +110,9 @@ struct Resolver {
 impl Server {
     /// Opens the sockets, leads port 53 to them and serves.
     pub async fn start(netns: &Netns, names: Names, config: DnsConfig, parent: &Scope) -> io::Result<Server> {
-        let (udp, tcp) = netns.run(open_sockets).await??;
+        // From before the rules are made, so that no change is missed.
+        let watch = Watch::open(netns, Listen::Rules).await?;
+        let (udp, tcp, rules) = netns.run(open_sockets).await??;
         let (udp, tcp) = (UdpSocket::from_std(udp)?, TcpListener::from_std(tcp)?);
         let config = Arc::new(ArcSwap::from_pointee(config));
         let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
@@ -116,6 +120,7 @@ impl Server {
         let scope = parent.child("dns");
         scope.spawn(serve_udp(Arc::new(udp), resolver.clone(), scope.clone()));
         scope.spawn(serve_tcp(tcp, resolver, scope.clone()));
+        keep_rules(&scope, watch, netns.clone(), rules);
         Ok(Server { config, scope })
     }
 
@@ -130,14 +135,44 @@ impl Server {
     }
 }
 
-fn open_sockets() -> io::Result<(std::net::UdpSocket, std::net::TcpListener)> {
+fn open_sockets() -> io::Result<(std::net::UdpSocket, std::net::TcpListener, Vec<Held>)> {
     let udp = std::net::UdpSocket::bind((SERVER, 0))?;
     let tcp = std::net::TcpListener::bind((SERVER, 0))?;
     udp.set_nonblocking(true)?;
     tcp.set_nonblocking(true)?;
     let table = rules::dns(TABLE, SERVER, udp.local_addr()?.port(), tcp.local_addr()?.port());
-    nft::commit(None, &[table])?;
-    Ok((udp, tcp))
+    let (held, _) = nft::settle(Vec::new(), vec![table])?;
+    Ok((udp, tcp, held))
+}
+
+/// Puts the container's rules right whenever somebody changes them: without them it has no names.
+fn keep_rules(scope: &Scope, watch: Watch, netns: Netns, rules: Vec<Held>) {
+    let kept = Arc::new(ArcSwap::from_pointee(rules));
+    watch::spawn(scope, watch, move || {
+        let (netns, kept) = (netns.clone(), Arc::clone(&kept));
+        Box::pin(async move {
+            let before = Vec::clone(&kept.load());
+            let settle = move || {
+                let wanted = before.iter().map(|held: &Held| held.table().clone()).collect();
+                nft::settle(before, wanted)
+            };
+            match netns.run(settle).await.and_then(std::convert::identity) {
+                Ok((held, settled)) => {
+                    kept.store(Arc::new(held));
+                    if settled == Settled::Repaired {
+                        tracing::warn!(
+                            table = TABLE,
+                            "somebody changed a container's rules; they are put right"
+                        );
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(table = TABLE, %error, "a container's rules could not be looked at")
+                }
+            }
+            true
+        })
+    });
 }
 
 async fn serve_udp(socket: Arc<UdpSocket>, resolver: Resolver, scope: Scope) {

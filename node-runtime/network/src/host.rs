@@ -15,8 +15,8 @@ use self::port::reserve;
 use crate::conntrack::{self, Doomed};
 use crate::error::{AttachError, KernelError};
 use crate::model::{BoundPort, PortBinding, Protocol};
-use crate::netns::{self, Netns, set_sysctl};
-use crate::nft::{self, Table};
+use crate::netns::{self, Netns, forward_ipv6, set_sysctl};
+use crate::nft::{self, Held, Settled, Table};
 use crate::rules::{self, BridgeRules, HostPort, InFamily, Target};
 
 /// How often the kernel is asked for a free port before giving up.
@@ -90,7 +90,9 @@ pub struct Host {
     /// What every node of the cluster publishes.
     mesh: MeshPorts,
     /// What the kernel has.
-    applied: Option<Vec<Table>>,
+    applied: Vec<Held>,
+    /// What still waited when the tables were removed must not bring them back.
+    closed: bool,
 }
 
 impl Host {
@@ -102,10 +104,7 @@ impl Host {
             let families = netns::families();
             let (mut inherited, mut mesh) = (BTreeMap::new(), BTreeMap::new());
             for family in families.iter().copied() {
-                if let Err(error) = nft::ensure(&rules::user(family)) {
-                    // An administrator may have made it otherwise: it is his.
-                    tracing::warn!(table = rules::USER, %family, %error, "table for the administrator's rules could not be made");
-                }
+                ensure_user_table(family);
                 for map in [rules::BY_ADDRESS, rules::ANY] {
                     inherited.extend(read_ports(family, &name, map)?);
                 }
@@ -116,7 +115,8 @@ impl Host {
         let (families, inherited, mesh) =
             home.act(format!("rules of table `{table}` could not be listed"), read).await?;
         let (bridges, leases) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Host { home, families, table, bridges, leases, inherited, mesh, applied: None })
+        let (applied, closed) = (Vec::new(), false);
+        Ok(Host { home, families, table, bridges, leases, inherited, mesh, applied, closed })
     }
 
     /// Adds or changes a bridge's rules.
@@ -224,11 +224,12 @@ impl Host {
 
     /// Removes the tables.
     pub async fn close(&mut self) -> Result<(), KernelError> {
+        self.closed = true;
         self.leases.clear();
         self.bridges.clear();
         self.inherited.clear();
         self.mesh = MeshPorts::default();
-        self.applied = None;
+        self.applied.clear();
         let table = self.table.clone();
         let action = format!("table `{table}` could not be removed");
         let remove = move || nft::remove(&table).and(nft::remove(rules::USER));
@@ -241,15 +242,36 @@ impl Host {
         let mesh = self.mesh.targets();
         let table = |family| rules::host(family, &self.table, &self.bridges, &ports, &mesh);
         let wanted: Vec<Table> = self.families.iter().copied().map(table).collect();
-        let before = self.applied.take();
+        let before = std::mem::take(&mut self.applied);
         let action = format!("rules of table `{}` could not be changed", self.table);
-        let commit = move || {
-            nft::commit(before.as_deref(), &wanted)?;
-            Ok(wanted)
-        };
         // After an error it is unknown what the kernel has, so the next change replaces all of it.
-        self.applied = Some(self.home.act(action, commit).await?);
+        let (held, settled) = self.home.act(action, move || nft::settle(before, wanted)).await?;
+        self.applied = held;
+        if settled == Settled::Repaired {
+            tracing::warn!(table = self.table, "somebody else changed the rules; they are put right");
+        }
         Ok(())
+    }
+
+    /// Looks whether the kernel still has what it was given, and puts right what it has not.
+    pub async fn check(&mut self) -> Result<(), KernelError> {
+        // Without rules nothing is damaged.
+        if self.closed || (self.applied.is_empty() && self.bridges.is_empty()) {
+            return Ok(());
+        }
+        let families = self.families.clone();
+        let subnets = self.bridges.values().flat_map(|bridge| &bridge.subnets);
+        let has_v6 = subnets.into_iter().any(|subnet| subnet.family() == Family::V6);
+        let settings = move || {
+            set_sysctl("ipv4/ip_forward", "1");
+            if has_v6 {
+                forward_ipv6();
+            }
+            families.into_iter().for_each(ensure_user_table);
+            Ok(())
+        };
+        self.home.act("settings could not be looked at", settings).await?;
+        self.apply().await
     }
 
     /// Finds and takes a host port: the same number on every address that it is published on.
@@ -349,6 +371,17 @@ impl Host {
 
     async fn reserve(&self, host: HostPort) -> io::Result<(OwnedFd, u16)> {
         self.home.run(move || reserve(host)).await?
+    }
+}
+
+/// Makes the administrator's table, unless it is there: what he has in it is his.
+fn ensure_user_table(family: Family) {
+    let made = nft::has_chain(family, rules::USER, rules::USER_CHAIN).and_then(|is_there| match is_there {
+        true => Ok(()),
+        false => nft::ensure(&rules::user(family)),
+    });
+    if let Err(error) = made {
+        tracing::warn!(table = rules::USER, %error, "table for the administrator's rules could not be made");
     }
 }
 

@@ -25,6 +25,7 @@ mod nft;
 mod overlay;
 pub mod plan;
 mod rules;
+mod watch;
 
 pub use error::{
     AttachError, CreateBridgeError, KernelError, NetnsError, OpenError, OverlayError, RemoveError,

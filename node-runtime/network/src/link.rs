@@ -97,17 +97,23 @@ impl Route {
         Err(io::Error::other(format!("the kernel does not keep what it is told: {:?}", taken.last())))
     }
 
-    /// Everything that plans speak of.
-    pub fn list(&mut self) -> io::Result<Found> {
+    /// Links and addresses. Routes and neighbours may be many where they are not ours.
+    pub fn links_and_addresses(&mut self) -> io::Result<Found> {
         let links = self.links()?;
-        let names: BTreeMap<u32, String> =
-            links.iter().map(|link| (link.index, link.link.name.clone())).collect();
+        let names = names_of(&links);
         let mut found = Found { links, ..Found::default() };
         for message in self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))? {
             if let RouteNetlinkMessage::NewAddress(message) = message {
                 found.addresses.extend(read_address(&message, &names));
             }
         }
+        Ok(found)
+    }
+
+    /// Everything that plans speak of.
+    pub fn list(&mut self) -> io::Result<Found> {
+        let mut found = self.links_and_addresses()?;
+        let names = names_of(&found.links);
         for family in [AddressFamily::Unspec, AddressFamily::Bridge] {
             let mut request = NeighbourMessage::default();
             request.header.family = family;
@@ -421,6 +427,11 @@ fn vxlan_info(vxlan: Vxlan) -> Vec<InfoVxlan> {
         IpAddr::V6(local) => InfoVxlan::Local6(local),
     }));
     info
+}
+
+/// The links' names, by number.
+fn names_of(links: &[FoundLink]) -> BTreeMap<u32, String> {
+    links.iter().map(|link| (link.index, link.link.name.clone())).collect()
 }
 
 fn named_link(name: &str) -> LinkMessage {

@@ -26,7 +26,8 @@ use crate::model::{
 };
 use crate::names::Names;
 use crate::netns::{self, Netns, Pins};
-use crate::overlay::{OverlayNetwork, WayOut};
+use crate::overlay::{Keeper, OverlayNetwork, WayOut};
+use crate::watch::{self, Listen, Watch};
 
 /// The kernel's limit on an interface's name.
 const INTERFACE_CHARS: usize = 15;
@@ -102,7 +103,53 @@ impl Networks {
             }
             networks.create_bridge(spec).await.map_err(OpenError::DefaultBridge)?;
         }
+        networks.keep_home(&scope).await?;
         Ok(networks)
+    }
+
+    /// Puts right what others change in the daemon's namespace.
+    async fn keep_home(&self, scope: &Scope) -> Result<(), KernelError> {
+        let watch = Watch::open(&self.0.context.home, Listen::Home).await;
+        let watch = watch.map_err(|source| KernelError {
+            action: "changes in the daemon's network namespace could not be listened to".to_owned(),
+            source,
+        })?;
+        let networks = Arc::downgrade(&self.0);
+        watch::spawn(scope, watch, move || {
+            let networks = networks.upgrade().map(Networks);
+            Box::pin(async move {
+                let Some(networks) = networks else { return false };
+                networks.check_home().await;
+                true
+            })
+        });
+        Ok(())
+    }
+
+    async fn check_home(&self) {
+        let note = |error: &KernelError| {
+            tracing::warn!(error = %rswarm_base::Chain(error), "what others changed could not be put right");
+        };
+        if let Ok(Err(error)) = self.0.context.host.call(|host| Box::pin(host.check())).await {
+            note(&error);
+        }
+        let all: Vec<Network> = self.0.directory.load().values().cloned().collect();
+        let mut bridges_changed = false;
+        for network in &all {
+            let Network::Bridge(_, owner) = network else { continue };
+            match owner.call(|bridge| Box::pin(bridge.check())).await {
+                Ok(Ok(is_changed)) => bridges_changed |= is_changed,
+                Ok(Err(error)) => note(&error),
+                // Removed meanwhile.
+                Err(_) => {}
+            }
+        }
+        // Overlays have their way out by a bridge.
+        for network in all.iter().filter(|_| bridges_changed) {
+            if let Network::Overlay(owner) = network {
+                let _ = owner.call(|overlay| Box::pin(overlay.check())).await;
+            }
+        }
     }
 
     /// A new network namespace, its loopback interface up.
@@ -215,7 +262,7 @@ impl Networks {
         dns: Option<DnsConfig>,
     ) -> Result<(), AttachError> {
         for endpoint in endpoints {
-            self.adopt_endpoint(container_id, endpoint.clone()).await?;
+            self.adopt_endpoint(container_id, netns, endpoint.clone()).await?;
         }
         match dns {
             Some(config) => self.serve_dns(netns, container_id, config).await,
@@ -223,7 +270,12 @@ impl Networks {
         }
     }
 
-    async fn adopt_endpoint(&self, container: &str, endpoint: Attached) -> Result<(), AttachError> {
+    async fn adopt_endpoint(
+        &self,
+        container: &str,
+        netns: &Netns,
+        endpoint: Attached,
+    ) -> Result<(), AttachError> {
         let network_id = endpoint.network_id.clone();
         let network = match self.network(&network_id) {
             Some(network) => network,
@@ -239,15 +291,17 @@ impl Networks {
                 Network::Overlay(found.ok_or(AttachError::NoSuchNetwork(network_id))?)
             }
         };
-        let container = container.to_owned();
+        let (container, netns) = (container.to_owned(), netns.clone());
         match network {
             Network::Bridge(_, owner) => Ok(owner
-                .call(move |bridge| Box::pin(async move { bridge.adopt(&container, endpoint).await }))
+                .call(move |bridge| Box::pin(async move { bridge.adopt(&container, &netns, endpoint).await }))
                 .await
                 .map_err(|_| AttachError::ShuttingDown)??),
             Network::Overlay(owner) => {
                 let adopted = owner
-                    .call(move |overlay| Box::pin(async move { overlay.adopt(&container, endpoint).await }))
+                    .call(move |overlay| {
+                        Box::pin(async move { overlay.adopt(&container, &netns, endpoint).await })
+                    })
                     .await
                     .map_err(|_| AttachError::ShuttingDown)?;
                 adopted.map_err(|source| AttachError::Sandbox(Box::new(source)))
@@ -495,8 +549,11 @@ impl Registry {
             Some(Network::Bridge(info, owner)) => Some(WayOut { info: info.clone(), owner: owner.clone() }),
             _ => None,
         };
-        let network = OverlayNetwork::new(id.to_owned(), self.context.clone(), self.pins.clone(), way_out);
-        let owner = Owner::spawn(&self.scope, network);
+        let (context, pins) = (self.context.clone(), self.pins.clone());
+        let keeper = self.scope.child("sandbox");
+        let owner = Owner::spawn_with(&self.scope, |itself| {
+            OverlayNetwork::new(id.to_owned(), context, pins, way_out, Keeper { scope: keeper, itself })
+        });
         self.insert(id.to_owned(), Network::Overlay(owner.clone()));
         owner
     }
@@ -536,6 +593,11 @@ impl Registry {
                 action: rswarm_base::Chain(&error).to_string(),
                 source: std::io::Error::other("sandbox not removed"),
             }));
+        }
+        for network in self.directory.load().values() {
+            let Network::Bridge(_, owner) = network else { continue };
+            // An owner that ended puts nothing right.
+            let _ = owner.call(|bridge| Box::pin(async { bridge.retire() })).await;
         }
         let links = self.our_links().await;
         note(links.as_ref().map(|_| ()).map_err(|error| KernelError {

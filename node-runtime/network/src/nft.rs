@@ -4,6 +4,7 @@
 //! else differs, the whole table anew otherwise. Nothing here knows what the rules are for.
 
 mod expr;
+mod held;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -12,7 +13,8 @@ use std::net::IpAddr;
 use rswarm_base::ipam::Family;
 
 pub use expr::endpoint;
-pub use wire::{commit, elements, ensure, refill, remove};
+pub use held::{Held, Settled, has_chain, settle};
+pub use wire::{elements, ensure, refill, remove};
 
 /// A table of the family `ip` or `ip6`. What concerns both families is two tables, made from one description.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,20 +6,21 @@
 //! corrected at each application, so a restarted daemon adopts it and a stale entry does not last.
 
 mod derive;
+mod keep;
 mod uplink;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
+use rswarm_base::Scope;
 use rswarm_base::ipam::{Family, Subnet};
 
 use self::derive::Backends;
 use self::uplink::{UPLINK, uplink_address};
-use crate::actor::Owner;
+use crate::actor::{Owner, WeakOwner};
 use crate::bridge::{
-    self, Bridge, Context, InMesh, Inside, Near, adopt_ports, connect, disconnect, pair_name, routed,
-    shutting_down, withdraw,
+    self, Bridge, Context, Member, Near, adopt_ports, connect, disconnect, pair_name, shutting_down, withdraw,
 };
 use crate::conntrack::{self, Doomed};
 use crate::error::{AttachError, KernelError, OverlayError};
@@ -28,7 +29,7 @@ use crate::link::{Route, Underlay};
 use crate::model::{AttachRequest, Attached, BoundPort, BridgeInfo, MeshPort, Overlay, Protocol};
 use crate::names::NameTable;
 use crate::netns::{self, Netns, Pins, set_sysctl};
-use crate::nft::{self, Table};
+use crate::nft::{self, Held, Settled, Table};
 use crate::plan::{Link, LinkKind, Neighbour, Plan, Port, Step, Vxlan};
 use crate::rules::{self, Balance, HostPort, InFamily, MeshRules, SandboxRules, Target, UplinkRules};
 
@@ -58,6 +59,15 @@ pub struct WayOut {
     pub owner: Owner<Bridge>,
 }
 
+/// What puts right what others change in the sandbox.
+#[derive(Debug, Clone)]
+pub struct Keeper {
+    /// Ends with the sandbox.
+    pub scope: Scope,
+    /// The network itself.
+    pub itself: WeakOwner<OverlayNetwork>,
+}
+
 /// The network's owner.
 #[derive(Debug)]
 pub struct OverlayNetwork {
@@ -71,8 +81,10 @@ pub struct OverlayNetwork {
     sandbox: Option<Netns>,
     /// The way out's address on the default bridge; the IPv6 one derives from it.
     uplink: Option<Ipv4Addr>,
-    tables: Option<Vec<Table>>,
+    tables: Vec<Held>,
     endpoints: BTreeMap<String, Attached>,
+    members: BTreeMap<String, Member>,
+    keeper: Keeper,
     /// Published ports, by their place at the uplink, with the container that they belong to.
     published: BTreeMap<HostPort, (String, Target)>,
     /// What was published there by a daemon before us.
@@ -89,7 +101,13 @@ pub struct OverlayNetwork {
 
 impl OverlayNetwork {
     /// A network that nothing was applied to yet.
-    pub fn new(id: String, context: Context, pins: Pins, way_out: Option<WayOut>) -> OverlayNetwork {
+    pub fn new(
+        id: String,
+        context: Context,
+        pins: Pins,
+        way_out: Option<WayOut>,
+        keeper: Keeper,
+    ) -> OverlayNetwork {
         OverlayNetwork {
             id,
             context,
@@ -99,8 +117,10 @@ impl OverlayNetwork {
             mtu: UNDERLAY_MTU - ENCAPSULATION_V4,
             sandbox: None,
             uplink: None,
-            tables: None,
+            tables: Vec::new(),
             endpoints: BTreeMap::new(),
+            members: BTreeMap::new(),
+            keeper,
             published: BTreeMap::new(),
             inherited: BTreeMap::new(),
             meshed: BTreeMap::new(),
@@ -132,14 +152,17 @@ impl OverlayNetwork {
                 settings_v6();
                 set_sysctl("bridge/bridge-nf-call-ip6tables", if translates { "1" } else { "0" });
             }
+            settings();
             let mut route = Route::open()?;
             route.reconcile(&plan, Some(underlay))
         };
         let (mut steps, found) = sandbox.act(action, work).await?;
+        steps.extend(self.reconnect(&sandbox, &overlay, &found).await?);
         steps.extend(self.apply_uplink(&sandbox, &overlay, &found).await?);
         let woken = self.balance(&overlay);
         self.apply_rules(&sandbox, &overlay).await?;
         self.apply_mesh(&overlay).await?;
+        self.keep_members(&overlay).await;
         if woken || someone_left(self.wanted.as_deref(), &overlay) {
             conntrack::forget(&sandbox, self.strays(&overlay)).await;
         }
@@ -226,13 +249,18 @@ impl OverlayNetwork {
         if self.removed {
             return Err(OverlayError::Removed(name.to_owned()));
         }
-        if let Some(sandbox) = &self.sandbox {
-            return Ok(sandbox.clone());
-        }
         let pin = |source| {
             let path = self.pins.path(&self.id);
             OverlayError::Pin { network: name.to_owned(), path, source }
         };
+        if let Some(sandbox) = &self.sandbox {
+            let is_pinned = self.pins.find(&self.id).map_err(pin)?;
+            if !is_pinned.is_some_and(|pinned| pinned.is_same(sandbox)) {
+                tracing::warn!(network = self.id, "sandbox was not pinned any more, and is again");
+                self.pins.unpin(&self.id).and_then(|()| self.pins.pin(&self.id, sandbox)).map_err(pin)?;
+            }
+            return Ok(sandbox.clone());
+        }
         let sandbox = match self.pins.find(&self.id).map_err(pin)? {
             Some(sandbox) => sandbox,
             None => {
@@ -252,7 +280,9 @@ impl OverlayNetwork {
             }
             Ok(ports)
         };
-        self.inherited = sandbox.act("sandbox could not be entered", enter).await?;
+        let ports = sandbox.act("sandbox could not be entered", enter).await?;
+        self.keep_sandbox(&sandbox).await?;
+        self.inherited = ports;
         Ok(self.sandbox.insert(sandbox).clone())
     }
 
@@ -317,12 +347,14 @@ impl OverlayNetwork {
         let rules = self.rules(overlay);
         let table = |family| rules::sandbox(family, TABLE, &rules);
         let wanted: Vec<Table> = families(overlay).into_iter().map(table).collect();
-        let before = self.tables.take();
-        let commit = move || {
-            nft::commit(before.as_deref(), &wanted)?;
-            Ok(Some(wanted))
-        };
-        self.tables = sandbox.act("rules of the sandbox could not be changed", commit).await?;
+        let before = std::mem::take(&mut self.tables);
+        let settle = move || nft::settle(before, wanted);
+        let (held, settled) = sandbox.act("rules of the sandbox could not be changed", settle).await?;
+        self.tables = held;
+        if settled == Settled::Repaired {
+            let network = self.id.as_str();
+            tracing::warn!(network, "somebody else changed the sandbox's rules; they are put right");
+        }
         Ok(())
     }
 
@@ -359,17 +391,12 @@ impl OverlayNetwork {
             return Err(AttachError::AlreadyAttached { container, network: overlay.name.clone() });
         }
         let mut attached = derive::describe(&overlay, &request)?;
-        let places = overlay.mesh.iter().flat_map(|_| attached.ips());
-        let places = places.filter_map(|address| derive::place(&overlay, address));
-        let inside = Inside {
-            interface: attached.interface.clone(),
-            mac: attached.mac,
-            mtu: self.mtu,
-            addresses: routed(&attached.addresses, &request.default_routes),
-            mesh: places.map(|(subnet, gateway)| InMesh { subnet, gateway }).collect(),
-        };
+        let inside = self.inside(&overlay, &attached, &request.default_routes);
         let near = Near { link: self.near(&container), port: near_port(), is_routed: true };
-        connect(&sandbox, near, &netns, inside).await?;
+        let rules = connect(&sandbox, near, &netns, inside).await?;
+        let default_routes = request.default_routes.clone();
+        let member = Member { netns, default_routes, rules };
+        self.members.insert(container.clone(), member);
         self.endpoints.insert(container.clone(), attached.clone());
         match self.publish(&container, &attached, &request, &overlay).await {
             Ok(ports) => attached.ports = ports,
@@ -461,12 +488,20 @@ impl OverlayNetwork {
         }
         disconnect(&sandbox, &pair_name(container, &self.id)).await?;
         self.endpoints.remove(container);
+        self.members.remove(container);
         Ok(())
     }
 
     /// Takes over an endpoint that exists; the network's state may come later.
-    pub async fn adopt(&mut self, container: &str, attached: Attached) -> Result<(), OverlayError> {
+    pub async fn adopt(
+        &mut self,
+        container: &str,
+        netns: &Netns,
+        attached: Attached,
+    ) -> Result<(), OverlayError> {
         let sandbox = self.sandbox(&self.id.clone()).await?;
+        let member = Member::adopt(netns, &attached.interface).await?;
+        self.members.insert(container.to_owned(), member);
         if self.uplink.is_none()
             && let Some(way_out) = self.way_out.clone()
         {
@@ -517,6 +552,7 @@ impl OverlayNetwork {
 
     /// Removes the sandbox, and all that leads to it.
     pub async fn close(&mut self) -> Result<(), OverlayError> {
+        self.keeper.scope.cancel();
         self.context.names.remove(&self.id);
         self.leave_mesh().await?;
         let containers: Vec<String> = self.endpoints.keys().cloned().collect();

@@ -3,7 +3,7 @@
 //!
 //! Only what is named in the plan is touched: links of other programs, and their addresses, are not ours.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use rswarm_base::ipam::Family;
@@ -218,10 +218,13 @@ impl Step {
 #[must_use]
 pub fn steps(wanted: &Plan, found: &Found) -> Vec<Step> {
     let mut steps = Vec::new();
+    let there: HashMap<&str, &FoundLink> =
+        found.links.iter().map(|link| (link.link.name.as_str(), link)).collect();
     for link in &wanted.links {
-        steps.extend(link_steps(link, found.links.iter().find(|other| other.link.name == link.name)));
+        steps.extend(link_steps(link, there.get(link.name.as_str()).copied()));
     }
-    let ours = |name: &str| wanted.links.iter().any(|link| link.name == name);
+    let wanted_links: HashSet<&str> = wanted.links.iter().map(|link| link.name.as_str()).collect();
+    let ours = |name: &str| wanted_links.contains(name);
     let leftover = found.addresses.difference(&wanted.addresses).filter(|address| ours(&address.link));
     steps.extend(leftover.cloned().map(Step::RemoveAddress));
     steps.extend(wanted.addresses.difference(&found.addresses).cloned().map(Step::AddAddress));

@@ -34,6 +34,8 @@ const SRCNAT: i32 = 100;
 
 /// The administrator's table.
 pub const USER: &str = "rswarm-user";
+/// Its chain.
+pub const USER_CHAIN: &str = "forward";
 
 /// Where a published port is found: on the host, or at a sandbox's way in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -130,7 +132,7 @@ pub fn host(
 /// is made. What it drops is dropped; what it accepts goes on to our rules.
 #[must_use]
 pub fn user(family: Family) -> Table {
-    let forward = base("forward", "filter", Point::Forward, FILTER - 1, Vec::new());
+    let forward = base(USER_CHAIN, "filter", Point::Forward, FILTER - 1, Vec::new());
     Table { family, name: USER.to_owned(), maps: Vec::new(), chains: vec![forward] }
 }
 

@@ -37,39 +37,28 @@ const SUBSYSTEM: u16 = 10;
 /// `NFT_DATA_VERDICT`: the type of a map's value that is a chain.
 const DATA_VERDICT: u32 = 0xffff_ff00;
 
-/// Brings the kernel from `old` to `new` in the calling thread's namespace, all tables at once. `None` is said
-/// of a kernel that may have anything under these names. Returns whether there was anything to do.
-pub fn commit(old: Option<&[Table]>, new: &[Table]) -> io::Result<bool> {
-    let same = |one: &Table, other: &Table| (one.family, &one.name) == (other.family, &other.name);
-    let mut batch = Batch::begin();
-    for gone in old.unwrap_or_default().iter().filter(|old| !new.iter().any(|new| same(old, new))) {
-        batch.family = gone.family;
-        batch.drop_table(&gone.name);
-    }
-    for new in new {
-        batch.family = new.family;
-        match change(old.and_then(|old| old.iter().find(|old| same(old, new))), new) {
-            Change::None => {}
-            Change::Extend { chains, elements } => {
-                batch.chains(&new.name, &chains);
-                batch.rules(&new.name, &chains);
-                elements.iter().for_each(|change| batch.change_elements(&new.name, new, change));
-            }
-            Change::Replace => {
-                batch.drop_table(&new.name);
-                batch.create(new);
-            }
+/// Brings the kernel from `old` to `new`, which has the same name and family, in the calling thread's namespace.
+/// `None` is said of a kernel that may have anything by that name. Returns whether there was anything to do.
+pub fn commit(old: Option<&Table>, new: &Table) -> io::Result<bool> {
+    let mut batch = Batch::begin(new.family);
+    match change(old, new) {
+        Change::None => return Ok(false),
+        Change::Extend { chains, elements } => {
+            batch.chains(&new.name, &chains);
+            batch.rules(&new.name, &chains);
+            elements.iter().for_each(|change| batch.change_elements(&new.name, new, change));
         }
-    }
-    if batch.is_empty() {
-        return Ok(false);
+        Change::Replace => {
+            batch.drop_table(&new.name);
+            batch.create(new);
+        }
     }
     batch.commit().map(|()| true)
 }
 
 /// Removes the tables of that name, of every family, in the calling thread's namespace. None is no error.
 pub fn remove(name: &str) -> io::Result<()> {
-    let mut batch = Batch::begin();
+    let mut batch = Batch::begin(Family::V4);
     for family in Family::ALL {
         batch.family = family;
         batch.drop_table(name);
@@ -79,8 +68,7 @@ pub fn remove(name: &str) -> io::Result<()> {
 
 /// Makes a table that others fill, in the calling thread's namespace: what is there stays as it is.
 pub fn ensure(table: &Table) -> io::Result<()> {
-    let mut batch = Batch::begin();
-    batch.family = table.family;
+    let mut batch = Batch::begin(table.family);
     let message = TableMessage { attributes: vec![TableAttribute::Name(table.name.clone())] };
     batch.add(NfTablesMessage::NewTable(message), NLM_F_CREATE);
     batch.chains(&table.name, &table.chains);
@@ -89,8 +77,7 @@ pub fn ensure(table: &Table) -> io::Result<()> {
 
 /// Gives a map other elements, all of them at once. Returns whether there is such a map.
 pub fn refill(family: Family, table: &str, map: &Map) -> io::Result<bool> {
-    let mut batch = Batch::begin();
-    batch.family = family;
+    let mut batch = Batch::begin(family);
     let attributes = vec![SetElementList::Table(table.to_owned()), SetElementList::Set(map.name.to_owned())];
     batch.add(NfTablesMessage::DeleteSetElement(SetElementMessage { attributes }), 0);
     batch.elements(table, map, &map.elements, true);
@@ -139,6 +126,7 @@ fn read_elements(message: NetfilterMessage, found: &mut BTreeMap<Vec<u8>, Vec<u8
             match attribute {
                 SetElementAttribute::Key(DataAttribute::Value(bytes)) => key = Some(bytes),
                 SetElementAttribute::Data(DataAttribute::Value(bytes)) => value = bytes,
+                SetElementAttribute::Data(DataAttribute::Verdict(verdict)) => value = chain_of(&verdict),
                 _ => {}
             }
         }
@@ -146,7 +134,8 @@ fn read_elements(message: NetfilterMessage, found: &mut BTreeMap<Vec<u8>, Vec<u8
     }
 }
 
-fn open() -> io::Result<Socket> {
+/// A socket in the calling thread's namespace.
+pub(super) fn open() -> io::Result<Socket> {
     let mut socket = Socket::new(protocols::NETLINK_NETFILTER)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
@@ -173,7 +162,8 @@ fn receive(socket: &Socket) -> io::Result<Vec<NetlinkMessage<NetfilterMessage>>>
     Ok(messages)
 }
 
-fn push(
+/// Appends a message.
+pub(super) fn push(
     bytes: &mut Vec<u8>,
     sequence: u32,
     family: NetfilterProtoFamily,
@@ -192,7 +182,7 @@ fn push(
     message.serialize(&mut bytes[at..]);
 }
 
-fn protocol(family: Family) -> NetfilterProtoFamily {
+pub(super) fn protocol(family: Family) -> NetfilterProtoFamily {
     match family {
         Family::V4 => NetfilterProtoFamily::IPv4,
         Family::V6 => NetfilterProtoFamily::IPv6,
@@ -210,8 +200,8 @@ struct Batch {
 }
 
 impl Batch {
-    fn begin() -> Batch {
-        let mut batch = Batch { family: Family::V4, bytes: Vec::new(), sequence: 0, last: 0 };
+    fn begin(family: Family) -> Batch {
+        let mut batch = Batch { family, bytes: Vec::new(), sequence: 0, last: 0 };
         batch.control(ControlMessage::BatchBegin);
         batch
     }
@@ -225,11 +215,6 @@ impl Batch {
         self.sequence += 1;
         self.last = self.bytes.len();
         push(&mut self.bytes, self.sequence, protocol(self.family), 0, message, flags);
-    }
-
-    /// Whether nothing was added yet.
-    fn is_empty(&self) -> bool {
-        self.last == 0
     }
 
     /// Sends it, and waits for the last message's acknowledgement. Errors of earlier ones come before it.
@@ -357,6 +342,16 @@ fn set_message(table: &Table, map: &Map, id: u32) -> SetMessage {
 fn to_chain(name: &[u8]) -> DataAttribute {
     let name = String::from_utf8_lossy(name).into_owned();
     DataAttribute::Verdict(vec![VerdictAttribute::Code(Verdict::Goto), VerdictAttribute::Chain(name)])
+}
+
+/// The inverse. A verdict that is not of ours gives what no chain is called.
+fn chain_of(verdict: &[VerdictAttribute]) -> Vec<u8> {
+    let goes_on = verdict.contains(&VerdictAttribute::Code(Verdict::Goto));
+    let chain = verdict.iter().find_map(|attribute| match attribute {
+        VerdictAttribute::Chain(name) if goes_on => Some(name.clone().into_bytes()),
+        _ => None,
+    });
+    chain.unwrap_or_default()
 }
 
 fn length(fields: &[Field], family: Family) -> u32 {

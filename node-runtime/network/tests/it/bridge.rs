@@ -95,7 +95,7 @@ async fn bad_requests_change_nothing() {
     let daemon = Daemon::start(&host, config.clone());
     let networks = &daemon.networks;
     let default = networks.bridge(DEFAULT_BRIDGE).expect("default bridge");
-    assert_eq!(default.subnet.to_string(), "172.18.0.0/16", "172.17.0.0/16 is routed elsewhere");
+    assert_eq!(default.subnets[0].0.to_string(), "172.18.0.0/16", "172.17.0.0/16 is routed elsewhere");
 
     let spec = |subnet: &str, gateway: Option<&str>| BridgeSpec {
         pools: vec![Pool {

@@ -35,6 +35,11 @@ impl Space {
         Space(Arc::new(File::open(netns.fd_path()).expect("namespace")))
     }
 
+    /// A namespace that is pinned to a file.
+    pub fn at(path: &std::path::Path) -> Space {
+        Space(Arc::new(File::open(path).expect("pin")))
+    }
+
     pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
@@ -110,10 +115,10 @@ impl Space {
     }
 
     /// A UDP question and its answer.
-    pub fn asks_udp(&self, address: Ipv4Addr, port: u16, question: &[u8]) -> Option<Vec<u8>> {
-        let question = question.to_vec();
+    pub fn asks_udp(&self, address: impl Into<IpAddr>, port: u16, question: &[u8]) -> Option<Vec<u8>> {
+        let (address, question) = (address.into(), question.to_vec());
         self.run(move || {
-            let socket = UdpSocket::bind("0.0.0.0:0").expect("bind");
+            let socket = UdpSocket::bind((Family::of(address).unspecified(), 0)).expect("bind");
             socket.set_read_timeout(Some(Duration::from_secs(3))).expect("timeout");
             socket.send_to(&question, (address, port)).ok()?;
             let mut buffer = [0; 4096];
@@ -170,7 +175,7 @@ impl Drop for Dir {
     }
 }
 
-/// A switch with hosts 10.88.0.1, 10.88.0.2, ...
+/// A switch with hosts 10.88.0.1, 10.88.0.2, ..., and fd88::1, fd88::2, ...
 pub struct Lab {
     switch: Space,
 }
@@ -188,7 +193,10 @@ impl Lab {
         self.switch.sh(&format!(
             "ip link add p{number} type veth peer name eth0 netns {path} && ip link set p{number} master br0 up"
         ));
-        host.sh(&format!("ip addr add 10.88.0.{number}/24 dev eth0 && ip link set eth0 up"));
+        host.sh(&format!(
+            "ip addr add 10.88.0.{number}/24 dev eth0 && ip addr add fd88::{number}/64 dev eth0 nodad && \
+             ip link set eth0 up"
+        ));
         host
     }
 }

@@ -3,9 +3,11 @@
 
 mod bridge;
 mod dns;
+mod dual;
 mod echo;
 mod lab;
 mod mesh;
 mod overlay;
 mod publish;
+mod repair;
 mod vip;

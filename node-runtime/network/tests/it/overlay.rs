@@ -52,7 +52,8 @@ fn task(n: u8) -> AttachRequest {
 /// Sends as much as would stall on a wrong MTU.
 pub fn transfer(from: &Space, to: &Space, address: IpAddr) -> usize {
     const BYTES: usize = 16 << 20;
-    let listener = to.run(|| TcpListener::bind("0.0.0.0:7000").expect("bind"));
+    let any = if address.is_ipv4() { "0.0.0.0:7000" } else { "[::]:7000" };
+    let listener = to.run(move || TcpListener::bind(any).expect("bind"));
     let receiving = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().expect("accept");
         let mut all = Vec::new();
@@ -80,7 +81,8 @@ async fn two_hosts_share_a_network() {
     let c2 = Container::start(&d2.networks, task(2)).await;
     assert_eq!(d1.networks.apply_overlay(overlay(1, &[1, 2])).await.expect("apply"), 0, "idempotent");
 
-    assert_eq!((c1.attached.prefix, c1.attached.gateway), (24, Some(ip("10.0.1.1"))));
+    let placed = c1.attached.addresses[0];
+    assert_eq!((placed.prefix, placed.gateway), (24, Some(ip("10.0.1.1"))));
     assert!(c1.space.sh("ip link show eth0").contains("mtu 1450"));
     assert!(c1.space.pings(c2.address()));
     assert!(c2.space.pings(c1.address()));
@@ -144,12 +146,11 @@ async fn a_restarted_daemon_adopts_the_sandbox() {
     assert_eq!(d1.networks.apply_overlay(overlay(1, &[1, 2])).await.expect("apply"), 0, "nothing to correct");
     assert!(client.asks([10, 88, 0, 1], 8080).is_some());
 
-    // Damage is healed.
+    // Damage is healed, by itself.
     let sandbox = format!("nsenter --net={}", config1.netns_dir.join(ID).display());
     h1.sh(&format!("{sandbox} ip neigh flush dev vxlan0 nud permanent; {sandbox} ip link del vxlan0"));
-    assert!(!c1.space.pings(c2.address()));
-    assert!(d1.networks.apply_overlay(overlay(1, &[1, 2])).await.expect("apply") > 0);
-    assert!(c1.space.pings(c2.address()));
+    let healed = (0..20).any(|_| c1.space.pings(c2.address()));
+    assert!(healed, "the device and the way to the other host");
 
     // Teardown by a daemon that knows nothing yet.
     d1.stop();
@@ -194,7 +195,7 @@ async fn an_internal_overlay_has_no_way_out_and_bad_ones_are_refused() {
     let outside = networks.attach(&netns, AttachRequest { addresses: vec![ip("10.9.9.9")], ..task(1) }).await;
     assert!(matches!(outside, Err(AttachError::AddressOutside { .. })));
     let attached = networks.attach(&netns, task(1)).await.expect("attach");
-    assert_eq!(attached.gateway, None);
+    assert_eq!(attached.addresses[0].gateway, None);
     let space = Space::of(&netns);
     assert!(space.sh("ip link show eth0").contains("mtu 1400"));
     assert_eq!(space.sh("ip route show default"), "");
