@@ -4,6 +4,7 @@
 mod churn;
 mod cluster;
 mod containers;
+mod dual;
 mod engine;
 mod faults;
 mod identity;

@@ -394,6 +394,9 @@ impl Bridge {
             if is_changed {
                 found = route.reconcile(&plan, None)?.1;
             }
+            if plan.addresses.iter().any(|address| address.address.is_ipv6()) {
+                set_ipv6(&name, true);
+            }
             set_sysctl(&format!("ipv4/conf/{name}/route_localnet"), "1");
             Ok((is_changed, found))
         };
