@@ -90,10 +90,11 @@ fn containers_have_both_addresses(host: &Host) -> Result<()> {
     for url in ["http://[fd44::77]/", "http://web/"] {
         host.docker(&["exec", "box", "wget", "-qO-", url])?;
     }
-    let settings =
-        "cat /proc/sys/net/ipv6/conf/eth0/accept_ra; ip -6 addr show dev eth0 scope global tentative";
-    let shown = host.docker(&["exec", "box", "sh", "-c", settings])?;
-    ensure!(shown.trim() == "0", "{shown}");
+    let listens = host.docker(&["exec", "box", "cat", "/proc/sys/net/ipv6/conf/eth0/accept_ra"])?;
+    ensure!(listens.trim() == "0", "accept_ra is {listens}");
+    // proc(5): address, interface number, prefix length, scope, flags, interface; 0x40 is tentative.
+    let waits = host.docker(&["exec", "box", "grep", " 00 [4-7c-f]. *eth0$", "/proc/net/if_inet6"]);
+    ensure!(waits.is_err(), "an address waits for others to object: {waits:?}");
     let refused =
         host.refusal(&["run", "--rm", "--network", "asked", "--ip6", "fd45::2", "busybox", "true"])?;
     ensure!(refused.contains("no configured subnet or ip-range contain the IP address fd45::2"), "{refused}");

@@ -60,6 +60,21 @@ impl NetworkPool {
     }
 }
 
+/// What users see of a cluster's network, and its kernel objects do not need.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OverlayFacts {
+    /// When the cluster made it.
+    pub created: Timestamp,
+    /// Containers that no service made may be on it.
+    pub attachable: bool,
+    /// It is the routing mesh's.
+    pub ingress: bool,
+    /// Driver options.
+    pub options: BTreeMap<String, String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+}
+
 /// A local network, or a cluster's as this node knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
@@ -82,6 +97,9 @@ pub struct Network {
     pub without_ipv4: bool,
     /// See [`NetworkCreate::attachable`].
     pub attachable: bool,
+    /// The routing mesh's.
+    #[serde(default)]
+    pub ingress: bool,
     /// Subnets with their gateways.
     pub ipam: Vec<NetworkPool>,
     /// Driver options.
@@ -128,6 +146,7 @@ impl Network {
             enable_ipv6: false,
             without_ipv4: false,
             attachable: false,
+            ingress: false,
             ipam: Vec::new(),
             options: BTreeMap::new(),
             labels: BTreeMap::new(),
@@ -340,8 +359,13 @@ impl LocalNetworks {
     }
 
     /// Takes note of a cluster network that is now here.
-    pub(crate) fn note_overlay(&self, overlay: &Overlay) {
+    pub(crate) fn note_overlay(&self, overlay: &Overlay, facts: OverlayFacts) {
         let mut network = Network::new(&overlay.name, "overlay");
+        network.attachable = facts.attachable;
+        network.ingress = facts.ingress;
+        network.options = facts.options;
+        network.labels = facts.labels;
+        network.created = facts.created;
         network.id.clone_from(&overlay.network_id);
         network.swarm = true;
         network.internal = overlay.internal;
@@ -358,9 +382,6 @@ impl LocalNetworks {
         network.enable_ipv6 = network.has(Family::V6);
         network.without_ipv4 = !network.has(Family::V4);
         let mut table = lock(&self.table);
-        if let Some(known) = table.networks.get(&network.id) {
-            network.created = known.created;
-        }
         table.networks.insert(network.id.clone(), Arc::new(network));
     }
 
