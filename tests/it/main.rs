@@ -5,6 +5,7 @@ mod attach;
 mod churn;
 mod cluster;
 mod containers;
+mod dual;
 mod encrypted;
 mod engine;
 mod faults;

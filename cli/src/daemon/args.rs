@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use rswarm_base::fsx;
+use rswarm_base::ipam::{Family, Subnet};
 use serde::Deserialize;
 
 /// Flags of `rswarm daemon`, also taken under the name `dockerd`.
@@ -41,6 +42,12 @@ pub struct DaemonArgs {
     /// input rules let in what nobody refuses
     #[arg(long, value_name = "MODE")]
     pub firewall_mode: Option<FirewallWord>,
+    /// Give containers on the default bridge network IPv6 addresses
+    #[arg(long)]
+    pub ipv6: bool,
+    /// IPv6 subnet of the default bridge network
+    #[arg(long, value_name = "SUBNET")]
+    pub fixed_cidr_v6: Option<String>,
     /// Label of this engine, KEY=VALUE; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE")]
     pub labels: Vec<String>,
@@ -126,6 +133,8 @@ struct ConfigFile {
     cgroup_parent: Option<String>,
     bridge: Option<String>,
     firewall_mode: Option<FirewallWord>,
+    ipv6: bool,
+    fixed_cidr_v6: Option<String>,
     labels: Vec<String>,
     node_name: Option<String>,
     tunnel_port: Option<u16>,
@@ -168,6 +177,10 @@ pub struct Settings {
     pub default_bridge: bool,
     /// Whether published ports are open by themselves.
     pub firewall: rswarm_engine::FirewallMode,
+    /// Whether containers on it have IPv6 addresses.
+    pub ipv6: bool,
+    /// Its IPv6 subnet; `None` takes a free one.
+    pub fixed_cidr_v6: Option<Subnet>,
     /// Engine labels.
     pub labels: Vec<(String, String)>,
     /// Node name, when it is not the hostname.
@@ -210,6 +223,9 @@ pub enum SettingsError {
     /// A default runtime that is not there.
     #[error("specified default runtime `{0}` does not exist: name it with --add-runtime")]
     DefaultRuntime(String),
+    /// No IPv6 subnet.
+    #[error("invalid fixed-cidr-v6: '{0}' is not a valid IPv6 subnet")]
+    FixedCidrV6(String),
     /// Only `none` and the default are known.
     #[error("bridge `{0}` cannot be used: this daemon makes its own; only `none` is accepted")]
     Bridge(String),
@@ -254,6 +270,12 @@ impl Settings {
                 Some(FirewallWord::Input) => rswarm_engine::FirewallMode::Input,
                 Some(FirewallWord::Open) | None => rswarm_engine::FirewallMode::Open,
             },
+            ipv6: args.ipv6 || file.ipv6,
+            fixed_cidr_v6: args
+                .fixed_cidr_v6
+                .or(file.fixed_cidr_v6)
+                .map(|text| fixed_cidr_v6(&text))
+                .transpose()?,
             labels: labels([args.labels, file.labels].concat())?,
             node_name: args.node_name.or(file.node_name),
             runtimes,
@@ -291,6 +313,7 @@ fn refuse_twice(args: &DaemonArgs, file: &ConfigFile) -> Result<(), SettingsErro
         ("tunnel-port", args.tunnel_port.is_some() && file.tunnel_port.is_some()),
         ("bridge", args.bridge.is_some() && file.bridge.is_some()),
         ("firewall-mode", args.firewall_mode.is_some() && file.firewall_mode.is_some()),
+        ("fixed-cidr-v6", args.fixed_cidr_v6.is_some() && file.fixed_cidr_v6.is_some()),
         ("node-name", args.node_name.is_some() && file.node_name.is_some()),
         ("default-runtime", args.default_runtime.is_some() && file.default_runtime.is_some()),
         ("init-path", args.init_path.is_some() && file.init_path.is_some()),
@@ -310,6 +333,11 @@ fn default_bridge(name: Option<String>) -> Result<bool, SettingsError> {
         Some("none") => Ok(false),
         Some(other) => Err(SettingsError::Bridge(other.to_owned())),
     }
+}
+
+fn fixed_cidr_v6(text: &str) -> Result<Subnet, SettingsError> {
+    let subnet = text.parse().ok().filter(|subnet: &Subnet| subnet.family() == Family::V6);
+    subnet.ok_or_else(|| SettingsError::FixedCidrV6(text.to_owned()))
 }
 
 fn runtimes(

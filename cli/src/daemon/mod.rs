@@ -120,6 +120,8 @@ fn engine_config(
         insecure_registries: settings.insecure_registries.clone(),
         default_bridge: settings.default_bridge,
         firewall: settings.firewall,
+        default_bridge_ipv6: settings.ipv6,
+        fixed_cidr_v6: settings.fixed_cidr_v6,
         runtimes: settings.runtimes.clone(),
         default_runtime: settings.default_runtime.clone(),
         init: settings.init,

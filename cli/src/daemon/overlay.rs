@@ -154,7 +154,7 @@ fn overlay_service(service: &NetworkService) -> Result<OverlayService, ExecError
         id: service.service_id.clone(),
         name: service.name.clone(),
         aliases: service.aliases.clone(),
-        address: address(&service.address)?,
+        addresses: addresses(&service.address, &service.addresses)?,
     })
 }
 
@@ -166,7 +166,7 @@ fn mesh(view: &NetworkView, node_id: &str) -> Result<Option<Mesh>, ExecError> {
     let ports =
         view.services.values().flat_map(|service| service.ports.iter().map(move |port| (service, port)));
     Ok(Some(Mesh {
-        address: address(&own.address)?,
+        addresses: addresses(&own.address, &own.addresses)?,
         mac: mac(&own.mac)?,
         nodes: others.map(|node| mesh_node(view, node)).collect::<Result<_, _>>()?,
         ports: ports.map(|(service, port)| mesh_port(service, port)).collect::<Result<_, _>>()?,
@@ -175,7 +175,7 @@ fn mesh(view: &NetworkView, node_id: &str) -> Result<Option<Mesh>, ExecError> {
 
 fn mesh_node(view: &NetworkView, node: &NetworkNode) -> Result<MeshNode, ExecError> {
     Ok(MeshNode {
-        address: address(&node.address)?,
+        addresses: addresses(&node.address, &node.addresses)?,
         mac: mac(&node.mac)?,
         node_addr: way_to(view, &node.node_id, &node.node_addr)?,
     })
@@ -197,6 +197,11 @@ fn mesh_port(service: &NetworkService, port: &PortConfig) -> Result<MeshPort, Ex
         target: self::port(port.target)?,
         service_id: service.service_id.clone(),
     })
+}
+
+/// All addresses; a manager of an earlier version sends one.
+fn addresses(one: &str, all: &[String]) -> Result<Vec<IpAddr>, ExecError> {
+    if all.is_empty() { Ok(vec![address(one)?]) } else { all.iter().map(|text| address(text)).collect() }
 }
 
 /// An address, with or without a prefix length.
@@ -228,7 +233,7 @@ mod tests {
             address: format!("10.0.0.{last}/24"),
             mac: format!("02:42:0a:00:00:{last:02x}"),
             node_addr: format!("192.0.2.{last}"),
-            tunnel: None,
+            ..NetworkNode::default()
         };
         (id.into(), node)
     }
@@ -304,9 +309,9 @@ mod tests {
     fn a_node_is_a_router_among_the_others_of_the_mesh() {
         let data_path = IpAddr::from([192, 0, 2, 3]);
         let mesh = overlay(&view(), "b", data_path, &own_key()).expect("an overlay").mesh.expect("a mesh");
-        assert_eq!((mesh.address, mesh.mac.0[5]), (IpAddr::from([10, 0, 0, 3]), 3));
+        assert_eq!((mesh.addresses, mesh.mac.0[5]), (vec![IpAddr::from([10, 0, 0, 3])], 3));
         let other = MeshNode {
-            address: IpAddr::from([10, 0, 0, 2]),
+            addresses: vec![IpAddr::from([10, 0, 0, 2])],
             mac: Mac([2, 66, 10, 0, 0, 2]),
             node_addr: IpAddr::from([192, 0, 2, 2]),
         };
@@ -319,7 +324,10 @@ mod tests {
     fn a_network_without_routers_is_no_mesh_and_nonsense_is_refused() {
         let data_path = IpAddr::from([192, 0, 2, 3]);
         let plain = overlay(&view(), "c", data_path, &own_key()).expect("an overlay");
-        assert_eq!((plain.mesh, plain.services[0].address), (None, IpAddr::from([10, 0, 0, 9])));
+        assert_eq!(
+            (plain.mesh, &plain.services[0].addresses[..]),
+            (None, &[IpAddr::from([10, 0, 0, 9])][..])
+        );
         let mut wrong = view();
         wrong.services.values_mut().for_each(|service| service.ports[0].published = 70_000);
         let error = overlay(&wrong, "b", data_path, &own_key()).expect_err("refused");

@@ -129,14 +129,17 @@ fn services(state: &State, network: &Network) -> BTreeMap<String, NetworkService
 
 fn network_service(service: &Service, network: &Network) -> Option<NetworkService> {
     let endpoint = service.endpoint.as_ref()?;
-    let vip = endpoint.virtual_ips.iter().find(|vip| vip.network_id == network.id)?;
+    let vips = endpoint.virtual_ips.iter().filter(|vip| vip.network_id == network.id);
+    let addresses: Vec<String> =
+        vips.filter_map(|vip| address_of(&vip.address)).map(|address| address.to_string()).collect();
     let task = service.spec.as_ref().and_then(|spec| spec.task.as_ref());
     let config = task.and_then(|task| task.networks.iter().find(|config| config.target == network.id));
     let published = ingress_ports(&endpoint.ports).filter(|port| port.published != 0);
     Some(NetworkService {
         service_id: service.id.clone(),
         name: service.name().to_owned(),
-        address: address_of(&vip.address)?.to_string(),
+        address: addresses.first()?.clone(),
+        addresses,
         aliases: config.map(|config| config.aliases.clone()).unwrap_or_default(),
         ports: if is_ingress(network) { published.cloned().collect() } else { Vec::new() },
     })
@@ -152,6 +155,7 @@ fn nodes(state: &State, ingress: &str) -> BTreeMap<String, NetworkNode> {
         let entry = NetworkNode {
             node_id: node.id.clone(),
             address: mesh.addresses.first()?.clone(),
+            addresses: mesh.addresses.clone(),
             mac: mesh.mac.clone(),
             node_addr: data_path_addr(node).to_owned(),
             tunnel: None,

@@ -169,6 +169,6 @@ fn overlay(network: (u8, bool), here: u8) -> Overlay {
 
 async fn start(networks: &Networks, network: (u8, bool), n: u8) -> Container {
     let name = format!("task{n}-{}", network.0);
-    let wanted = AttachRequest { address: Some(address(network, n)), ..request(&name, &id(network)) };
+    let wanted = AttachRequest { addresses: vec![address(network, n)], ..request(&name, &id(network)) };
     Container::start(networks, wanted).await
 }

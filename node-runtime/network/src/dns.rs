@@ -196,26 +196,26 @@ impl Server {
     }
 }
 
-fn open_sockets() -> io::Result<(std::net::UdpSocket, std::net::TcpListener, Held)> {
+fn open_sockets() -> io::Result<(std::net::UdpSocket, std::net::TcpListener, Vec<Held>)> {
     let udp = std::net::UdpSocket::bind((SERVER, 0))?;
     let tcp = std::net::TcpListener::bind((SERVER, 0))?;
     udp.set_nonblocking(true)?;
     tcp.set_nonblocking(true)?;
     let table = rules::dns(TABLE, SERVER, udp.local_addr()?.port(), tcp.local_addr()?.port());
-    let (held, _) = nft::settle(None, table)?;
+    let (held, _) = nft::settle(Vec::new(), vec![table])?;
     Ok((udp, tcp, held))
 }
 
 /// Puts the container's rules right whenever somebody changes them: without them it has no names.
-fn keep_rules(scope: &Scope, watch: Watch, netns: Netns, rules: Held) {
+fn keep_rules(scope: &Scope, watch: Watch, netns: Netns, rules: Vec<Held>) {
     let kept = Arc::new(ArcSwap::from_pointee(rules));
     watch::spawn(scope, watch, move || {
         let (netns, kept) = (netns.clone(), Arc::clone(&kept));
         Box::pin(async move {
-            let before = Held::clone(&kept.load());
+            let before = Vec::clone(&kept.load());
             let settle = move || {
-                let wanted = before.table().clone();
-                nft::settle(Some(before), wanted)
+                let wanted = before.iter().map(|held: &Held| held.table().clone()).collect();
+                nft::settle(before, wanted)
             };
             match netns.run(settle).await.and_then(std::convert::identity) {
                 Ok((held, settled)) => {
@@ -524,7 +524,7 @@ mod tests {
         let names = Names::default();
         let mut table = NameTable::new("net");
         for n in 0..count {
-            table.add_container(&["many".to_owned()], IpAddr::from([10, 0, 0, n]));
+            table.add_container(&["many".to_owned()], &[IpAddr::from([10, 0, 0, n])]);
         }
         names.publish("n", table);
         let config = DnsConfig { networks: vec!["n".into()], upstream: Vec::new() };

@@ -282,10 +282,10 @@ impl Route {
                 self.request(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
             }
             Step::SetDefaultRoute(gateway) => self.set_default_route(index(&gateway.link)?, gateway.address),
-            Step::RemoveMark(mark) => self.remove_mark(*mark),
+            Step::RemoveMark(family, mark) => self.remove_mark(*family, *mark),
             Step::RemoveMarkedRoute(route) => self.remove_marked_route(route, index(&route.link)?),
             Step::SetMarkedRoute(route) => self.set_marked_route(route, index(&route.link)?),
-            Step::AddMark(mark) => self.add_mark(*mark),
+            Step::AddMark(family, mark) => self.add_mark(*family, *mark),
         }
     }
 

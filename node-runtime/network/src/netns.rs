@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::mount::{MntFlags, MsFlags};
 use nix::sched::CloneFlags;
+use rswarm_base::ipam::Family;
 use tokio::sync::oneshot;
 
 use crate::error::{KernelError, NetnsError};
@@ -202,6 +203,47 @@ fn is_mount_point(path: &Path) -> io::Result<bool> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     let escaped = path.to_string_lossy().replace('\\', "\\134").replace(' ', "\\040").replace('\t', "\\011");
     Ok(mounts.lines().any(|line| line.split(' ').nth(4) == Some(escaped.as_str())))
+}
+
+/// The families that the kernel has: one that was started without IPv6 shows none of its settings.
+pub(crate) fn families() -> Vec<Family> {
+    let has_v6 = Path::new("/proc/sys/net/ipv6").exists();
+    Family::ALL.into_iter().filter(|family| *family == Family::V4 || has_v6).collect()
+}
+
+/// Has an interface in the calling thread's namespace speak IPv6, or not. What it has is what it is given: it
+/// listens to no router, and waits for nobody to object to an address.
+pub(crate) fn set_ipv6(interface: &str, on: bool) {
+    if !families().contains(&Family::V6) {
+        return;
+    }
+    let set = |key: &str, value| set_sysctl(&format!("ipv6/conf/{interface}/{key}"), value);
+    if on {
+        set("accept_ra", "0");
+        set("accept_redirects", "0");
+        set("accept_dad", "0");
+    }
+    set("disable_ipv6", if on { "0" } else { "1" });
+}
+
+/// Lets the calling thread's namespace forward IPv6. Interfaces that listen to routers go on doing so, as they
+/// otherwise would not: the host would lose its own default route.
+/// spec: kernel Documentation/networking/ip-sysctl.rst accept_ra
+pub(crate) fn forward_ipv6() {
+    const CONF: &str = "/proc/sys/net/ipv6/conf";
+    if fs::read_to_string(format!("{CONF}/all/forwarding")).is_ok_and(|now| now.trim() == "1") {
+        return;
+    }
+    for entry in fs::read_dir(CONF).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let listens =
+            || fs::read_to_string(entry.path().join("accept_ra")).is_ok_and(|now| now.trim() == "1");
+        if name != "all" && listens() {
+            set_sysctl(&format!("ipv6/conf/{name}/accept_ra"), "2");
+        }
+    }
+    set_sysctl("ipv6/conf/default/forwarding", "1");
+    set_sysctl("ipv6/conf/all/forwarding", "1");
 }
 
 /// Writes a setting of the calling thread's network namespace, such as `ipv4/ip_forward`. One that the

@@ -4,14 +4,14 @@
 //! then the host. What is read often (which networks there are, what names lead to) is an immutable value
 //! swapped as a whole.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
 use rswarm_base::Scope;
-use rswarm_base::ipam::Subnet;
+use rswarm_base::ipam::{self, Family, Subnet, local_prefix};
 
 use crate::actor::Owner;
 use crate::bridge::{Bridge, Context, disconnect, shutting_down};
@@ -23,10 +23,10 @@ use crate::error::{
 use crate::host::Host;
 use crate::link::Route;
 use crate::model::{
-    AttachRequest, Attached, BridgeInfo, BridgeSpec, Config, DEFAULT_BRIDGE, DnsConfig, Overlay,
+    AttachRequest, Attached, BridgeInfo, BridgeSpec, Config, DEFAULT_BRIDGE, DnsConfig, Overlay, Pool,
 };
 use crate::names::Names;
-use crate::netns::{Netns, Pins};
+use crate::netns::{self, Netns, Pins};
 use crate::overlay::{Keeper, OverlayNetwork, WayOut};
 use crate::tunnel::{Tunnel, TunnelPeerStatus};
 use crate::watch::{self, Listen, Watch};
@@ -104,6 +104,11 @@ impl Networks {
         if config.default_bridge {
             let mut spec = BridgeSpec::new(DEFAULT_BRIDGE, DEFAULT_BRIDGE);
             spec.interface = Some(format!("rsw-{}", config.daemon_id));
+            if config.default_bridge_ipv6 {
+                spec.families.push(Family::V6);
+                let pool = Pool { subnet: config.fixed_cidr_v6, ..Pool::any(Family::V6) };
+                spec.pools.push(pool);
+            }
             networks.create_bridge(spec).await.map_err(OpenError::DefaultBridge)?;
         }
         networks.keep_home(&scope).await?;
@@ -499,50 +504,52 @@ impl Registry {
         if interface.is_empty() || interface.len() > INTERFACE_CHARS || interface.contains(['/', ' ']) {
             return Err(CreateBridgeError::Interface(interface));
         }
-        let had = self.subnet_of(&interface, &spec.id).await?;
-        let subnet = self.choose_subnet(&spec, had).await?;
-        let gateway = match spec.gateway.or_else(|| subnet.nth(1)) {
-            Some(gateway) if subnet.contains(gateway) && gateway != subnet.address() => gateway,
-            other => return Err(CreateBridgeError::Gateway(other.unwrap_or(subnet.address()))),
-        };
-        let info = BridgeInfo { id: spec.id.clone(), interface, subnet, gateway };
-        let bridge = Bridge::open(spec, info.clone(), self.context.clone()).await?;
+        check(&spec)?;
+        let had = self.subnets_of(&interface, &spec.id).await?;
+        let uplinks = self.context.uplinks_v6();
+        let mut subnets = Vec::new();
+        for family in Family::ALL.into_iter().filter(|family| spec.families.contains(family)) {
+            let pool = spec.pools.iter().find(|pool| pool.family == family).cloned();
+            let pool = pool.unwrap_or_else(|| Pool::any(family));
+            let had = had.iter().find(|had| had.family() == family && Some(**had) != uplinks);
+            let subnet = self.choose_subnet(&pool, had.copied()).await?;
+            subnets.push((subnet, gateway(&pool, subnet)?));
+        }
+        let info = BridgeInfo { id: spec.id.clone(), interface, subnets };
+        let uplinks = uplinks.filter(|uplinks| had.contains(uplinks));
+        let bridge = Bridge::open(spec, info.clone(), self.context.clone(), uplinks).await?;
         let owner = Owner::spawn(&self.scope, bridge);
         self.insert(info.id.clone(), Network::Bridge(info.clone(), owner));
         Ok(info)
     }
 
-    /// The subnet of an interface that exists; one that is not this network's is an error.
-    async fn subnet_of(&self, interface: &str, id: &str) -> Result<Option<Subnet>, CreateBridgeError> {
+    /// The subnets of an interface that exists; one that is not this network's is an error.
+    async fn subnets_of(&self, interface: &str, id: &str) -> Result<Vec<Subnet>, CreateBridgeError> {
         let list = || Route::open()?.list();
         let found = self.context.home.act("links could not be listed", list).await?;
-        let Some(link) = found.links.iter().find(|link| link.link.name == interface) else { return Ok(None) };
+        let Some(link) = found.links.iter().find(|link| link.link.name == interface) else {
+            return Ok(Vec::new());
+        };
         if link.link.alias != self.context.alias(id) {
             return Err(CreateBridgeError::Interface(interface.to_owned()));
         }
-        let address = found.addresses.iter().find(|entry| entry.link == interface);
-        Ok(address.and_then(|entry| Subnet::new(entry.address, entry.prefix)))
+        let addresses = found.addresses.iter().filter(|entry| entry.link == interface);
+        Ok(addresses.filter_map(|entry| Subnet::new(entry.address, entry.prefix)).collect())
     }
 
-    async fn choose_subnet(
-        &self,
-        spec: &BridgeSpec,
-        had: Option<Subnet>,
-    ) -> Result<Subnet, CreateBridgeError> {
+    async fn choose_subnet(&self, pool: &Pool, had: Option<Subnet>) -> Result<Subnet, CreateBridgeError> {
         let taken: Vec<Subnet> = self
             .directory
             .load()
             .values()
-            .filter_map(|network| match network {
-                Network::Bridge(info, _) => Some(info.subnet),
-                Network::Overlay(_) => None,
+            .flat_map(|network| match network {
+                Network::Bridge(info, _) => info.subnets.iter().map(|(subnet, _)| *subnet).collect(),
+                Network::Overlay(_) => Vec::new(),
             })
+            .chain(self.context.uplinks_v6())
             .collect();
-        if let Some(asked) = spec.subnet {
+        if let Some(asked) = pool.subnet {
             let fits = !taken.iter().any(|other| other.overlaps(asked));
-            if !asked.address().is_ipv4() {
-                return Err(CreateBridgeError::Family(asked));
-            }
             return fits.then_some(asked).ok_or(CreateBridgeError::Overlap(asked));
         }
         if let Some(had) = had {
@@ -550,10 +557,22 @@ impl Registry {
         }
         let routed = || Route::open()?.routed_subnets();
         let routed = self.context.home.act("routes could not be listed", routed).await?;
-        let is_free = |pool: &&Subnet| !taken.iter().chain(&routed).any(|other| other.overlaps(**pool));
-        let pools = default_pools();
-        let pools = if self.config.bridge_pools.is_empty() { &pools } else { &self.config.bridge_pools };
-        pools.iter().find(is_free).copied().ok_or(CreateBridgeError::NoFreePool)
+        let is_free = |subnet: &Subnet| !taken.iter().chain(&routed).any(|other| other.overlaps(*subnet));
+        let configured = self.config.bridge_pools.iter().copied().filter(|one| one.family() == pool.family);
+        let mut pools: Vec<Subnet> = configured.collect();
+        if pools.is_empty() {
+            pools = self.default_pools(pool.family);
+        }
+        let mut subnets = pools.into_iter().flat_map(|pool| pool.split(default_prefix(pool)));
+        subnets.find(is_free).ok_or(CreateBridgeError::NoFreePool)
+    }
+
+    /// Docker's pools for local networks; of IPv6 the prefix that is this daemon's own.
+    fn default_pools(&self, family: Family) -> Vec<Subnet> {
+        match family {
+            Family::V4 => default_pools(),
+            Family::V6 => vec![local_prefix(&self.config.daemon_id)],
+        }
     }
 
     async fn remove_bridge(&mut self, id: String) -> Result<(), RemoveError> {
@@ -682,6 +701,58 @@ impl Registry {
         let mut all = BTreeMap::clone(&self.directory.load());
         all.remove(id);
         self.directory.store(Arc::new(all));
+    }
+}
+
+/// Refuses what no bridge can be.
+fn check(spec: &BridgeSpec) -> Result<(), CreateBridgeError> {
+    /// spec: RFC 8200 5
+    const IPV6_MTU_MIN: u32 = 1280;
+    if spec.families.is_empty() {
+        return Err(CreateBridgeError::NoFamily);
+    }
+    if spec.families.contains(&Family::V6) {
+        if !netns::families().contains(&Family::V6) {
+            return Err(CreateBridgeError::NoIpv6);
+        }
+        if let Some(mtu) = spec.mtu.filter(|mtu| *mtu < IPV6_MTU_MIN) {
+            return Err(CreateBridgeError::Mtu(mtu));
+        }
+    }
+    for (number, pool) in spec.pools.iter().enumerate() {
+        if spec.pools[..number].iter().any(|other| other.family == pool.family) {
+            return Err(CreateBridgeError::Subnets);
+        }
+        let Some(subnet) = pool.subnet else { continue };
+        if subnet.family() != pool.family || !spec.families.contains(&pool.family) {
+            return Err(CreateBridgeError::Family(subnet));
+        }
+        if let Some(range) =
+            pool.range.filter(|range| !subnet.contains(range.address()) || range.prefix() < subnet.prefix())
+        {
+            return Err(CreateBridgeError::Outside(format!("range {range}"), subnet));
+        }
+        if let Some(address) = pool.reserved.iter().find(|address| !subnet.contains(**address)) {
+            return Err(CreateBridgeError::Outside(format!("auxiliary address {address}"), subnet));
+        }
+    }
+    Ok(())
+}
+
+/// The bridge's own address: the one that was asked for, else the first that may be handed out.
+fn gateway(pool: &Pool, subnet: Subnet) -> Result<IpAddr, CreateBridgeError> {
+    let taken: BTreeSet<IpAddr> = pool.reserved.iter().copied().collect();
+    match pool.gateway.or_else(|| ipam::lowest_address(subnet, &taken)) {
+        Some(gateway) if subnet.contains(gateway) && gateway != subnet.address() => Ok(gateway),
+        other => Err(CreateBridgeError::Gateway(other.unwrap_or(subnet.address()))),
+    }
+}
+
+/// The prefix length of one network's subnet in a pool: an IPv4 pool is one, an IPv6 one holds many.
+fn default_prefix(pool: Subnet) -> u8 {
+    match pool.family() {
+        Family::V4 => pool.prefix(),
+        Family::V6 => pool.prefix().max(64),
     }
 }
 

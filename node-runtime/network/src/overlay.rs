@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use rswarm_base::Scope;
-use rswarm_base::ipam::Subnet;
+use rswarm_base::ipam::{Family, Subnet};
 
 use self::derive::Backends;
 use self::uplink::{UPLINK, uplink_address};
@@ -24,22 +24,20 @@ use crate::bridge::{
 };
 use crate::conntrack::{self, Doomed};
 use crate::error::{AttachError, KernelError, OverlayError};
-use crate::host::{Endpoint, Publish};
+use crate::host::{Endpoint, Publish, Way};
 use crate::link::{Route, Underlay};
-use crate::model::{
-    AttachRequest, Attached, BoundPort, BridgeInfo, MeshPort, Overlay, PortBinding, Protocol,
-};
+use crate::model::{AttachRequest, Attached, BoundPort, BridgeInfo, MeshPort, Overlay, Protocol};
 use crate::names::NameTable;
-use crate::netns::{Netns, Pins, set_sysctl};
-use crate::nft::{self, Held, Settled};
+use crate::netns::{self, Netns, Pins, set_sysctl};
+use crate::nft::{self, Held, Settled, Table};
 use crate::plan::{Link, LinkKind, Neighbour, Plan, Port, Step, Vxlan};
-use crate::rules::{self, Balance, HostPort, MeshRules, SandboxRules, Target, UplinkRules};
+use crate::rules::{self, Balance, HostPort, InFamily, MeshRules, SandboxRules, Target, UplinkRules};
 
 /// The sandbox's bridge.
 const BRIDGE: &str = "br0";
 /// The sandbox's VXLAN device.
 const VXLAN: &str = "vxlan0";
-/// The sandbox's table.
+/// The sandbox's tables.
 const TABLE: &str = "rswarm";
 /// MTU of an underlay that cannot be found out.
 const UNDERLAY_MTU: u32 = 1500;
@@ -48,7 +46,9 @@ const ENCAPSULATION_V4: u32 = 50;
 /// The same, on an IPv6 underlay.
 const ENCAPSULATION_V6: u32 = 70;
 /// The least that IPv4 must carry.
-const MTU_MIN: u32 = 576;
+const MTU_MIN_V4: u32 = 576;
+/// The least that IPv6 must carry: below, a link has none.
+const MTU_MIN_V6: u32 = 1280;
 
 /// The default bridge, through which overlays have a way out.
 #[derive(Debug, Clone)]
@@ -60,7 +60,7 @@ pub struct WayOut {
 }
 
 /// Where the VXLAN device's socket is.
-struct Way {
+struct DataPath {
     netns: Netns,
     /// The source address that it can have.
     local: Option<IpAddr>,
@@ -88,21 +88,22 @@ pub struct OverlayNetwork {
     wanted: Option<Arc<Overlay>>,
     mtu: u32,
     sandbox: Option<Netns>,
+    /// The way out's address on the default bridge; the IPv6 one derives from it.
     uplink: Option<Ipv4Addr>,
-    table: Option<Held>,
+    tables: Vec<Held>,
     endpoints: BTreeMap<String, Attached>,
     members: BTreeMap<String, Member>,
     keeper: Keeper,
-    /// Published ports, by protocol and port at the uplink, with the container that they belong to.
-    published: BTreeMap<(Protocol, u16), (String, Target)>,
+    /// Published ports, by their place at the uplink, with the container that they belong to.
+    published: BTreeMap<HostPort, (String, Target)>,
     /// What was published there by a daemon before us.
-    inherited: BTreeMap<(Protocol, u16), Target>,
-    /// The port of the mesh for which a port at the uplink stands.
-    meshed: BTreeMap<(Protocol, u16), u16>,
+    inherited: BTreeMap<HostPort, Target>,
+    /// The port of the mesh for which a place at the uplink stands.
+    meshed: BTreeMap<HostPort, u16>,
     /// Ready backends of virtual addresses.
-    services: Balance<Ipv4Addr, Ipv4Addr>,
-    /// Ready backends of the mesh, by protocol and port at the uplink.
-    mesh_ports: Balance<(Protocol, u16), Target>,
+    services: Balance<IpAddr, IpAddr>,
+    /// Ready backends of the mesh, by place at the uplink.
+    mesh_ports: Balance<HostPort, Target>,
     /// What still waited when the network was removed must not bring it back.
     removed: bool,
 }
@@ -125,7 +126,7 @@ impl OverlayNetwork {
             mtu: UNDERLAY_MTU - ENCAPSULATION_V4,
             sandbox: None,
             uplink: None,
-            table: None,
+            tables: Vec::new(),
             endpoints: BTreeMap::new(),
             members: BTreeMap::new(),
             keeper,
@@ -150,12 +151,17 @@ impl OverlayNetwork {
         let action = format!("sandbox of network `{}` could not be brought to its state", overlay.name);
         // The descriptor must outlive the work, also when this future is dropped.
         let held = sandbox.clone();
+        let has_v6 = families(&overlay).contains(&Family::V6);
         let translates = !overlay.services.is_empty() || overlay.mesh.is_some();
         let work = move || {
             let _held = held;
             // What a backend answers on the bridge must be translated back, though it is not routed. It
             // costs every frame a look, so networks that translate nothing go without.
             set_sysctl("bridge/bridge-nf-call-iptables", if translates { "1" } else { "0" });
+            if has_v6 {
+                settings_v6();
+                set_sysctl("bridge/bridge-nf-call-ip6tables", if translates { "1" } else { "0" });
+            }
             settings();
             let mut route = Route::open()?;
             route.reconcile(&plan, Some(underlay))
@@ -181,13 +187,13 @@ impl OverlayNetwork {
         let backends = Backends::of(overlay);
         let mut woken = self.services.update(backends.of_services(overlay));
         let mesh = overlay.mesh.as_ref().filter(|_| self.uplink.is_some());
-        self.assign_mesh_ports(mesh.map_or(&[], |mesh| &mesh.ports));
-        let uplink_ports: BTreeMap<_, _> = self
+        self.assign_mesh_ports(mesh.map_or(&[], |mesh| &mesh.ports), &families(overlay));
+        let places: BTreeMap<_, _> = self
             .meshed
             .iter()
-            .map(|((protocol, at_uplink), published)| ((*protocol, *published), *at_uplink))
+            .map(|(place, published)| (HostPort { port: *published, ..*place }, *place))
             .collect();
-        let at_uplink = |protocol, published| uplink_ports.get(&(protocol, published)).copied();
+        let at_uplink = |published: HostPort| places.get(&published).copied();
         woken |= self
             .mesh_ports
             .update(mesh.map_or_else(BTreeMap::new, |mesh| backends.of_ports(mesh, at_uplink)));
@@ -195,15 +201,18 @@ impl OverlayNetwork {
     }
 
     /// Gives each port of the mesh one at the uplink: its own number, if no container's port has that.
-    fn assign_mesh_ports(&mut self, ports: &[MeshPort]) {
-        let wanted: BTreeSet<(Protocol, u16)> =
-            ports.iter().map(|port| (port.protocol, port.published)).collect();
-        self.meshed.retain(|(protocol, _), published| wanted.contains(&(*protocol, *published)));
-        let had: BTreeSet<(Protocol, u16)> =
-            self.meshed.iter().map(|((protocol, _), published)| (*protocol, *published)).collect();
-        for (protocol, published) in wanted.difference(&had) {
-            let port = self.free_port(*protocol, *published);
-            self.meshed.insert((*protocol, port), *published);
+    fn assign_mesh_ports(&mut self, ports: &[MeshPort], families: &[Family]) {
+        let published = |port: &MeshPort| {
+            let (protocol, published) = (port.protocol, port.published);
+            families.iter().map(move |family| HostPort::any(*family, protocol, published))
+        };
+        let wanted: BTreeSet<HostPort> = ports.iter().flat_map(published).collect();
+        self.meshed.retain(|place, published| wanted.contains(&HostPort { port: *published, ..*place }));
+        let had: BTreeSet<HostPort> =
+            self.meshed.iter().map(|(place, published)| HostPort { port: *published, ..*place }).collect();
+        for published in wanted.difference(&had) {
+            let place = self.free_place(*published);
+            self.meshed.insert(place, published.port);
         }
     }
 
@@ -211,15 +220,16 @@ impl OverlayNetwork {
     async fn apply_mesh(&self, overlay: &Overlay) -> Result<(), KernelError> {
         let was = self.wanted.as_ref().is_some_and(|before| before.mesh.is_some());
         let (None, false) = (&overlay.mesh, was) else {
-            let Some(address) = self.uplink else {
+            if self.uplink.is_none() {
                 let network = self.id.as_str();
                 tracing::warn!(network, "ports are not published on this node: the network has no way out");
                 return Ok(());
+            }
+            let target = |(place, published): (&HostPort, &u16)| {
+                let address = self.uplink_at(place.family())?;
+                Some((HostPort { port: *published, ..*place }, Target { address, port: place.port }))
             };
-            let target = |((protocol, port), published): (&(Protocol, u16), &u16)| {
-                ((*protocol, *published), Target { address, port: *port })
-            };
-            let ports = self.meshed.iter().map(target).collect();
+            let ports = self.meshed.iter().filter_map(target).collect();
             return self
                 .context
                 .host
@@ -233,13 +243,13 @@ impl OverlayNetwork {
     /// Connections that nobody answers any more: their endpoint has gone, or there was none when they began
     /// and now there is.
     fn strays(&self, overlay: &Overlay) -> Doomed {
-        let uplink = self.uplink.and_then(|address| Subnet::new(address.into(), 32));
+        let uplink =
+            Family::ALL.into_iter().filter_map(|family| Subnet::new(self.uplink_at(family)?, family.bits()));
         let subnets = overlay.subnets.iter().map(|(subnet, _)| *subnet).chain(uplink).collect();
-        let nodes = overlay
-            .mesh
-            .iter()
-            .flat_map(|mesh| mesh.nodes.iter().map(|node| node.address).chain([mesh.address]));
-        let local = self.endpoints.values().map(|endpoint| endpoint.address);
+        let nodes = overlay.mesh.iter().flat_map(|mesh| {
+            mesh.nodes.iter().flat_map(|node| &node.addresses).chain(&mesh.addresses).copied()
+        });
+        let local = self.endpoints.values().flat_map(Attached::ips);
         let live = addresses(overlay).chain(overlay.subnets.iter().map(|(_, gateway)| *gateway));
         Doomed::Stray { subnets, live: live.chain(nodes).chain(local).collect() }
     }
@@ -271,22 +281,25 @@ impl OverlayNetwork {
         };
         let enter = || {
             settings();
-            Ok(nft::elements(TABLE, rules::ANY)?
-                .iter()
-                .filter_map(|(key, value)| rules::read_port((key, value)))
-                .collect())
+            let mut ports = BTreeMap::new();
+            for family in netns::families() {
+                let elements = nft::elements(family, TABLE, rules::ANY)?;
+                ports.extend(
+                    elements.iter().filter_map(|(key, value)| rules::read_port(family, (key, value))),
+                );
+            }
+            Ok(ports)
         };
-        let ports: Vec<(HostPort, Target)> = sandbox.act("sandbox could not be entered", enter).await?;
+        let ports = sandbox.act("sandbox could not be entered", enter).await?;
         self.keep_sandbox(&sandbox).await?;
-        self.inherited =
-            ports.into_iter().map(|(port, target)| ((port.protocol, port.port), target)).collect();
+        self.inherited = ports;
         Ok(self.sandbox.insert(sandbox).clone())
     }
 
     /// Where the VXLAN device sends: by the host's links; by the tunnel alone if the network is encrypted.
-    async fn way(&self, overlay: &Overlay) -> Result<Way, OverlayError> {
+    async fn way(&self, overlay: &Overlay) -> Result<DataPath, OverlayError> {
         let Some(wanted) = overlay.tunnel.clone() else {
-            return Ok(self.underlay(overlay.local_addr).await?);
+            return Ok(self.underlay(overlay).await?);
         };
         let (network, underlay) = (self.id.clone(), overlay.local_addr);
         let apply = self
@@ -296,20 +309,21 @@ impl OverlayNetwork {
         let tunnel = apply.await.map_err(|_| shutting_down())?;
         let tunnel =
             tunnel.map_err(|source| OverlayError::Tunnel { network: overlay.name.clone(), source })?;
-        let mtu = tunnel.mtu.saturating_sub(ENCAPSULATION_V4).max(MTU_MIN);
-        Ok(Way { netns: tunnel.netns, local: Some(tunnel.address.into()), mtu })
+        let mtu = tunnel.mtu.saturating_sub(ENCAPSULATION_V4).max(mtu_min(overlay));
+        Ok(DataPath { netns: tunnel.netns, local: Some(tunnel.address.into()), mtu })
     }
 
     /// Finds the host's link that carries the data path.
-    async fn underlay(&self, address: IpAddr) -> Result<Way, KernelError> {
+    async fn underlay(&self, overlay: &Overlay) -> Result<DataPath, KernelError> {
+        let address = overlay.local_addr;
         let find = move || Route::open()?.mtu_at(address);
         let found = self.context.home.act("links could not be listed", find).await?;
         let mtu = found.unwrap_or(UNDERLAY_MTU);
         let encapsulation = if address.is_ipv4() { ENCAPSULATION_V4 } else { ENCAPSULATION_V6 };
         // An advertised address that is not this host's (behind NAT) cannot be a source.
         let local = found.map(|_| address);
-        let mtu = mtu.saturating_sub(encapsulation).max(MTU_MIN);
-        Ok(Way { netns: self.context.home.clone(), local, mtu })
+        let mtu = mtu.saturating_sub(encapsulation).max(mtu_min(overlay));
+        Ok(DataPath { netns: self.context.home.clone(), local, mtu })
     }
 
     fn plan(&self, overlay: &Overlay, local: Option<IpAddr>) -> Plan {
@@ -330,13 +344,13 @@ impl OverlayNetwork {
         ];
         links.extend(self.endpoints.keys().map(|container| self.near(container)));
         let (mut neighbours, forwarding) = derive::remote_entries(overlay);
-        neighbours.extend(self.endpoints.values().map(neighbour));
+        neighbours.extend(self.endpoints.values().flat_map(local_neighbours));
         Plan {
             links,
             addresses: derive::bridge_addresses(overlay),
             neighbours,
             forwarding,
-            default_route: None,
+            default_routes: Vec::new(),
             marked_routes: overlay.mesh.as_ref().map(derive::mesh_routes).unwrap_or_default(),
         }
     }
@@ -354,11 +368,13 @@ impl OverlayNetwork {
     }
 
     async fn apply_rules(&mut self, sandbox: &Netns, overlay: &Overlay) -> Result<(), KernelError> {
-        let wanted = rules::sandbox(TABLE, &self.rules(overlay));
-        let before = self.table.take();
+        let rules = self.rules(overlay);
+        let table = |family| rules::sandbox(family, TABLE, &rules);
+        let wanted: Vec<Table> = families(overlay).into_iter().map(table).collect();
+        let before = std::mem::take(&mut self.tables);
         let settle = move || nft::settle(before, wanted);
         let (held, settled) = sandbox.act("rules of the sandbox could not be changed", settle).await?;
-        self.table = Some(held);
+        self.tables = held;
         if settled == Settled::Repaired {
             let network = self.id.as_str();
             tracing::warn!(network, "somebody else changed the sandbox's rules; they are put right");
@@ -369,26 +385,19 @@ impl OverlayNetwork {
     fn rules(&self, overlay: &Overlay) -> SandboxRules {
         let ports = || self.published.iter().map(|(port, (_, target))| (*port, *target)).collect();
         let way_out = self.way_out.as_ref().filter(|_| self.uplink.is_some());
-        let uplink = way_out.and_then(|way_out| match way_out.info.gateway {
-            IpAddr::V4(gateway) => Some(UplinkRules {
-                interface: UPLINK.to_owned(),
-                bridge_subnet: way_out.info.subnet,
-                gateway,
-                ports: ports(),
-            }),
-            IpAddr::V6(_) => None,
+        let uplinks_v6 = self.context.uplinks_v6().and_then(|subnet| Some((subnet, subnet.nth(1)?)));
+        let uplink = way_out.map(|way_out| UplinkRules {
+            interface: UPLINK.to_owned(),
+            neighbours: way_out.info.subnets.iter().copied().chain(uplinks_v6).collect(),
+            ports: ports(),
         });
         let local = overlay.endpoints.iter().filter(|endpoint| endpoint.local);
-        let local = local.flat_map(|endpoint| &endpoint.addresses).filter_map(|address| match address {
-            IpAddr::V4(address) => Some(*address),
-            IpAddr::V6(_) => None,
-        });
         SandboxRules {
             bridge: BRIDGE.to_owned(),
-            gateway: derive::gateway(overlay),
+            gateways: overlay.subnets.iter().map(|(_, gateway)| *gateway).collect(),
             uplink,
             services: self.services.clone(),
-            local: local.collect(),
+            local: local.flat_map(|endpoint| endpoint.addresses.iter().copied()).collect(),
             mesh: overlay.mesh.as_ref().map(|mesh| MeshRules {
                 ports: self.mesh_ports.clone(),
                 entries: derive::mesh_entries(mesh),
@@ -406,13 +415,14 @@ impl OverlayNetwork {
             return Err(AttachError::AlreadyAttached { container, network: overlay.name.clone() });
         }
         let mut attached = derive::describe(&overlay, &request)?;
-        let inside = self.inside(&overlay, &attached, request.default_route);
+        let inside = self.inside(&overlay, &attached, &request.default_routes);
         let near = Near { link: self.near(&container), port: near_port(), is_routed: true };
         let rules = connect(&sandbox, near, &netns, inside).await?;
-        let member = Member { netns, default_route: request.default_route, rules };
+        let default_routes = request.default_routes.clone();
+        let member = Member { netns, default_routes, rules };
         self.members.insert(container.clone(), member);
         self.endpoints.insert(container.clone(), attached.clone());
-        match self.publish(&container, attached.address, request.publish, &overlay).await {
+        match self.publish(&container, &attached, &request, &overlay).await {
             Ok(ports) => attached.ports = ports,
             Err(error) => {
                 self.detach(&container).await?;
@@ -428,47 +438,55 @@ impl OverlayNetwork {
     async fn publish(
         &mut self,
         container: &str,
-        address: IpAddr,
-        bindings: Vec<PortBinding>,
+        attached: &Attached,
+        request: &AttachRequest,
         overlay: &Overlay,
     ) -> Result<Vec<BoundPort>, AttachError> {
-        if bindings.is_empty() || overlay.internal {
+        if request.publish.is_empty() || overlay.internal {
             return Ok(Vec::new());
         }
-        let (Some(uplink), Some(sandbox), IpAddr::V4(inside)) = (self.uplink, self.sandbox.clone(), address)
-        else {
+        let (Some(_), Some(sandbox)) = (self.uplink, self.sandbox.clone()) else {
             return Err(AttachError::NotPublishable(overlay.name.clone()));
         };
         let mut ports = Vec::new();
-        for binding in bindings {
-            let target = Target { address: inside, port: binding.container_port };
-            let port = self.expose(container, binding.protocol, target);
-            ports.push(Publish { binding, target: Target { address: uplink, port } });
+        for binding in request.publish.iter().cloned() {
+            let asked = |inside: &IpAddr| {
+                binding.host_ip.is_none_or(|host_ip| Family::of(host_ip) == Family::of(*inside))
+            };
+            let mut ways = Vec::new();
+            for inside in request.published(attached).filter(asked) {
+                let Some(address) = self.uplink_at(Family::of(inside)) else { continue };
+                let target = Target { address: inside, port: binding.container_port };
+                let port = self.expose(container, binding.protocol, target);
+                ways.push(Way { inside, target: Target { address, port } });
+            }
+            ports.push(Publish { binding, ways });
         }
         self.apply_rules(&sandbox, overlay).await?;
-        bridge::publish(&self.context.host, self.endpoint(container), ports, address).await
+        bridge::publish(&self.context.host, self.endpoint(container), ports).await
     }
 
     /// Chooses the uplink's port for a target: the one that it had, the container's own, or the next that
     /// is free.
     fn expose(&mut self, container: &str, protocol: Protocol, target: Target) -> u16 {
-        let is_it = |((its, _), had): &(&(Protocol, u16), &Target)| *its == protocol && **had == target;
-        let had = self.inherited.iter().filter(is_it).map(|((_, port), _)| *port);
-        let had = had.into_iter().find(|port| !self.is_taken(protocol, *port));
-        let port = had.unwrap_or_else(|| self.free_port(protocol, target.port));
-        self.published.insert((protocol, port), (container.to_owned(), target));
-        port
+        let is_it = |(place, had): &(&HostPort, &Target)| place.protocol == protocol && **had == target;
+        let mut had = self.inherited.iter().filter(is_it).map(|(place, _)| *place);
+        let had = had.find(|place| !self.is_taken(*place));
+        let wanted = HostPort::any(Family::of(target.address), protocol, target.port);
+        let place = had.unwrap_or_else(|| self.free_place(wanted));
+        self.published.insert(place, (container.to_owned(), target));
+        place.port
     }
 
-    fn is_taken(&self, protocol: Protocol, port: u16) -> bool {
-        self.published.contains_key(&(protocol, port)) || self.meshed.contains_key(&(protocol, port))
+    fn is_taken(&self, place: HostPort) -> bool {
+        self.published.contains_key(&place) || self.meshed.contains_key(&place)
     }
 
-    /// A port of the uplink: this one, or the next that is free.
-    fn free_port(&self, protocol: Protocol, port: u16) -> u16 {
-        let from = port.max(1);
-        let mut candidates = (from..=u16::MAX).chain(1..from);
-        let free = candidates.find(|port| !self.is_taken(protocol, *port));
+    /// A place at the uplink: this one, or the one with the next port that is free.
+    fn free_place(&self, wanted: HostPort) -> HostPort {
+        let from = wanted.port.max(1);
+        let candidates = (from..=u16::MAX).chain(1..from).map(|port| HostPort { port, ..wanted });
+        let free = candidates.into_iter().find(|place| !self.is_taken(*place));
         free.expect("one network publishes fewer than 65535 ports on one host")
     }
 
@@ -478,9 +496,7 @@ impl OverlayNetwork {
 
     /// Takes a container out; one that has no endpoint is no error.
     pub async fn detach(&mut self, container: &str) -> Result<(), KernelError> {
-        let Some(address) = self.endpoints.get(container).map(|endpoint| endpoint.address) else {
-            return Ok(());
-        };
+        let Some(endpoint) = self.endpoints.get(container).cloned() else { return Ok(()) };
         let Some(sandbox) = self.sandbox.clone() else { return Ok(()) };
         let published = self.published.len();
         self.published.retain(|_, (owner, _)| owner != container);
@@ -491,7 +507,9 @@ impl OverlayNetwork {
                 self.apply_rules(&sandbox, &overlay).await?;
             }
         }
-        conntrack::forget(&sandbox, Doomed::AnsweredBy(address)).await;
+        for address in endpoint.ips() {
+            conntrack::forget(&sandbox, Doomed::AnsweredBy(address)).await;
+        }
         disconnect(&sandbox, &pair_name(container, &self.id)).await?;
         self.endpoints.remove(container);
         self.members.remove(container);
@@ -517,20 +535,22 @@ impl OverlayNetwork {
                 self.uplink = Some(self.reserve_again(&way_out, had).await?);
             }
         }
-        if let (Some(uplink), IpAddr::V4(inside)) = (self.uplink, attached.address) {
-            let mut ports = Vec::new();
-            for port in &attached.ports {
-                let target = Target { address: inside, port: port.container_port };
-                let exposed = self.expose(container, port.protocol, target);
-                ports.push((port.clone(), Target { address: uplink, port: exposed }));
+        let mut ports = Vec::new();
+        for port in &attached.ports {
+            let family = Family::of(port.host_ip);
+            let (Some(uplink), Some(inside)) = (self.uplink_at(family), attached.of(family)) else {
+                continue;
+            };
+            let target = Target { address: inside.address, port: port.container_port };
+            let exposed = self.expose(container, port.protocol, target);
+            ports.push((port.clone(), Target { address: uplink, port: exposed }));
+        }
+        if !ports.is_empty() {
+            // Until the network's state is known again, the rules of the daemon before us do.
+            if let Some(overlay) = self.wanted.clone() {
+                self.apply_rules(&sandbox, &overlay).await?;
             }
-            if !ports.is_empty() {
-                // Until the network's state is known again, the rules of the daemon before us do.
-                if let Some(overlay) = self.wanted.clone() {
-                    self.apply_rules(&sandbox, &overlay).await?;
-                }
-                adopt_ports(&self.context.host, self.endpoint(container), ports).await?;
-            }
+            adopt_ports(&self.context.host, self.endpoint(container), ports).await?;
         }
         self.endpoints.insert(container.to_owned(), attached);
         Ok(())
@@ -546,9 +566,12 @@ impl OverlayNetwork {
             }
             (address, _) => address,
         };
-        let Some(address) = address else { return Ok(()) };
-        let left = self.context.host.call(move |host| Box::pin(host.leave_mesh(address))).await;
-        Ok(left.map_err(|_| shutting_down())??)
+        let addresses = [address.map(IpAddr::V4), address.and_then(|address| self.uplink_v6(address))];
+        for address in addresses.into_iter().flatten() {
+            let left = self.context.host.call(move |host| Box::pin(host.leave_mesh(address))).await;
+            left.map_err(|_| shutting_down())??;
+        }
+        Ok(())
     }
 
     /// Removes the sandbox, and all that leads to it.
@@ -594,14 +617,35 @@ fn settings() {
     set_sysctl("ipv4/conf/default/rp_filter", "0");
 }
 
+/// The same for IPv6, before the sandbox has links: they are born with it.
+fn settings_v6() {
+    for conf in ["all", "default"] {
+        set_sysctl(&format!("ipv6/conf/{conf}/disable_ipv6"), "0");
+        set_sysctl(&format!("ipv6/conf/{conf}/forwarding"), "1");
+        set_sysctl(&format!("ipv6/conf/{conf}/accept_ra"), "0");
+        set_sysctl(&format!("ipv6/conf/{conf}/accept_dad"), "0");
+    }
+}
+
+/// The least MTU that its packets can do with.
+fn mtu_min(overlay: &Overlay) -> u32 {
+    if families(overlay).contains(&Family::V6) { MTU_MIN_V6 } else { MTU_MIN_V4 }
+}
+
+/// The families of a network's addresses.
+fn families(overlay: &Overlay) -> Vec<Family> {
+    let has = |family: &Family| overlay.subnets.iter().any(|(subnet, _)| subnet.family() == *family);
+    Family::ALL.into_iter().filter(has).collect()
+}
+
 /// How a container's end is a port of the bridge: what it sends to a virtual address may come back to it.
 fn near_port() -> Port {
     Port { bridge: BRIDGE.to_owned(), hairpin: true, isolated: false }
 }
 
 /// A container on this node, as the bridge's neighbour.
-fn neighbour(endpoint: &Attached) -> Neighbour {
-    Neighbour { link: BRIDGE.to_owned(), address: endpoint.address, mac: endpoint.mac }
+fn local_neighbours(endpoint: &Attached) -> impl Iterator<Item = Neighbour> {
+    endpoint.ips().map(|address| Neighbour { link: BRIDGE.to_owned(), address, mac: endpoint.mac })
 }
 
 /// The addresses of all endpoints.

@@ -33,7 +33,6 @@ pub(crate) fn create(body: &types::NetworkCreateBody) -> Result<Wanted, ApiError
         body.config_from.as_ref().is_some_and(|from| !from.network.is_empty()),
         "--config-from (ConfigFrom)",
     )?;
-    refuse(body.enable_ipv4 == Some(false), "a network without IPv4 (EnableIPv4=false)")?;
     let ipam = body.ipam.clone().unwrap_or_default();
     refuse(!matches!(ipam.driver.as_str(), "" | "default"), "another IPAM driver (IPAM.Driver)")?;
     refuse(ipam.options.as_ref().is_some_and(|options| !options.is_empty()), "IPAM options (IPAM.Options)")?;
@@ -60,6 +59,7 @@ fn local(body: &types::NetworkCreateBody, configs: &[types::IpamConfig]) -> Resu
         internal: body.internal,
         ipam: configs.iter().map(pool).collect::<Result<_, _>>()?,
         enable_ipv6: body.enable_ipv6.unwrap_or_default(),
+        without_ipv4: body.enable_ipv4 == Some(false),
         attachable: body.attachable,
         options: body.options.clone().unwrap_or_default(),
         labels: body.labels.clone().unwrap_or_default(),
@@ -67,11 +67,15 @@ fn local(body: &types::NetworkCreateBody, configs: &[types::IpamConfig]) -> Resu
 }
 
 fn pool(config: &types::IpamConfig) -> Result<NetworkPool, ApiError> {
-    refuse(!config.auxiliary_addresses.is_empty(), "--aux-address (AuxiliaryAddresses)")?;
+    let mut auxiliary = BTreeMap::new();
+    for (name, text) in &config.auxiliary_addresses {
+        auxiliary.extend(parse(text, "auxiliary address")?.map(|address| (name.clone(), address)));
+    }
     Ok(NetworkPool {
         subnet: parse(&config.subnet, "subnet")?,
         gateway: parse(&config.gateway, "gateway")?,
         ip_range: parse(&config.ip_range, "IP range")?,
+        auxiliary,
     })
 }
 
@@ -86,6 +90,7 @@ fn cluster(
     body: &types::NetworkCreateBody,
     configs: &[types::IpamConfig],
 ) -> Result<wire::NetworkSpec, ApiError> {
+    refuse(body.enable_ipv4 == Some(false), "an overlay network without IPv4 (EnableIPv4=false)")?;
     for config in configs {
         pool(config)?;
     }
@@ -106,7 +111,7 @@ fn cluster(
                 subnet: config.subnet.clone(),
                 gateway: config.gateway.clone(),
                 ip_range: config.ip_range.clone(),
-                aux_addresses: types::StringMap::new(),
+                aux_addresses: config.auxiliary_addresses.clone(),
             })
             .collect(),
     })
@@ -118,7 +123,7 @@ pub(crate) fn local_out(network: &Network, members: &[NetworkMember]) -> types::
         subnet: pool.subnet.map(|subnet| subnet.to_string()).unwrap_or_default(),
         ip_range: pool.ip_range.map(|range| range.to_string()).unwrap_or_default(),
         gateway: pool.gateway.map(|gateway| gateway.to_string()).unwrap_or_default(),
-        auxiliary_addresses: types::StringMap::new(),
+        auxiliary_addresses: pool.auxiliary.iter().map(|(name, ip)| (name.clone(), ip.to_string())).collect(),
     });
     types::NetworkInspect {
         name: network.name.clone(),
@@ -126,7 +131,7 @@ pub(crate) fn local_out(network: &Network, members: &[NetworkMember]) -> types::
         created: network.created.to_string(),
         scope: if network.swarm { "swarm" } else { "local" }.to_owned(),
         driver: network.driver.clone(),
-        enable_ipv4: true,
+        enable_ipv4: !network.without_ipv4,
         enable_ipv6: network.enable_ipv6,
         ipam: types::Ipam { driver: "default".to_owned(), options: None, config: Some(configs.collect()) },
         internal: network.internal,
@@ -346,12 +351,12 @@ mod tests {
         let refused = [
             (r#"{"Name":""}"#, Kind::InvalidArgument),
             (r#"{"Name":"n","ConfigOnly":true}"#, Kind::NotImplemented),
-            (r#"{"Name":"n","EnableIPv4":false}"#, Kind::NotImplemented),
+            (r#"{"Name":"n","Driver":"overlay","EnableIPv4":false}"#, Kind::NotImplemented),
             (r#"{"Name":"n","IPAM":{"Driver":"dhcp"}}"#, Kind::NotImplemented),
             (r#"{"Name":"n","IPAM":{"Config":[{"Subnet":"10.9.0.0"}]}}"#, Kind::InvalidArgument),
             (
-                r#"{"Name":"n","IPAM":{"Config":[{"AuxiliaryAddresses":{"a":"10.0.0.1"}}]}}"#,
-                Kind::NotImplemented,
+                r#"{"Name":"n","IPAM":{"Config":[{"AuxiliaryAddresses":{"a":"10.0.0"}}]}}"#,
+                Kind::InvalidArgument,
             ),
             (r#"{"Name":"n","Driver":"macvlan","Scope":"swarm"}"#, Kind::NotImplemented),
             (r#"{"Name":"n","Driver":"overlay","Scope":"local"}"#, Kind::InvalidArgument),

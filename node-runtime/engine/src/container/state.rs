@@ -274,6 +274,8 @@ pub struct Endpoint {
     pub address_v6: Option<(IpAddr, u8)>,
     /// Default gateway.
     pub gateway: Option<IpAddr>,
+    /// Default gateway of IPv6.
+    pub gateway_v6: Option<IpAddr>,
     /// MAC address.
     pub mac: Option<[u8; 6]>,
     /// The names under which others on the network find it.

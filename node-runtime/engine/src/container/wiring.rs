@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rswarm_base::Chain;
+use rswarm_base::ipam::Family;
 use rswarm_network::{
-    AttachRequest, Attached, BoundPort as KernelPort, DnsConfig, Mac, Netns, PortBinding, Protocol,
+    AttachRequest, Attached, BoundPort as KernelPort, DnsConfig, Mac, Netns, Placed, PortBinding, Protocol,
 };
 use rswarm_proto::model::container::PortConfig;
 
@@ -123,10 +124,13 @@ pub(crate) fn new_endpoint(
     config: &ContainerConfig,
     asked: EndpointConfig,
 ) -> Result<Endpoint, NetworkError> {
-    if asked.address_v6.is_some() {
-        return Err(NetworkError::Invalid("IPv6 endpoints are not supported".to_owned()));
+    if let Some(address) = asked.address.filter(|address| !address.is_ipv4()) {
+        return Err(NetworkError::Invalid(format!("invalid IPv4 address: {address}")));
     }
-    if network.is_default_bridge() && asked.address.is_some() {
+    if let Some(address) = asked.address_v6.filter(|address| !address.is_ipv6()) {
+        return Err(NetworkError::Invalid(format!("invalid IPv6 address: {address}")));
+    }
+    if network.is_default_bridge() && (asked.address.is_some() || asked.address_v6.is_some()) {
         return Err(NetworkError::Invalid(
             "user specified IP address is supported on user defined networks only".to_owned(),
         ));
@@ -227,12 +231,21 @@ async fn attach_all(
         found.push((endpoint.clone(), network));
         places.push(place);
     }
-    let gateway = gateway_index(&found);
+    let gateways = Family::ALL.map(|family| (family, gateway_index(&found, family)));
+    let gateway = gateways.iter().find_map(|(_, number)| *number);
     let mut attached = Vec::new();
     for (number, ((endpoint, network), place)) in found.iter().zip(places).enumerate() {
-        let is_gateway = gateway == Some(number);
-        let publish = if is_gateway { bindings(container)? } else { Vec::new() };
-        let wanted = Wanted { number, is_gateway, publish, place };
+        let leads = gateways.iter().filter(|(_, gateway)| *gateway == Some(number));
+        let default_routes: Vec<Family> = leads.map(|(family, _)| *family).collect();
+        let mut publish = bindings(container)?;
+        // A port that no endpoint can serve is the first one's to refuse.
+        let served = |family| gateways.iter().any(|(one, gateway)| *one == family && gateway.is_some());
+        publish.retain(|binding| match binding.host_ip.map(Family::of) {
+            Some(family) if served(family) => default_routes.contains(&family),
+            Some(_) => gateway == Some(number),
+            None => !default_routes.is_empty(),
+        });
+        let wanted = Wanted { number, default_routes, publish, place };
         attached.push(attach(shared, container, netns, endpoint.clone(), network, wanted).await?);
     }
     let networks: Vec<&Network> = order(&found, gateway).into_iter().map(|n| &*found[n].1).collect();
@@ -281,7 +294,8 @@ pub(crate) async fn locate(
 /// What one attachment adds to its endpoint.
 struct Wanted {
     number: usize,
-    is_gateway: bool,
+    /// The families whose default route goes by it.
+    default_routes: Vec<Family>,
     publish: Vec<PortBinding>,
     place: Option<Place>,
 }
@@ -298,21 +312,24 @@ async fn attach(
     endpoint.network_name.clone_from(&network.name);
     endpoint.names = names(network, &container.id, &container.name, &container.config, &endpoint.config);
     let place = wanted.place.as_ref();
+    let asked = endpoint.config.address.into_iter().chain(endpoint.config.address_v6).collect();
     let request = AttachRequest {
         container_id: container.id.clone(),
         network_id: network.kernel_id().to_owned(),
         interface: format!("eth{}", wanted.number),
-        address: place.and_then(|place| place.addresses.first().copied()).or(endpoint.config.address),
+        addresses: place.map_or(asked, |place| place.addresses.clone()),
         mac: place.map(|place| place.mac).or(endpoint.config.mac).map(Mac),
-        default_route: wanted.is_gateway,
+        default_routes: wanted.default_routes,
         publish: wanted.publish,
         names: endpoint.names.clone(),
     };
     let attached = shared.networks.attach(netns, request).await.map_err(Cause::new)?;
     endpoint.endpoint_id = rswarm_base::id::engine_id();
+    let placed = Family::ALL.map(|family| attached.of(family));
+    [endpoint.address, endpoint.address_v6] =
+        placed.map(|placed| placed.map(|placed| (placed.address, placed.prefix)));
+    [endpoint.gateway, endpoint.gateway_v6] = placed.map(|placed| placed.and_then(|placed| placed.gateway));
     endpoint.interface = attached.interface;
-    endpoint.address = Some((attached.address, attached.prefix));
-    endpoint.gateway = attached.gateway;
     endpoint.mac = Some(attached.mac.0);
     endpoint.ports = attached.ports.into_iter().map(from_kernel_port).collect();
     endpoint.place = wanted.place.map(|place| place.id).unwrap_or_default();
@@ -331,10 +348,18 @@ pub(crate) async fn connect(
     let used = |number: usize| container.endpoints.iter().any(|e| e.interface == format!("eth{number}"));
     let number = (0..).find(|number| !used(*number)).unwrap_or(0);
     // The first network with a way out gives the default route.
-    let is_gateway =
-        !network.internal && container.endpoints.iter().all(|endpoint| endpoint.gateway.is_none());
-    let publish = if is_gateway { bindings(container)? } else { Vec::new() };
-    let wanted = Wanted { number, is_gateway, publish, place };
+    let gateways = |endpoint: &Endpoint| [endpoint.gateway, endpoint.gateway_v6].into_iter().flatten();
+    let leads = |family: &Family| {
+        let mut others = container.endpoints.iter().flat_map(gateways);
+        !network.internal && network.has(*family) && others.all(|gateway| Family::of(gateway) != *family)
+    };
+    let default_routes: Vec<Family> = Family::ALL.into_iter().filter(leads).collect();
+    let mut publish = bindings(container)?;
+    publish.retain(|binding| match binding.host_ip.map(Family::of) {
+        Some(family) => default_routes.contains(&family),
+        None => !default_routes.is_empty(),
+    });
+    let wanted = Wanted { number, default_routes, publish, place };
     let attached = attach(shared, container, &netns, endpoint, network, wanted).await?;
     let mut endpoints = container.endpoints.to_vec();
     endpoints.push(attached.clone());
@@ -406,7 +431,15 @@ pub(crate) async fn adopt(shared: &Shared, container: &Container) -> Result<(), 
 }
 
 fn to_kernel(endpoint: &Endpoint, network_id: &str) -> Option<Attached> {
-    let (address, prefix) = endpoint.address?;
+    let placed = |address: Option<(IpAddr, u8)>, gateway| {
+        address.map(|(address, prefix)| Placed { address, prefix, gateway })
+    };
+    let addresses =
+        [placed(endpoint.address, endpoint.gateway), placed(endpoint.address_v6, endpoint.gateway_v6)];
+    let addresses: Vec<Placed> = addresses.into_iter().flatten().collect();
+    if addresses.is_empty() {
+        return None;
+    }
     let protocol = |text: &str| if text == "udp" { Protocol::Udp } else { Protocol::Tcp };
     let ports = endpoint.ports.iter().map(|port| KernelPort {
         host_ip: port.host_ip,
@@ -417,9 +450,7 @@ fn to_kernel(endpoint: &Endpoint, network_id: &str) -> Option<Attached> {
     Some(Attached {
         network_id: network_id.to_owned(),
         interface: endpoint.interface.clone(),
-        address,
-        prefix,
-        gateway: endpoint.gateway,
+        addresses,
         mac: Mac(endpoint.mac?),
         ports: ports.collect(),
         names: endpoint.names.clone(),
@@ -435,10 +466,11 @@ fn from_kernel_port(port: KernelPort) -> BoundPort {
     }
 }
 
-/// Which endpoint gives the default route: the greatest priority, then the first by name. Internal networks
-/// have no way out.
-fn gateway_index(endpoints: &[(Endpoint, Arc<Network>)]) -> Option<usize> {
-    let open = endpoints.iter().enumerate().filter(|(_, (_, network))| !network.internal);
+/// Which endpoint gives a family's default route: the greatest priority, then the first by name. Internal
+/// networks have no way out.
+fn gateway_index(endpoints: &[(Endpoint, Arc<Network>)], family: Family) -> Option<usize> {
+    let leads = |network: &Network| !network.internal && network.has(family);
+    let open = endpoints.iter().enumerate().filter(|(_, (_, network))| leads(network));
     let best = open.min_by_key(|(_, (endpoint, network))| {
         (std::cmp::Reverse(endpoint.config.gateway_priority), network.name.clone())
     });
@@ -540,8 +572,8 @@ async fn write_files(
     let config = &container.config;
     let on_host = Mode::of(&config.network_mode) == Mode::Host;
     let name = spec::host_name(container);
-    let own: Vec<IpAddr> =
-        endpoints.iter().filter_map(|endpoint| endpoint.address.map(|(ip, _)| ip)).collect();
+    let own = endpoints.iter().flat_map(|endpoint| [endpoint.address, endpoint.address_v6]);
+    let own: Vec<IpAddr> = own.flatten().map(|(address, _)| address).collect();
     let gateway = gateway.or(on_host.then_some(IpAddr::V4(Ipv4Addr::LOCALHOST)));
     let mut hosts = files::hosts(&config.spec, &name, &own, gateway);
     if on_host {

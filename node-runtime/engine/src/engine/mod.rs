@@ -88,6 +88,8 @@ impl Engine {
             tunnel_dir: config.exec_root.join("tunnel"),
             tunnel_exe: config.exe.clone(),
             default_bridge: config.default_bridge,
+            default_bridge_ipv6: config.default_bridge_ipv6,
+            fixed_cidr_v6: config.fixed_cidr_v6,
             bridge_pools: config.bridge_pools.clone(),
             firewall: config.firewall,
         };

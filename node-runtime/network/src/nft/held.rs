@@ -13,8 +13,9 @@ use netlink_packet_netfilter::nftables::{
     ChainMessage, GenMessage, NfTablesMessage, RuleAttribute, RuleMessage, SetAttribute, SetMessage,
 };
 use netlink_sys::Socket;
+use rswarm_base::ipam::Family;
 
-use super::wire::{commit, elements, open, push};
+use super::wire::{commit, elements, open, protocol, push};
 use super::{Change, Table, change};
 
 /// Changes of others, one right after the other, that are waited out before we go on without a shape.
@@ -63,7 +64,7 @@ impl Held {
 }
 
 /// How a table was brought to its state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Settled {
     /// It was so already.
     Unchanged,
@@ -73,9 +74,28 @@ pub enum Settled {
     Repaired,
 }
 
-/// Brings the calling thread's namespace to `wanted`, from what we left there: nothing, or a table that
-/// somebody else may have changed since.
-pub fn settle(before: Option<Held>, wanted: Table) -> io::Result<(Held, Settled)> {
+/// Brings the calling thread's namespace to `wanted`, from what we left there: nothing, or tables that
+/// somebody else may have changed since. Each table goes over in one piece; of several, the worst is told.
+pub fn settle(mut before: Vec<Held>, wanted: Vec<Table>) -> io::Result<(Vec<Held>, Settled)> {
+    let start = generation()?;
+    let (mut all, mut worst, mut changes) = (Vec::new(), Settled::Unchanged, 0);
+    for table in wanted {
+        let same = |held: &Held| (held.table.family, &held.table.name) == (table.family, &table.name);
+        let held = before.iter().position(same).map(|at| before.swap_remove(at));
+        let (held, settled) = settle_one(held, table)?;
+        changes += u32::from(settled != Settled::Unchanged);
+        worst = worst.max(settled);
+        all.push(held);
+    }
+    // A change of one table is no foreign change to another.
+    let now = generation()?;
+    if now == start.wrapping_add(changes) {
+        all.iter_mut().for_each(|held| held.generation = now);
+    }
+    Ok((all, worst))
+}
+
+fn settle_one(before: Option<Held>, wanted: Table) -> io::Result<(Held, Settled)> {
     let now = generation()?;
     let (believed, was_damaged) = match &before {
         None => (None, false),
@@ -96,7 +116,7 @@ pub fn settle(before: Option<Held>, wanted: Table) -> io::Result<(Held, Settled)
     if todo == Change::None {
         return Ok((Held { table: wanted, shape, generation: now }, Settled::Unchanged));
     }
-    commit(believed.as_ref(), Some(&wanted), &wanted.name)?;
+    commit(believed.as_ref(), &wanted)?;
     let held = match shape {
         // Between the two numbers there was our change alone.
         shape @ Some(_) => {
@@ -112,7 +132,7 @@ pub fn settle(before: Option<Held>, wanted: Table) -> io::Result<(Held, Settled)
 /// changed something meanwhile, it is made again: what is read must be what we gave.
 fn learn(table: Table, mut before: u32) -> io::Result<Held> {
     for _ in 0..TRIES {
-        let shape = shape(&table.name);
+        let shape = shape(table.family, &table.name);
         let now = generation()?;
         match shape {
             Ok(shape) if now == before.wrapping_add(1) => {
@@ -122,7 +142,7 @@ fn learn(table: Table, mut before: u32) -> io::Result<Held> {
             Ok(_) | Err(_) => {}
         }
         before = now;
-        commit(None, Some(&table), &table.name)?;
+        commit(None, &table)?;
     }
     Ok(Held { table, shape: None, generation: before })
 }
@@ -130,21 +150,27 @@ fn learn(table: Table, mut before: u32) -> io::Result<Held> {
 /// The table with the elements that it has now; `None` when more is not as it was, or it is gone.
 fn read_back(held: &Held) -> io::Result<Option<Table>> {
     let mut table = held.table.clone();
-    match shape(&table.name) {
+    match shape(table.family, &table.name) {
         Ok(found) if found.is_some() && found == held.shape => {}
         // It changes while we look, so it is made anew.
         Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
         Ok(_) | Err(_) => return Ok(None),
     }
     for map in &mut table.maps {
-        map.elements = elements(&table.name, map.name)?;
+        map.elements = elements(table.family, &table.name, map.name)?;
     }
     Ok(Some(table))
 }
 
-/// Whether the kernel has a table as it should be; nothing is changed.
-pub fn is_held(held: &Held) -> io::Result<bool> {
-    Ok(held.generation == generation()? || read_back(held)?.as_ref() == Some(&held.table))
+/// Whether the kernel has all tables as they should be; nothing is changed.
+pub fn are_held(tables: &[Held]) -> io::Result<bool> {
+    let now = generation()?;
+    for held in tables {
+        if held.generation != now && read_back(held)?.as_ref() != Some(&held.table) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// A chain that packets come to by themselves, of anybody.
@@ -275,9 +301,9 @@ fn base_chain(family: &'static str, attributes: &[u8]) -> Option<BaseChain> {
 }
 
 /// Whether there is a table of that name in the calling thread's namespace, with a chain of that name.
-pub fn has_chain(table: &str, chain: &str) -> io::Result<bool> {
+pub fn has_chain(family: Family, table: &str, chain: &str) -> io::Result<bool> {
     let name = [chain.as_bytes(), b"\0"].concat();
-    let shape = shape(table)?.unwrap_or_default();
+    let shape = shape(family, table)?.unwrap_or_default();
     Ok(shape.iter().any(|part| part[0] == NEW_CHAIN && part.windows(name.len()).any(|bytes| bytes == name)))
 }
 
@@ -296,7 +322,7 @@ pub fn generation() -> io::Result<u32> {
 }
 
 /// The chains, sets and rules of a table; `None` when it has none.
-fn shape(table: &str) -> io::Result<Option<Vec<Vec<u8>>>> {
+fn shape(family: Family, table: &str) -> io::Result<Option<Vec<Vec<u8>>>> {
     let socket = open()?;
     let mut parts = Vec::new();
     let name = || table.to_owned();
@@ -315,7 +341,7 @@ fn shape(table: &str) -> io::Result<Option<Vec<Vec<u8>>>> {
     ];
     for (wanted, kept, request) in requests {
         let from = parts.len();
-        let listed = ask(&socket, NetfilterProtoFamily::IPv4, request, NLM_F_DUMP, |kind, attributes| {
+        let listed = ask(&socket, protocol(family), request, NLM_F_DUMP, |kind, attributes| {
             let is_ours = |(kind, value): (u16, &[u8])| {
                 kind == TABLE && value.strip_suffix(b"\0") == Some(table.as_bytes())
             };

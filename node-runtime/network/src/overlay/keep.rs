@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use futures_util::future::BoxFuture;
+use rswarm_base::ipam::Family;
 
 use super::{Keeper, OverlayNetwork, near_port};
-use crate::bridge::{InMesh, Inside, Near, connect, pair_name};
+use crate::bridge::{InMesh, Inside, Near, connect, pair_name, routed};
 use crate::check::{self, Examined, Finding, MeshServices, Probe};
 use crate::error::KernelError;
 use crate::link::Route;
@@ -56,16 +57,15 @@ impl OverlayNetwork {
     }
 
     /// What an endpoint needs inside its container.
-    pub(super) fn inside(&self, overlay: &Overlay, attached: &Attached, default_route: bool) -> Inside {
-        let place = overlay.mesh.as_ref().and_then(|_| derive::place(overlay, attached.address));
+    pub(super) fn inside(&self, overlay: &Overlay, attached: &Attached, default_routes: &[Family]) -> Inside {
+        let places = overlay.mesh.iter().flat_map(|_| attached.ips());
+        let places = places.filter_map(|address| derive::place(overlay, address));
         Inside {
             interface: attached.interface.clone(),
             mac: attached.mac,
             mtu: self.mtu,
-            address: attached.address,
-            prefix: attached.prefix,
-            default_route: attached.gateway.filter(|_| default_route),
-            mesh: place.map(|(subnet, gateway)| InMesh { subnet, gateway }),
+            addresses: routed(&attached.addresses, default_routes),
+            mesh: places.map(|(subnet, gateway)| InMesh { subnet, gateway }).collect(),
         }
     }
 
@@ -79,11 +79,14 @@ impl OverlayNetwork {
         };
         let address = overlay.local_addr;
         let find = move || Route::open()?.mtu_at(address);
-        let local = self.context.home.act("links could not be listed", find).await?.map(|_| address);
-        let (plan, held) = (self.plan(&overlay, local), self.table.clone());
+        let local = match &overlay.tunnel {
+            Some(tunnel) => Some(tunnel.address.into()),
+            None => self.context.home.act("links could not be listed", find).await?.map(|_| address),
+        };
+        let (plan, held) = (self.plan(&overlay, local), self.tables.clone());
         let look = move || {
             let mut findings = check::compare(&plan, &Route::open()?.list()?);
-            let is_held = held.as_ref().map_or(Ok(false), nft::is_held)?;
+            let is_held = !held.is_empty() && nft::are_held(&held)?;
             findings.push(if is_held {
                 Finding::good("rules", "are as they should be")
             } else {
@@ -114,7 +117,8 @@ impl OverlayNetwork {
             data_path_port: overlay.data_path_port,
         };
         if let Some(mesh) = &overlay.mesh {
-            return mesh.nodes.iter().map(|node| probe(sandbox, node.address, node.node_addr)).collect();
+            let ways = mesh.nodes.iter().filter_map(|node| Some((*node.addresses.first()?, node.node_addr)));
+            return ways.map(|(address, node)| probe(sandbox, address, node)).collect();
         }
         let Some(member) = self.members.values().next() else { return Vec::new() };
         let remote = overlay.endpoints.iter().filter(|endpoint| !endpoint.local && endpoint.ready);
@@ -144,11 +148,11 @@ impl OverlayNetwork {
             if there.contains(pair_name(container, &self.id).as_str()) {
                 continue;
             }
-            let default_route = member.default_route;
+            let default_routes = member.default_routes.clone();
             let netns = member.netns.clone();
             let link = self.near(container);
             let near = Near { link: link.clone(), port: near_port(), is_routed: true };
-            let inside = self.inside(overlay, attached, default_route);
+            let inside = self.inside(overlay, attached, &default_routes);
             connect(sandbox, near, &netns, inside).await?;
             steps.push(Step::CreateLink(link));
         }
@@ -162,12 +166,9 @@ impl OverlayNetwork {
         for container in containers {
             let Some(attached) = self.endpoints.get(&container) else { continue };
             let Some(member) = self.members.get(&container) else { continue };
-            let inside = self.inside(overlay, attached, member.default_route);
+            let inside = self.inside(overlay, attached, &member.default_routes);
             let (netns, before) = (member.netns.clone(), member.rules.clone());
-            let keep = move || match inside.mesh {
-                Some(mesh) => inside.keep_mesh_rules(mesh, before).map(Some),
-                None => Ok(None),
-            };
+            let keep = move || inside.keep_mesh_rules(before);
             let kept = netns.act("rules of the container could not be looked at", keep).await;
             match (kept, self.members.get_mut(&container)) {
                 (Ok(held), Some(member)) => member.rules = held,

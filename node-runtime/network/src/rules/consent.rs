@@ -21,11 +21,14 @@ pub fn require_consent(table: &mut Table) {
 mod tests {
     use std::collections::BTreeMap;
 
+    use rswarm_base::ipam::Family;
+
     use super::*;
 
     #[test]
     fn what_was_open_needs_a_mark() {
-        let open = crate::rules::host("t", &BTreeMap::new(), &BTreeMap::new(), &BTreeMap::new());
+        let (bridges, none) = (BTreeMap::new(), BTreeMap::new());
+        let open = crate::rules::host(Family::V4, "t", &bridges, &none, &none);
         let mut closed = open.clone();
         require_consent(&mut closed);
         let rules =

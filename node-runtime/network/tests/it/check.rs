@@ -91,7 +91,10 @@ async fn an_audit_tells_ports_owners_and_filters() {
     assert_eq!(told, ["0.0.0.0:8080/tcp", "127.0.0.1:8081/tcp"]);
     let owner = Owned::Container { id: "c1".into(), network_id: "bridge".into() };
     assert!(
-        audit.ports.iter().all(|port| port.owner == owner && port.target == (container.attached.address, 80))
+        audit
+            .ports
+            .iter()
+            .all(|port| port.owner == owner && port.target == (container.attached.addresses[0].address, 80))
     );
     let input =
         Filter { family: "ip", table: "filter".into(), chain: "INPUT".into(), input: true, drops: true };

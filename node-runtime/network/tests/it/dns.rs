@@ -78,7 +78,7 @@ async fn containers_find_each_other_and_ask_upstream_for_the_rest() {
     };
     networks.serve_dns(&web.netns, &web.id, dns(&[[10, 88, 0, 8], [10, 88, 0, 9]])).await.expect("dns");
     let space = web.space.clone();
-    let db_address = db.attached.address;
+    let db_address = db.address();
     let (found, dotted, forwarded) = tokio::task::spawn_blocking(move || {
         (ask(&space, "db"), ask(&space, "DB.app"), ask(&space, "example.org"))
     })
@@ -141,10 +141,10 @@ async fn a_flood_of_one_container_is_bounded() {
         }
         sent
     });
-    let address = containers[1].attached.address;
+    let address = containers[1].attached.addresses[0].address;
     for _ in 0..20 {
         let began = Instant::now();
-        assert_eq!(ask(&containers[1].space, "loud").2, Some(containers[0].attached.address));
+        assert_eq!(ask(&containers[1].space, "loud").2, Some(containers[0].attached.addresses[0].address));
         assert_eq!(ask_tcp(&containers[1].space, "quiet"), Some(address));
         assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     }

@@ -4,6 +4,7 @@
 mod bridge;
 mod check;
 mod dns;
+mod dual;
 mod echo;
 mod firewall;
 mod lab;

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 
+use rswarm_base::ipam::Family;
 use rswarm_network::{
     AttachRequest, BridgeSpec, Config, Mac, Mesh, MeshNode, MeshPort, Overlay, OverlayEndpoint, PortBinding,
     Protocol,
@@ -39,7 +40,8 @@ fn ingress(here: u8, nodes: &[u8], tasks: &[u8], ports: &[(u16, u16)]) -> Overla
         ready: true,
     };
     let mac = |n: u8| Mac([0x02, 0x42, 10, 0, 0, 200 + n]);
-    let router = |n: &u8| MeshNode { address: inside(200 + n), mac: mac(*n), node_addr: node(*n).into() };
+    let router =
+        |n: &u8| MeshNode { addresses: vec![inside(200 + n)], mac: mac(*n), node_addr: node(*n).into() };
     let port = |protocol| {
         move |(published, target): &(u16, u16)| MeshPort {
             protocol,
@@ -60,7 +62,7 @@ fn ingress(here: u8, nodes: &[u8], tasks: &[u8], ports: &[(u16, u16)]) -> Overla
         endpoints: tasks.iter().map(|n| endpoint(*n)).collect(),
         services: Vec::new(),
         mesh: Some(Mesh {
-            address: inside(200 + here),
+            addresses: vec![inside(200 + here)],
             mac: mac(here),
             nodes: nodes.iter().filter(|n| **n != here).map(router).collect(),
             ports: ports
@@ -108,8 +110,8 @@ impl Cluster {
         let networks = &self.daemons[usize::from(n) - 1].networks;
         let name = format!("task{n}");
         let mesh = AttachRequest {
-            address: Some(inside(10 + n)),
-            default_route: first.is_none(),
+            addresses: vec![inside(10 + n)],
+            default_routes: first.is_none().then_some(Family::V4).into_iter().collect(),
             ..request(&name, ID)
         };
         let Some(first) = first else { return Container::start(networks, mesh).await };
@@ -213,7 +215,7 @@ async fn a_port_of_somebody_else_stays_his_and_the_rest_is_published() {
     cluster.apply(&[1], &ports).await;
     // A port at the uplink that the mesh has is not given to a container of the same network.
     let mesh = AttachRequest {
-        address: Some(inside(11)),
+        addresses: vec![inside(11)],
         publish: vec![publish(9000, 8081)],
         ..request("task1", ID)
     };

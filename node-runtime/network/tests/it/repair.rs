@@ -120,10 +120,10 @@ fn overlay(mesh: bool) -> Overlay {
             id: "service".into(),
             name: "web".into(),
             aliases: Vec::new(),
-            address: IpAddr::from([10, 0, 1, 2]),
+            addresses: vec![IpAddr::from([10, 0, 1, 2])],
         }],
         mesh: mesh.then(|| Mesh {
-            address: IpAddr::from([10, 0, 1, 3]),
+            addresses: vec![IpAddr::from([10, 0, 1, 3])],
             mac: Mac([0x02, 0x42, 10, 0, 1, 3]),
             nodes: Vec::new(),
             ports: Vec::new(),
@@ -139,7 +139,7 @@ async fn a_sandbox_is_put_right() {
     let config = config("d0000052", dir.path());
     let daemon = Daemon::start(&host, config.clone());
     daemon.networks.apply_overlay(overlay(false)).await.expect("apply");
-    let task = AttachRequest { address: Some([10, 0, 1, 11].into()), ..request("task1", ID) };
+    let task = AttachRequest { addresses: vec![[10, 0, 1, 11].into()], ..request("task1", ID) };
     let container = Container::start(&daemon.networks, task).await;
     let _server = container.space.whoami(80);
     let pin = config.netns_dir.join(ID);
@@ -196,8 +196,11 @@ async fn a_containers_rules_are_put_right() {
     let config = config("d0000053", dir.path());
     let mut daemon = Daemon::start(&host, config.clone());
     daemon.networks.apply_overlay(overlay(true)).await.expect("apply");
-    let task =
-        AttachRequest { address: Some([10, 0, 1, 11].into()), default_route: false, ..request("task1", ID) };
+    let task = AttachRequest {
+        addresses: vec![[10, 0, 1, 11].into()],
+        default_routes: Vec::new(),
+        ..request("task1", ID)
+    };
     let container = Container::start(&daemon.networks, task).await;
     let dns = rswarm_network::DnsConfig { networks: vec![ID.into()], upstream: Vec::new() };
     daemon.networks.serve_dns(&container.netns, "task1", dns.clone()).await.expect("dns");
