@@ -470,7 +470,7 @@ mod tests {
         assert_eq!(shown, ["10.0.1.0/24", "fd00:9::/64"], "IPv4 from the pools comes first");
         let endpoint = world.service(&service).endpoint.clone().expect("endpoint");
         let vips: Vec<_> = endpoint.virtual_ips.iter().map(|vip| vip.address.clone()).collect();
-        assert_eq!(vips, ["10.0.0.2/24", "10.0.1.2/24", "fd00:9::2/64"], "the mesh needs none of IPv6");
+        assert_eq!(vips, ["10.0.0.4/24", "10.0.1.2/24", "fd00:9::2/64"], "the mesh needs none of IPv6");
         let task = world.live(&service)[0].clone();
         assert_eq!(task.networks[0].addresses, ["10.0.1.3/24", "fd00:9::3/64"]);
         assert_eq!(task.networks[0].mac, "02:42:0a:00:01:03");

@@ -300,10 +300,15 @@ impl<'a> Rollout<'a> {
             Ok(0) | Err(_) => usize::MAX,
             Ok(parallelism) => parallelism,
         };
-        let free = parallelism.saturating_sub(busy).min(STARTS_MAX);
         let outdated = self.slots.iter().filter(|slot| slot.progress == Progress::Outdated);
-        let mut starts = outdated.filter(|updated| self.may_start(updated, plan)).collect::<Vec<_>>();
-        starts.truncate(free);
+        let (mut starts, waiting): (Vec<_>, Vec<_>) =
+            outdated.partition(|updated| self.may_start(updated, plan));
+        // Where an update that this one overtook has two tasks side by side, the next makes no third: these
+        // slots come first, and as long as they wait no other one begins in their place.
+        let is_doubled = |updated: &&Updated<'_>| updated.slot.live().nth(1).is_some();
+        starts.sort_by_key(|updated| !is_doubled(updated));
+        let busy = busy + waiting.iter().filter(|updated| is_doubled(updated)).count();
+        starts.truncate(parallelism.saturating_sub(busy).min(STARTS_MAX));
         starts.iter().for_each(|updated| self.start(&updated.slot, env, plan));
         !starts.is_empty()
     }

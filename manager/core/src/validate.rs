@@ -695,7 +695,7 @@ mod tests {
             let subnet = "fd00:1::/64".to_owned();
             spec.ipam = vec![IpamConfig { subnet, ..IpamConfig::default() }];
         };
-        assert_eq!(check(six), ["subnet fd00:1::/64 needs IPv6 to "]);
+        assert_eq!(check(six), ["subnet fd00:1::/64 needs IPv6 to"]);
         let small = |spec: &mut NetworkSpec| {
             spec.ipv6 = true;
             spec.options.insert(MTU_OPTION.to_owned(), "1000".to_owned());
