@@ -11,4 +11,5 @@ mod mesh;
 mod overlay;
 mod publish;
 mod repair;
+mod soak;
 mod vip;
