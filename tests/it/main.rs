@@ -1,6 +1,7 @@
 //! Real daemons as hosts in network namespaces, driven by the docker CLI and by rswarm's own.
 //! Needs root; every test makes its own lab and leaves nothing.
 
+mod attach;
 mod churn;
 mod cluster;
 mod containers;

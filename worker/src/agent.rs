@@ -66,10 +66,13 @@ pub struct AgentHandle {
 }
 
 impl AgentHandle {
-    /// The addresses of managers that are known now.
+    /// The addresses of managers that are known now, the one of the session first.
     #[must_use]
     pub fn managers(&self) -> Vec<String> {
-        self.managers.borrow().clone()
+        let mut managers = self.managers.borrow().clone();
+        let membership = self.membership.borrow();
+        managers.sort_by_key(|manager| Some(manager) != membership.manager.as_ref());
+        managers
     }
 }
 
@@ -120,7 +123,12 @@ impl Agent {
     ) -> Result<AgentHandle, StartError> {
         let disk = Disk::open(&config.dir)?;
         let mut known = config.managers.clone();
-        known.extend(disk.managers()?.into_iter().filter(|address| !config.managers.contains(address)));
+        let stored = disk.managers()?;
+        known.extend(stored.iter().filter(|address| !config.managers.contains(address)).cloned());
+        if known != stored {
+            // They may be all that there are: then no manager's word will ever differ from this.
+            log_failure("managers", disk.put_managers(&known));
+        }
         let (stored_tasks, stored_networks) = (disk.tasks()?, disk.networks()?);
 
         let (session_events, session) = mpsc::channel(INBOX);

@@ -409,6 +409,7 @@ impl Membership {
     pub async fn leave(self) {
         let (executor, worker) = (self.executor.clone(), self.paths.worker());
         self.detach().await;
+        executor.attachments.close();
         let removals = executor.held().await;
         for task in &removals {
             if let Err(error) = executor.remove(task).await {
@@ -459,6 +460,7 @@ impl Parts {
             data_path_addr: self.addresses.data_path.to_string(),
         };
         let agent = Agent::start(config, self.executor.clone(), self.scope.child("agent")).await?;
+        self.executor.attachments.open(self.identity.clone(), agent.clone());
         Ok(Membership {
             identity: self.identity,
             addresses: self.addresses,

@@ -4,6 +4,7 @@
 
 mod address;
 mod args;
+mod attachments;
 mod connections;
 mod executor;
 mod membership;

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use rswarm_base::Timestamp;
 use rswarm_base::ipam::Subnet;
+use rswarm_engine::network::OverlayFacts;
 use rswarm_network::{Mac, Mesh, MeshNode, MeshPort, Overlay, OverlayEndpoint, OverlayService, Protocol};
 use rswarm_proto::wire::{NetworkEndpoint, NetworkNode, NetworkService, PortConfig};
 use rswarm_worker::ExecError;
@@ -39,6 +41,19 @@ pub(super) fn overlay(view: &NetworkView, node_id: &str, data_path: IpAddr) -> R
     })
 }
 
+/// What users of this node see of the network.
+pub(super) fn facts(view: &NetworkView) -> OverlayFacts {
+    let spec = view.network.spec.clone().unwrap_or_default();
+    let annotations = spec.annotations.unwrap_or_default();
+    OverlayFacts {
+        created: Timestamp(view.network.meta.unwrap_or_default().created_at),
+        attachable: spec.attachable,
+        ingress: spec.ingress,
+        options: spec.options,
+        labels: annotations.labels,
+    }
+}
+
 fn overlay_endpoint(
     endpoint: &NetworkEndpoint,
     node_id: &str,
@@ -50,7 +65,7 @@ fn overlay_endpoint(
         service_id: endpoint.service_id.clone(),
         service_name: endpoint.service_name.clone(),
         slot_name: endpoint.task_name.clone(),
-        container_names: vec![format!("{}.{}", endpoint.task_name, endpoint.task_id)],
+        container_names: container_names(endpoint),
         aliases: endpoint.aliases.clone(),
         addresses: endpoint.addresses.iter().map(|cidr| address(cidr)).collect::<Result<_, _>>()?,
         mac: mac(&endpoint.mac)?,
@@ -58,6 +73,14 @@ fn overlay_endpoint(
         local,
         ready: endpoint.ready,
     })
+}
+
+/// A task's container has its full name, one of a node's own those that it brought.
+fn container_names(endpoint: &NetworkEndpoint) -> Vec<String> {
+    match endpoint.task_name.as_str() {
+        "" => endpoint.names.clone(),
+        task => vec![format!("{task}.{}", endpoint.task_id)],
+    }
 }
 
 fn overlay_service(service: &NetworkService) -> Result<OverlayService, ExecError> {

@@ -176,7 +176,8 @@ fn endpoint(state: &State, task: &Task, network_id: &str) -> Option<NetworkEndpo
         node_addr: node.map_or_else(String::new, |node| data_path_addr(node).to_owned()),
         aliases: attachment.aliases.clone(),
         ready: running && !state.is_node_lost(&task.node_id),
-        task_name: task.slot_name(),
+        task_name: if task.is_attachment() { String::new() } else { task.slot_name() },
+        names: task.attachment().map(|attachment| attachment.names.clone()).unwrap_or_default(),
     })
 }
 

@@ -13,6 +13,8 @@ pub enum Author {
     Bootstrap,
     /// What users ask.
     Control,
+    /// Containers of nodes' own that come onto networks.
+    Attach,
     /// What agents report.
     Dispatcher,
     /// Certificates: new nodes, observed roles, root and tokens.
@@ -43,9 +45,10 @@ pub enum Author {
     Pass,
 }
 
-const NAMES: [(Author, &str); 16] = [
+const NAMES: [(Author, &str); 17] = [
     (Author::Bootstrap, "bootstrap"),
     (Author::Control, "control"),
+    (Author::Attach, "attach"),
     (Author::Dispatcher, "dispatcher"),
     (Author::Ca, "ca"),
     (Author::Membership, "membership"),
@@ -149,8 +152,8 @@ enum Write {
 impl Write {
     fn writers(self) -> &'static [Author] {
         use Author::{
-            Allocate, Bootstrap, Ca, Control, Dispatcher, Drain, Enforce, Global, Liveness, Membership, Reap,
-            Replicated, Restart, Schedule, Update,
+            Allocate, Attach, Bootstrap, Ca, Control, Dispatcher, Drain, Enforce, Global, Liveness,
+            Membership, Reap, Replicated, Restart, Schedule, Update,
         };
         match self {
             Write::ClusterCreate => &[Bootstrap],
@@ -168,8 +171,8 @@ impl Write {
                 &[Allocate]
             }
             Write::ServiceDelete | Write::TaskDelete | Write::NetworkDelete => &[Reap],
-            Write::TaskCreate => &[Replicated, Global, Restart, Update],
-            Write::TaskDesired => &[Replicated, Global, Restart, Update, Enforce, Reap],
+            Write::TaskCreate => &[Replicated, Global, Restart, Update, Attach],
+            Write::TaskDesired => &[Replicated, Global, Restart, Update, Enforce, Reap, Attach],
             Write::TaskNode | Write::TaskAssigned => &[Schedule],
             Write::TaskAddresses | Write::TaskPending => &[Allocate],
             Write::TaskOrphaned => &[Liveness],

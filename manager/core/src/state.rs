@@ -254,7 +254,12 @@ impl State {
 
     /// Ids of services that have tasks, whether the service still exists or not.
     pub fn service_ids_with_tasks(&self) -> impl Iterator<Item = &String> {
-        self.tasks_by_service.keys()
+        self.tasks_by_service.keys().filter(|id| !id.is_empty())
+    }
+
+    /// The tasks that are no service's: containers of nodes' own, on networks of the cluster.
+    pub fn attachments(&self) -> impl Iterator<Item = &Arc<Task>> {
+        self.tasks_of_service("")
     }
 
     /// The tasks of one slot, by id.

@@ -5,6 +5,7 @@
 //! Start at [`Engine`], then [`ContainerConfig`] (what is asked for) and [`Container`] (what is).
 #![forbid(unsafe_code)]
 
+pub mod attach;
 mod blocking;
 mod boot;
 mod commit;

@@ -46,6 +46,21 @@ pub struct NetworkPool {
     pub ip_range: Option<Subnet>,
 }
 
+/// What users see of a cluster's network, and its kernel objects do not need.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OverlayFacts {
+    /// When the cluster made it.
+    pub created: Timestamp,
+    /// Containers that no service made may be on it.
+    pub attachable: bool,
+    /// It is the routing mesh's.
+    pub ingress: bool,
+    /// Driver options.
+    pub options: BTreeMap<String, String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+}
+
 /// A local network, or a cluster's as this node knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
@@ -65,6 +80,9 @@ pub struct Network {
     pub enable_ipv6: bool,
     /// See [`NetworkCreate::attachable`].
     pub attachable: bool,
+    /// The routing mesh's.
+    #[serde(default)]
+    pub ingress: bool,
     /// Subnets with their gateways.
     pub ipam: Vec<NetworkPool>,
     /// Driver options.
@@ -105,6 +123,7 @@ impl Network {
             internal: false,
             enable_ipv6: false,
             attachable: false,
+            ingress: false,
             ipam: Vec::new(),
             options: BTreeMap::new(),
             labels: BTreeMap::new(),
@@ -315,8 +334,13 @@ impl LocalNetworks {
     }
 
     /// Takes note of a cluster network that is now here.
-    pub(crate) fn note_overlay(&self, overlay: &Overlay) {
+    pub(crate) fn note_overlay(&self, overlay: &Overlay, facts: OverlayFacts) {
         let mut network = Network::new(&overlay.name, "overlay");
+        network.attachable = facts.attachable;
+        network.ingress = facts.ingress;
+        network.options = facts.options;
+        network.labels = facts.labels;
+        network.created = facts.created;
         network.id.clone_from(&overlay.network_id);
         network.swarm = true;
         network.internal = overlay.internal;
@@ -330,9 +354,6 @@ impl LocalNetworks {
             })
             .collect();
         let mut table = lock(&self.table);
-        if let Some(known) = table.networks.get(&network.id) {
-            network.created = known.created;
-        }
         table.networks.insert(network.id.clone(), Arc::new(network));
     }
 

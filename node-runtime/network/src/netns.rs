@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::mount::{MntFlags, MsFlags};
 use nix::sched::CloneFlags;
@@ -112,25 +112,33 @@ where
     answer.await.unwrap_or_else(|_| Err(io::Error::other("the thread in the network namespace panicked")))
 }
 
-/// The directory of pinned namespaces, a mount of its own.
+/// The directory of pinned namespaces; a mount of its own from the first pin on.
 #[derive(Debug, Clone)]
-pub(crate) struct Pins(PathBuf);
+pub(crate) struct Pins {
+    dir: PathBuf,
+    /// Held while the directory is made a mount.
+    mounting: Arc<Mutex<()>>,
+}
 
 impl Pins {
-    /// Makes the directory a private bind mount of itself, unless it is one.
+    /// Makes the directory.
     pub(crate) fn open(dir: &Path) -> io::Result<Pins> {
         fs::create_dir_all(dir)?;
-        let dir = dir.canonicalize()?;
-        if !is_mount_point(&dir)? {
-            mount(Some(&dir), &dir, MsFlags::MS_BIND)?;
+        Ok(Pins { dir: dir.canonicalize()?, mounting: Arc::default() })
+    }
+
+    /// A private bind mount of itself: what is pinned below spreads to no other mount namespace.
+    fn be_private(&self) -> io::Result<()> {
+        let _one_at_a_time = self.mounting.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_mount_point(&self.dir)? {
+            mount(Some(&self.dir), &self.dir, MsFlags::MS_BIND)?;
         }
-        mount(None, &dir, MsFlags::MS_PRIVATE)?;
-        Ok(Pins(dir))
+        mount(None, &self.dir, MsFlags::MS_PRIVATE)
     }
 
     /// The pin of that name.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
+        self.dir.join(name)
     }
 
     /// The namespace pinned under that name, if there is one.
@@ -145,6 +153,7 @@ impl Pins {
 
     /// Pins a namespace.
     pub(crate) fn pin(&self, name: &str, netns: &Netns) -> io::Result<()> {
+        self.be_private()?;
         let path = self.path(name);
         File::create(&path)?;
         mount(Some(&netns.fd_path()), &path, MsFlags::MS_BIND)
@@ -165,16 +174,16 @@ impl Pins {
 
     /// The names of all pins.
     pub(crate) fn names(&self) -> io::Result<Vec<String>> {
-        fs::read_dir(&self.0)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+        fs::read_dir(&self.dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
     }
 
-    /// Undoes [`Pins::open`]; the directory must be empty.
+    /// Removes the directory and its mount; the directory must be empty.
     pub(crate) fn close(&self) -> io::Result<()> {
-        match nix::mount::umount2(&self.0, MntFlags::MNT_DETACH) {
+        match nix::mount::umount2(&self.dir, MntFlags::MNT_DETACH) {
             Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => {}
             Err(errno) => return Err(errno.into()),
         }
-        match fs::remove_dir(&self.0) {
+        match fs::remove_dir(&self.dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }

@@ -74,6 +74,15 @@ pub enum ControlError {
         /// What uses it.
         user: String,
     },
+    /// The network is for services alone.
+    #[error("network {0} not manually attachable")]
+    NotAttachable(String),
+    /// An address that was asked for is none of the network's.
+    #[error("Invalid address {0}: It does not belong to any of this network's subnets")]
+    ForeignAddress(String),
+    /// The id of the attachment is taken by something else.
+    #[error("task {0} already exists")]
+    TaskTaken(String),
     /// A manager must become a worker before it is removed.
     #[error(
         "node {0} is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal"
@@ -119,9 +128,13 @@ impl Classify for ControlError {
             | ControlError::Ambiguous { .. }
             | ControlError::ModeChange
             | ControlError::Rename
+            | ControlError::ForeignAddress(_)
             | ControlError::PortTaken(_) => Kind::InvalidArgument,
+            ControlError::NotAttachable(_) => Kind::PermissionDenied,
             ControlError::NotFound { .. } => Kind::NotFound,
-            ControlError::NameTaken { .. } | ControlError::IngressPresent(_) => Kind::Conflict,
+            ControlError::NameTaken { .. } | ControlError::IngressPresent(_) | ControlError::TaskTaken(_) => {
+                Kind::Conflict
+            }
             ControlError::NoIngress
             | ControlError::IngressInUse(_)
             | ControlError::OutOfSequence
@@ -147,7 +160,12 @@ impl Classify for ControlError {
             ControlError::LastManager => "promote another node first".to_owned(),
             ControlError::QuorumLoss { .. } => "bring the unreachable managers back first".to_owned(),
             ControlError::Ambiguous { .. } => "use the whole id".to_owned(),
+            ControlError::NotAttachable(_) => {
+                "only `network create --attachable` makes overlays for containers of their own".to_owned()
+            }
             ControlError::Invalid(_)
+            | ControlError::ForeignAddress(_)
+            | ControlError::TaskTaken(_)
             | ControlError::Incomplete(_)
             | ControlError::NotFound { .. }
             | ControlError::NameTaken { .. }

@@ -131,6 +131,7 @@ pub(crate) fn local_out(network: &Network, members: &[NetworkMember]) -> types::
         ipam: types::Ipam { driver: "default".to_owned(), options: None, config: Some(configs.collect()) },
         internal: network.internal,
         attachable: network.attachable,
+        ingress: network.ingress,
         containers: Some(members.iter().map(member).collect()),
         options: Some(network.options.clone()),
         labels: Some(network.labels.clone()),

@@ -282,6 +282,9 @@ pub struct Endpoint {
     pub config: crate::config::EndpointConfig,
     /// Published ports as bound.
     pub ports: Vec<BoundPort>,
+    /// The place that the cluster gave a container of this node's own, while it is attached; else empty.
+    #[serde(default)]
+    pub place: String,
 }
 
 /// A published port as bound.

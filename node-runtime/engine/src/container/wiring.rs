@@ -11,6 +11,7 @@ use rswarm_network::{
 use rswarm_proto::model::container::PortConfig;
 
 use super::{BoundPort, Container, Endpoint};
+use crate::attach::{Place, PlaceRequest};
 use crate::blocking::blocking;
 use crate::config::{ContainerConfig, EndpointConfig};
 use crate::error::{Cause, FileError, NetworkError, StartError};
@@ -74,25 +75,44 @@ pub(crate) fn endpoints(
         }
     }
     let mut endpoints = Vec::new();
-    match shared.local.find(primary) {
-        Ok(network) => {
-            let named = |endpoint: &EndpointConfig| {
-                endpoint.network == network.id || endpoint.network == network.name
+    match known(shared, primary)? {
+        // A daemon without a default bridge: loopback only, as dockerd's with `--bridge none`.
+        None if default => {}
+        found => {
+            let is_primary = |reference: &str| {
+                reference == primary
+                    || found
+                        .as_ref()
+                        .is_some_and(|network| [&network.id, &network.name].contains(&&reference.to_owned()))
             };
-            if !wanted.iter().any(named) && (!default || wanted.is_empty()) {
-                wanted
-                    .insert(0, EndpointConfig { network: network.name.clone(), ..EndpointConfig::default() });
+            let named = wanted.iter().any(|endpoint| is_primary(&endpoint.network));
+            if !named && (!default || wanted.is_empty()) {
+                let network = found.map_or_else(|| primary.to_owned(), |network| network.name.clone());
+                wanted.insert(0, EndpointConfig { network, ..EndpointConfig::default() });
             }
         }
-        // A daemon without a default bridge: loopback only, as dockerd's with `--bridge none`.
-        Err(NetworkError::NotFound(_)) if default => {}
-        Err(error) => return Err(error),
     }
     for endpoint in wanted {
-        let network = shared.local.find(&endpoint.network)?;
-        endpoints.push(new_endpoint(&network, id, name, config, endpoint)?);
+        endpoints.push(match known(shared, &endpoint.network)? {
+            Some(network) => new_endpoint(&network, id, name, config, endpoint)?,
+            None => later(endpoint),
+        });
     }
     Ok(endpoints)
+}
+
+/// A network that is here; `None` for one that may come: the cluster's are made on a node as they are needed.
+pub(crate) fn known(shared: &Shared, reference: &str) -> Result<Option<Arc<Network>>, NetworkError> {
+    match shared.local.find(reference) {
+        Ok(network) => Ok(Some(network)),
+        Err(NetworkError::NotFound(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// An endpoint on a network that is not here, and is looked for again when the container starts, as Docker does.
+pub(crate) fn later(asked: EndpointConfig) -> Endpoint {
+    Endpoint { network_name: asked.network.clone(), config: asked, ..Endpoint::default() }
 }
 
 /// An endpoint that is not attached yet.
@@ -133,9 +153,10 @@ pub(crate) fn names(
     config: &ContainerConfig,
     asked: &EndpointConfig,
 ) -> Vec<String> {
-    if !network.has_names() {
-        return Vec::new();
-    }
+    if network.has_names() { all_names(id, name, config, asked) } else { Vec::new() }
+}
+
+fn all_names(id: &str, name: &str, config: &ContainerConfig, asked: &EndpointConfig) -> Vec<String> {
     let mut names = vec![name.to_owned()];
     let more =
         asked.aliases.iter().map(String::as_str).chain([rswarm_base::id::short(id), &config.spec.hostname]);
@@ -186,6 +207,9 @@ pub(crate) async fn wire(shared: &Shared, container: &Container) -> Result<Wired
 
 /// Takes a container off all networks. What the kernel refuses is logged: the next start makes everything anew.
 pub(crate) async fn unwire(shared: &Shared, id: &str) {
+    if let Some(attacher) = shared.cluster.get() {
+        attacher.release_all(id);
+    }
     if let Err(error) = shared.networks.detach(id).await {
         tracing::warn!(container.id = id, error = %Chain(&error), "container could not be detached from its networks");
     }
@@ -197,31 +221,19 @@ async fn attach_all(
     netns: &Netns,
 ) -> Result<Vec<Endpoint>, StartError> {
     let mut found: Vec<(Endpoint, Arc<Network>)> = Vec::new();
+    let mut places = Vec::new();
     for endpoint in container.endpoints.iter() {
-        // A network that was made anew under the same name serves as well.
-        let network = shared
-            .local
-            .find(&endpoint.network_id)
-            .or_else(|_| shared.local.find(&endpoint.network_name))
-            .map_err(|_| NetworkError::NotFound(endpoint.network_name.clone()))?;
+        let (network, place) = locate(shared, container, endpoint).await?;
         found.push((endpoint.clone(), network));
+        places.push(place);
     }
     let gateway = gateway_index(&found);
     let mut attached = Vec::new();
-    for (number, (endpoint, network)) in found.iter().enumerate() {
+    for (number, ((endpoint, network), place)) in found.iter().zip(places).enumerate() {
         let is_gateway = gateway == Some(number);
         let publish = if is_gateway { bindings(container)? } else { Vec::new() };
-        attached.push(
-            attach(
-                shared,
-                container,
-                netns,
-                endpoint.clone(),
-                network,
-                Place { number, is_gateway, publish },
-            )
-            .await?,
-        );
+        let wanted = Wanted { number, is_gateway, publish, place };
+        attached.push(attach(shared, container, netns, endpoint.clone(), network, wanted).await?);
     }
     let networks: Vec<&Network> = order(&found, gateway).into_iter().map(|n| &*found[n].1).collect();
     let resolv = resolv_conf(shared, container)?;
@@ -234,11 +246,44 @@ async fn attach_all(
     Ok(attached)
 }
 
+/// The network of an endpoint, and for the cluster's the place that it gives a container of this node's own. One
+/// that was made anew under the same name serves as well.
+pub(crate) async fn locate(
+    shared: &Shared,
+    container: &Container,
+    endpoint: &Endpoint,
+) -> Result<(Arc<Network>, Option<Place>), NetworkError> {
+    let name = &endpoint.network_name;
+    let here =
+        known(shared, &endpoint.network_id)?.map_or_else(|| known(shared, name), |found| Ok(Some(found)))?;
+    let is_given = |network: &Arc<Network>| !network.swarm || container.config.task.is_some();
+    if let Some(network) = here.clone().filter(is_given) {
+        return Ok((network, None));
+    }
+    let attacher = shared.cluster.get().ok_or_else(|| NetworkError::NotFound(name.clone()))?;
+    let asked = &endpoint.config;
+    let request = PlaceRequest {
+        container_id: container.id.clone(),
+        network: here.map_or_else(|| name.clone(), |network| network.id.clone()),
+        addresses: asked.address.into_iter().chain(asked.address_v6).collect(),
+        names: all_names(&container.id, &container.name, &container.config, asked),
+    };
+    let place = attacher.place(request).await?;
+    match shared.local.find(&place.network_id) {
+        Ok(network) => Ok((network, Some(place))),
+        Err(error) => {
+            attacher.release(&place.id);
+            Err(error)
+        }
+    }
+}
+
 /// What one attachment adds to its endpoint.
-struct Place {
+struct Wanted {
     number: usize,
     is_gateway: bool,
     publish: Vec<PortBinding>,
+    place: Option<Place>,
 }
 
 async fn attach(
@@ -247,18 +292,20 @@ async fn attach(
     netns: &Netns,
     mut endpoint: Endpoint,
     network: &Network,
-    place: Place,
+    wanted: Wanted,
 ) -> Result<Endpoint, StartError> {
     endpoint.network_id.clone_from(&network.id);
+    endpoint.network_name.clone_from(&network.name);
     endpoint.names = names(network, &container.id, &container.name, &container.config, &endpoint.config);
+    let place = wanted.place.as_ref();
     let request = AttachRequest {
         container_id: container.id.clone(),
         network_id: network.kernel_id().to_owned(),
-        interface: format!("eth{}", place.number),
-        address: endpoint.config.address,
-        mac: endpoint.config.mac.map(Mac),
-        default_route: place.is_gateway,
-        publish: place.publish,
+        interface: format!("eth{}", wanted.number),
+        address: place.and_then(|place| place.addresses.first().copied()).or(endpoint.config.address),
+        mac: place.map(|place| place.mac).or(endpoint.config.mac).map(Mac),
+        default_route: wanted.is_gateway,
+        publish: wanted.publish,
         names: endpoint.names.clone(),
     };
     let attached = shared.networks.attach(netns, request).await.map_err(Cause::new)?;
@@ -268,6 +315,7 @@ async fn attach(
     endpoint.gateway = attached.gateway;
     endpoint.mac = Some(attached.mac.0);
     endpoint.ports = attached.ports.into_iter().map(from_kernel_port).collect();
+    endpoint.place = wanted.place.map(|place| place.id).unwrap_or_default();
     Ok(endpoint)
 }
 
@@ -277,6 +325,7 @@ pub(crate) async fn connect(
     container: &Container,
     endpoint: Endpoint,
     network: &Network,
+    place: Option<Place>,
 ) -> Result<Endpoint, StartError> {
     let netns = shared.networks.open_netns(container.state.pid).map_err(Cause::new)?;
     let used = |number: usize| container.endpoints.iter().any(|e| e.interface == format!("eth{number}"));
@@ -285,8 +334,8 @@ pub(crate) async fn connect(
     let is_gateway =
         !network.internal && container.endpoints.iter().all(|endpoint| endpoint.gateway.is_none());
     let publish = if is_gateway { bindings(container)? } else { Vec::new() };
-    let attached =
-        attach(shared, container, &netns, endpoint, network, Place { number, is_gateway, publish }).await?;
+    let wanted = Wanted { number, is_gateway, publish, place };
+    let attached = attach(shared, container, &netns, endpoint, network, wanted).await?;
     let mut endpoints = container.endpoints.to_vec();
     endpoints.push(attached.clone());
     if let Err(error) = refresh(shared, container, &endpoints, &netns).await {
@@ -306,6 +355,7 @@ pub(crate) async fn disconnect(
 ) -> Result<(), StartError> {
     shared.networks.disconnect(&container.id, network.kernel_id()).await.map_err(Cause::new)?;
     let mut endpoints = container.endpoints.to_vec();
+    shared.cluster.release(endpoints.iter().filter(|e| e.network_id == network.id).map(|e| &e.place));
     endpoints.retain(|endpoint| endpoint.network_id != network.id);
     let netns = shared.networks.open_netns(container.state.pid).map_err(Cause::new)?;
     refresh(shared, container, &endpoints, &netns).await

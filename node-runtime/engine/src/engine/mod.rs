@@ -15,6 +15,7 @@ use rswarm_image::{ImageStore, StoreConfig};
 use rswarm_network::Networks;
 use tokio::sync::oneshot;
 
+use crate::attach::Cluster;
 use crate::blocking::blocking;
 use crate::config::EngineConfig;
 use crate::container::{Status, launch, logfile};
@@ -98,6 +99,7 @@ impl Engine {
             images,
             networks,
             local,
+            cluster: Cluster::default(),
             volumes,
             registry: Registry::default(),
             execs: Execs::default(),

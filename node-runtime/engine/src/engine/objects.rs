@@ -6,11 +6,12 @@ use rswarm_image::{ImageUser, Removed};
 use rswarm_network::{Exposure, Finding, Overlay, OverlayError};
 
 use super::Engine;
+use crate::attach::Attacher;
 use crate::blocking::blocking;
 use crate::config::EndpointConfig;
 use crate::container::{Container, Request};
 use crate::error::{Cause, FileError, NetworkError, VolumeError};
-use crate::network::{Network, NetworkCreate, NetworkMember};
+use crate::network::{Network, NetworkCreate, NetworkMember, OverlayFacts};
 use crate::volume::{self, Volume, VolumeCreate};
 
 impl Engine {
@@ -102,11 +103,16 @@ impl Engine {
     ///
     /// # Errors
     /// When the state is invalid or the kernel refuses.
-    pub async fn apply_overlay(&self, overlay: Overlay) -> Result<(), OverlayError> {
+    pub async fn apply_overlay(&self, overlay: Overlay, facts: OverlayFacts) -> Result<(), OverlayError> {
         let noted = overlay.clone();
         self.shared.networks.apply_overlay(overlay).await?;
-        self.shared.local.note_overlay(&noted);
+        self.shared.local.note_overlay(&noted, facts);
         Ok(())
+    }
+
+    /// Says who gives containers places on the cluster's networks; nobody, while this node is in none.
+    pub fn set_attacher(&self, attacher: Option<Arc<dyn Attacher>>) {
+        self.shared.cluster.set(attacher);
     }
 
     /// Removes a cluster network from this node.

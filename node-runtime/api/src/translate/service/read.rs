@@ -84,6 +84,7 @@ fn task(spec: &types::ServiceSpec, networks: &BTreeMap<String, String>) -> Resul
             .map(|driver| wire::LogDriver { name: driver.name.clone(), options: driver.options.clone() }),
         networks,
         force_update: template.force_update,
+        attachment: None,
     })
 }
 
