@@ -199,7 +199,7 @@ async fn soak_networks_come_and_go() {
     let state = || {
         let links = host.sh("ip -o link | awk -F': ' '{ print $2 }' | cut -d@ -f1 | sort");
         let pins = std::fs::read_dir(&config.netns_dir).expect("pins").count();
-        (links, host.sh("nft list ruleset; ip route; ip rule"), pins)
+        (links, host.sh("nft list ruleset; ip route | sed 's/ linkdown//'; ip rule"), pins)
     };
     let before = state();
     let mut first = None;
