@@ -302,17 +302,19 @@ impl Pools<'_> {
         if NODE_NETWORKS.contains(&config.target.as_str()) {
             return Ok(attachment);
         }
-        let waits = || format!("network {} has no subnet yet", config.target);
-        for pool in self.of(&config.target).ok_or_else(waits)? {
+        let view = self.view;
+        for pool in self.of(&config.target).ok_or_else(|| without_subnet(view, &config.target))? {
             let asked = config.addresses.iter().filter_map(|text| address_of(text));
             let asked = asked.into_iter().find(|address| pool.subnet.contains(*address));
             let address = match asked {
                 Some(address) if pool.taken.insert(address) => address,
                 Some(address) => return Err(format!("address {address} is already in use")),
                 None => pool.next().ok_or_else(|| {
+                    let (size, used) = (pool.range.size(), pool.taken.len());
                     format!(
-                        "could not find an available IP in subnet {} of network {}",
-                        pool.subnet, config.target
+                        "could not find an available IP in subnet {} of network {}: {used} of {size} addresses \
+                         of {} are given away or reserved",
+                        pool.subnet, config.target, pool.range
                     )
                 })?,
             };
@@ -327,6 +329,28 @@ impl Pools<'_> {
 
 fn family_of(vip: &VirtualIp) -> Option<Family> {
     address_of(&vip.address).map(Family::of)
+}
+
+/// Why a network that was asked for has no addresses: what can be had was given away in this very pass.
+fn without_subnet(view: &State, network_id: &str) -> String {
+    let is_known = view.network(network_id).is_some_and(|network| !network.pending_delete);
+    if !is_known {
+        return format!("network {network_id} has no subnet yet");
+    }
+    let (pools, size) = view.address_pools(Family::V4);
+    let used = view.networks().filter(|network| network.vni != 0).count();
+    exhausted(network_id, &pools, size, used)
+}
+
+fn exhausted(network_id: &str, pools: &[Subnet], size: u8, used: usize) -> String {
+    let parts = |pool: &Subnet| 1u128 << u32::from(size.saturating_sub(pool.prefix())).min(127);
+    let all: u128 = pools.iter().map(parts).sum();
+    let pools: Vec<String> = pools.iter().map(ToString::to_string).collect();
+    format!(
+        "network {network_id} has no subnet: the cluster's address pools ({}, {all} subnets of /{size}) are \
+         exhausted by {used} networks; remove some, or give the network a subnet of its own",
+        pools.join(", ")
+    )
 }
 
 fn mac(bytes: [u8; 6]) -> String {
@@ -587,6 +611,7 @@ mod tests {
             world.live(&id).into_iter().find(|task| task.observed() == TaskState::New).expect("one waits");
         let err = waiting.status.clone().unwrap_or_default().err;
         assert!(err.starts_with("could not find an available IP in subnet 10.9.0.0/29"), "{err}");
+        assert!(err.ends_with("6 of 8 addresses of 10.9.0.0/29 are given away or reserved"), "{err}");
         world.change(&id, |spec| {
             spec.mode =
                 Some(rswarm_proto::wire::service_spec::Mode::Replicated(rswarm_proto::wire::Replicated {
@@ -595,6 +620,16 @@ mod tests {
         });
         world.run(Duration::from_secs(2));
         assert_eq!((world.running(&id), world.tasks(&id).len()), (4, 4));
+    }
+
+    #[test]
+    fn exhausted_pools_are_told_with_use_and_size() {
+        let pools = ["10.40.0.0/23", "10.50.0.0/24"].map(|pool| pool.parse().expect("subnet"));
+        let told = exhausted("n", &pools, 24, 3);
+        assert!(
+            told.contains("(10.40.0.0/23, 10.50.0.0/24, 3 subnets of /24) are exhausted by 3 networks"),
+            "{told}"
+        );
     }
 
     #[test]

@@ -164,8 +164,35 @@ fn networks(spec: &TaskSpec, state: &State, findings: &mut Findings) {
         for address in &config.addresses {
             let reason = format!("`{address}` is not an IP address");
             findings.add_if(address_of(address).is_none(), "Networks", reason);
+            let outside = address_of(address).filter(|address| is_outside(state, target, *address));
+            let reason = format!("address {address} is in none of the subnets of network {target}");
+            findings.add_if(outside.is_some(), "Networks", reason);
+        }
+        for alias in &config.aliases {
+            let reason = format!(
+                "\"{alias}\" is not a valid alias: want labels of letters, digits, `-` and `_`, at most 63 each, with `.` between them"
+            );
+            findings.add_if(!is_dns_name(alias), "Networks", reason);
         }
     }
+}
+
+/// Whether an address is on none of the network's subnets, as far as it has got them.
+fn is_outside(state: &State, network: &str, address: std::net::IpAddr) -> bool {
+    let Some(network) = state.network(network).filter(|network| !network.ipam.is_empty()) else {
+        return false;
+    };
+    let mut subnets = network.ipam.iter().filter_map(|config| config.subnet.parse::<Subnet>().ok());
+    !subnets.any(|subnet| subnet.contains(address))
+}
+
+/// Whether a name can be asked for (RFC 1035, and `_`, which people use).
+fn is_dns_name(name: &str) -> bool {
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    };
+    name.len() <= 253 && name.split('.').all(is_label)
 }
 
 fn container(spec: &ContainerSpec, findings: &mut Findings) {
@@ -370,6 +397,9 @@ fn check_port(port: &PortConfig, findings: &mut Findings) {
     findings.add_if(port.published > 65535, FIELD, reason);
 }
 
+/// What IPv4 must carry, and what a packet can have.
+const MTUS: std::ops::RangeInclusive<u32> = 576..=65535;
+
 /// Checks a network's spec.
 pub fn network(spec: &NetworkSpec, state: &State) -> Result<(), Vec<Problem>> {
     let mut findings = Findings::default();
@@ -405,6 +435,7 @@ pub fn network(spec: &NetworkSpec, state: &State) -> Result<(), Vec<Problem>> {
             }
         }
     }
+    options(spec, &mut findings);
     families(spec, &seen, &mut findings);
     findings.result()
 }
@@ -418,6 +449,16 @@ fn families(spec: &NetworkSpec, subnets: &[Subnet], findings: &mut Findings) {
     let mtu = spec.options.get(MTU_OPTION).and_then(|text| text.parse::<u32>().ok());
     if let Some(mtu) = mtu.filter(|mtu| spec.ipv6 && *mtu < IPV6_MTU_MIN) {
         findings.add("", format!("invalid MTU number: {mtu}: IPv6 needs at least {IPV6_MTU_MIN}"));
+    }
+}
+
+/// Options that nodes understand must have values that they can take.
+fn options(spec: &NetworkSpec, findings: &mut Findings) {
+    if let Some(mtu) = spec.options.get(MTU_OPTION) {
+        let possible = mtu.parse().is_ok_and(|mtu: u32| MTUS.contains(&mtu));
+        let (least, most) = (MTUS.start(), MTUS.end());
+        let reason = format!("invalid MTU \"{mtu}\" ({MTU_OPTION}): want a number from {least} to {most}");
+        findings.add_if(!possible, "", reason);
     }
 }
 
@@ -744,6 +785,44 @@ mod tests {
         assert_eq!(check(subnet("10.7.0.0/30")), ["subnet 10.7.0.0/30 is too small: /29 is the smallest"]);
         let gateway = IpamConfig { gateway: "10.8.0.1".to_owned(), ..subnet("10.7.0.0/24") };
         assert_eq!(check(gateway), ["no matching subnet for gateway 10.8.0.1"]);
+    }
+
+    #[test]
+    fn an_absurd_mtu_is_refused() {
+        let check = |mtu: &str| {
+            let annotations = Some(Annotations { name: "net".to_owned(), ..Annotations::default() });
+            let mut spec = NetworkSpec { annotations, ..NetworkSpec::default() };
+            spec.options.insert(MTU_OPTION.to_owned(), mtu.to_owned());
+            network(&spec, &World::new(1).state).is_ok()
+        };
+        assert!(["576", "1400", "9000", "65535"].into_iter().all(check));
+        for mtu in ["0", "68", "65536", "-1", "big", "", "99999999999999999999"] {
+            assert!(!check(mtu), "{mtu}");
+        }
+    }
+
+    #[test]
+    fn aliases_and_addresses_must_fit_the_network() {
+        let mut world = World::new(1);
+        let id = world.network("first");
+        world.reconcile();
+        let check = |alias: &str, address: &str| {
+            let mut spec = spec("web", 1);
+            spec.task.get_or_insert_default().networks = vec![rswarm_proto::wire::NetworkAttachmentConfig {
+                target: id.clone(),
+                aliases: vec![alias.to_owned()],
+                addresses: vec![address.to_owned()],
+                ..Default::default()
+            }];
+            let found = service(&spec, &world.state).err().unwrap_or_default();
+            found.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(check("db.main_1", "10.0.1.9"), Vec::<String>::new());
+        for alias in ["", "a b", "a..b", ".", "caf\u{e9}", &"x".repeat(64), &"x.".repeat(127)] {
+            assert_eq!(check(alias, "10.0.1.9").len(), 1, "{alias}");
+        }
+        let outside = check("db", "10.9.9.9");
+        assert!(outside[0].contains("address 10.9.9.9 is in none of the subnets of network"), "{outside:?}");
     }
 
     #[test]

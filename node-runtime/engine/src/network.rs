@@ -423,6 +423,9 @@ fn check(request: &NetworkCreate) -> Result<(), NetworkError> {
     Ok(())
 }
 
+/// What IPv4 requires of a link (RFC 791), and the most that one can carry.
+const MTUS: std::ops::RangeInclusive<u32> = 68..=65535;
+
 /// Docker's driver options, understood; one that is not known is an error.
 fn bridge_spec(network: &Network) -> Result<BridgeSpec, String> {
     let mut spec = BridgeSpec::new(&network.id, &network.name);
@@ -451,7 +454,11 @@ fn bridge_spec(network: &Network) -> Result<BridgeSpec, String> {
             "com.docker.network.bridge.host_binding_ipv4" => {
                 spec.host_binding = Some(value.parse().map_err(|_| wrong())?);
             }
-            "com.docker.network.driver.mtu" => spec.mtu = Some(value.parse().map_err(|_| wrong())?),
+            "com.docker.network.driver.mtu" => {
+                let mtu = value.parse().map_err(|_| wrong())?;
+                spec.mtu = Some(mtu).filter(|mtu| MTUS.contains(mtu));
+                spec.mtu.ok_or_else(wrong)?;
+            }
             _ => return Err(format!("unknown network option \"{key}\"")),
         }
     }
@@ -515,8 +522,10 @@ mod tests {
         set(&mut network, "com.docker.network.driver.mtu", "1400");
         let spec = bridge_spec(&network).expect("spec");
         assert_eq!((spec.icc, spec.masquerade, spec.mtu), (false, true, Some(1400)));
-        set(&mut network, "com.docker.network.driver.mtu", "big");
-        assert!(bridge_spec(&network).is_err());
+        for absurd in ["big", "0", "67", "65536", "-1"] {
+            set(&mut network, "com.docker.network.driver.mtu", absurd);
+            assert!(bridge_spec(&network).is_err(), "{absurd}");
+        }
         network.options = [("colour".to_owned(), "red".to_owned())].into();
         assert!(bridge_spec(&network).is_err());
     }

@@ -55,11 +55,14 @@ pub struct Balance<K, V> {
     places: BTreeMap<K, Vec<V>>,
     /// Every number of backends that a place ever had: each has a chain, and chains stay.
     counts: BTreeSet<u32>,
+    /// How many backends a place had that has fewer since the last update. A packet may look up that number
+    /// just before a change is committed, and the backend that it drew just after: it must find one.
+    tails: BTreeMap<K, usize>,
 }
 
 impl<K, V> Default for Balance<K, V> {
     fn default() -> Balance<K, V> {
-        Balance { places: BTreeMap::new(), counts: BTreeSet::new() }
+        Balance { places: BTreeMap::new(), counts: BTreeSet::new(), tails: BTreeMap::new() }
     }
 }
 
@@ -69,6 +72,7 @@ impl<K: Copy + Ord + InFamily, V: Copy + Ord> Balance<K, V> {
     pub fn update(&mut self, wanted: BTreeMap<K, BTreeSet<V>>) -> bool {
         let mut woken = false;
         let before = std::mem::take(&mut self.places);
+        self.tails.clear();
         for (place, mut backends) in wanted {
             let mut slots: Vec<Option<V>> = Vec::new();
             for backend in before.get(&place).into_iter().flatten() {
@@ -81,7 +85,9 @@ impl<K: Copy + Ord + InFamily, V: Copy + Ord> Balance<K, V> {
             slots.extend(new.map(Some));
             let slots = without_holes(slots);
             if !slots.is_empty() {
-                woken |= !before.contains_key(&place);
+                let had = before.get(&place).map(Vec::len);
+                woken |= had.is_none();
+                self.tails.extend(had.filter(|had| *had > slots.len()).map(|had| (place, had)));
                 self.counts.insert(slots.len() as u32);
                 self.places.insert(place, slots);
             }
@@ -131,11 +137,13 @@ impl<K: Copy + Ord + InFamily, V: Copy + Ord> Balance<K, V> {
         encode_value: fn(V) -> Vec<u8>,
     ) -> Map {
         let numbered = |(place, backends): (&K, &Vec<V>)| {
+            let tail = self.tails.get(place).map_or(0, |had| had.saturating_sub(backends.len()));
+            let tail = backends.first().into_iter().flat_map(|first| std::iter::repeat_n(first, tail));
             let place = encode(*place);
             let element = |(number, backend): (u32, &V)| {
                 ([place.as_slice(), &number.to_ne_bytes()].concat(), encode_value(*backend))
             };
-            (0..).zip(backends).map(element).collect::<Vec<_>>()
+            (0..).zip(backends.iter().chain(tail)).map(element).collect::<Vec<_>>()
         };
         Map { name, key, value, elements: self.of_family(family).flat_map(numbered).collect() }
     }
@@ -342,6 +350,27 @@ mod tests {
         assert_eq!(balance(&mut one, &[1, 9, 4]), [9, 1, 4]);
         assert_eq!(balance(&mut one, &[]), Vec::<u8>::new());
         assert_eq!(one.counts, BTreeSet::from([2, 3]));
+    }
+
+    #[test]
+    fn a_number_that_was_just_drawn_still_leads_somewhere() {
+        let mut one = Balance::default();
+        let numbers = |one: &Balance<IpAddr, u8>| -> Vec<(u8, u8)> {
+            let map = one.backends(Family::V4, "b", (&[], &[]), |_| vec![0], |backend| vec![backend]);
+            map.elements.iter().map(|(key, value)| (key[1], value[0])).collect()
+        };
+        balance(&mut one, &[1, 2, 3, 4]);
+        assert_eq!(numbers(&one), [(0, 1), (1, 2), (2, 3), (3, 4)]);
+        balance(&mut one, &[2, 3]);
+        assert_eq!(
+            numbers(&one),
+            [(0, 3), (1, 2), (2, 3), (3, 3)],
+            "two of the four that might be drawn left"
+        );
+        balance(&mut one, &[2, 3]);
+        assert_eq!(numbers(&one), [(0, 3), (1, 2)], "by now nobody remembers four");
+        balance(&mut one, &[]);
+        assert_eq!(numbers(&one), []);
     }
 
     fn rules(services: &Balance<IpAddr, IpAddr>) -> SandboxRules {

@@ -12,4 +12,5 @@ mod mesh;
 mod overlay;
 mod publish;
 mod repair;
+mod soak;
 mod vip;

@@ -313,6 +313,13 @@ async fn a_clients_port_may_be_used_at_several_nodes_at_once() {
         stream.read_line(&mut line).expect("answer");
         assert_eq!(line, said);
     }
+
+    // Each is forgotten with the task, whatever zone it is in.
+    let sandbox = Space::at(&cluster.configs[1].netns_dir.join(ID));
+    let tracked = || sandbox.sh("grep -c 'dport=80 ' /proc/net/nf_conntrack || true").trim().to_owned();
+    assert_ne!(tracked(), "0");
+    cluster.daemons[1].networks.detach("task2").await.expect("detach");
+    assert_eq!(tracked(), "0");
     drop(streams);
     cluster.close().await;
 }
