@@ -16,9 +16,10 @@ use rswarm_proto::token::{JoinToken, RootDigest};
 use rswarm_proto::wire::control_client::ControlClient;
 use rswarm_proto::wire::control_server::{Control, ControlServer};
 use rswarm_proto::wire::{
-    Cluster, CreateNetworkRequest, CreateServiceRequest, GetRequest, LeaveManagerRequest, ListRequest,
-    ListResponse, Network, Node, Object, ObjectKind, RemoveRequest, RemoveResponse, Service,
-    UpdateClusterRequest, UpdateNodeRequest, UpdateServiceRequest, object,
+    Cluster, Config, CreateConfigRequest, CreateNetworkRequest, CreateSecretRequest, CreateServiceRequest,
+    GetRequest, LeaveManagerRequest, ListRequest, ListResponse, Network, Node, Object, ObjectKind,
+    RemoveRequest, RemoveResponse, Secret, Service, UpdateClusterRequest, UpdateConfigRequest,
+    UpdateNodeRequest, UpdateSecretRequest, UpdateServiceRequest, object,
 };
 use tokio::time::timeout;
 use tonic::transport::Channel;
@@ -116,6 +117,36 @@ impl Control for ControlService {
         call!(self, request, Unsafe, remove_network)
     }
 
+    async fn create_secret(&self, request: Request<CreateSecretRequest>) -> Result<Response<Secret>, Status> {
+        call!(self, request, Unsafe, create_secret)
+    }
+
+    async fn update_secret(&self, request: Request<UpdateSecretRequest>) -> Result<Response<Secret>, Status> {
+        call!(self, request, Unsafe, update_secret)
+    }
+
+    async fn remove_secret(
+        &self,
+        request: Request<RemoveRequest>,
+    ) -> Result<Response<RemoveResponse>, Status> {
+        call!(self, request, Unsafe, remove_secret)
+    }
+
+    async fn create_config(&self, request: Request<CreateConfigRequest>) -> Result<Response<Config>, Status> {
+        call!(self, request, Unsafe, create_config)
+    }
+
+    async fn update_config(&self, request: Request<UpdateConfigRequest>) -> Result<Response<Config>, Status> {
+        call!(self, request, Unsafe, update_config)
+    }
+
+    async fn remove_config(
+        &self,
+        request: Request<RemoveRequest>,
+    ) -> Result<Response<RemoveResponse>, Status> {
+        call!(self, request, Unsafe, remove_config)
+    }
+
     async fn update_node(&self, request: Request<UpdateNodeRequest>) -> Result<Response<Node>, Status> {
         call!(self, request, Unsafe, update_node)
     }
@@ -181,6 +212,32 @@ impl Desk {
 
     async fn remove_network(&self, request: RemoveRequest) -> Result<RemoveResponse, Status> {
         self.carry_out(|state, ids| control::remove_network(state, &request, ids)).await?;
+        Ok(RemoveResponse {})
+    }
+
+    async fn create_secret(&self, request: CreateSecretRequest) -> Result<Secret, Status> {
+        self.decide(|state, ids| control::create_secret(state, &request, ids)).await
+    }
+
+    async fn update_secret(&self, request: UpdateSecretRequest) -> Result<Secret, Status> {
+        self.decide(|state, ids| control::update_secret(state, &request, ids)).await
+    }
+
+    async fn remove_secret(&self, request: RemoveRequest) -> Result<RemoveResponse, Status> {
+        self.carry_out(|state, ids| control::remove_secret(state, &request, ids)).await?;
+        Ok(RemoveResponse {})
+    }
+
+    async fn create_config(&self, request: CreateConfigRequest) -> Result<Config, Status> {
+        self.decide(|state, ids| control::create_config(state, &request, ids)).await
+    }
+
+    async fn update_config(&self, request: UpdateConfigRequest) -> Result<Config, Status> {
+        self.decide(|state, ids| control::update_config(state, &request, ids)).await
+    }
+
+    async fn remove_config(&self, request: RemoveRequest) -> Result<RemoveResponse, Status> {
+        self.carry_out(|state, ids| control::remove_config(state, &request, ids)).await?;
         Ok(RemoveResponse {})
     }
 

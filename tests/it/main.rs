@@ -10,5 +10,6 @@ mod identity;
 mod mesh;
 mod playground;
 mod refusals;
+mod secrets;
 mod support;
 mod terminal;

@@ -5,6 +5,7 @@
 mod address;
 mod args;
 mod connections;
+mod content;
 mod executor;
 mod membership;
 mod node;

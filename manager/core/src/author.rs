@@ -2,7 +2,7 @@
 //! that two parts of the manager can never undo one another's work.
 
 use rswarm_proto::model::task::TaskState;
-use rswarm_proto::wire::{Cluster, Network, Node, Service, Task, TaskStatus};
+use rswarm_proto::wire::{Cluster, ContentSpec, Network, Node, Service, Task, TaskStatus};
 
 use crate::state::AnyObject;
 
@@ -142,6 +142,7 @@ enum Write {
     NetworkDelete,
     NetworkPendingDelete,
     NetworkAllocation,
+    SecretOrConfig,
     /// A field that nobody changes once it is written.
     Never,
 }
@@ -178,7 +179,7 @@ impl Write {
             Write::TaskDrained => &[Drain],
             // The ingress network is made with the cluster.
             Write::NetworkCreate => &[Control, Allocate],
-            Write::NetworkPendingDelete => &[Control],
+            Write::NetworkPendingDelete | Write::SecretOrConfig => &[Control],
             Write::Never => &[],
         }
     }
@@ -215,6 +216,7 @@ impl Write {
             Write::NetworkCreate | Write::NetworkDelete => "network",
             Write::NetworkPendingDelete => "network.pending_delete",
             Write::NetworkAllocation => "network.ipam",
+            Write::SecretOrConfig => "secret or config",
             Write::Never => "a field that is never changed",
         }
     }
@@ -231,6 +233,12 @@ fn writes(before: Option<&AnyObject>, after: Option<&AnyObject>) -> Vec<Write> {
         (Some(AnyObject::Service(before)), Some(AnyObject::Service(after))) => service(before, after),
         (Some(AnyObject::Task(before)), Some(AnyObject::Task(after))) => task(before, after),
         (Some(AnyObject::Network(before)), Some(AnyObject::Network(after))) => network(before, after),
+        (Some(AnyObject::Secret(before)), Some(AnyObject::Secret(after))) => {
+            vec![relabelled(before.spec.as_ref(), after.spec.as_ref())]
+        }
+        (Some(AnyObject::Config(before)), Some(AnyObject::Config(after))) => {
+            vec![relabelled(before.spec.as_ref(), after.spec.as_ref())]
+        }
         (Some(_), Some(_)) => vec![Write::Never],
     }
 }
@@ -242,6 +250,7 @@ fn create(object: &AnyObject) -> Write {
         AnyObject::Service(_) => Write::ServiceCreate,
         AnyObject::Task(_) => Write::TaskCreate,
         AnyObject::Network(_) => Write::NetworkCreate,
+        AnyObject::Secret(_) | AnyObject::Config(_) => Write::SecretOrConfig,
     }
 }
 
@@ -252,6 +261,7 @@ fn delete(object: &AnyObject) -> Write {
         AnyObject::Service(_) => Write::ServiceDelete,
         AnyObject::Task(_) => Write::TaskDelete,
         AnyObject::Network(_) => Write::NetworkDelete,
+        AnyObject::Secret(_) | AnyObject::Config(_) => Write::SecretOrConfig,
     }
 }
 
@@ -355,6 +365,15 @@ fn network(before: &Network, after: &Network) -> Vec<Write> {
         (before.pending_delete != after.pending_delete, Write::NetworkPendingDelete),
         (before.ipam != after.ipam || before.vni != after.vni, Write::NetworkAllocation),
     ])
+}
+
+/// Of a secret or config, only labels ever change: whoever has read its content has read it for good.
+fn relabelled(before: Option<&ContentSpec>, after: Option<&ContentSpec>) -> Write {
+    let fixed = |spec: Option<&ContentSpec>| {
+        let spec = spec.cloned().unwrap_or_default();
+        (spec.annotations.map(|annotations| annotations.name), spec.data, spec.templating)
+    };
+    if fixed(before) == fixed(after) { Write::SecretOrConfig } else { Write::Never }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ pub mod apply;
 pub mod assign;
 pub mod author;
 pub mod constraint;
+pub mod content;
 pub mod control;
 pub mod drain;
 pub mod enforce;

@@ -225,7 +225,11 @@ fn group(object: &AnyObject) -> Group {
         AnyObject::Network(network) if network.spec.as_ref().is_some_and(|spec| spec.ingress) => {
             (ObjectKind::Cluster, String::new(), 0, String::new())
         }
-        AnyObject::Node(_) | AnyObject::Service(_) | AnyObject::Network(_) => {
+        AnyObject::Node(_)
+        | AnyObject::Service(_)
+        | AnyObject::Network(_)
+        | AnyObject::Secret(_)
+        | AnyObject::Config(_) => {
             let (kind, id) = object.key();
             (kind, id.to_owned(), 0, String::new())
         }
@@ -258,6 +262,8 @@ fn with_version(object: &AnyObject, version: u64) -> Object {
         AnyObject::Service(object) => set(object, version),
         AnyObject::Task(object) => set(object, version),
         AnyObject::Network(object) => set(object, version),
+        AnyObject::Secret(object) => set(object, version),
+        AnyObject::Config(object) => set(object, version),
     }
 }
 

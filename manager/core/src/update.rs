@@ -19,6 +19,7 @@ use rswarm_proto::wire::{
 };
 
 use crate::author::Author;
+use crate::content;
 use crate::global;
 use crate::publish;
 use crate::reconcile::{Env, Plan, Reconciler};
@@ -265,11 +266,13 @@ impl<'a> Rollout<'a> {
         self.with_status(phase, 0, message)
     }
 
-    /// There is no way back to a network that has gone since, nor to a port that is another service's now.
+    /// There is no way back to a network, secret or config that has gone since, nor to a port that is another
+    /// service's now.
     fn can_return_to(&self, previous: &ServiceSpec) -> bool {
         let lacks_ingress = publish::needs_ingress(previous.endpoint.as_ref()) && self.view.lacks_ingress();
         !lacks_ingress
             && self.view.missing_network(Some(previous)).is_none()
+            && content::missing(self.view, Some(previous)).is_none()
             && publish::spec_conflict(self.view, previous, &self.service.id).is_none()
     }
 

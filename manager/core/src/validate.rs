@@ -1,6 +1,8 @@
 //! What is wrong with a spec: all of it at once, in Docker's words where it has some. Nothing is stored
 //! before its spec has passed here, so everything else may rely on it.
 
+mod content;
+
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -13,6 +15,7 @@ use rswarm_proto::wire::{
     endpoint_spec, mount, port_config,
 };
 
+pub use self::content::{CONFIG_BYTES_MAX, SECRET_BYTES_MAX, content};
 use crate::constraint::Constraint;
 use crate::state::{State, address_of};
 
@@ -29,6 +32,9 @@ const PREFIX_MAX: u8 = 29;
 
 /// Encoded bytes of a spec. Every task has a copy of its service's, and some copies must fit one write.
 const SPEC_BYTES_MAX: usize = 1 << 20;
+
+/// Bytes of all labels of a secret or config: beside its data, they must fit one write.
+const LABELS_BYTES_MAX: usize = 16 << 10;
 
 /// One thing that is wrong with a spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +90,7 @@ pub fn service(spec: &ServiceSpec, state: &State) -> Result<(), Vec<Problem>> {
         None => findings.add("TaskSpec", "a task spec must be provided"),
         Some(spec) => task(spec, state, &mut findings),
     }
+    content::templates(spec, &mut findings);
     if let Mode::Replicated(replicas) = spec.mode_or_default() {
         let reason = format!("number of replicas must be at most {REPLICAS_MAX}, not {replicas}");
         findings.add_if(replicas > REPLICAS_MAX, "", reason);
@@ -139,6 +146,7 @@ fn task(spec: &TaskSpec, state: &State, findings: &mut Findings) {
         }
     }
     networks(spec, state, findings);
+    content::references(spec, findings);
 }
 
 fn networks(spec: &TaskSpec, state: &State, findings: &mut Findings) {

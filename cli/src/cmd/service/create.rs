@@ -10,7 +10,7 @@ use rswarm_api::types::{
 
 use super::WaitArgs;
 use super::options::{self, Settings};
-use crate::cmd::{CommandError, mount, words};
+use crate::cmd::{CommandError, mount, secret, words};
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -86,6 +86,12 @@ pub struct CreateArgs {
     /// Limit a resource of each process, `NAME=SOFT[:HARD]`
     #[arg(long, value_name = "LIMIT", value_parser = words::ulimit)]
     ulimit: Vec<Ulimit>,
+    /// Give containers a secret, by name or as `source=NAME,target=FILE,uid=0,gid=0,mode=0444`
+    #[arg(long, value_name = "SECRET", value_parser = secret::reference)]
+    pub secret: Vec<secret::Reference>,
+    /// Give containers a config, by name or as `source=NAME,target=FILE,uid=0,gid=0,mode=0444`
+    #[arg(long, value_name = "CONFIG", value_parser = secret::reference)]
+    pub config: Vec<secret::Reference>,
     #[command(flatten)]
     pub wait: WaitArgs,
     /// Image, then arguments instead of the image's command; flags end at the image

@@ -4,6 +4,9 @@
 //! A module for each kind of object; [`read`] finds and shows them.
 
 mod cluster;
+mod content;
+#[cfg(test)]
+mod content_tests;
 mod error;
 mod network;
 mod node;
@@ -17,6 +20,9 @@ use rswarm_proto::model::object::Stored;
 use rswarm_proto::wire::Transaction;
 
 pub use self::cluster::{NewTokens, update_cluster};
+pub use self::content::{
+    create_config, create_secret, remove_config, remove_secret, update_config, update_secret,
+};
 pub use self::error::ControlError;
 pub use self::network::{create_network, remove_network};
 pub use self::node::{check_member_removal, leave_manager, remove_node, update_node};

@@ -9,6 +9,7 @@ use rswarm_proto::wire::{
 use super::read::{find_network, find_service, registry_auth};
 use super::{ControlError, Decision, check_version, decided, valid};
 use crate::allocate::NODE_NETWORKS;
+use crate::content;
 use crate::publish;
 use crate::reconcile::Plan;
 use crate::state::State;
@@ -48,6 +49,7 @@ fn admitted(state: &State, mut spec: ServiceSpec, own_id: &str) -> Result<Servic
         }
     }
     valid(validate::service(&spec, state))?;
+    content::missing(state, Some(&spec)).map_or(Ok(()), Err)?;
     check_ports(state, &spec, own_id)?;
     Ok(spec)
 }
@@ -86,6 +88,7 @@ fn roll_back(state: &State, service: &mut Service, now: Timestamp) -> Result<(),
     let missing = || ControlError::NoPreviousSpec(service.id.clone());
     let previous = service.previous_spec.take().ok_or_else(missing)?;
     valid(validate::service(&previous, state))?;
+    content::missing(state, Some(&previous)).map_or(Ok(()), Err)?;
     check_ports(state, &previous, &service.id)?;
     service.previous_spec = service.spec.replace(previous);
     service.update_status = Some(UpdateStatus {

@@ -354,6 +354,12 @@ docker! {
         pub warnings: Option<Vec<String>>,
     }
 
+    /// The reply to `POST /secrets/create` and `/configs/create`.
+    pub struct IdReply {
+        #[serde(rename = "ID")]
+        pub id: String,
+    }
+
     /// One row of `GET /secrets`.
     pub struct Secret {
         #[serde(rename = "ID")]

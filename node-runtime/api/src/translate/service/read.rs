@@ -6,7 +6,7 @@ use rswarm_proto::wire;
 use rswarm_proto::wire::{endpoint_spec, restart_policy, service_spec, update_config};
 
 use crate::error::ApiError;
-use crate::translate::{filled, healthcheck, mounts, ports, refuse, ulimits};
+use crate::translate::{content, filled, healthcheck, mounts, ports, refuse, ulimits};
 use crate::types;
 
 /// `networks` gives the identifiers of the networks that [`network_targets`] names.
@@ -84,14 +84,12 @@ fn task(spec: &types::ServiceSpec, networks: &BTreeMap<String, String>) -> Resul
             .map(|driver| wire::LogDriver { name: driver.name.clone(), options: driver.options.clone() }),
         networks,
         force_update: template.force_update,
+        secrets: content::secret_references(&container_spec.secrets),
+        configs: content::config_references(&container_spec.configs)?,
     })
 }
 
 fn container(spec: &types::ContainerSpec) -> Result<wire::ContainerSpec, ApiError> {
-    let later =
-        |error: ApiError| error.hint("pass the value by an environment variable, a mount or the image");
-    refuse(!spec.secrets.is_empty(), "a secret of a service (Secrets)").map_err(later)?;
-    refuse(!spec.configs.is_empty(), "a config of a service (Configs)").map_err(later)?;
     if !matches!(spec.isolation.as_str(), "" | "default") {
         return Err(ApiError::invalid(format!("invalid isolation (\"{}\")", spec.isolation)));
     }

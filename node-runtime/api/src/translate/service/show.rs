@@ -5,7 +5,7 @@ use rswarm_proto::wire;
 use rswarm_proto::wire::{endpoint_spec, restart_policy, update_config, update_status};
 
 use super::read::RUNTIME_LABEL;
-use crate::translate::{healthcheck_out, meta, mounts, nanos, ports, ulimits_out};
+use crate::translate::{content, healthcheck_out, meta, mounts, nanos, ports, ulimits_out};
 use crate::types;
 
 /// The stored service. With `defaults`, its spec shows what the managers assume where it says nothing.
@@ -56,7 +56,11 @@ fn mode_out(spec: &wire::ServiceSpec) -> types::ServiceMode {
 
 pub(crate) fn task_out(task: &wire::TaskSpec) -> types::TaskSpec {
     types::TaskSpec {
-        container_spec: task.container.as_ref().map(container_out),
+        container_spec: task.container.as_ref().map(|container| types::ContainerSpec {
+            secrets: content::secret_references_out(&task.secrets),
+            configs: content::config_references_out(&task.configs),
+            ..container_out(container)
+        }),
         resources: task.resources.as_ref().map(resources_out),
         restart_policy: task.restart.as_ref().map(restart_out),
         placement: task.placement.as_ref().map(placement_out),

@@ -15,6 +15,8 @@ const CREATE: &str = r#"{"Name":"web","Labels":{"tier":"front"},"TaskTemplate":{
 "StopGracePeriod":30000000000,"Healthcheck":{"Test":["CMD-SHELL","true"],"Interval":5000000000,"Retries":2},
 "Hosts":["10.0.0.9 db"],"DNSConfig":{"Nameservers":["9.9.9.9"]},"Isolation":"default","Sysctls":{"net.core.somaxconn":"1024"},
 "CapabilityAdd":["CAP_NET_ADMIN"],"CapabilityDrop":["CAP_MKNOD"],
+"Secrets":[{"File":{"Name":"key","UID":"33","GID":"0","Mode":288},"SecretID":"s1","SecretName":"key_v1"}],
+"Configs":[{"File":{"Name":"/etc/web.conf","UID":"0","GID":"0","Mode":292},"ConfigID":"c1","ConfigName":"web"}],
 "Ulimits":[{"Name":"nofile","Hard":20,"Soft":10}],"OomScoreAdj":7},
 "Resources":{"Limits":{"NanoCPUs":500000000,"MemoryBytes":67108864,"Pids":9},"Reservations":{"NanoCPUs":100000000,"MemoryBytes":33554432},"SwapBytes":33554432,"MemorySwappiness":10},
 "RestartPolicy":{"Condition":"on-failure","Delay":2000000000,"MaxAttempts":3,"Window":60000000000},
@@ -72,8 +74,7 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     let template =
         |fields: &str| format!(r#"{{"TaskTemplate":{{"ContainerSpec":{{"Image":"web"}},{fields}}}}}"#);
     let refused = [
-        (container(r#""Secrets":[{"SecretID":"x"}]"#), Kind::NotImplemented, "Secrets"),
-        (container(r#""Configs":[{"ConfigID":"x"}]"#), Kind::NotImplemented, "Configs"),
+        (container(r#""Configs":[{"Runtime":{},"ConfigID":"x"}]"#), Kind::NotImplemented, "Runtime"),
         (
             container(r#""Privileges":{"CredentialSpec":{"File":"x"}}"#),
             Kind::NotImplemented,
