@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rswarm_base::{Clock, IdGen, SystemClock};
 use rswarm_manager_core::control::{self, ControlError, Decision, NewTokens};
+use rswarm_manager_core::update::deployment;
 use rswarm_manager_core::{AnyObject, Rejected, State};
 use rswarm_proto::model::object::Stored;
 use rswarm_proto::status::to_status;
@@ -194,7 +195,7 @@ impl Desk {
     }
 
     async fn create_service(&self, request: CreateServiceRequest) -> Result<Service, Status> {
-        self.decide(|state, ids| control::create_service(state, &request, ids)).await
+        self.decide(|state, ids| control::create_service(state, &request, SystemClock.now(), ids)).await
     }
 
     async fn update_service(&self, request: UpdateServiceRequest) -> Result<Service, Status> {
@@ -347,6 +348,9 @@ impl Desk {
             manager.leader = group.role.leader == Some(manager.raft_id);
             manager.reachable =
                 group.members.iter().any(|member| member.id == manager.raft_id && member.active);
+        }
+        if let Some(object::Object::Service(service)) = &mut shown.object {
+            service.deployment = Some(deployment(&self.store.state(), service));
         }
         if let Some(object::Object::Node(node)) = &mut shown.object {
             node.tables = self.heartbeats.tables_of(&node.id);

@@ -23,6 +23,10 @@ pub enum Author {
     Replicated,
     /// One task per node.
     Global,
+    /// Iterations of scheduled jobs.
+    Cron,
+    /// Tasks of jobs.
+    Job,
     /// Replacements.
     Restart,
     /// Rolling updates.
@@ -43,7 +47,7 @@ pub enum Author {
     Pass,
 }
 
-const NAMES: [(Author, &str); 16] = [
+const NAMES: [(Author, &str); 18] = [
     (Author::Bootstrap, "bootstrap"),
     (Author::Control, "control"),
     (Author::Dispatcher, "dispatcher"),
@@ -51,6 +55,8 @@ const NAMES: [(Author, &str); 16] = [
     (Author::Membership, "membership"),
     (Author::Replicated, "replicated"),
     (Author::Global, "global"),
+    (Author::Cron, "cron"),
+    (Author::Job, "job"),
     (Author::Restart, "restart"),
     (Author::Update, "update"),
     (Author::Enforce, "enforce"),
@@ -63,9 +69,11 @@ const NAMES: [(Author, &str); 16] = [
 ];
 
 /// The reconcilers, whose rights a pass has together.
-const RECONCILERS: [Author; 10] = [
+const RECONCILERS: [Author; 12] = [
     Author::Replicated,
     Author::Global,
+    Author::Cron,
+    Author::Job,
     Author::Restart,
     Author::Update,
     Author::Enforce,
@@ -127,6 +135,7 @@ enum Write {
     ServicePendingDelete,
     ServiceEndpoint,
     ServiceUpdateStatus,
+    ServiceJobStatus,
     TaskCreate,
     TaskDelete,
     TaskDesired,
@@ -150,8 +159,8 @@ enum Write {
 impl Write {
     fn writers(self) -> &'static [Author] {
         use Author::{
-            Allocate, Bootstrap, Ca, Control, Dispatcher, Drain, Enforce, Global, Liveness, Membership, Reap,
-            Replicated, Restart, Schedule, Update,
+            Allocate, Bootstrap, Ca, Control, Cron, Dispatcher, Drain, Enforce, Global, Job, Liveness,
+            Membership, Reap, Replicated, Restart, Schedule, Update,
         };
         match self {
             Write::ClusterCreate => &[Bootstrap],
@@ -164,13 +173,14 @@ impl Write {
             Write::NodeMembership => &[Membership],
             Write::NodeRole => &[Membership, Ca],
             Write::ServiceCreate | Write::ServicePendingDelete => &[Control],
+            Write::ServiceJobStatus => &[Control, Cron],
             Write::ServiceSpec | Write::ServiceUpdateStatus => &[Control, Update],
             Write::ServiceEndpoint | Write::NetworkAllocation | Write::NodeMesh | Write::ClusterIngress => {
                 &[Allocate]
             }
             Write::ServiceDelete | Write::TaskDelete | Write::NetworkDelete => &[Reap],
-            Write::TaskCreate => &[Replicated, Global, Restart, Update],
-            Write::TaskDesired => &[Replicated, Global, Restart, Update, Enforce, Reap],
+            Write::TaskCreate => &[Replicated, Global, Job, Restart, Update],
+            Write::TaskDesired => &[Replicated, Global, Job, Restart, Update, Enforce, Reap],
             Write::TaskNode | Write::TaskAssigned => &[Schedule],
             Write::TaskAddresses | Write::TaskPending => &[Allocate],
             Write::TaskOrphaned => &[Liveness],
@@ -204,6 +214,7 @@ impl Write {
             Write::ServicePendingDelete => "service.pending_delete",
             Write::ServiceEndpoint => "service.endpoint",
             Write::ServiceUpdateStatus => "service.update_status",
+            Write::ServiceJobStatus => "service.job_status",
             Write::TaskCreate | Write::TaskDelete => "task",
             Write::TaskDesired => "task.desired_state",
             Write::TaskNode => "task.node_id",
@@ -308,6 +319,7 @@ fn service(before: &Service, after: &Service) -> Vec<Write> {
         (before.pending_delete != after.pending_delete, Write::ServicePendingDelete),
         (before.endpoint != after.endpoint, Write::ServiceEndpoint),
         (before.update_status != after.update_status, Write::ServiceUpdateStatus),
+        (before.job_status != after.job_status, Write::ServiceJobStatus),
     ])
 }
 
@@ -326,6 +338,7 @@ fn task(before: &Task, after: &Task) -> Vec<Write> {
         (before.endpoint != after.endpoint, Write::Never),
         (before.start_after != after.start_after, Write::Never),
         (before.replaces != after.replaces, Write::Never),
+        (before.job_iteration != after.job_iteration, Write::Never),
     ]);
     let old = before.status.clone().unwrap_or_default();
     let new = after.status.clone().unwrap_or_default();

@@ -91,7 +91,7 @@ pub fn service(spec: &ServiceSpec, state: &State) -> Result<(), Vec<Problem>> {
         Some(spec) => task(spec, state, &mut findings),
     }
     content::templates(spec, &mut findings);
-    if let Mode::Replicated(replicas) = spec.mode_or_default() {
+    if let Mode::Replicated(replicas) | Mode::ReplicatedJob { total: replicas, .. } = spec.mode_or_default() {
         let reason = format!("number of replicas must be at most {REPLICAS_MAX}, not {replicas}");
         findings.add_if(replicas > REPLICAS_MAX, "", reason);
     } else {
@@ -99,8 +99,22 @@ pub fn service(spec: &ServiceSpec, state: &State) -> Result<(), Vec<Problem>> {
         let max = placement.map_or(0, |placement| placement.max_replicas);
         findings.add_if(max > 0, "Placement", "max replicas per node can only be used in replicated mode");
     }
-    update(spec.update.as_ref(), "update", &mut findings);
-    update(spec.rollback.as_ref(), "rollback", &mut findings);
+    let labels = spec.annotations.as_ref().map(|annotations| annotations.labels.clone()).unwrap_or_default();
+    match crate::cron::parse(&labels) {
+        Ok(None) => {}
+        Ok(Some(_)) => {
+            let is_job = spec.mode_or_default().is_job();
+            findings.add_if(!is_job, "", "a schedule needs a job: use mode replicated-job or global-job");
+        }
+        Err(error) => findings.add("", error.to_string()),
+    }
+    if spec.mode_or_default().is_job() {
+        findings.add_if(spec.update.is_some(), "", "Jobs may not have an update config");
+        findings.add_if(spec.rollback.is_some(), "", "Jobs may not have a rollback config");
+    } else {
+        update(spec.update.as_ref(), "update", &mut findings);
+        update(spec.rollback.as_ref(), "rollback", &mut findings);
+    }
     if let Some(spec) = &spec.endpoint {
         endpoint(spec, &mut findings);
     }
@@ -710,6 +724,17 @@ mod tests {
             Vec::<String>::new(),
             "Docker ignores options that it does not know"
         );
+    }
+
+    #[test]
+    fn jobs_have_no_updates() {
+        let found = problems(|spec| {
+            let job = rswarm_proto::wire::GlobalJob {};
+            spec.mode = Some(rswarm_proto::wire::service_spec::Mode::GlobalJob(job));
+            spec.update = Some(UpdateConfig::default());
+            spec.rollback = Some(UpdateConfig::default());
+        });
+        assert_eq!(found, ["Jobs may not have an update config", "Jobs may not have a rollback config"]);
     }
 
     #[test]

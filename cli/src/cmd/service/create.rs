@@ -107,10 +107,8 @@ impl CreateArgs {
             "global" => spec.mode.global = Some(Empty {}),
             "global-job" => spec.mode.global_job = Some(Empty {}),
             "replicated-job" => {
-                spec.mode.replicated_job = Some(ReplicatedJob {
-                    max_concurrent: self.max_concurrent.or(Some(1)),
-                    total_completions: Some(1),
-                });
+                let (max_concurrent, total_completions) = (self.max_concurrent, Some(1));
+                spec.mode.replicated_job = Some(ReplicatedJob { max_concurrent, total_completions });
             }
             _ => spec.mode.replicated = Some(ReplicatedService { replicas: Some(1) }),
         }
@@ -120,6 +118,15 @@ impl CreateArgs {
             ));
         }
         self.settings.apply(&mut spec).map_err(CommandError::Usage)?;
+        if let Some(job) = &mut spec.mode.replicated_job {
+            job.max_concurrent = job.max_concurrent.or(job.total_completions);
+        }
+        let is_job = spec.mode.replicated_job.is_some() || spec.mode.global_job.is_some();
+        if is_job && (spec.update_config.is_some() || spec.rollback_config.is_some()) {
+            return Err(CommandError::Usage(
+                "update and rollback configuration is not supported for jobs".into(),
+            ));
+        }
         spec.labels = Some(words::key_values(&self.label));
         let mut ports = Vec::new();
         for text in &self.publish {

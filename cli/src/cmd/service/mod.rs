@@ -262,11 +262,15 @@ async fn scale(context: &Context, args: ScaleArgs) -> Result<u8, CommandError> {
 
 async fn scale_one(context: &Context, name: &str, count: u64) -> Result<String, CommandError> {
     let mut service = inspect(context, name).await?;
-    let Some(replicated) = &mut service.spec.mode.replicated else {
-        let problem = format!("{name}: scale can only be used with replicated or replicated-job mode");
-        return Err(CommandError::Usage(problem));
-    };
-    replicated.replicas = Some(count);
+    let mode = &mut service.spec.mode;
+    match (&mut mode.replicated, &mut mode.replicated_job) {
+        (Some(replicated), _) => replicated.replicas = Some(count),
+        (None, Some(job)) => job.total_completions = Some(count),
+        (None, None) => {
+            let problem = format!("{name}: scale can only be used with replicated or replicated-job mode");
+            return Err(CommandError::Usage(problem));
+        }
+    }
     let call =
         Call::post(format!("{}/update", inspect_path(&service.id))).query("version", service.version.index);
     send_update(context, call.body(&service.spec)).await?;

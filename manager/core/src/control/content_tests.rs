@@ -109,12 +109,12 @@ fn what_a_service_uses_stays_until_it_goes() {
 
     let wanted = with_secret(with_secret(spec("web", 1), &id, "key"), "none", "other");
     let request = rswarm_proto::wire::CreateServiceRequest { spec: Some(wanted) };
-    let refused = world.control(|state, _, ids| create_service(state, &request, ids));
+    let refused = world.control(|state, now, ids| create_service(state, &request, now, ids));
     assert_eq!(text(refused), "secrets not found: key, other");
     let other = secret(&mut world, "other").expect("created");
     let request =
         rswarm_proto::wire::CreateServiceRequest { spec: Some(with_secret(spec("web", 1), &other, "alias")) };
-    let refused = world.control(|state, _, ids| create_service(state, &request, ids));
+    let refused = world.control(|state, now, ids| create_service(state, &request, now, ids));
     assert_eq!(text(refused), "secret not found: alias", "id and name must belong together");
 }
 

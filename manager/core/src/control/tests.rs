@@ -23,7 +23,7 @@ fn text<T>(result: Result<T, ControlError>) -> String {
 
 fn create(world: &mut World, spec: ServiceSpec) -> Result<String, ControlError> {
     let request = CreateServiceRequest { spec: Some(spec) };
-    world.control(|state, _, ids| create_service(state, &request, ids))
+    world.control(|state, now, ids| create_service(state, &request, now, ids))
 }
 
 fn update(world: &mut World, request: UpdateServiceRequest) -> Result<String, ControlError> {
