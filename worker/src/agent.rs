@@ -99,6 +99,8 @@ pub struct Agent {
     ack_due: bool,
     membership: watch::Sender<Membership>,
     managers: watch::Sender<Vec<String>>,
+    /// As they are on disk: those to begin with need not be there.
+    kept_managers: Vec<String>,
     restart: mpsc::Sender<()>,
     observed: mpsc::Sender<Observed>,
     applied_events: mpsc::Sender<Applied>,
@@ -122,8 +124,10 @@ impl Agent {
         scope: Scope,
     ) -> Result<AgentHandle, StartError> {
         let disk = Disk::open(&config.dir)?;
-        let mut known = config.managers.clone();
-        known.extend(disk.managers()?.into_iter().filter(|address| !config.managers.contains(address)));
+        let kept_managers = disk.managers()?;
+        let mut known: Vec<String> =
+            config.managers.iter().filter(|address| !address.is_empty()).cloned().collect();
+        known.extend(kept_managers.iter().filter(|address| !config.managers.contains(address)).cloned());
         let (stored_tasks, stored_networks) = (disk.tasks()?, disk.networks()?);
         let content =
             Content { secrets: disk.content(&config.identity)?, configs: disk.content(&config.identity)? };
@@ -159,6 +163,7 @@ impl Agent {
             ack_due: false,
             membership,
             managers,
+            kept_managers,
             restart,
             observed: observed_events,
             applied_events,
@@ -263,8 +268,11 @@ impl Agent {
     fn on_update(&mut self, update: Option<NodeUpdate>) {
         let Some(update) = update else { return };
         let addresses: Vec<String> = update.managers.iter().map(|manager| manager.addr.clone()).collect();
-        if !addresses.is_empty() && *self.managers.borrow() != addresses {
+        if !addresses.is_empty() && self.kept_managers != addresses {
             log_failure("managers", self.disk.put_managers(&addresses));
+            self.kept_managers.clone_from(&addresses);
+        }
+        if !addresses.is_empty() && *self.managers.borrow() != addresses {
             self.managers.send_replace(addresses);
         }
         self.data_path_port = update.data_path_port;
