@@ -78,6 +78,12 @@ pub fn cluster_id() -> String {
     IdGen::from_system().cluster_id()
 }
 
+/// Whether the text has the form of a cluster object's identifier.
+#[must_use]
+pub fn is_cluster_id(text: &str) -> bool {
+    text.len() == 25 && text.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_lowercase())
+}
+
 /// The first twelve characters, as `docker ps` shows.
 #[must_use]
 pub fn short(id: &str) -> &str {
@@ -102,7 +108,7 @@ mod tests {
     #[test]
     fn identifiers_have_dockers_lengths() {
         assert_eq!(engine_id().len(), 64);
-        assert_eq!(cluster_id().len(), 25);
+        assert!(is_cluster_id(&cluster_id()) && !is_cluster_id(&engine_id()));
         assert_eq!(IdGen::seeded(1).engine_id().len(), 64);
     }
 }

@@ -8,6 +8,53 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+/// Which of the two kinds an address is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both, in the order in which they are listed everywhere.
+    pub const ALL: [Family; 2] = [Family::V4, Family::V6];
+
+    /// The family of an address.
+    #[must_use]
+    pub fn of(address: IpAddr) -> Family {
+        if address.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+
+    /// How many bits its addresses have.
+    #[must_use]
+    pub fn bits(self) -> u8 {
+        match self {
+            Family::V4 => 32,
+            Family::V6 => 128,
+        }
+    }
+
+    /// The address that stands for all addresses of a host.
+    #[must_use]
+    pub fn unspecified(self) -> IpAddr {
+        match self {
+            Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Family::V4 => "IPv4",
+            Family::V6 => "IPv6",
+        })
+    }
+}
+
 /// An IP prefix, host bits cleared: `10.0.1.0/24`, `fd00::/64`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -40,6 +87,20 @@ impl Subnet {
     #[must_use]
     pub fn prefix(self) -> u8 {
         self.prefix
+    }
+
+    /// The family of its addresses.
+    #[must_use]
+    pub fn family(self) -> Family {
+        Family::of(self.address)
+    }
+
+    /// The last address.
+    #[must_use]
+    pub fn last(self) -> IpAddr {
+        let bits = family_bits(self.address);
+        let hosts = mask(bits, bits) ^ mask(bits, self.prefix);
+        to_ip(to_bits(self.address) | hosts, self.address)
     }
 
     /// Whether the address lies inside.
@@ -95,7 +156,7 @@ impl Subnet {
 }
 
 fn family_bits(address: IpAddr) -> u8 {
-    if address.is_ipv4() { 32 } else { 128 }
+    Family::of(address).bits()
 }
 
 fn mask(bits: u8, prefix: u8) -> u128 {
@@ -176,11 +237,30 @@ pub fn lowest_address(subnet: Subnet, taken: &BTreeSet<IpAddr>) -> Option<IpAddr
     next_address(subnet, taken, 0).map(|(address, _)| address)
 }
 
-/// The locally administered MAC that Docker derives from an IPv4 address: `02:42:` and its four bytes.
+/// The locally administered MAC of an endpoint: `02:42:` and four bytes, as Docker derives them from an IPv4
+/// address. Of an IPv6 address all bytes count, so that neighbours in a subnet differ.
 #[must_use]
-pub fn mac_for(address: Ipv4Addr) -> [u8; 6] {
-    let [a, b, c, d] = address.octets();
+pub fn mac_for(address: IpAddr) -> [u8; 6] {
+    let [a, b, c, d] = match address {
+        IpAddr::V4(v4) => v4.octets(),
+        IpAddr::V6(v6) => {
+            let bits = v6.to_bits();
+            ((bits ^ bits >> 32 ^ bits >> 64 ^ bits >> 96) as u32).to_be_bytes()
+        }
+    };
     [0x02, 0x42, a, b, c, d]
+}
+
+/// A site's own IPv6 prefix of 48 bits, `fd` and forty bits that derive from what makes the site unique.
+/// spec: RFC 4193 3.2
+#[must_use]
+pub fn local_prefix(seed: &str) -> Subnet {
+    // FNV-1a, as prefixes must stay the same from one build to the next; its high bits are mixed best.
+    let hash = seed
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let bits = 0xfd << 120 | u128::from(hash >> 24) << 80;
+    Subnet { address: Ipv6Addr::from_bits(bits).into(), prefix: 48 }
 }
 
 #[cfg(test)]
@@ -219,5 +299,34 @@ mod tests {
         assert!(!taken.contains(&"10.0.0.7".parse::<IpAddr>().expect("address")));
         taken.remove(&"10.0.0.2".parse::<IpAddr>().expect("address"));
         assert_eq!(lowest_address(net, &taken), "10.0.0.2".parse().ok());
+    }
+
+    #[test]
+    fn a_subnet_has_a_family_and_a_last_address() {
+        for (text, family, last) in [
+            ("10.0.0.0/29", Family::V4, "10.0.0.7"),
+            ("0.0.0.0/0", Family::V4, "255.255.255.255"),
+            ("fd00::/126", Family::V6, "fd00::3"),
+            ("::/0", Family::V6, "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+        ] {
+            assert_eq!((subnet(text).family(), subnet(text).last().to_string()), (family, last.to_owned()));
+        }
+    }
+
+    #[test]
+    fn macs_of_neighbours_differ() {
+        assert_eq!(mac_for(IpAddr::from([172, 17, 0, 2])), [2, 0x42, 172, 17, 0, 2]);
+        let net = subnet("fd12:3456:789a:1::/64");
+        let macs: BTreeSet<_> = (0..5000).filter_map(|n| net.nth(n)).map(mac_for).collect();
+        assert_eq!(macs.len(), 5000);
+    }
+
+    #[test]
+    fn local_prefixes_are_of_the_local_range_and_differ() {
+        let (one, other) = (local_prefix("1a2b3c4d"), local_prefix("1a2b3c4e"));
+        assert!(subnet("fd00::/8").contains(one.address()) && one.prefix() == 48);
+        assert!(!one.overlaps(other), "{one} and {other}");
+        let first = one.split(64).next();
+        assert_eq!(first.map(Subnet::address), Some(one.address()));
     }
 }

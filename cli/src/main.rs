@@ -41,6 +41,7 @@ const RUNTIME_NAMES: &[&str] = &["rswarm-runtime", "runc"];
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     match role(&args) {
+        Role::Tunnel => exit_code(rswarm_network::tunnel::process::main(args[2..].to_vec())),
         Role::Shim => exit_code(rswarm_shim::serve::main(args[2..].to_vec())),
         Role::Runtime => exit_code(rswarm_runtime::cli::main(args[2..].to_vec())),
         Role::Init => exit_code(rswarm_shim::init::main(&args[1..])),
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
 /// What this process is, told from its name and first argument.
 #[derive(Debug, PartialEq, Eq)]
 enum Role {
+    Tunnel,
     Shim,
     Runtime,
     Init,
@@ -75,6 +77,7 @@ fn role(args: &[OsString]) -> Role {
         _ if name == Some(OsStr::new("dockerd")) => Role::Dockerd,
         _ if name == Some(OsStr::new(rswarm_shim::init::NAME)) => Role::Init,
         _ if RUNTIME_NAMES.iter().any(|own| name == Some(OsStr::new(own))) => Role::NamedRuntime,
+        Some("tunnel") => Role::Tunnel,
         Some("shim") => Role::Shim,
         Some("runtime") => Role::Runtime,
         Some("whoami") => Role::Whoami,

@@ -172,6 +172,7 @@ impl Control for ControlService {
 }
 
 /// The leader's desk: each call as the leader carries it out.
+#[derive(Clone)]
 pub(crate) struct Desk {
     /// The state.
     pub store: StoreHandle,
@@ -318,7 +319,10 @@ impl Desk {
     }
 
     /// Proposes what is decided on the state of now; again when that has changed before it was applied.
-    async fn carry_out(&self, decision: impl Fn(&State, &mut IdGen) -> Decision) -> Result<String, Status> {
+    pub(crate) async fn carry_out(
+        &self,
+        decision: impl Fn(&State, &mut IdGen) -> Decision,
+    ) -> Result<String, Status> {
         let mut ids = IdGen::from_system();
         for _ in 0..CONFLICTS_MAX {
             if !self.store.status().is_leading() {

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rswarm_base::id::random_bytes;
 use rswarm_base::{Chain, Clock, IdGen, SystemClock, Timestamp};
 use rswarm_manager_core::control::check_member_removal;
 use rswarm_manager_core::peer::{MemberChange, Refused};
@@ -153,7 +154,14 @@ impl Leadership {
         let tables = self.heartbeats.tables();
         let (view, mut ids) = (view.clone(), self.ids.clone());
         let job = move || {
-            let mut env = Env { now, ids: &mut ids, heartbeats: &heartbeats, tables: &tables, leader_since };
+            let mut env = Env {
+                now,
+                ids: &mut ids,
+                heartbeats: &heartbeats,
+                tables: &tables,
+                leader_since,
+                secret: random_bytes(),
+            };
             let decided = pass(&view, &mut env);
             (decided, ids)
         };

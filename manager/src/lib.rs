@@ -5,6 +5,7 @@
 //! Start at [`Manager`], then `raft` (the one task that owns the log and the state), then `leader`.
 #![forbid(unsafe_code)]
 
+mod attachments;
 mod blocking;
 mod ca;
 mod config;

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tonic::Status;
 use tonic::service::Routes;
 
+use crate::attachments::AttachmentsService;
 use crate::blocking::blocking;
 use crate::ca::CaService;
 use crate::config::{Boot, Founding, ManagerConfig};
@@ -375,6 +376,8 @@ fn assemble(
     };
     let desk = Desk { store: store.clone(), heartbeats: writer.heartbeats.clone() };
     let relay = RelayService { guard: guard.clone(), writer };
+    let attachments =
+        AttachmentsService { guard: guard.clone(), forward: forward.clone(), desk: desk.clone() };
     let control = ControlService { guard: guard.clone(), forward, desk };
     let logs = LogsService { guard, store: store.clone(), identity, scope: scope.child("logs") };
     let routes = Routes::new(group.server())
@@ -382,6 +385,7 @@ fn assemble(
         .add_service(dispatcher.server())
         .add_service(relay.server())
         .add_service(control.server())
+        .add_service(attachments.server())
         .add_service(logs.server());
     Manager { store, routes, leader, ended, scope }
 }

@@ -1,9 +1,12 @@
 //! Real daemons as hosts in network namespaces, driven by the docker CLI and by rswarm's own.
 //! Needs root; every test makes its own lab and leaves nothing.
 
+mod attach;
 mod churn;
 mod cluster;
 mod containers;
+mod dual;
+mod encrypted;
 mod engine;
 mod faults;
 mod identity;

@@ -244,6 +244,7 @@ impl Manager {
                 heartbeats: &running.heartbeats,
                 tables: &NO_TABLES,
                 leader_since: since,
+                secret: [u8::try_from(running.state.index() % 251).expect("below 251"); 32],
             };
             let decided = pass(&running.state, &mut env);
             running.wake_at = decided.wake_at;

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use crate::assignments::{AssignmentSet, Changed};
 use crate::content::Content;
 use crate::disk::{Disk, StoredTask};
-use crate::executor::Executor;
+use crate::executor::{ExecError, Executor};
 use crate::network::{Applied, NetworkHandle};
 use crate::reporter::Reporter;
 use crate::session::{Session, SessionEvent, message};
@@ -67,10 +67,13 @@ pub struct AgentHandle {
 }
 
 impl AgentHandle {
-    /// The addresses of managers that are known now.
+    /// The addresses of managers that are known now, the one of the session first.
     #[must_use]
     pub fn managers(&self) -> Vec<String> {
-        self.managers.borrow().clone()
+        let mut managers = self.managers.borrow().clone();
+        let membership = self.membership.borrow();
+        managers.sort_by_key(|manager| Some(manager) != membership.manager.as_ref());
+        managers
     }
 }
 
@@ -92,6 +95,8 @@ pub struct Agent {
     applied: watch::Sender<Arc<BTreeMap<String, u64>>>,
     /// A copy of the set's, for the tasks' actors.
     content: watch::Sender<Arc<Content>>,
+    /// Why the newest table of a network could not be applied, by network.
+    troubles: watch::Sender<BTreeMap<String, ExecError>>,
     description: NodeDescription,
     data_path_port: u32,
     reporter: Reporter,
@@ -99,8 +104,6 @@ pub struct Agent {
     ack_due: bool,
     membership: watch::Sender<Membership>,
     managers: watch::Sender<Vec<String>>,
-    /// As they are on disk: those to begin with need not be there.
-    kept_managers: Vec<String>,
     restart: mpsc::Sender<()>,
     observed: mpsc::Sender<Observed>,
     applied_events: mpsc::Sender<Applied>,
@@ -124,10 +127,13 @@ impl Agent {
         scope: Scope,
     ) -> Result<AgentHandle, StartError> {
         let disk = Disk::open(&config.dir)?;
-        let kept_managers = disk.managers()?;
-        let mut known: Vec<String> =
-            config.managers.iter().filter(|address| !address.is_empty()).cloned().collect();
-        known.extend(kept_managers.iter().filter(|address| !config.managers.contains(address)).cloned());
+        let mut known = config.managers.clone();
+        let stored = disk.managers()?;
+        known.extend(stored.iter().filter(|address| !config.managers.contains(address)).cloned());
+        if known != stored {
+            // They may be all that there are: then no manager's word will ever differ from this.
+            log_failure("managers", disk.put_managers(&known));
+        }
         let (stored_tasks, stored_networks) = (disk.tasks()?, disk.networks()?);
         let content =
             Content { secrets: disk.content(&config.identity)?, configs: disk.content(&config.identity)? };
@@ -157,13 +163,13 @@ impl Agent {
             tasks: BTreeMap::new(),
             networks: BTreeMap::new(),
             applied: watch::channel(Arc::default()).0,
+            troubles: watch::channel(BTreeMap::new()).0,
             data_path_port: 0,
             reporter: Reporter::default(),
             outbox: None,
             ack_due: false,
             membership,
             managers,
-            kept_managers,
             restart,
             observed: observed_events,
             applied_events,
@@ -198,7 +204,7 @@ impl Agent {
                 _ = flush.tick(), if flush_due => self.flush(),
                 Some(event) = inbox.session.recv() => self.on_session(event).await,
                 Some(observed) = inbox.observed.recv() => self.on_observed(observed),
-                Some(applied) = inbox.applied.recv() => self.on_applied(applied),
+                Some(applied) = inbox.applied.recv() => self.on_applied(applied).await,
                 _ = describe.tick() => self.describe().await,
             }
         }
@@ -268,11 +274,8 @@ impl Agent {
     fn on_update(&mut self, update: Option<NodeUpdate>) {
         let Some(update) = update else { return };
         let addresses: Vec<String> = update.managers.iter().map(|manager| manager.addr.clone()).collect();
-        if !addresses.is_empty() && self.kept_managers != addresses {
-            log_failure("managers", self.disk.put_managers(&addresses));
-            self.kept_managers.clone_from(&addresses);
-        }
         if !addresses.is_empty() && *self.managers.borrow() != addresses {
+            log_failure("managers", self.disk.put_managers(&addresses));
             self.managers.send_replace(addresses);
         }
         self.data_path_port = update.data_path_port;
@@ -333,6 +336,7 @@ impl Agent {
             self.applied.send_modify(|applied| {
                 Arc::make_mut(applied).remove(id);
             });
+            self.troubles.send_modify(|troubles| drop(troubles.remove(id)));
             if let Some(handle) = self.networks.get(id) {
                 handle.retire();
             }
@@ -377,6 +381,7 @@ impl Agent {
             executor: self.executor.clone(),
             tables: self.applied.subscribe(),
             content: self.content.subscribe(),
+            troubles: self.troubles.subscribe(),
             observed: self.observed.clone(),
         };
         self.tasks.insert(id.to_owned(), TaskHandle::spawn(actor, &self.scope));
@@ -443,16 +448,27 @@ impl Agent {
         self.reporter.put(&observed.task_id, observed.status);
     }
 
-    fn on_applied(&mut self, applied: Applied) {
-        if !self.set.networks.contains_key(&applied.network_id) {
+    async fn on_applied(&mut self, applied: Applied) {
+        let Applied { network_id, version } = applied;
+        if !self.set.networks.contains_key(&network_id) {
             return;
         }
-        let known = self.applied.borrow().get(&applied.network_id) == Some(&applied.version);
+        let version = match version {
+            Ok(version) => version,
+            Err(error) => {
+                self.troubles.send_modify(|troubles| drop(troubles.insert(network_id, error)));
+                return;
+            }
+        };
+        self.troubles.send_if_modified(|troubles| troubles.remove(&network_id).is_some());
+        let known = self.applied.borrow().get(&network_id) == Some(&version);
         if !known {
             self.applied.send_modify(|tables| {
-                Arc::make_mut(tables).insert(applied.network_id, applied.version);
+                Arc::make_mut(tables).insert(network_id, version);
             });
             self.ack_due = true;
+            // A table can lead to another key of this node, which others must hear of soon.
+            self.describe().await;
         }
     }
 

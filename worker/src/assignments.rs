@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rswarm_proto::wire::{
     AssignmentChange, Assignments, Network, NetworkEndpoint, NetworkNode, NetworkService, NetworkTable, Task,
-    assignment_change, assignments::Kind,
+    TunnelSecret, assignment_change, assignments::Kind,
 };
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +27,9 @@ pub struct NetworkView {
     /// For the network of the routing mesh: its routers, this node among them, by node id.
     #[serde(default)]
     pub nodes: BTreeMap<String, NetworkNode>,
+    /// For an encrypted network: what its nodes share.
+    #[serde(default)]
+    pub tunnel: Option<TunnelSecret>,
     /// UDP port of VXLAN in this cluster.
     #[serde(default)]
     pub data_path_port: u32,
@@ -149,6 +152,7 @@ impl AssignmentSet {
                 &entry.service_id
             }),
             nodes: entries(known.nodes, &table.nodes, &table.removed_nodes, |entry| &entry.node_id),
+            tunnel: table.tunnel.clone(),
             data_path_port: 0,
             network,
         };

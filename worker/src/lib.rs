@@ -16,6 +16,7 @@
 
 pub mod agent;
 pub mod assignments;
+pub mod attach;
 pub mod content;
 pub mod disk;
 pub mod executor;

@@ -10,18 +10,18 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::assignments::NetworkView;
-use crate::executor::Executor;
+use crate::executor::{ExecError, Executor};
 
 /// Pause before a table that could not be applied is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// A table is applied again after this time even if nothing changed, so that the kernel cannot drift.
 const RECONCILE: Duration = Duration::from_secs(30);
 
-/// Tells the agent that the kernel holds a version of a network's table.
+/// Tells the agent that the kernel holds a version of a network's table, or why it does not.
 #[derive(Debug)]
 pub(crate) struct Applied {
     pub(crate) network_id: String,
-    pub(crate) version: u64,
+    pub(crate) version: Result<u64, ExecError>,
 }
 
 /// The agent's hold on one network's actor.
@@ -88,18 +88,17 @@ async fn apply(
     executor: &dyn Executor,
     applied: &mpsc::Sender<Applied>,
 ) -> Option<Duration> {
-    match executor.apply_network(view).await {
-        Ok(()) => {
-            let done = Applied { network_id: view.network.id.clone(), version: view.version };
-            // The agent is gone only when the daemon stops.
-            let _ = applied.send(done).await;
-            Some(RECONCILE)
-        }
+    let version = executor.apply_network(view).await.map(|()| view.version);
+    let next_look = match &version {
+        Ok(_) => RECONCILE,
         Err(error) => {
             tracing::warn!(network.id = view.network.id, %error, "network table could not be applied");
-            Some(RETRY)
+            RETRY
         }
-    }
+    };
+    // The agent is gone only when the daemon stops.
+    let _ = applied.send(Applied { network_id: view.network.id.clone(), version }).await;
+    Some(next_look)
 }
 
 /// When to try again; never, once the network is gone.

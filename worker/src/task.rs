@@ -77,6 +77,8 @@ pub(crate) struct TaskActor {
     pub(crate) executor: Arc<dyn Executor>,
     pub(crate) tables: AppliedTables,
     pub(crate) content: watch::Receiver<Arc<Content>>,
+    /// Why tables could not be applied, by network id.
+    pub(crate) troubles: watch::Receiver<BTreeMap<String, ExecError>>,
     pub(crate) observed: mpsc::Sender<Observed>,
 }
 
@@ -206,7 +208,9 @@ impl TaskActor {
             return ready.map(drop).map_err(|_| ExecError("the agent is stopping".into()));
         }
         let network = missing(&self.tables.borrow()).unwrap_or_default();
-        Err(ExecError(format!("network `{network}` was not ready within {} s", NETWORK_TIMEOUT.as_secs())))
+        let trouble = self.troubles.borrow().get(&network).map(|error| format!(": {error}"));
+        let (seconds, trouble) = (NETWORK_TIMEOUT.as_secs(), trouble.unwrap_or_default());
+        Err(ExecError(format!("network `{network}` was not ready within {seconds} s{trouble}")))
     }
 
     /// Secrets and configs that are many may come after the task.

@@ -1,5 +1,7 @@
 //! Networks.
 
+mod diagnose;
+
 use clap::{Args, Subcommand};
 use rswarm_api::types::{
     Ipam, IpamConfig, NetworkConnectBody, NetworkCreateBody, NetworkCreated, NetworkDisconnectBody,
@@ -47,6 +49,10 @@ pub enum NetworkCommand {
     Connect(ConnectArgs),
     /// Disconnect a container
     Disconnect(DisconnectArgs),
+    /// Say what is wrong with networks on this node, and what to do about it
+    Check(diagnose::CheckArgs),
+    /// List what can be reached on this node, and from where
+    Audit(diagnose::AuditArgs),
 }
 
 #[derive(Debug, Args)]
@@ -180,6 +186,8 @@ impl NetworkCommand {
             }
             NetworkCommand::Rm(args) => remove(context, args).await,
             NetworkCommand::Connect(args) => connect(context, args).await,
+            NetworkCommand::Check(args) => diagnose::check(context, args).await,
+            NetworkCommand::Audit(args) => diagnose::audit(context, args).await,
             NetworkCommand::Disconnect(args) => {
                 let body = NetworkDisconnectBody { container: args.container, force: args.force };
                 context

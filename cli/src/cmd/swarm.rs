@@ -48,6 +48,9 @@ pub struct SpecArgs {
     /// How long node certificates are valid
     #[arg(long, value_name = "DURATION", value_parser = parse_nanos)]
     cert_expiry: Option<i64>,
+    /// How long the keys of encrypted networks are used
+    #[arg(long, value_name = "DURATION", value_parser = parse_nanos)]
+    tunnel_key_period: Option<i64>,
     /// How often nodes report
     #[arg(long, value_name = "DURATION", value_parser = parse_nanos)]
     dispatcher_heartbeat: Option<i64>,
@@ -184,6 +187,7 @@ impl SpecArgs {
         let SpecArgs {
             autolock,
             cert_expiry,
+            tunnel_key_period,
             dispatcher_heartbeat,
             max_snapshots,
             snapshot_interval,
@@ -191,6 +195,8 @@ impl SpecArgs {
         } = self;
         spec.encryption_config.auto_lock_managers =
             autolock.unwrap_or(spec.encryption_config.auto_lock_managers);
+        spec.encryption_config.tunnel_key_period =
+            tunnel_key_period.unwrap_or(spec.encryption_config.tunnel_key_period);
         spec.ca_config.node_cert_expiry = cert_expiry.unwrap_or(spec.ca_config.node_cert_expiry);
         spec.dispatcher.heartbeat_period = dispatcher_heartbeat.unwrap_or(spec.dispatcher.heartbeat_period);
         spec.raft.keep_old_snapshots = max_snapshots.or(spec.raft.keep_old_snapshots);

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use rswarm_base::fsx;
+use rswarm_base::ipam::{Family, Subnet};
 use serde::Deserialize;
 
 /// Flags of `rswarm daemon`, also taken under the name `dockerd`.
@@ -37,12 +38,25 @@ pub struct DaemonArgs {
     /// `none` runs without a default bridge network
     #[arg(short, long, value_name = "NAME")]
     pub bridge: Option<String>,
+    /// Whether published ports are open by themselves: `open` to everybody, `input` only while the host's own
+    /// input rules let in what nobody refuses
+    #[arg(long, value_name = "MODE")]
+    pub firewall_mode: Option<FirewallWord>,
+    /// Give containers on the default bridge network IPv6 addresses
+    #[arg(long)]
+    pub ipv6: bool,
+    /// IPv6 subnet of the default bridge network
+    #[arg(long, value_name = "SUBNET")]
+    pub fixed_cidr_v6: Option<String>,
     /// Label of this engine, KEY=VALUE; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE")]
     pub labels: Vec<String>,
     /// Node name in the cluster, instead of the machine's hostname
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
+    /// UDP port of encrypted networks [default: 51820]
+    #[arg(long, value_name = "PORT")]
+    pub tunnel_port: Option<u16>,
     /// OCI runtime that containers may choose, NAME=PATH; may be repeated
     #[arg(long = "add-runtime", value_name = "NAME=PATH")]
     pub runtimes: Vec<String>,
@@ -70,6 +84,16 @@ pub struct DaemonArgs {
     /// Same as --log-level debug
     #[arg(short = 'D', long)]
     pub debug: bool,
+}
+
+/// Words of `--firewall-mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FirewallWord {
+    /// Published ports are open to everybody.
+    Open,
+    /// They are closed while the host's input rules refuse what they do not accept.
+    Input,
 }
 
 /// Levels of `--log-level`.
@@ -108,8 +132,12 @@ struct ConfigFile {
     insecure_registries: Vec<String>,
     cgroup_parent: Option<String>,
     bridge: Option<String>,
+    firewall_mode: Option<FirewallWord>,
+    ipv6: bool,
+    fixed_cidr_v6: Option<String>,
     labels: Vec<String>,
     node_name: Option<String>,
+    tunnel_port: Option<u16>,
     runtimes: BTreeMap<String, RuntimeFile>,
     default_runtime: Option<String>,
     init: bool,
@@ -147,10 +175,18 @@ pub struct Settings {
     pub cgroup_parent: Option<String>,
     /// Whether there is a default bridge network.
     pub default_bridge: bool,
+    /// Whether published ports are open by themselves.
+    pub firewall: rswarm_engine::FirewallMode,
+    /// Whether containers on it have IPv6 addresses.
+    pub ipv6: bool,
+    /// Its IPv6 subnet; `None` takes a free one.
+    pub fixed_cidr_v6: Option<Subnet>,
     /// Engine labels.
     pub labels: Vec<(String, String)>,
     /// Node name, when it is not the hostname.
     pub node_name: Option<String>,
+    /// The UDP port of encrypted networks.
+    pub tunnel_port: u16,
     /// Other OCI runtimes, by name.
     pub runtimes: BTreeMap<String, PathBuf>,
     /// The runtime of containers that choose none; empty is the built-in one.
@@ -187,6 +223,9 @@ pub enum SettingsError {
     /// A default runtime that is not there.
     #[error("specified default runtime `{0}` does not exist: name it with --add-runtime")]
     DefaultRuntime(String),
+    /// No IPv6 subnet.
+    #[error("invalid fixed-cidr-v6: '{0}' is not a valid IPv6 subnet")]
+    FixedCidrV6(String),
     /// Only `none` and the default are known.
     #[error("bridge `{0}` cannot be used: this daemon makes its own; only `none` is accepted")]
     Bridge(String),
@@ -225,7 +264,18 @@ impl Settings {
             registry_mirrors: [args.registry_mirrors, file.registry_mirrors].concat(),
             insecure_registries: [args.insecure_registries, file.insecure_registries].concat(),
             cgroup_parent: args.cgroup_parent.or(file.cgroup_parent),
+            tunnel_port: args.tunnel_port.or(file.tunnel_port).unwrap_or(rswarm_network::TUNNEL_PORT),
             default_bridge: default_bridge(args.bridge.or(file.bridge))?,
+            firewall: match args.firewall_mode.or(file.firewall_mode) {
+                Some(FirewallWord::Input) => rswarm_engine::FirewallMode::Input,
+                Some(FirewallWord::Open) | None => rswarm_engine::FirewallMode::Open,
+            },
+            ipv6: args.ipv6 || file.ipv6,
+            fixed_cidr_v6: args
+                .fixed_cidr_v6
+                .or(file.fixed_cidr_v6)
+                .map(|text| fixed_cidr_v6(&text))
+                .transpose()?,
             labels: labels([args.labels, file.labels].concat())?,
             node_name: args.node_name.or(file.node_name),
             runtimes,
@@ -260,7 +310,10 @@ fn refuse_twice(args: &DaemonArgs, file: &ConfigFile) -> Result<(), SettingsErro
         ("hosts", !args.hosts.is_empty() && !file.hosts.is_empty()),
         ("pidfile", args.pidfile.is_some() && file.pidfile.is_some()),
         ("cgroup-parent", args.cgroup_parent.is_some() && file.cgroup_parent.is_some()),
+        ("tunnel-port", args.tunnel_port.is_some() && file.tunnel_port.is_some()),
         ("bridge", args.bridge.is_some() && file.bridge.is_some()),
+        ("firewall-mode", args.firewall_mode.is_some() && file.firewall_mode.is_some()),
+        ("fixed-cidr-v6", args.fixed_cidr_v6.is_some() && file.fixed_cidr_v6.is_some()),
         ("node-name", args.node_name.is_some() && file.node_name.is_some()),
         ("default-runtime", args.default_runtime.is_some() && file.default_runtime.is_some()),
         ("init-path", args.init_path.is_some() && file.init_path.is_some()),
@@ -280,6 +333,11 @@ fn default_bridge(name: Option<String>) -> Result<bool, SettingsError> {
         Some("none") => Ok(false),
         Some(other) => Err(SettingsError::Bridge(other.to_owned())),
     }
+}
+
+fn fixed_cidr_v6(text: &str) -> Result<Subnet, SettingsError> {
+    let subnet = text.parse().ok().filter(|subnet: &Subnet| subnet.family() == Family::V6);
+    subnet.ok_or_else(|| SettingsError::FixedCidrV6(text.to_owned()))
 }
 
 fn runtimes(
@@ -328,6 +386,9 @@ mod tests {
         assert_eq!(settings.hosts, ["unix:///x/rswarm.sock"]);
         assert_eq!(settings.labels, [("a".to_owned(), "b".to_owned())]);
         assert!(!settings.default_bridge);
+        assert_eq!(settings.firewall, rswarm_engine::FirewallMode::Open);
+        let settings = with_file(r#"{"firewall-mode": "input"}"#, DaemonArgs::default()).expect("valid");
+        assert_eq!(settings.firewall, rswarm_engine::FirewallMode::Input);
     }
 
     #[test]

@@ -24,9 +24,11 @@ use rswarm_worker::executor::LogStream;
 use rswarm_worker::{Content, ExecError, Executor, Started, TaskExit};
 use tokio::sync::broadcast::error::RecvError;
 
+use super::attachments::Attachments;
 use super::connections::any_incoming;
 use super::content;
-use super::overlay::{address, mac, overlay};
+use super::overlay::{address, facts, mac, overlay};
+use super::tunnel::OwnKey;
 
 /// How often a container is asked for the connections that it has left.
 const LOOK_PERIOD: Duration = Duration::from_millis(100);
@@ -38,6 +40,8 @@ pub struct EngineExecutor {
     hostname: String,
     labels: BTreeMap<String, String>,
     data_path: IpAddr,
+    own_key: OwnKey,
+    pub(super) attachments: Arc<Attachments>,
 }
 
 impl EngineExecutor {
@@ -49,9 +53,11 @@ impl EngineExecutor {
         hostname: String,
         labels: &[(String, String)],
         data_path: IpAddr,
+        own_key: OwnKey,
     ) -> Arc<EngineExecutor> {
         let labels = labels.iter().cloned().collect();
-        Arc::new(EngineExecutor { engine, node_id, hostname, labels, data_path })
+        let attachments = Attachments::new(engine.clone());
+        Arc::new(EngineExecutor { engine, node_id, hostname, labels, data_path, own_key, attachments })
     }
 
     fn container_of(&self, task_id: &str) -> Option<Arc<Container>> {
@@ -166,12 +172,13 @@ impl Executor for EngineExecutor {
                 volume_drivers: vec!["local".into()],
                 log_drivers: vec!["json-file".into(), "local".into(), "none".into()],
             }),
+            tunnel: self.own_key.announced().inspect_err(|error| tracing::error!(%error, "no key")).ok(),
         }
     }
 
     async fn apply_network(&self, network: &NetworkView) -> Result<(), ExecError> {
         self.engine
-            .apply_overlay(overlay(network, &self.node_id, self.data_path)?)
+            .apply_overlay(overlay(network, &self.node_id, self.data_path, &self.own_key)?, facts(network))
             .await
             .map_err(|error| failure(&error))
     }
@@ -181,6 +188,9 @@ impl Executor for EngineExecutor {
     }
 
     async fn prepare(&self, task: &Task, content: &Content) -> Result<(), ExecError> {
+        if task.is_attachment() {
+            return self.attachments.grant(task);
+        }
         if self.container_of(&task.id).is_some() {
             return Ok(());
         }
@@ -189,6 +199,9 @@ impl Executor for EngineExecutor {
 
     /// A task with a health check runs once its container is healthy.
     async fn start(&self, task: &Task, content: &Content) -> Result<Started, ExecError> {
+        if task.is_attachment() {
+            return self.attachments.attached(task).await;
+        }
         let mut container = self.container_of(&task.id).ok_or_else(|| gone(task))?;
         if container.state.status == Status::Created && content::is_lost(task, &container) {
             // The daemon that had its secrets in memory is gone; the container never ran.
@@ -216,6 +229,10 @@ impl Executor for EngineExecutor {
     }
 
     async fn wait(&self, task: &Task) -> Result<TaskExit, ExecError> {
+        if task.is_attachment() {
+            self.attachments.detached(task).await;
+            return Ok(TaskExit { code: 0, oom_killed: false });
+        }
         let container = self.container_of(&task.id).ok_or_else(|| gone(task))?;
         let ended = self.engine.wait(&container.id, WaitCondition::NotRunning).await;
         let ended = ended.map_err(|error| failure(&error))?;
@@ -241,6 +258,10 @@ impl Executor for EngineExecutor {
     }
 
     async fn stop(&self, task: &Task) -> Result<(), ExecError> {
+        if task.is_attachment() {
+            self.attachments.detach(&task.id).await;
+            return Ok(());
+        }
         let Some(container) = self.container_of(&task.id) else { return Ok(()) };
         let grace = task.spec.as_ref().map(rswarm_proto::wire::TaskSpec::stop_grace);
         match self.engine.stop(&container.id, grace, None).await {
@@ -252,6 +273,7 @@ impl Executor for EngineExecutor {
     }
 
     async fn remove(&self, task_id: &str) -> Result<(), ExecError> {
+        self.attachments.detach(task_id).await;
         let Some(container) = self.container_of(task_id) else { return Ok(()) };
         let options = RemoveOptions { force: true, volumes: true };
         match self.engine.remove(&container.id, options).await {
@@ -261,7 +283,9 @@ impl Executor for EngineExecutor {
     }
 
     async fn held(&self) -> Vec<String> {
-        self.engine.list().iter().filter_map(|container| task_of(container).map(str::to_owned)).collect()
+        let containers = self.engine.list();
+        let tasks = containers.iter().filter_map(|container| task_of(container).map(str::to_owned));
+        tasks.chain(self.attachments.held()).collect()
     }
 
     async fn held_networks(&self) -> Vec<String> {

@@ -75,6 +75,12 @@ impl Paths {
         self.root.join("worker")
     }
 
+    /// This node's private key for encrypted networks.
+    #[must_use]
+    pub fn tunnel_key(&self) -> PathBuf {
+        self.root.join("tunnel.json")
+    }
+
     fn addresses(&self) -> PathBuf {
         self.root.join("addresses.json")
     }
@@ -409,6 +415,7 @@ impl Membership {
     pub async fn leave(self) {
         let (executor, worker) = (self.executor.clone(), self.paths.worker());
         self.detach().await;
+        executor.attachments.close();
         let removals = executor.held().await;
         for task in &removals {
             if let Err(error) = executor.remove(task).await {
@@ -459,6 +466,7 @@ impl Parts {
             data_path_addr: self.addresses.data_path.to_string(),
         };
         let agent = Agent::start(config, self.executor.clone(), self.scope.child("agent")).await?;
+        self.executor.attachments.open(self.identity.clone(), agent.clone());
         Ok(Membership {
             identity: self.identity,
             addresses: self.addresses,

@@ -4,12 +4,14 @@
 
 mod address;
 mod args;
+mod attachments;
 mod connections;
 mod content;
 mod executor;
 mod membership;
 mod node;
 mod overlay;
+mod tunnel;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -85,6 +87,7 @@ pub async fn run(args: DaemonArgs) -> Result<(), DaemonError> {
         paths: Paths::new(&data_root),
         hostname: hostname(&settings),
         labels: settings.labels.clone(),
+        tunnel_port: settings.tunnel_port,
     };
     let node = Node::start(config, node_scope.clone()).await.map_err(DaemonError::Node)?;
     let api_scope = root.child("api");
@@ -117,6 +120,9 @@ fn engine_config(
         registry_mirrors: settings.registry_mirrors.clone(),
         insecure_registries: settings.insecure_registries.clone(),
         default_bridge: settings.default_bridge,
+        firewall: settings.firewall,
+        default_bridge_ipv6: settings.ipv6,
+        fixed_cidr_v6: settings.fixed_cidr_v6,
         runtimes: settings.runtimes.clone(),
         default_runtime: settings.default_runtime.clone(),
         init: settings.init,

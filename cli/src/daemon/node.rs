@@ -23,6 +23,7 @@ use tonic::transport::Channel;
 use super::address::{Addresses, with_default_port};
 use super::executor::EngineExecutor;
 use super::membership::{Entering, Membership, Paths};
+use super::tunnel::OwnKey;
 
 /// Requests that may wait for the actor: one at a time is usual.
 const INBOX: usize = 16;
@@ -41,6 +42,8 @@ pub struct NodeConfig {
     pub hostname: String,
     /// The engine's labels.
     pub labels: Vec<(String, String)>,
+    /// The UDP port of encrypted networks.
+    pub tunnel_port: u16,
 }
 
 enum Request {
@@ -226,6 +229,7 @@ impl NodeActor {
             self.config.hostname.clone(),
             &self.config.labels,
             addresses.data_path,
+            OwnKey::new(self.config.paths.tunnel_key(), self.config.tunnel_port),
         );
         let (paths, scope) = (self.config.paths.clone(), self.scope.child("membership"));
         let entered = Membership::enter(identity, addresses, boot, managers, executor, paths, scope).await;

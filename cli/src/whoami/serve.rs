@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
@@ -15,9 +15,10 @@ const WORKERS: usize = 16;
 const REQUEST_BYTES_MAX: u64 = 64 << 10;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Starts answering on every address.
+/// Starts answering on every address, of both families where the kernel has both.
 pub fn start(port: u16) -> io::Result<()> {
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
+        .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))?;
     for _ in 0..WORKERS {
         let listener = listener.try_clone()?;
         std::thread::Builder::new().stack_size(256 << 10).spawn(move || {
@@ -32,6 +33,8 @@ pub fn start(port: u16) -> io::Result<()> {
 }
 
 fn answer(mut stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
+    // An IPv4 client of a socket for both is an IPv4 client.
+    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     stream.set_read_timeout(Some(REQUEST_TIMEOUT))?;
     stream.set_write_timeout(Some(REQUEST_TIMEOUT))?;
     let mut head = String::new();

@@ -95,6 +95,7 @@ impl Bench {
             heartbeats: &self.heartbeats,
             tables: &NO_TABLES,
             leader_since: NOW,
+            secret: [0; 32],
         };
         let begin = Instant::now();
         let plan = Schedule.reconcile(&self.state, &mut env);
@@ -114,6 +115,7 @@ impl Bench {
             heartbeats: &self.heartbeats,
             tables: &NO_TABLES,
             leader_since: NOW,
+            secret: [0; 32],
         };
         // The first one gives services their endpoints and nodes their states.
         let first = pass(&self.state, &mut env);
@@ -125,6 +127,7 @@ impl Bench {
             heartbeats: &self.heartbeats,
             tables: &NO_TABLES,
             leader_since: NOW,
+            secret: [0; 32],
         };
         let begin = Instant::now();
         let second = pass(&self.state, &mut env);

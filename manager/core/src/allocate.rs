@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use rswarm_base::Timestamp;
-use rswarm_base::ipam::{self, Subnet};
+use rswarm_base::ipam::{self, Family, Subnet};
 use rswarm_proto::model::object::Stored;
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::{
@@ -80,6 +80,7 @@ fn made_ingress(view: &State, env: &mut Env<'_>, plan: &mut Plan) -> Option<Netw
     let spec = NetworkSpec {
         annotations: Some(Annotations { name, ..Annotations::default() }),
         driver: "overlay".to_owned(),
+        ipv6: true,
         ingress: true,
         ..NetworkSpec::default()
     };
@@ -101,9 +102,9 @@ fn networks(view: &State, made: Option<&Network>) -> BTreeMap<String, Network> {
     // Subnets that other new networks ask for by name are not given away.
     new.iter().for_each(|network| taken.extend(subnets(&spec_ipam(network))));
     let mut vnis: BTreeSet<u32> = view.networks().map(|network| network.vni).collect();
-    let (pools, size) = view.address_pools();
+    let sources = Family::ALL.map(|family| view.address_pools(family));
     for network in new {
-        let Some(ipam) = network_ipam(network, &pools, size, &mut taken) else { continue };
+        let Some(ipam) = network_ipam(network, &sources, &mut taken) else { continue };
         let wanted = network.spec.as_ref().and_then(|spec| spec.options.get(VNI_OPTION));
         let wanted = wanted.and_then(|list| list.split(',').next()?.trim().parse().ok());
         let free = |vni: &u32| !vnis.contains(vni);
@@ -122,29 +123,33 @@ fn subnets(ipam: &[IpamConfig]) -> impl Iterator<Item = Subnet> {
     ipam.iter().filter_map(|config| config.subnet.parse().ok())
 }
 
-/// The network's subnets as asked for, each with a gateway; `None` when the pools are exhausted.
+/// The network's subnets as asked for, IPv4 first, each with a gateway; a family that it has no subnet of gets one
+/// from that family's pools and of that size. `None` when the pools are exhausted.
 fn network_ipam(
     network: &Network,
-    pools: &[Subnet],
-    size: u8,
+    sources: &[(Vec<Subnet>, u8); 2],
     taken: &mut Vec<Subnet>,
 ) -> Option<Vec<IpamConfig>> {
-    let mut configs = spec_ipam(network);
-    if configs.is_empty() {
-        configs.push(IpamConfig::default());
-    }
-    for config in &mut configs {
-        let subnet = match config.subnet.parse() {
-            Ok(subnet) => subnet,
-            Err(_) => {
-                let subnet = ipam::free_subnet(pools, size, taken)?;
-                taken.push(subnet);
-                subnet
+    let has_v6 = network.spec.as_ref().is_some_and(|spec| spec.ipv6);
+    let asked: Vec<(Option<Subnet>, IpamConfig)> =
+        spec_ipam(network).into_iter().map(|config| (config.subnet.parse().ok(), config)).collect();
+    let mut configs = Vec::new();
+    for (family, (pools, size)) in Family::ALL.into_iter().zip(sources) {
+        // Without a subnet nothing else can be said of one either.
+        let of_family = |subnet: &Option<Subnet>| subnet.is_some_and(|subnet| subnet.family() == family);
+        let mut its: Vec<_> = asked.iter().filter(|(subnet, _)| of_family(subnet)).cloned().collect();
+        if its.is_empty() && (family == Family::V4 || has_v6) {
+            let subnet = ipam::free_subnet(pools, *size, taken)?;
+            taken.push(subnet);
+            its.push((Some(subnet), IpamConfig::default()));
+        }
+        for (subnet, mut config) in its {
+            let subnet = subnet?;
+            config.subnet = subnet.to_string();
+            if config.gateway.is_empty() {
+                config.gateway = subnet.nth(1)?.to_string();
             }
-        };
-        config.subnet = subnet.to_string();
-        if config.gateway.is_empty() {
-            config.gateway = subnet.nth(1)?.to_string();
+            configs.push(config);
         }
     }
     Some(configs)
@@ -226,9 +231,16 @@ impl Pools<'_> {
             let ingress = self.view.ingress_network().filter(|_| needs_ingress(Some(&spec)));
             let ingress = ingress.map(|network| network.id.clone());
             let networks = service.task_spec().networks.into_iter().map(|network| network.target);
-            for network in ingress.into_iter().chain(networks) {
-                let kept = has.virtual_ips.iter().find(|vip| vip.network_id == network).cloned();
-                virtual_ips.extend(kept.or_else(|| self.virtual_ip(&network)));
+            let wanted: Vec<String> = ingress.iter().cloned().chain(networks).collect();
+            for family in Family::ALL {
+                // The mesh leads to tasks by port; of its own service address nobody asks.
+                let wanted = wanted.iter().filter(|id| family == Family::V4 || ingress.as_ref() != Some(*id));
+                for network in wanted {
+                    let is_it =
+                        |vip: &&VirtualIp| vip.network_id == *network && family_of(vip) == Some(family);
+                    let kept = has.virtual_ips.iter().find(is_it).cloned();
+                    virtual_ips.extend(kept.or_else(|| self.virtual_ip(network, family)));
+                }
             }
         }
         let ports = self.ports.assign(self.view, &service.id, &spec, &has);
@@ -236,9 +248,9 @@ impl Pools<'_> {
         (service.endpoint.as_ref() != Some(&endpoint)).then_some(endpoint)
     }
 
-    fn virtual_ip(&mut self, network_id: &str) -> Option<VirtualIp> {
+    fn virtual_ip(&mut self, network_id: &str, family: Family) -> Option<VirtualIp> {
         let pools = self.of(network_id)?;
-        let pool = pools.iter_mut().find(|pool| pool.subnet.address().is_ipv4())?;
+        let pool = pools.iter_mut().find(|pool| pool.subnet.family() == family)?;
         let address = pool.next()?;
         Some(VirtualIp { network_id: network_id.to_owned(), address: pool.cidr(address) })
     }
@@ -305,12 +317,16 @@ impl Pools<'_> {
                 })?,
             };
             attachment.addresses.push(pool.cidr(address));
-            if let (IpAddr::V4(v4), true) = (address, attachment.mac.is_empty()) {
-                attachment.mac = mac(ipam::mac_for(v4));
+            if attachment.mac.is_empty() {
+                attachment.mac = mac(ipam::mac_for(address));
             }
         }
         Ok(attachment)
     }
+}
+
+fn family_of(vip: &VirtualIp) -> Option<Family> {
+    address_of(&vip.address).map(Family::of)
 }
 
 fn mac(bytes: [u8; 6]) -> String {
@@ -433,6 +449,41 @@ mod tests {
         assert!(
             world.state.nodes().all(|node| node.mesh.as_ref().is_some_and(|mesh| mesh.network_id == ingress))
         );
+    }
+
+    #[test]
+    fn a_network_of_both_families_gives_both_addresses() {
+        let mut world = World::new(2);
+        let annotations = Some(Annotations { name: "dual".to_owned(), ..Annotations::default() });
+        let ipam = vec![IpamConfig { subnet: "fd00:9::/64".to_owned(), ..IpamConfig::default() }];
+        let dual = NetworkSpec { annotations, ipv6: true, ipam, ..NetworkSpec::default() };
+        let request = CreateNetworkRequest { spec: Some(dual) };
+        let id = world.control(|state, _, ids| crate::control::create_network(state, &request, ids));
+        let id = id.expect("created");
+        let mut web = spec("web", 2);
+        attach(&mut web, "dual");
+        publish(&mut web, [port(8080, 80)]);
+        let service = world.create(web);
+        world.run(Duration::from_secs(2));
+        let network = world.state.network(&id).expect("network");
+        let shown: Vec<_> = network.ipam.iter().map(|config| config.subnet.clone()).collect();
+        assert_eq!(shown, ["10.0.1.0/24", "fd00:9::/64"], "IPv4 from the pools comes first");
+        let endpoint = world.service(&service).endpoint.clone().expect("endpoint");
+        let vips: Vec<_> = endpoint.virtual_ips.iter().map(|vip| vip.address.clone()).collect();
+        assert_eq!(vips, ["10.0.0.2/24", "10.0.1.2/24", "fd00:9::2/64"], "the mesh needs none of IPv6");
+        let task = world.live(&service)[0].clone();
+        assert_eq!(task.networks[0].addresses, ["10.0.1.3/24", "fd00:9::3/64"]);
+        assert_eq!(task.networks[0].mac, "02:42:0a:00:01:03");
+        let ingress = world.state.ingress_network().expect("ingress").clone();
+        let own: Subnet = ingress.ipam[1].subnet.parse().expect("subnet");
+        let site = ipam::local_prefix(&world.state.cluster().expect("cluster").id);
+        assert!(site.contains(own.address()) && own.prefix() == 64, "{own}");
+        let meshes =
+            |node: &std::sync::Arc<Node>| node.mesh.as_ref().is_some_and(|mesh| mesh.addresses.len() == 2);
+        assert!(world.state.nodes().all(meshes));
+        let before = endpoint.virtual_ips;
+        world.reconcile();
+        assert_eq!(world.service(&service).endpoint.clone().expect("endpoint").virtual_ips, before);
     }
 
     #[test]

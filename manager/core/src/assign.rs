@@ -8,7 +8,7 @@ use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::assignment_change::Change as Kind;
 use rswarm_proto::wire::{
     AssignmentChange, Config, Network, NetworkAttachment, NetworkEndpoint, NetworkNode, NetworkService,
-    NetworkTable, Node, ObjectKind, Secret, Service, Task,
+    NetworkTable, Node, ObjectKind, Secret, Service, Task, TunnelSecret,
 };
 
 use crate::content::references;
@@ -39,8 +39,11 @@ pub struct Table {
     pub endpoints: BTreeMap<String, NetworkEndpoint>,
     /// The services that have a virtual address in it, by id.
     pub services: BTreeMap<String, NetworkService>,
-    /// For the network of the routing mesh: the nodes that are routers in it, by id.
+    /// For the network of the routing mesh: the nodes that are routers in it, by id. For an encrypted one: those
+    /// on it.
     pub nodes: BTreeMap<String, NetworkNode>,
+    /// For an encrypted network: what its nodes share.
+    pub tunnel: Option<TunnelSecret>,
 }
 
 /// The endpoint tables of one state, each computed once however many nodes ask for it.
@@ -91,15 +94,20 @@ impl<'a> Tables<'a> {
         }
         // Networks of the node itself, such as `host`, are not stored and have no table.
         let network = self.state.network(network_id)?.clone();
-        let endpoints = self
+        let endpoints: BTreeMap<String, NetworkEndpoint> = self
             .state
             .tasks_on_network(network_id)
             .filter(|task| is_present(task))
             .filter_map(|task| Some((task.id.clone(), endpoint(self.state, task, network_id)?)))
             .collect();
         let services = services(self.state, &network);
-        let nodes = if is_ingress(&network) { nodes(self.state, network_id) } else { BTreeMap::new() };
-        let table = Arc::new(Table { network, endpoints, services, nodes });
+        let mut nodes = if is_ingress(&network) { nodes(self.state, network_id) } else { BTreeMap::new() };
+        let mut tunnel = None;
+        if network.is_encrypted() {
+            peers(self.state, &endpoints, &mut nodes);
+            tunnel = self.state.cluster().and_then(|cluster| cluster.tunnel.clone());
+        }
+        let table = Arc::new(Table { network, endpoints, services, nodes, tunnel });
         self.tables.insert(network_id.to_owned(), table.clone());
         Some(table)
     }
@@ -142,14 +150,17 @@ fn services(state: &State, network: &Network) -> BTreeMap<String, NetworkService
 
 fn network_service(service: &Service, network: &Network) -> Option<NetworkService> {
     let endpoint = service.endpoint.as_ref()?;
-    let vip = endpoint.virtual_ips.iter().find(|vip| vip.network_id == network.id)?;
+    let vips = endpoint.virtual_ips.iter().filter(|vip| vip.network_id == network.id);
+    let addresses: Vec<String> =
+        vips.filter_map(|vip| address_of(&vip.address)).map(|address| address.to_string()).collect();
     let task = service.spec.as_ref().and_then(|spec| spec.task.as_ref());
     let config = task.and_then(|task| task.networks.iter().find(|config| config.target == network.id));
     let published = ingress_ports(&endpoint.ports).filter(|port| port.published != 0);
     Some(NetworkService {
         service_id: service.id.clone(),
         name: service.name().to_owned(),
-        address: address_of(&vip.address)?.to_string(),
+        address: addresses.first()?.clone(),
+        addresses,
         aliases: config.map(|config| config.aliases.clone()).unwrap_or_default(),
         ports: if is_ingress(network) { published.cloned().collect() } else { Vec::new() },
     })
@@ -165,12 +176,33 @@ fn nodes(state: &State, ingress: &str) -> BTreeMap<String, NetworkNode> {
         let entry = NetworkNode {
             node_id: node.id.clone(),
             address: mesh.addresses.first()?.clone(),
+            addresses: mesh.addresses.clone(),
             mac: mesh.mac.clone(),
             node_addr: data_path_addr(node).to_owned(),
+            tunnel: None,
         };
         Some((node.id.clone(), entry))
     };
     state.nodes().filter_map(router).collect()
+}
+
+/// Makes the nodes of an encrypted network peers: those that endpoints are on, and those that are routers in it.
+fn peers(
+    state: &State,
+    endpoints: &BTreeMap<String, NetworkEndpoint>,
+    nodes: &mut BTreeMap<String, NetworkNode>,
+) {
+    let hosts: BTreeSet<&str> = endpoints.values().map(|endpoint| endpoint.node_id.as_str()).collect();
+    for node in hosts.into_iter().filter_map(|id| state.node(id)) {
+        if !nodes.contains_key(&node.id)
+            && let Some(entry) = crate::tunnel::entry(node, data_path_addr(node))
+        {
+            nodes.insert(node.id.clone(), entry);
+        }
+    }
+    for (id, entry) in nodes {
+        entry.tunnel = state.node(id).and_then(|node| crate::tunnel::peer(node));
+    }
 }
 
 /// Whether a task may hold its addresses on its node.
@@ -197,7 +229,8 @@ fn endpoint(state: &State, task: &Task, network_id: &str) -> Option<NetworkEndpo
         node_addr: node.map_or_else(String::new, |node| data_path_addr(node).to_owned()),
         aliases: attachment.aliases.clone(),
         ready: running && !state.is_node_lost(&task.node_id),
-        task_name: task.slot_name(),
+        task_name: if task.is_attachment() { String::new() } else { task.slot_name() },
+        names: task.attachment().map(|attachment| attachment.names.clone()).unwrap_or_default(),
     })
 }
 
@@ -271,6 +304,7 @@ impl Table {
             endpoints: BTreeMap::new(),
             services: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            tunnel: None,
         };
         NetworkTable { snapshot: true, ..nothing.delta(self, version) }
     }
@@ -286,6 +320,7 @@ impl Table {
             removed_services: missing(&self.services, &next.services),
             nodes: changed(&self.nodes, &next.nodes),
             removed_nodes: missing(&self.nodes, &next.nodes),
+            tunnel: next.tunnel.clone(),
         }
     }
 }
@@ -347,7 +382,7 @@ mod tests {
                     services
                         .extend(table.services.into_iter().map(|entry| (entry.service_id.clone(), entry)));
                     nodes.extend(table.nodes.into_iter().map(|entry| (entry.node_id.clone(), entry)));
-                    let table = Table { network, endpoints, services, nodes };
+                    let table = Table { network, endpoints, services, nodes, tunnel: table.tunnel };
                     set.networks.insert(table.network.id.clone(), Arc::new(table));
                 }
                 Kind::Secret(secret) => drop(set.secrets.insert(secret.id.clone(), Arc::new(secret))),

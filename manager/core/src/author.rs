@@ -13,6 +13,8 @@ pub enum Author {
     Bootstrap,
     /// What users ask.
     Control,
+    /// Containers of nodes' own that come onto networks.
+    Attach,
     /// What agents report.
     Dispatcher,
     /// Certificates: new nodes, observed roles, root and tokens.
@@ -39,6 +41,8 @@ pub enum Author {
     Schedule,
     /// Tasks that nothing leads to any more.
     Drain,
+    /// Keys and addresses of encrypted networks.
+    Tunnels,
     /// Node states.
     Liveness,
     /// Deletion of what has ended.
@@ -47,9 +51,10 @@ pub enum Author {
     Pass,
 }
 
-const NAMES: [(Author, &str); 18] = [
+const NAMES: [(Author, &str); 20] = [
     (Author::Bootstrap, "bootstrap"),
     (Author::Control, "control"),
+    (Author::Attach, "attach"),
     (Author::Dispatcher, "dispatcher"),
     (Author::Ca, "ca"),
     (Author::Membership, "membership"),
@@ -63,13 +68,14 @@ const NAMES: [(Author, &str); 18] = [
     (Author::Allocate, "allocate"),
     (Author::Schedule, "schedule"),
     (Author::Drain, "drain"),
+    (Author::Tunnels, "tunnels"),
     (Author::Liveness, "liveness"),
     (Author::Reap, "reap"),
     (Author::Pass, "pass"),
 ];
 
 /// The reconcilers, whose rights a pass has together.
-const RECONCILERS: [Author; 12] = [
+const RECONCILERS: [Author; 13] = [
     Author::Replicated,
     Author::Global,
     Author::Cron,
@@ -80,6 +86,7 @@ const RECONCILERS: [Author; 12] = [
     Author::Allocate,
     Author::Schedule,
     Author::Drain,
+    Author::Tunnels,
     Author::Liveness,
     Author::Reap,
 ];
@@ -120,6 +127,7 @@ enum Write {
     ClusterRoot,
     ClusterRemovedNodes,
     ClusterIngress,
+    ClusterTunnel,
     NodeCreate,
     NodeDelete,
     NodeSpec,
@@ -129,6 +137,7 @@ enum Write {
     NodeMembership,
     NodeRole,
     NodeMesh,
+    NodeTunnel,
     ServiceCreate,
     ServiceDelete,
     ServiceSpec,
@@ -159,8 +168,8 @@ enum Write {
 impl Write {
     fn writers(self) -> &'static [Author] {
         use Author::{
-            Allocate, Bootstrap, Ca, Control, Cron, Dispatcher, Drain, Enforce, Global, Job, Liveness,
-            Membership, Reap, Replicated, Restart, Schedule, Update,
+            Allocate, Attach, Bootstrap, Ca, Control, Cron, Dispatcher, Drain, Enforce, Global, Job,
+            Liveness, Membership, Reap, Replicated, Restart, Schedule, Tunnels, Update,
         };
         match self {
             Write::ClusterCreate => &[Bootstrap],
@@ -179,14 +188,15 @@ impl Write {
                 &[Allocate]
             }
             Write::ServiceDelete | Write::TaskDelete | Write::NetworkDelete => &[Reap],
-            Write::TaskCreate => &[Replicated, Global, Job, Restart, Update],
-            Write::TaskDesired => &[Replicated, Global, Job, Restart, Update, Enforce, Reap],
+            Write::TaskCreate => &[Replicated, Global, Job, Restart, Update, Attach],
+            Write::TaskDesired => &[Replicated, Global, Job, Restart, Update, Enforce, Reap, Attach],
             Write::TaskNode | Write::TaskAssigned => &[Schedule],
             Write::TaskAddresses | Write::TaskPending => &[Allocate],
             Write::TaskOrphaned => &[Liveness],
             Write::TaskReason => &[Allocate, Schedule, Enforce, Dispatcher],
             Write::TaskReported => &[Dispatcher],
             Write::TaskDrained => &[Drain],
+            Write::ClusterTunnel | Write::NodeTunnel => &[Tunnels],
             // The ingress network is made with the cluster.
             Write::NetworkCreate => &[Control, Allocate],
             Write::NetworkPendingDelete | Write::SecretOrConfig => &[Control],
@@ -201,6 +211,7 @@ impl Write {
             Write::ClusterRoot => "cluster.root_ca",
             Write::ClusterRemovedNodes => "cluster.removed_nodes",
             Write::ClusterIngress => "cluster.ingress_made",
+            Write::ClusterTunnel => "cluster.tunnel",
             Write::NodeCreate | Write::NodeDelete => "node",
             Write::NodeSpec => "node.spec",
             Write::NodeDescription => "node.description",
@@ -209,6 +220,7 @@ impl Write {
             Write::NodeMembership => "node.manager_status",
             Write::NodeRole => "node.role",
             Write::NodeMesh => "node.mesh",
+            Write::NodeTunnel => "node.tunnel_number",
             Write::ServiceCreate | Write::ServiceDelete => "service",
             Write::ServiceSpec => "service.spec",
             Write::ServicePendingDelete => "service.pending_delete",
@@ -287,6 +299,7 @@ fn cluster(before: &Cluster, after: &Cluster) -> Vec<Write> {
         (before.root_ca != after.root_ca, Write::ClusterRoot),
         (before.removed_nodes != after.removed_nodes, Write::ClusterRemovedNodes),
         (before.ingress_made != after.ingress_made, Write::ClusterIngress),
+        (before.tunnel != after.tunnel, Write::ClusterTunnel),
         (before.default_address_pool != after.default_address_pool, Write::Never),
         (before.subnet_size != after.subnet_size, Write::Never),
         (before.data_path_port != after.data_path_port, Write::Never),
@@ -309,6 +322,7 @@ fn node(before: &Node, after: &Node) -> Vec<Write> {
         (before.manager_status != after.manager_status, Write::NodeMembership),
         (before.role != after.role, Write::NodeRole),
         (before.mesh != after.mesh, Write::NodeMesh),
+        (before.tunnel_number != after.tunnel_number, Write::NodeTunnel),
     ])
 }
 

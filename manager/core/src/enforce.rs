@@ -29,7 +29,9 @@ impl Reconciler for Enforce {
         // When no node is left, moving tasks would only stop them: they are taken on again as nodes return.
         let has_refuge = view.nodes().any(|node| filter::takes_new_tasks(node));
         for node_id in view.nodes_with_tasks() {
-            let live = || view.tasks_on_node(node_id).filter(|task| task.is_live());
+            // A container of the node's own is not the managers' to move.
+            let is_ours = |task: &&Arc<Task>| task.is_live() && !task.is_attachment();
+            let live = || view.tasks_on_node(node_id).filter(is_ours);
             match view.node(node_id) {
                 None => live().for_each(|task| plan.update(slot::desire(task, TaskState::Shutdown))),
                 Some(node) if filter::availability(node) == NodeAvailability::Drain => {

@@ -30,6 +30,7 @@ pub mod restart;
 pub mod schedule;
 pub mod slot;
 pub mod state;
+pub mod tunnel;
 pub mod update;
 pub mod validate;
 

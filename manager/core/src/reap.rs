@@ -31,6 +31,10 @@ impl Reconciler for Reap {
             }
         }
         remove_strays(view, &mut plan);
+        // Nothing comes after an attachment: it has no history worth keeping.
+        for task in view.attachments().filter(|task| task.observed().is_terminal()) {
+            plan.delete(ObjectKind::Task, &task.id);
+        }
         for network in view.networks().filter(|network| network.pending_delete) {
             let in_use = view.tasks_on_network(&network.id).any(|task| !task.observed().is_terminal());
             if !in_use && view.services_on_network(&network.id).all(|service| service.pending_delete) {

@@ -42,6 +42,8 @@ pub struct Env<'a> {
     pub tables: &'a AppliedTables,
     /// Since when this manager leads: before that it could not have heard anyone.
     pub leader_since: Timestamp,
+    /// Bytes that nobody can guess, others in each pass.
+    pub secret: [u8; 32],
 }
 
 impl Env<'_> {
@@ -114,6 +116,7 @@ pub fn all() -> Vec<Box<dyn Reconciler>> {
         Box::new(crate::restart::Restart),
         Box::new(crate::update::Update),
         Box::new(crate::allocate::Allocate),
+        Box::new(crate::tunnel::Tunnels),
         Box::new(crate::schedule::Schedule),
         Box::new(crate::drain::Drain),
         Box::new(crate::reap::Reap),

@@ -156,7 +156,9 @@ impl<'a> Nodes<'a> {
         let refused = match found {
             Ok(at) => {
                 let (node, load) = &self.nodes[at];
-                match filter::refusal(&filter::ALL, task, node, load) {
+                // The container is there already, whatever else the node may take.
+                let filters = if task.is_attachment() { &[][..] } else { &filter::ALL[..] };
+                match filter::refusal(filters, task, node, load) {
                     None => return self.assign(at, task, now, plan),
                     Some(filter) => vec![filter],
                 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use imbl::{OrdMap, OrdSet};
-use rswarm_base::ipam::Subnet;
+use rswarm_base::ipam::{Family, Subnet, local_prefix};
 use rswarm_proto::model::object::Stored;
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::{
@@ -26,6 +26,9 @@ pub const TASK_HISTORY_LIMIT: i64 = 5;
 const DEFAULT_POOL: &str = "10.0.0.0/8";
 /// Prefix length of a network's subnet when the cluster gives none.
 const DEFAULT_SUBNET_SIZE: u8 = 24;
+/// Prefix length of a network's IPv6 subnet.
+/// spec: RFC 4291 2.5.1
+const SUBNET_SIZE_V6: u8 = 64;
 
 /// Objects of one kind by id.
 pub type Table<T> = OrdMap<String, Arc<T>>;
@@ -308,7 +311,12 @@ impl State {
 
     /// Ids of services that have tasks, whether the service still exists or not.
     pub fn service_ids_with_tasks(&self) -> impl Iterator<Item = &String> {
-        self.tasks_by_service.keys()
+        self.tasks_by_service.keys().filter(|id| !id.is_empty())
+    }
+
+    /// The tasks that are no service's: containers of nodes' own, on networks of the cluster.
+    pub fn attachments(&self) -> impl Iterator<Item = &Arc<Task>> {
+        self.tasks_of_service("")
     }
 
     /// The tasks of one slot, by id.
@@ -424,17 +432,29 @@ impl State {
         usize::try_from(limit).ok()
     }
 
-    /// The pools that networks get their subnets from, and the prefix length they get.
+    /// The pools that networks get their subnets of a family from, and the prefix length they get. The cluster
+    /// has an IPv6 prefix of its own, unless it was given another.
     #[must_use]
-    pub fn address_pools(&self) -> (Vec<Subnet>, u8) {
+    pub fn address_pools(&self, family: Family) -> (Vec<Subnet>, u8) {
         let cluster = self.cluster();
         let pools = cluster.map_or(&[][..], |cluster| &cluster.default_address_pool);
-        let mut pools: Vec<Subnet> = pools.iter().filter_map(|pool| pool.parse().ok()).collect();
-        if pools.is_empty() {
-            pools.extend(DEFAULT_POOL.parse::<Subnet>().ok());
+        let pools = pools.iter().filter_map(|pool| pool.parse().ok());
+        let mut pools: Vec<Subnet> = pools.filter(|pool: &Subnet| pool.family() == family).collect();
+        match family {
+            Family::V4 => {
+                if pools.is_empty() {
+                    pools.extend(DEFAULT_POOL.parse::<Subnet>().ok());
+                }
+                let size = cluster.and_then(|cluster| u8::try_from(cluster.subnet_size).ok());
+                (pools, size.filter(|size| *size > 0).unwrap_or(DEFAULT_SUBNET_SIZE))
+            }
+            Family::V6 => {
+                if pools.is_empty() {
+                    pools.push(local_prefix(cluster.map_or("", |cluster| &cluster.id)));
+                }
+                (pools, SUBNET_SIZE_V6)
+            }
         }
-        let size = cluster.and_then(|cluster| u8::try_from(cluster.subnet_size).ok());
-        (pools, size.filter(|size| *size > 0).unwrap_or(DEFAULT_SUBNET_SIZE))
     }
 
     /// Whether the node is known to be gone: marked down, or no longer listed.

@@ -27,6 +27,11 @@ const NANO_CPUS_MIN: i64 = 1_000_000;
 const MEMORY_MIN: i64 = 4 << 20;
 /// Characters of a name that is a part of DNS names.
 const DNS_LABEL_MAX: usize = 63;
+/// The network option that says how large packets may be.
+const MTU_OPTION: &str = "com.docker.network.driver.mtu";
+/// The least that a link of IPv6 carries.
+/// spec: RFC 8200 5
+const IPV6_MTU_MIN: u32 = 1280;
 /// The prefix length below which a subnet has too few addresses to be of use (as swarmkit).
 const PREFIX_MAX: u8 = 29;
 
@@ -422,22 +427,20 @@ pub fn network(spec: &NetworkSpec, state: &State) -> Result<(), Vec<Problem>> {
             }
         }
     }
-    unavailable(spec, &seen, &mut findings);
+    families(spec, &seen, &mut findings);
     findings.result()
 }
 
-/// What Docker has and nodes of this version cannot do; better refused than promised.
-fn unavailable(spec: &NetworkSpec, subnets: &[Subnet], findings: &mut Findings) {
-    let v6 = spec.ipv6 || subnets.iter().any(|subnet| subnet.address().is_ipv6());
-    let reason =
-        "IPv6 on overlay networks is not available in this version: leave out --ipv6 and IPv6 subnets";
-    findings.add_if(v6, "", reason);
-    // Docker takes the bare option for a yes.
-    let encrypted =
-        spec.options.get("encrypted").is_some_and(|value| !matches!(value.as_str(), "false" | "0"));
-    let reason = "encrypted overlay networks are not available in this version: without `encrypted`, the network's \
-                  traffic between nodes is in clear";
-    findings.add_if(encrypted, "", reason);
+/// IPv6 is asked for, and its links can carry it.
+fn families(spec: &NetworkSpec, subnets: &[Subnet], findings: &mut Findings) {
+    let six = subnets.iter().find(|subnet| subnet.address().is_ipv6()).filter(|_| !spec.ipv6);
+    if let Some(subnet) = six {
+        findings.add("", format!("subnet {subnet} needs IPv6 to be enabled on the network (--ipv6)"));
+    }
+    let mtu = spec.options.get(MTU_OPTION).and_then(|text| text.parse::<u32>().ok());
+    if let Some(mtu) = mtu.filter(|mtu| spec.ipv6 && *mtu < IPV6_MTU_MIN) {
+        findings.add("", format!("invalid MTU number: {mtu}: IPv6 needs at least {IPV6_MTU_MIN}"));
+    }
 }
 
 fn ipam(config: &IpamConfig, seen: &mut Vec<Subnet>, findings: &mut Findings) {
@@ -485,6 +488,8 @@ pub fn node(spec: &NodeSpec) -> Result<(), Vec<Problem>> {
 pub fn cluster(spec: &ClusterSpec) -> Result<(), Vec<Problem>> {
     const HOUR: i64 = 3_600_000_000_000;
     const MILLISECOND: i64 = 1_000_000;
+    // Nodes must have heard of a key before the next one comes.
+    const TUNNEL_KEY_PERIOD_MIN: i64 = 10_000 * MILLISECOND;
     let mut findings = Findings::default();
     findings.add_size(spec);
     let name = spec.annotations.as_ref().map_or("", |annotations| annotations.name.as_str());
@@ -495,6 +500,9 @@ pub fn cluster(spec: &ClusterSpec) -> Result<(), Vec<Problem>> {
     findings.add_if(period < 0, "", "heartbeat time period cannot be a negative duration");
     let hasty = period > 0 && period < 100 * MILLISECOND;
     findings.add_if(hasty, "", "heartbeat time period must be at least 100ms");
+    let period = spec.tunnel_key_period;
+    let hasty = period != 0 && period < TUNNEL_KEY_PERIOD_MIN;
+    findings.add_if(hasty, "", "the keys of encrypted networks can be renewed every 10s at most");
     let (election, heartbeat) = (spec.election_tick, spec.heartbeat_tick);
     let slow = election != 0 && heartbeat != 0 && election <= heartbeat;
     findings.add_if(
@@ -704,19 +712,19 @@ mod tests {
                 .map(|problem| problem.to_string().chars().take(32).collect())
                 .collect::<Vec<String>>()
         };
-        let v6 = ["IPv6 on overlay networks is not "];
-        assert_eq!(check(|spec| spec.ipv6 = true), v6);
+        assert_eq!(check(|spec| spec.ipv6 = true), Vec::<String>::new());
+        let six = |spec: &mut NetworkSpec| {
+            let subnet = "fd00:1::/64".to_owned();
+            spec.ipam = vec![IpamConfig { subnet, ..IpamConfig::default() }];
+        };
+        assert_eq!(check(six), ["subnet fd00:1::/64 needs IPv6 to "]);
+        let small = |spec: &mut NetworkSpec| {
+            spec.ipv6 = true;
+            spec.options.insert(MTU_OPTION.to_owned(), "1000".to_owned());
+        };
+        assert_eq!(check(small), ["invalid MTU number: 1000: IPv6 n"]);
         assert_eq!(
-            check(|spec| {
-                let subnet = "fd00:1::/64".to_owned();
-                spec.ipam = vec![IpamConfig { subnet, ..IpamConfig::default() }];
-            }),
-            v6
-        );
-        let encrypted = ["encrypted overlay networks are n"];
-        assert_eq!(check(|spec| drop(spec.options.insert("encrypted".to_owned(), String::new()))), encrypted);
-        assert_eq!(
-            check(|spec| drop(spec.options.insert("encrypted".to_owned(), "false".to_owned()))),
+            check(|spec| drop(spec.options.insert("encrypted".to_owned(), String::new()))),
             Vec::<String>::new()
         );
         assert_eq!(

@@ -167,6 +167,21 @@ impl World {
         self.control(|state, _, ids| control::create_network(state, &request, ids)).expect("created")
     }
 
+    pub(crate) fn encrypted_network(&mut self, name: &str) -> String {
+        let annotations = Some(Annotations { name: name.to_owned(), ..Annotations::default() });
+        let options = [("encrypted".to_owned(), String::new())].into();
+        let spec = NetworkSpec { annotations, options, ..NetworkSpec::default() };
+        let request = CreateNetworkRequest { spec: Some(spec) };
+        self.control(|state, _, ids| control::create_network(state, &request, ids)).expect("created")
+    }
+
+    /// Time passes in which nothing happens but heartbeats at its end.
+    pub(crate) fn skip(&mut self, time: Duration) {
+        self.now = self.now.after(time);
+        self.beat();
+        self.reconcile();
+    }
+
     pub(crate) fn change_node(&mut self, id: &str, author: Author, change: impl FnOnce(&mut Node)) {
         let mut node = Node::clone(self.state.node(id).expect("node"));
         change(&mut node);
@@ -205,6 +220,7 @@ impl World {
             heartbeats: &self.heartbeats,
             tables: &self.tables,
             leader_since: self.leader_since,
+            secret: [u8::try_from(self.state.index() % 251).expect("below 251"); 32],
         }
     }
 
@@ -338,6 +354,7 @@ pub(crate) fn node(id: &str) -> Node {
             platform: Some(Platform { architecture: "amd64".to_owned(), os: "linux".to_owned() }),
             resources: Some(Resources { nano_cpus: 4_000_000_000, memory: 8 << 30, pids: 0 }),
             engine: Some(EngineDescription::default()),
+            tunnel: None,
         }),
         status: Some(NodeStatus { addr: "192.0.2.1".to_owned(), ..NodeStatus::default() }),
         ..Node::default()

@@ -26,7 +26,9 @@ pub(crate) fn routes() -> Router<App> {
         .route("/networks", get(list))
         .route("/networks/create", post(create_network))
         .route("/networks/prune", post(prune))
+        .route("/networks/audit", post(audit))
         .route("/networks/{id}", get(inspect).delete(remove))
+        .route("/networks/{id}/check", get(check))
         .route("/networks/{id}/connect", post(connect))
         .route("/networks/{id}/disconnect", post(disconnect))
 }
@@ -196,6 +198,33 @@ async fn disconnect(
 ) -> Result<StatusCode, ApiError> {
     app.engine.disconnect_network(&body.container, &id).await?;
     Ok(StatusCode::OK)
+}
+
+/// Ours: what of a network is not as it should be on this node.
+async fn check(
+    State(app): State<App>,
+    Path(id): Path<String>,
+) -> Result<Json<types::NetworkCheck>, ApiError> {
+    let networks = all(&app).await;
+    let found = find(&networks, &id)?;
+    // One that is only the cluster's is not on this node.
+    let is_here = app.engine.list_networks().iter().any(|network| network.id == found.id);
+    let findings = if is_here { app.engine.check_network(&found.id).await? } else { None };
+    Ok(Json(types::NetworkCheck {
+        id: found.id.clone(),
+        name: found.name.clone(),
+        present: findings.is_some(),
+        findings: findings.unwrap_or_default().into_iter().map(network::finding_out).collect(),
+    }))
+}
+
+/// Ours: what can be reached on this node, and from where.
+async fn audit(State(app): State<App>) -> Result<Json<types::NetworkAudit>, ApiError> {
+    let exposure = app.engine.audit_networks().await?;
+    let networks = all(&app).await;
+    let services: Vec<wire::Service> =
+        if app.cluster.info().control_available { swarm::list(&app).await? } else { Vec::new() };
+    Ok(Json(network::audit_out(exposure, &networks, &services)))
 }
 
 async fn prune(State(app): State<App>, query: Query) -> Result<Json<types::NetworksPruned>, ApiError> {

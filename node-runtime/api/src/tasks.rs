@@ -123,7 +123,9 @@ fn is_desired(found: &wire::Task, wanted: &str) -> bool {
 
 async fn list(State(app): State<App>, query: Query) -> Result<Json<Vec<types::Task>>, ApiError> {
     let filters = query.filters(&FILTERS)?;
-    let tasks: Vec<wire::Task> = swarm::list(&app).await?;
+    let mut tasks: Vec<wire::Task> = swarm::list(&app).await?;
+    // As Docker: places of nodes' own containers on networks are no tasks to users.
+    tasks.retain(|found| !found.is_attachment());
     let selection = Selection::new(&app, filters).await?;
     let networks = networks(&app).await?;
     let chosen = tasks.iter().filter(|found| selection.matches(found));

@@ -32,8 +32,14 @@ pub struct EngineConfig {
     pub insecure_registries: Vec<String>,
     /// Whether the `bridge` network exists.
     pub default_bridge: bool,
+    /// Whether containers on the `bridge` network have IPv6 addresses.
+    pub default_bridge_ipv6: bool,
+    /// The IPv6 subnet of the `bridge` network; `None` takes a free one.
+    pub fixed_cidr_v6: Option<Subnet>,
     /// Where user-defined bridges get their subnets from; empty for Docker's pools.
     pub bridge_pools: Vec<Subnet>,
+    /// Whether published ports are open by themselves.
+    pub firewall: rswarm_network::FirewallMode,
     /// Logging of containers that choose no driver. An empty name is `json-file`.
     pub log: LogDriver,
     /// Limits that apply unless a container names the same one. Clamped to what the daemon itself may have.
@@ -84,7 +90,10 @@ impl EngineConfig {
             registry_mirrors: Vec::new(),
             insecure_registries: Vec::new(),
             default_bridge: true,
+            default_bridge_ipv6: false,
+            fixed_cidr_v6: None,
             bridge_pools: Vec::new(),
+            firewall: rswarm_network::FirewallMode::Open,
             log: LogDriver::default(),
             ulimits: Vec::new(),
             runtimes: BTreeMap::new(),
@@ -160,7 +169,7 @@ pub struct EndpointConfig {
     pub network: String,
     /// A fixed address. Given by the cluster on overlay networks.
     pub address: Option<IpAddr>,
-    /// A fixed IPv6 address beside it: refused, endpoints are IPv4 only.
+    /// A fixed IPv6 address beside it.
     pub address_v6: Option<IpAddr>,
     /// A fixed MAC address.
     pub mac: Option<[u8; 6]>,

@@ -521,6 +521,9 @@ pub enum NetworkError {
     /// The request is wrong.
     #[error("{0}")]
     Invalid(String),
+    /// The cluster gave no place on its network.
+    #[error(transparent)]
+    Place(#[from] crate::attach::PlaceError),
     /// No such container.
     #[error(transparent)]
     Lookup(#[from] LookupError),
@@ -542,6 +545,7 @@ impl Classify for NetworkError {
             | NetworkError::InUse { .. }
             | NetworkError::Forbidden(_)
             | NetworkError::NotConnected { .. } => Kind::PermissionDenied,
+            NetworkError::Place(error) => error.kind,
             NetworkError::Lookup(error) => error.kind(),
             NetworkError::Below(error) => error.kind(),
             NetworkError::File(error) => error.kind(),
@@ -550,6 +554,7 @@ impl Classify for NetworkError {
 
     fn hint(&self) -> Option<String> {
         match self {
+            NetworkError::Place(error) => error.hint.clone(),
             NetworkError::Below(error) => error.hint(),
             NetworkError::File(error) => error.hint(),
             NetworkError::InUse { .. } => Some("remove or disconnect those containers first".to_owned()),

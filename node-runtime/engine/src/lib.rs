@@ -5,6 +5,7 @@
 //! Start at [`Engine`], then [`ContainerConfig`] (what is asked for) and [`Container`] (what is).
 #![forbid(unsafe_code)]
 
+pub mod attach;
 mod blocking;
 mod boot;
 mod commit;
@@ -39,4 +40,5 @@ pub use engine::{
     RemoveOptions, WaitCondition, Waited,
 };
 pub use merge::clean_path;
+pub use rswarm_network::{Exposed, Exposure, Filter, Finding, FirewallMode, Owned};
 pub use spec::{MASKED_PATHS, READONLY_PATHS};

@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rswarm_base::ipam::Subnet;
+use rswarm_base::ipam::{Family, Subnet};
 use rswarm_base::{Chain, Timestamp, fsx};
-use rswarm_network::{BridgeSpec, DEFAULT_BRIDGE, Networks, Overlay};
+use rswarm_network::{BridgeSpec, DEFAULT_BRIDGE, Networks, Overlay, Pool};
 use serde::{Deserialize, Serialize};
 
 use crate::blocking::blocking;
@@ -23,10 +23,12 @@ pub struct NetworkCreate {
     pub driver: String,
     /// No way out.
     pub internal: bool,
-    /// Subnets; empty takes one from the pools.
+    /// Subnets; families without one take it from the pools.
     pub ipam: Vec<NetworkPool>,
-    /// With IPv6: refused, bridges are IPv4 only.
+    /// With IPv6.
     pub enable_ipv6: bool,
+    /// Without IPv4.
+    pub without_ipv4: bool,
     /// Only meaningful in a cluster; kept for `inspect`.
     pub attachable: bool,
     /// Driver options, such as `com.docker.network.bridge.enable_icc`.
@@ -44,6 +46,33 @@ pub struct NetworkPool {
     pub gateway: Option<IpAddr>,
     /// The part of the subnet that containers get addresses from.
     pub ip_range: Option<Subnet>,
+    /// Addresses that no container gets, by name.
+    #[serde(default)]
+    pub auxiliary: BTreeMap<String, IpAddr>,
+}
+
+impl NetworkPool {
+    /// The family that it is of; where nothing says, IPv4.
+    fn family(&self) -> Family {
+        let gateway = self.gateway.map(Family::of);
+        let range = self.ip_range.map(Subnet::family);
+        self.subnet.map(Subnet::family).or(gateway).or(range).unwrap_or(Family::V4)
+    }
+}
+
+/// What users see of a cluster's network, and its kernel objects do not need.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OverlayFacts {
+    /// When the cluster made it.
+    pub created: Timestamp,
+    /// Containers that no service made may be on it.
+    pub attachable: bool,
+    /// It is the routing mesh's.
+    pub ingress: bool,
+    /// Driver options.
+    pub options: BTreeMap<String, String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// A local network, or a cluster's as this node knows it.
@@ -63,8 +92,14 @@ pub struct Network {
     pub internal: bool,
     /// With IPv6.
     pub enable_ipv6: bool,
+    /// Without IPv4.
+    #[serde(default)]
+    pub without_ipv4: bool,
     /// See [`NetworkCreate::attachable`].
     pub attachable: bool,
+    /// The routing mesh's.
+    #[serde(default)]
+    pub ingress: bool,
     /// Subnets with their gateways.
     pub ipam: Vec<NetworkPool>,
     /// Driver options.
@@ -91,6 +126,11 @@ impl Network {
         !self.is_default_bridge() && matches!(self.driver.as_str(), "bridge" | "overlay")
     }
 
+    /// Whether endpoints on it have an address of the family.
+    pub(crate) fn has(&self, family: Family) -> bool {
+        self.ipam.iter().any(|pool| pool.subnet.is_some_and(|subnet| subnet.family() == family))
+    }
+
     fn is_predefined(&self) -> bool {
         PREDEFINED.iter().any(|(name, _)| *name == self.name)
     }
@@ -104,7 +144,9 @@ impl Network {
             swarm: false,
             internal: false,
             enable_ipv6: false,
+            without_ipv4: false,
             attachable: false,
+            ingress: false,
             ipam: Vec::new(),
             options: BTreeMap::new(),
             labels: BTreeMap::new(),
@@ -258,6 +300,8 @@ impl LocalNetworks {
         let mut network = Network::new(&request.name, "bridge");
         network.internal = request.internal;
         network.attachable = request.attachable;
+        network.enable_ipv6 = request.enable_ipv6;
+        network.without_ipv4 = request.without_ipv4;
         network.ipam = request.ipam;
         network.options = request.options;
         network.labels = request.labels;
@@ -315,8 +359,13 @@ impl LocalNetworks {
     }
 
     /// Takes note of a cluster network that is now here.
-    pub(crate) fn note_overlay(&self, overlay: &Overlay) {
+    pub(crate) fn note_overlay(&self, overlay: &Overlay, facts: OverlayFacts) {
         let mut network = Network::new(&overlay.name, "overlay");
+        network.attachable = facts.attachable;
+        network.ingress = facts.ingress;
+        network.options = facts.options;
+        network.labels = facts.labels;
+        network.created = facts.created;
         network.id.clone_from(&overlay.network_id);
         network.swarm = true;
         network.internal = overlay.internal;
@@ -327,12 +376,12 @@ impl LocalNetworks {
                 subnet: Some(*subnet),
                 gateway: Some(*gateway),
                 ip_range: None,
+                auxiliary: BTreeMap::new(),
             })
             .collect();
+        network.enable_ipv6 = network.has(Family::V6);
+        network.without_ipv4 = !network.has(Family::V4);
         let mut table = lock(&self.table);
-        if let Some(known) = table.networks.get(&network.id) {
-            network.created = known.created;
-        }
         table.networks.insert(network.id.clone(), Arc::new(network));
     }
 
@@ -344,8 +393,17 @@ impl LocalNetworks {
 
 fn take_info(network: &mut Network, info: &rswarm_network::BridgeInfo) {
     network.interface.clone_from(&info.interface);
-    let ip_range = network.ipam.first().and_then(|pool| pool.ip_range);
-    network.ipam = vec![NetworkPool { subnet: Some(info.subnet), gateway: Some(info.gateway), ip_range }];
+    let made = |(subnet, gateway): &(Subnet, IpAddr)| {
+        let asked = network.ipam.iter().find(|pool| pool.family() == subnet.family());
+        NetworkPool {
+            subnet: Some(*subnet),
+            gateway: Some(*gateway),
+            ip_range: asked.and_then(|pool| pool.ip_range),
+            auxiliary: asked.map(|pool| pool.auxiliary.clone()).unwrap_or_default(),
+        }
+    };
+    network.ipam = info.subnets.iter().map(made).collect();
+    network.enable_ipv6 = network.has(Family::V6);
 }
 
 fn check(request: &NetworkCreate) -> Result<(), NetworkError> {
@@ -362,12 +420,6 @@ fn check(request: &NetworkCreate) -> Result<(), NetworkError> {
     if request.name.trim().is_empty() {
         return invalid("invalid name: name is empty".to_owned());
     }
-    if request.enable_ipv6 {
-        return invalid("IPv6 is not supported on bridge networks".to_owned());
-    }
-    if request.ipam.len() > 1 {
-        return invalid("bridge networks have one subnet".to_owned());
-    }
     Ok(())
 }
 
@@ -375,9 +427,19 @@ fn check(request: &NetworkCreate) -> Result<(), NetworkError> {
 fn bridge_spec(network: &Network) -> Result<BridgeSpec, String> {
     let mut spec = BridgeSpec::new(&network.id, &network.name);
     spec.internal = network.internal;
-    if let Some(pool) = network.ipam.first() {
-        (spec.subnet, spec.gateway, spec.ip_range) = (pool.subnet, pool.gateway, pool.ip_range);
-    }
+    let wanted = |family: &Family| match family {
+        Family::V4 => !network.without_ipv4,
+        Family::V6 => network.enable_ipv6,
+    };
+    spec.families = Family::ALL.into_iter().filter(wanted).collect();
+    let pool = |pool: &NetworkPool| Pool {
+        subnet: pool.subnet,
+        family: pool.family(),
+        range: pool.ip_range,
+        gateway: pool.gateway,
+        reserved: pool.auxiliary.values().copied().collect(),
+    };
+    spec.pools = network.ipam.iter().map(pool).collect();
     for (key, value) in &network.options {
         let wrong = || format!("invalid value for network option \"{key}\": \"{value}\"");
         match key.as_str() {
@@ -410,9 +472,37 @@ mod tests {
         assert!(matches!(check(&named(" ")), Err(NetworkError::Invalid(_))));
         let driver = NetworkCreate { driver: "macvlan".into(), ..named("x") };
         assert!(matches!(check(&driver), Err(NetworkError::NoDriver(_))));
-        let v6 = NetworkCreate { enable_ipv6: true, ..named("x") };
-        assert!(matches!(check(&v6), Err(NetworkError::Invalid(_))));
         assert!(check(&named("x")).is_ok() && check(&named("a b")).is_ok());
+    }
+
+    #[test]
+    fn a_network_keeps_what_was_asked_of_each_family() {
+        let mut network = Network::new("x", "bridge");
+        network.enable_ipv6 = true;
+        let pool = |subnet: &str, name: &str, address: &str| NetworkPool {
+            subnet: subnet.parse().ok(),
+            gateway: None,
+            ip_range: None,
+            auxiliary: [(name.to_owned(), address.parse().expect("address"))].into(),
+        };
+        network.ipam =
+            vec![pool("fd00:7::/64", "router", "fd00:7::1"), pool("10.7.0.0/24", "host", "10.7.0.9")];
+        let spec = bridge_spec(&network).expect("spec");
+        assert_eq!(spec.families, Family::ALL);
+        assert_eq!(spec.pools[0].reserved, ["fd00:7::1".parse::<IpAddr>().expect("address")]);
+        let made = |subnet: &str, gateway: &str| {
+            (subnet.parse().expect("subnet"), gateway.parse().expect("address"))
+        };
+        let info = rswarm_network::BridgeInfo {
+            id: network.id.clone(),
+            interface: "br-x".into(),
+            subnets: vec![made("10.7.0.0/24", "10.7.0.1"), made("fd00:7::/64", "fd00:7::2")],
+        };
+        take_info(&mut network, &info);
+        assert!(network.enable_ipv6 && network.ipam[0].auxiliary.contains_key("host"));
+        assert!(network.ipam[1].auxiliary.contains_key("router"));
+        network.without_ipv4 = true;
+        assert_eq!(bridge_spec(&network).expect("spec").families, [Family::V6]);
     }
 
     #[test]

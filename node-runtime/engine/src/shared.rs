@@ -8,6 +8,7 @@ use rswarm_image::ImageStore;
 use rswarm_network::Networks;
 use rswarm_runtime::cgroup::parent_path;
 
+use crate::attach::Cluster;
 use crate::config::EngineConfig;
 use crate::container::{Attributes, Container};
 use crate::error::StartError;
@@ -25,6 +26,7 @@ pub(crate) struct Shared {
     pub images: ImageStore,
     pub networks: Networks,
     pub local: LocalNetworks,
+    pub cluster: Cluster,
     pub volumes: Volumes,
     pub registry: Registry,
     pub execs: Execs,

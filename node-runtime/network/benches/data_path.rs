@@ -72,7 +72,7 @@ async fn ways() {
     let task = Container::start(&d2.networks, task).await;
     let (far, near) = (start(&d1.networks, 11).await, start(&d2.networks, 13).await);
     let servers = Servers::start(&task.space);
-    let direct: IpAddr = task.attached.address;
+    let direct: IpAddr = task.address();
     let [node1, node2] = [[10, 88, 0, 1], [10, 88, 0, 2]].map(IpAddr::from);
 
     for (what, client) in [("task on the other node", &far), ("task on the same node", &near)] {
@@ -250,7 +250,7 @@ async fn services() {
     let endpoints: Vec<OverlayEndpoint> = (0..5000)
         .map(|n| {
             let known = endpoint(2, 2, 1, &format!("s{}", n / 5));
-            let mac = Mac(rswarm_base::ipam::mac_for(address(1000 + n)));
+            let mac = Mac(rswarm_base::ipam::mac_for(address(1000 + n).into()));
             OverlayEndpoint { addresses: vec![address(1000 + n).into()], mac, ..known }
         })
         .collect();
@@ -306,7 +306,7 @@ fn service(n: u16, address: Ipv4Addr) -> OverlayService {
         id: format!("s{n}"),
         name: format!("s{n}"),
         aliases: Vec::new(),
-        address: address.into(),
+        addresses: vec![address.into()],
     }
 }
 
@@ -320,9 +320,9 @@ fn mesh(here: u8) -> Mesh {
         service_id: "s0".into(),
     };
     Mesh {
-        address: inside(210 + here),
+        addresses: vec![inside(210 + here)],
         mac: mac(210 + here),
-        nodes: vec![MeshNode { address: inside(210 + there), mac: mac(210 + there), node_addr }],
+        nodes: vec![MeshNode { addresses: vec![inside(210 + there)], mac: mac(210 + there), node_addr }],
         ports: [3, 4]
             .iter()
             .flat_map(|way| [port(STREAM + way * APART), port(GREET + way * APART)])
@@ -343,11 +343,12 @@ fn overlay(here: u8, endpoints: Vec<OverlayEndpoint>) -> Overlay {
         endpoints,
         services: Vec::new(),
         mesh: None,
+        tunnel: None,
     }
 }
 
 fn attach(n: u8) -> AttachRequest {
-    AttachRequest { address: Some(inside(n)), ..request(&format!("task{n}"), ID) }
+    AttachRequest { addresses: vec![inside(n)], ..request(&format!("task{n}"), ID) }
 }
 
 async fn start(networks: &Networks, n: u8) -> Container {

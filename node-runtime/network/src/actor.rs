@@ -14,6 +14,9 @@ const MAILBOX: usize = 64;
 
 type Work<T> = Box<dyn for<'a> FnOnce(&'a mut T) -> BoxFuture<'a, ()> + Send>;
 
+/// A handle that does not keep the task alive: for those that the value itself keeps.
+pub struct WeakOwner<T>(mpsc::WeakSender<Work<T>>);
+
 /// A handle on the task that owns a `T`.
 pub struct Owner<T>(mpsc::Sender<Work<T>>);
 
@@ -27,6 +30,25 @@ impl<T> Clone for Owner<T> {
     }
 }
 
+impl<T> WeakOwner<T> {
+    /// The owner, if anybody else still has a handle on it.
+    pub fn upgrade(&self) -> Option<Owner<T>> {
+        self.0.upgrade().map(Owner)
+    }
+}
+
+impl<T> Clone for WeakOwner<T> {
+    fn clone(&self) -> WeakOwner<T> {
+        WeakOwner(self.0.clone())
+    }
+}
+
+impl<T> fmt::Debug for WeakOwner<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WeakOwner")
+    }
+}
+
 impl<T> fmt::Debug for Owner<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Owner")
@@ -35,8 +57,14 @@ impl<T> fmt::Debug for Owner<T> {
 
 impl<T: Send + 'static> Owner<T> {
     /// Starts the task. It ends with the scope, or when the last handle is dropped.
-    pub fn spawn(scope: &Scope, mut value: T) -> Owner<T> {
+    pub fn spawn(scope: &Scope, value: T) -> Owner<T> {
+        Owner::spawn_with(scope, |_| value)
+    }
+
+    /// The same, for a value that is told of its own owner.
+    pub fn spawn_with(scope: &Scope, make: impl FnOnce(WeakOwner<T>) -> T) -> Owner<T> {
         let (sender, mut mailbox) = mpsc::channel::<Work<T>>(MAILBOX);
+        let mut value = make(WeakOwner(sender.downgrade()));
         let cancel = scope.token();
         scope.spawn(async move {
             loop {

@@ -2,23 +2,25 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use rswarm_base::ipam::{Subnet, lowest_address, mac_for};
+use rswarm_base::ipam::{Family, Subnet, local_prefix, lowest_address, mac_for};
 
 use crate::actor::Owner;
+use crate::check::{self, Finding};
 use crate::conntrack::{self, Doomed};
 use crate::error::{AttachError, KernelError};
-use crate::host::{Endpoint, Host, Publish};
+use crate::host::{Endpoint, Host, Publish, Way};
 use crate::link::{Pair, Route};
 use crate::model::{
-    AttachRequest, Attached, BoundPort, BridgeInfo, BridgeSpec, DEFAULT_BRIDGE, Mac, PortBinding,
+    AttachRequest, Attached, BoundPort, BridgeInfo, BridgeSpec, DEFAULT_BRIDGE, Mac, Placed, PortBinding,
 };
 use crate::names::{NameTable, Names};
-use crate::netns::{Netns, set_sysctl};
-use crate::nft;
-use crate::plan::{Address, Found, Gateway, Link, LinkKind, MarkedRoute, Plan, Port};
+use crate::netns::{Netns, forward_ipv6, set_ipv6, set_sysctl};
+use crate::nft::{self, Held};
+use crate::plan::{Address, Found, Gateway, Link, LinkKind, MarkedRoute, Plan, Port, steps};
 use crate::rules::{self, BridgeRules, MESH_MARK, MESH_TABLE, Target};
+use crate::tunnel::Tunnel;
 
 /// MTU of a bridge that was given none.
 const MTU: u32 = 1500;
@@ -30,6 +32,13 @@ pub struct Bridge {
     pub(crate) info: BridgeInfo,
     context: Context,
     endpoints: BTreeMap<String, Attached>,
+    /// Addresses of overlays' ways out.
+    uplinks: BTreeSet<IpAddr>,
+    /// The IPv6 subnet of overlays' ways out, once there is one that needs it.
+    uplinks_v6: Option<Subnet>,
+    members: BTreeMap<String, Member>,
+    /// What still waited when the network was removed must not bring it back.
+    removed: bool,
 }
 
 /// What networks share.
@@ -43,12 +52,19 @@ pub struct Context {
     pub host: Owner<Host>,
     /// All names.
     pub names: Names,
+    /// The device of encrypted overlays.
+    pub tunnel: Owner<Tunnel>,
 }
 
 impl Context {
     /// The text that marks a link as ours: teardown and adoption go by it.
     pub fn alias(&self, what: &str) -> String {
         format!("rswarm {} {what}", self.daemon_id)
+    }
+
+    /// The subnet that overlays' ways out have their IPv6 addresses of: the last one of this daemon's own prefix.
+    pub fn uplinks_v6(&self) -> Option<Subnet> {
+        Subnet::new(local_prefix(&self.daemon_id).last(), 64)
     }
 
     /// The prefix of all of them.
@@ -68,6 +84,28 @@ pub struct Near {
     pub is_routed: bool,
 }
 
+/// What it takes to make a container's pair again, should somebody delete it.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// The container's namespace.
+    pub netns: Netns,
+    /// The families whose default route goes here.
+    pub default_routes: Vec<Family>,
+    /// The rules that it needs in the mesh, once they were looked at.
+    pub rules: Vec<Held>,
+}
+
+impl Member {
+    /// A container that a daemon before us connected: its own routes tell where the default one goes.
+    pub async fn adopt(netns: &Netns, interface: &str) -> Result<Member, KernelError> {
+        let list = || Route::open()?.list();
+        let found = netns.act("routes of the container could not be listed", list).await?;
+        let here = found.default_routes.iter().filter(|route| route.link == interface);
+        let default_routes = here.map(|route| Family::of(route.address)).collect();
+        Ok(Member { netns: netns.clone(), default_routes, rules: Vec::new() })
+    }
+}
+
 /// What an endpoint needs inside the container.
 #[derive(Debug, Clone)]
 pub struct Inside {
@@ -77,17 +115,13 @@ pub struct Inside {
     pub mac: Mac,
     /// Its MTU.
     pub mtu: u32,
-    /// Its address.
-    pub address: IpAddr,
-    /// The address's prefix length.
-    pub prefix: u8,
-    /// Where the default route goes, if it goes here.
-    pub default_route: Option<IpAddr>,
+    /// Its addresses; those with a gateway have the default route of their family.
+    pub addresses: Vec<Placed>,
     /// What a container of the mesh needs besides.
-    pub mesh: Option<InMesh>,
+    pub mesh: Vec<InMesh>,
 }
 
-/// A container's place in the mesh.
+/// A container's place in the mesh, in one family.
 #[derive(Debug, Clone, Copy)]
 pub struct InMesh {
     /// The subnet, whose own members are answered directly.
@@ -109,61 +143,76 @@ impl Inside {
                 port: None,
                 alias: String::new(),
             }],
-            addresses: BTreeSet::from([Address {
-                link: link.clone(),
-                address: self.address,
-                prefix: self.prefix,
-            }]),
-            default_route: self.default_route.map(|address| Gateway { address, link: link.clone() }),
+            addresses: self
+                .addresses
+                .iter()
+                .map(|placed| Address { link: link.clone(), address: placed.address, prefix: placed.prefix })
+                .collect(),
+            default_routes: self
+                .addresses
+                .iter()
+                .filter_map(|placed| Some(Gateway { address: placed.gateway?, link: link.clone() }))
+                .collect(),
             marked_routes: self
                 .mesh
-                .map(|mesh| MarkedRoute { mark: MESH_MARK, link, gateway: mesh.gateway })
-                .into_iter()
+                .iter()
+                .map(|mesh| MarkedRoute { mark: MESH_MARK, link: link.clone(), gateway: mesh.gateway })
                 .collect(),
             ..Plan::default()
         }
     }
 
     /// Sets the container's end up, in the calling thread's namespace.
-    fn set_up(&self) -> io::Result<()> {
-        if self.address.is_ipv4() {
-            set_sysctl(&format!("ipv6/conf/{}/disable_ipv6", self.interface), "1");
+    fn set_up(&self) -> io::Result<Vec<Held>> {
+        set_ipv6(&self.interface, self.addresses.iter().any(|placed| placed.address.is_ipv6()));
+        Route::open()?.reconcile(&self.plan(), None)?;
+        if self.mesh.is_empty() {
+            for placed in self.addresses.iter().filter(|placed| placed.gateway.is_some()) {
+                // Another interface may be in the mesh already.
+                let answers = rules::mesh_answers(Some(placed.address));
+                nft::refill(Family::of(placed.address), MESH_TABLE, &answers)?;
+            }
+            return Ok(Vec::new());
         }
-        let mut route = Route::open()?;
-        route.reconcile(&self.plan(), None)?;
-        if let Some(mesh) = self.mesh {
-            // Answers take the way of the question also where no hook can turn them: a connection's first
-            // one, refusals, and the check of where a question may come from.
-            set_sysctl("ipv4/tcp_fwmark_accept", "1");
-            set_sysctl("ipv4/fwmark_reflect", "1");
-            set_sysctl("ipv4/conf/all/src_valid_mark", "1");
-            let table = rules::mesh_member(&self.interface, mesh.subnet, default_address(&route.list()?));
-            nft::commit(None, Some(&table), MESH_TABLE)?;
-        } else if let (Some(_), IpAddr::V4(address)) = (self.default_route, self.address) {
-            // Another interface may be in the mesh already.
-            nft::refill(MESH_TABLE, &rules::mesh_answers(Some(address)))?;
+        // Answers take the way of the question also where no hook can turn them: a connection's first
+        // one, refusals, and the check of where a question may come from.
+        set_sysctl("ipv4/tcp_fwmark_accept", "1");
+        set_sysctl("ipv4/conf/all/src_valid_mark", "1");
+        for mesh in &self.mesh {
+            let is_v4 = mesh.subnet.family() == Family::V4;
+            set_sysctl(if is_v4 { "ipv4/fwmark_reflect" } else { "ipv6/fwmark_reflect" }, "1");
         }
-        Ok(())
+        self.keep_mesh_rules(Vec::new())
+    }
+
+    /// Makes the rules of a container of the mesh, or puts them right, in the calling thread's namespace.
+    pub fn keep_mesh_rules(&self, before: Vec<Held>) -> io::Result<Vec<Held>> {
+        let found = Route::open()?.list()?;
+        let table = |mesh: &InMesh| {
+            let default = default_address(&found, mesh.subnet.family());
+            rules::mesh_member(&self.interface, mesh.subnet, default)
+        };
+        Ok(nft::settle(before, self.mesh.iter().map(table).collect())?.0)
     }
 }
 
 /// The address that the default route gives to what has none.
-fn default_address(found: &Found) -> Option<Ipv4Addr> {
-    let link = &found.default_routes.first()?.link;
-    found.addresses.iter().find_map(|entry| match entry.address {
-        IpAddr::V4(address) if entry.link == *link => Some(address),
-        _ => None,
-    })
+fn default_address(found: &Found, family: Family) -> Option<IpAddr> {
+    let of_family = |address: IpAddr| Family::of(address) == family;
+    let link = &found.default_routes.iter().find(|gateway| of_family(gateway.address))?.link;
+    let mut own = found.addresses.iter().filter(|entry| entry.link == *link && of_family(entry.address));
+    own.next().map(|entry| entry.address)
 }
 
 /// Makes an endpoint: a pair between `near_netns`, where its end is a port of a bridge, and the container,
-/// where its end gets address and route. On an error the pair is gone.
+/// where its end gets address and route. On an error the pair is gone. Returns the rules that the container
+/// needed.
 pub async fn connect(
     near_netns: &Netns,
     near: Near,
     container: &Netns,
     inside: Inside,
-) -> Result<(), KernelError> {
+) -> Result<Vec<Held>, KernelError> {
     let name = near.link.name.clone();
     let pair = Pair {
         near: near.link,
@@ -171,7 +220,7 @@ pub async fn connect(
         far_name: inside.interface.clone(),
         far_mac: inside.mac,
         far_netns: container.raw(),
-        neighbour: near.is_routed.then_some(inside.address),
+        neighbours: inside.addresses.iter().map(|placed| placed.address).filter(|_| near.is_routed).collect(),
     };
     // The descriptor must outlive the work, also when this future is dropped.
     let held = container.clone();
@@ -211,35 +260,74 @@ pub fn pair_name(container: &str, network: &str) -> String {
 }
 
 impl Bridge {
-    /// Makes the bridge, or takes it over.
-    pub async fn open(spec: BridgeSpec, info: BridgeInfo, context: Context) -> Result<Bridge, KernelError> {
-        let bridge = Bridge { spec, info, context, endpoints: BTreeMap::new() };
-        let plan = bridge.plan();
-        let interface = bridge.info.interface.clone();
+    /// Makes the bridge, or takes it over. `uplinks_v6` is what a daemon before us gave it for ways out.
+    pub async fn open(
+        spec: BridgeSpec,
+        info: BridgeInfo,
+        context: Context,
+        uplinks_v6: Option<Subnet>,
+    ) -> Result<Bridge, KernelError> {
+        let bridge = Bridge {
+            spec,
+            info,
+            context,
+            endpoints: BTreeMap::new(),
+            uplinks: BTreeSet::new(),
+            uplinks_v6,
+            members: BTreeMap::new(),
+            removed: false,
+        };
+        bridge.apply().await?;
+        bridge.publish_names();
+        Ok(bridge)
+    }
+
+    /// Brings the interface and its rules to what they should be.
+    async fn apply(&self) -> Result<(), KernelError> {
+        let plan = self.plan();
+        let interface = self.info.interface.clone();
         let name = interface.clone();
         let make = move || {
-            Route::open()?.reconcile(&plan, None)?;
+            let mut route = Route::open()?;
+            let v4_only = |address: &Address| address.address.is_ipv4();
+            if !plan.addresses.iter().all(v4_only) {
+                // The settings are there with the link, and must be right before it has an address.
+                let addresses = plan.addresses.iter().filter(|address| v4_only(address)).cloned().collect();
+                if route.links()?.iter().all(|link| link.link.name != name) {
+                    route.reconcile(&Plan { addresses, ..plan.clone() }, None)?;
+                }
+                set_ipv6(&name, true);
+                forward_ipv6();
+            }
+            route.reconcile(&plan, None)?;
             set_sysctl(&format!("ipv4/conf/{name}/route_localnet"), "1");
             Ok(())
         };
-        bridge.context.home.act(format!("bridge `{interface}` could not be created"), make).await?;
+        self.context.home.act(format!("bridge `{interface}` could not be created"), make).await?;
+        let subnets = self.info.subnets.iter().map(|(subnet, _)| *subnet);
         let rules = BridgeRules {
-            subnet: bridge.info.subnet,
-            internal: bridge.spec.internal,
-            icc: bridge.spec.icc,
-            masquerade: bridge.spec.masquerade,
+            subnets: subnets.chain(self.uplinks_v6).collect(),
+            internal: self.spec.internal,
+            icc: self.spec.icc,
+            masquerade: self.spec.masquerade,
         };
-        bridge
-            .context
-            .host
-            .call(move |host| {
-                let work = host.set_bridge(interface, rules);
-                Box::pin(work)
-            })
+        let host = &self.context.host;
+        host.call(move |host| Box::pin(host.set_bridge(interface, rules)))
             .await
-            .map_err(|_| shutting_down())??;
-        bridge.publish_names();
-        Ok(bridge)
+            .map_err(|_| shutting_down())?
+    }
+
+    /// Has the bridge lead out what overlays send from addresses of this subnet.
+    pub async fn lead_out(&mut self, subnet: Subnet) -> Result<(), KernelError> {
+        if self.uplinks_v6 == Some(subnet) {
+            return Ok(());
+        }
+        self.uplinks_v6 = Some(subnet);
+        let done = self.apply().await;
+        if done.is_err() {
+            self.uplinks_v6 = None;
+        }
+        done
     }
 
     fn mtu(&self) -> u32 {
@@ -248,24 +336,22 @@ impl Bridge {
 
     fn plan(&self) -> Plan {
         let name = self.info.interface.clone();
-        let mac = match self.info.gateway {
-            IpAddr::V4(gateway) => Some(Mac(mac_for(gateway))),
-            IpAddr::V6(_) => None,
+        let uplinks = self.uplinks_v6.and_then(|subnet| Some((subnet, subnet.nth(1)?)));
+        let on_bridge = |(subnet, address): (Subnet, IpAddr)| Address {
+            link: name.clone(),
+            address,
+            prefix: subnet.prefix(),
         };
         Plan {
+            addresses: self.info.subnets.iter().copied().chain(uplinks).map(on_bridge).collect(),
             links: vec![Link {
                 name: name.clone(),
                 kind: LinkKind::Bridge,
                 mtu: self.mtu(),
-                mac,
+                mac: self.info.subnets.first().map(|(_, gateway)| Mac(mac_for(*gateway))),
                 port: None,
                 alias: self.context.alias(&self.info.id),
             }],
-            addresses: BTreeSet::from([Address {
-                link: name,
-                address: self.info.gateway,
-                prefix: self.info.subnet.prefix(),
-            }]),
             ..Plan::default()
         }
     }
@@ -278,34 +364,70 @@ impl Bridge {
                 network: self.spec.name.clone(),
             });
         }
-        let address = self.choose_address(request.address)?;
+        let addresses = self.choose_addresses(&request.addresses)?;
         let container = request.container_id.clone();
-        let mut attached = self.describe(&request, address);
-        self.connect(&netns, &container, &attached, request.default_route).await?;
-        match self.publish(&container, address, request.publish).await {
+        let mut attached = self.describe(&request, addresses);
+        self.connect(&netns, &container, &attached, &request.default_routes).await?;
+        match self.publish(&container, &attached, &request).await {
             Ok(ports) => attached.ports = ports,
             Err(error) => {
                 disconnect(&self.context.home, &pair_name(&container, &self.info.id)).await?;
                 return Err(error);
             }
         }
+        let member = Member { netns, default_routes: request.default_routes, rules: Vec::new() };
+        self.members.insert(container.clone(), member);
         self.endpoints.insert(container, attached.clone());
         self.publish_names();
         Ok(attached)
     }
 
-    fn describe(&self, request: &AttachRequest, address: IpAddr) -> Attached {
-        let derived = match address {
-            IpAddr::V4(address) => Mac(mac_for(address)),
-            IpAddr::V6(_) => Mac([0x02, 0x42, 0, 0, 0, 1]),
+    /// Looks whether bridge and pairs are still as they were made, and puts right what is not. Says whether
+    /// there was anything.
+    pub async fn check(&mut self) -> Result<bool, KernelError> {
+        if self.removed {
+            return Ok(false);
+        }
+        let mut plan = self.plan();
+        plan.links.extend(self.endpoints.keys().map(|container| self.near(container)));
+        let name = self.info.interface.clone();
+        let correct = move || {
+            let mut route = Route::open()?;
+            let mut found = route.links_and_addresses()?;
+            let is_changed = !steps(&plan, &found).is_empty();
+            if is_changed {
+                found = route.reconcile(&plan, None)?.1;
+            }
+            if plan.addresses.iter().any(|address| address.address.is_ipv6()) {
+                set_ipv6(&name, true);
+            }
+            set_sysctl(&format!("ipv4/conf/{name}/route_localnet"), "1");
+            Ok((is_changed, found))
         };
+        let action = format!("bridge `{}` could not be corrected", self.info.interface);
+        let (mut is_changed, found) = self.context.home.act(action, correct).await?;
+        let there: BTreeSet<&str> = found.links.iter().map(|link| link.link.name.as_str()).collect();
+        for (container, attached) in &self.endpoints {
+            let Some(member) = self.members.get(container) else { continue };
+            if !there.contains(pair_name(container, &self.info.id).as_str()) {
+                self.connect(&member.netns, container, attached, &member.default_routes).await?;
+                is_changed = true;
+            }
+        }
+        if is_changed {
+            let network = self.spec.name.as_str();
+            tracing::warn!(network, "somebody else changed links of the network; they are put right");
+        }
+        Ok(is_changed)
+    }
+
+    fn describe(&self, request: &AttachRequest, addresses: Vec<Placed>) -> Attached {
+        let derived = addresses.first().map(|placed| mac_for(placed.address)).unwrap_or_default();
         Attached {
             network_id: self.info.id.clone(),
             interface: request.interface.clone(),
-            address,
-            prefix: self.info.subnet.prefix(),
-            gateway: (!self.spec.internal).then_some(self.info.gateway),
-            mac: request.mac.unwrap_or(derived),
+            addresses,
+            mac: request.mac.unwrap_or(Mac(derived)),
             ports: Vec::new(),
             names: request.names.clone(),
         }
@@ -316,81 +438,122 @@ impl Bridge {
         netns: &Netns,
         container: &str,
         attached: &Attached,
-        default_route: bool,
+        default_routes: &[Family],
     ) -> Result<(), KernelError> {
-        let link = Link {
-            name: pair_name(container, &self.info.id),
-            kind: LinkKind::Veth,
-            mtu: self.mtu(),
-            mac: None,
-            port: None,
-            alias: self.context.alias(container),
-        };
-        let port = Port { bridge: self.info.interface.clone(), hairpin: true, isolated: !self.spec.icc };
-        let near = Near { link, port, is_routed: false };
+        let link = self.near(container);
+        let near = Near { link, port: self.near_port(), is_routed: false };
         let inside = Inside {
             interface: attached.interface.clone(),
             mac: attached.mac,
             mtu: self.mtu(),
-            address: attached.address,
-            prefix: attached.prefix,
-            default_route: attached.gateway.filter(|_| default_route),
-            mesh: None,
+            addresses: routed(&attached.addresses, default_routes),
+            mesh: Vec::new(),
         };
-        connect(&self.context.home, near, netns, inside).await
+        connect(&self.context.home, near, netns, inside).await.map(drop)
     }
 
-    fn choose_address(&self, wanted: Option<IpAddr>) -> Result<IpAddr, AttachError> {
-        let mut taken: BTreeSet<IpAddr> = self.endpoints.values().map(|endpoint| endpoint.address).collect();
-        taken.insert(self.info.gateway);
-        taken.extend(&self.spec.reserved);
+    /// Whether the kernel has what it should; nothing is changed.
+    pub async fn examine(&self) -> Result<Vec<Finding>, KernelError> {
+        let mut plan = self.plan();
+        plan.links.extend(self.endpoints.keys().map(|container| self.near(container)));
+        let look = move || {
+            let found = Route::open()?.links_and_addresses()?;
+            Ok(check::compare(&plan, &found))
+        };
+        self.context.home.act("links could not be listed", look).await
+    }
+
+    /// The container's end here.
+    fn near(&self, container: &str) -> Link {
+        Link {
+            name: pair_name(container, &self.info.id),
+            kind: LinkKind::Veth,
+            mtu: self.mtu(),
+            mac: None,
+            port: Some(self.near_port()),
+            alias: self.context.alias(container),
+        }
+    }
+
+    fn near_port(&self) -> Port {
+        Port { bridge: self.info.interface.clone(), hairpin: true, isolated: !self.spec.icc }
+    }
+
+    /// An address of each of the network's families, those that are asked for among them.
+    fn choose_addresses(&self, asked: &[IpAddr]) -> Result<Vec<Placed>, AttachError> {
+        let outside = |address: &&IpAddr| self.info.of(Family::of(**address)).is_none();
+        if let Some(address) = asked.iter().find(outside) {
+            return Err(AttachError::AddressOutside { address: *address, network: self.spec.name.clone() });
+        }
+        let place = |(subnet, gateway): &(Subnet, IpAddr)| {
+            let wanted = asked.iter().find(|address| Family::of(**address) == subnet.family());
+            let address = self.choose_address(subnet.family(), wanted.copied())?;
+            let gateway = (!self.spec.internal).then_some(*gateway);
+            Ok(Placed { address, prefix: subnet.prefix(), gateway })
+        };
+        self.info.subnets.iter().map(place).collect()
+    }
+
+    fn choose_address(&self, family: Family, wanted: Option<IpAddr>) -> Result<IpAddr, AttachError> {
+        let exhausted = || AttachError::AddressesExhausted {
+            family,
+            network: self.spec.name.clone(),
+            id: self.info.id.clone(),
+        };
+        let (subnet, gateway) = self.info.of(family).ok_or_else(exhausted)?;
+        let pool = self.spec.pools.iter().find(|pool| pool.family == family);
+        let mut taken: BTreeSet<IpAddr> = self.endpoints.values().flat_map(Attached::ips).collect();
+        taken.insert(gateway);
+        taken.extend(pool.iter().flat_map(|pool| &pool.reserved));
+        taken.extend(&self.uplinks);
         match wanted {
-            Some(address) if !self.info.subnet.contains(address) => {
+            Some(address) if !subnet.contains(address) => {
                 Err(AttachError::AddressOutside { address, network: self.spec.name.clone() })
             }
             Some(address) if taken.contains(&address) => Err(AttachError::AddressInUse(address)),
             Some(address) => Ok(address),
             None => {
-                let range = self.spec.ip_range.unwrap_or(self.info.subnet);
-                free_address(range, self.info.subnet, taken).ok_or_else(|| AttachError::AddressesExhausted {
-                    network: self.spec.name.clone(),
-                    id: self.info.id.clone(),
-                })
+                let range = pool.and_then(|pool| pool.range).unwrap_or(subnet);
+                free_address(range, subnet, taken).ok_or_else(exhausted)
             }
         }
     }
 
-    /// An address for a sandbox's way out, which is no container's endpoint.
+    /// An IPv4 address for a sandbox's way out, which is no container's endpoint.
     pub fn reserve_address(&mut self, wanted: Option<IpAddr>) -> Result<IpAddr, AttachError> {
-        let address = match self.choose_address(wanted) {
-            Err(AttachError::AddressInUse(_)) => self.choose_address(None)?,
+        let address = match self.choose_address(Family::V4, wanted) {
+            Err(AttachError::AddressInUse(_)) => self.choose_address(Family::V4, None)?,
             other => other?,
         };
-        self.spec.reserved.push(address);
+        self.uplinks.insert(address);
         Ok(address)
     }
 
     /// Gives it back.
     pub fn release_address(&mut self, address: IpAddr) {
-        self.spec.reserved.retain(|other| *other != address);
+        self.uplinks.remove(&address);
     }
 
     async fn publish(
         &self,
         container: &str,
-        address: IpAddr,
-        bindings: Vec<PortBinding>,
+        attached: &Attached,
+        request: &AttachRequest,
     ) -> Result<Vec<BoundPort>, AttachError> {
         // Docker too ignores ports of a container whose network has no way in.
-        let (false, false, IpAddr::V4(inside)) = (bindings.is_empty(), self.spec.internal, address) else {
+        if request.publish.is_empty() || self.spec.internal {
             return Ok(Vec::new());
-        };
-        let ports = bindings.into_iter().map(|mut binding| {
-            binding.host_ip = binding.host_ip.or(self.spec.host_binding);
-            Publish { target: Target { address: inside, port: binding.container_port }, binding }
+        }
+        let ports = request.publish.iter().map(|binding| {
+            let host_ip = binding.host_ip.or(self.spec.host_binding);
+            let binding = PortBinding { host_ip, ..binding.clone() };
+            let to =
+                |inside| Way { inside, target: Target { address: inside, port: binding.container_port } };
+            let ways = request.published(attached).map(to).collect();
+            Publish { binding, ways }
         });
         let (owner, ports) = (self.endpoint(container), ports.collect());
-        publish(&self.context.host, owner, ports, address).await
+        publish(&self.context.host, owner, ports).await
     }
 
     fn endpoint(&self, container: &str) -> Endpoint {
@@ -400,22 +563,34 @@ impl Bridge {
     /// Takes a container out; one that has no endpoint is no error.
     pub async fn detach(&mut self, container: &str) -> Result<(), KernelError> {
         let Some(attached) = self.endpoints.get(container) else { return Ok(()) };
-        let address = attached.address;
         if !attached.ports.is_empty() {
             withdraw(&self.context.host, self.endpoint(container)).await?;
-            conntrack::forget(&self.context.home, Doomed::AnsweredBy(address)).await;
+            for address in attached.ips() {
+                conntrack::forget(&self.context.home, Doomed::AnsweredBy(address)).await;
+            }
         }
         disconnect(&self.context.home, &pair_name(container, &self.info.id)).await?;
         self.endpoints.remove(container);
+        self.members.remove(container);
         self.publish_names();
         Ok(())
     }
 
     /// Takes over an endpoint that exists.
-    pub async fn adopt(&mut self, container: &str, attached: Attached) -> Result<(), KernelError> {
-        if let (IpAddr::V4(address), false) = (attached.address, attached.ports.is_empty()) {
-            let target = |port: &BoundPort| Target { address, port: port.container_port };
-            let ports = attached.ports.iter().map(|port| (port.clone(), target(port))).collect();
+    pub async fn adopt(
+        &mut self,
+        container: &str,
+        netns: &Netns,
+        attached: Attached,
+    ) -> Result<(), KernelError> {
+        let member = Member::adopt(netns, &attached.interface).await?;
+        self.members.insert(container.to_owned(), member);
+        if !attached.ports.is_empty() {
+            let target = |port: &BoundPort| {
+                let address = attached.of(Family::of(port.host_ip))?.address;
+                Some((port.clone(), Target { address, port: port.container_port }))
+            };
+            let ports = attached.ports.iter().filter_map(target).collect();
             adopt_ports(&self.context.host, self.endpoint(container), ports).await?;
         }
         self.endpoints.insert(container.to_owned(), attached);
@@ -436,8 +611,14 @@ impl Bridge {
         !self.endpoints.is_empty()
     }
 
+    /// The bridge is being removed: it must not be put right any more.
+    pub fn retire(&mut self) {
+        self.removed = true;
+    }
+
     /// Removes the bridge and its rules.
     pub async fn close(&mut self) -> Result<(), KernelError> {
+        self.retire();
         let interface = self.info.interface.clone();
         self.context
             .host
@@ -456,11 +637,19 @@ impl Bridge {
         let mut table = NameTable::new(&self.spec.name);
         if self.info.id != DEFAULT_BRIDGE {
             for endpoint in self.endpoints.values() {
-                table.add_container(&endpoint.names, endpoint.address);
+                table.add_container(&endpoint.names, &endpoint.ips().collect::<Vec<_>>());
             }
         }
         self.context.names.publish(&self.info.id, table);
     }
+}
+
+/// The addresses with their gateways in those families only whose default route goes here.
+pub fn routed(addresses: &[Placed], default_routes: &[Family]) -> Vec<Placed> {
+    let goes_here = |address| default_routes.contains(&Family::of(address));
+    let keep =
+        |placed: &Placed| Placed { gateway: placed.gateway.filter(|_| goes_here(placed.address)), ..*placed };
+    addresses.iter().map(keep).collect()
 }
 
 /// The lowest free address of `range`, which is the subnet or a part of it.
@@ -468,7 +657,7 @@ fn free_address(range: Subnet, subnet: Subnet, mut taken: BTreeSet<IpAddr>) -> O
     if range != subnet {
         // All of a range's addresses are good but the subnet's own ends.
         taken.insert(subnet.address());
-        taken.extend(subnet.nth(subnet.size() - 1));
+        taken.insert(subnet.last());
         return (0..range.size()).filter_map(|n| range.nth(n)).find(|address| !taken.contains(address));
     }
     lowest_address(subnet, &taken)
@@ -479,9 +668,8 @@ pub async fn publish(
     host: &Owner<Host>,
     owner: Endpoint,
     ports: Vec<Publish>,
-    inside: IpAddr,
 ) -> Result<Vec<BoundPort>, AttachError> {
-    host.call(move |host| Box::pin(host.publish(owner, ports, inside)))
+    host.call(move |host| Box::pin(host.publish(owner, ports)))
         .await
         .map_err(|_| AttachError::ShuttingDown)?
 }

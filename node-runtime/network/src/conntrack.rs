@@ -17,7 +17,7 @@ use netlink_packet_netfilter::{
 use netlink_sys::{Socket, SocketAddr, protocols};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
-use rswarm_base::ipam::Subnet;
+use rswarm_base::ipam::{Family, Subnet};
 
 use crate::netns::Netns;
 
@@ -30,7 +30,12 @@ pub enum Doomed {
     AnsweredBy(IpAddr),
     /// UDP to this port of the host: a client that never pauses would keep the flow that it had before
     /// the port was published, past all rules.
-    UdpTo(u16),
+    UdpTo {
+        /// Of this family.
+        family: Family,
+        /// The port.
+        port: u16,
+    },
     /// Those that are answered from these subnets, but by none of these addresses.
     Stray {
         /// The subnets.
@@ -54,22 +59,34 @@ fn forget_here(doomed: &Doomed) -> io::Result<usize> {
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(ANSWER_SECONDS, 0))?;
-    let family = match doomed {
-        Doomed::AnsweredBy(IpAddr::V6(_)) => NetfilterProtoFamily::IPv6,
-        Doomed::AnsweredBy(IpAddr::V4(_)) | Doomed::UdpTo(_) | Doomed::Stray { .. } => {
-            NetfilterProtoFamily::IPv4
+    let mut count = 0;
+    for family in doomed.families() {
+        let family = match family {
+            Family::V4 => NetfilterProtoFamily::IPv4,
+            Family::V6 => NetfilterProtoFamily::IPv6,
+        };
+        send(&socket, family, ConntrackMessage::Get(Vec::new()), NLM_F_DUMP)?;
+        let originals = list(&socket, doomed)?;
+        count += originals.len();
+        for original in originals {
+            let message = ConntrackMessage::Delete(vec![ConntrackAttribute::CtaTupleOrig(original)]);
+            send(&socket, family, message, NLM_F_ACK)?;
+            // One that ended meanwhile is no error; the answer only keeps the pace.
+            let _ = socket.recv_from_full()?;
         }
-    };
-    send(&socket, family, ConntrackMessage::Get(Vec::new()), NLM_F_DUMP)?;
-    let originals = list(&socket, doomed)?;
-    let count = originals.len();
-    for original in originals {
-        let message = ConntrackMessage::Delete(vec![ConntrackAttribute::CtaTupleOrig(original)]);
-        send(&socket, family, message, NLM_F_ACK)?;
-        // One that ended meanwhile is no error; the answer only keeps the pace.
-        let _ = socket.recv_from_full()?;
     }
     Ok(count)
+}
+
+impl Doomed {
+    /// The families that such connections are of.
+    fn families(&self) -> BTreeSet<Family> {
+        match self {
+            Doomed::AnsweredBy(address) => BTreeSet::from([Family::of(*address)]),
+            Doomed::UdpTo { family, .. } => BTreeSet::from([*family]),
+            Doomed::Stray { subnets, .. } => subnets.iter().map(|subnet| subnet.family()).collect(),
+        }
+    }
 }
 
 /// The original direction of every doomed connection.
@@ -110,7 +127,7 @@ fn original_of(message: NetfilterMessage, doomed: &Doomed) -> Option<Vec<Tuple>>
     let (original, reply) = (original?, reply?);
     let is_doomed = match doomed {
         Doomed::AnsweredBy(address) => source(&reply) == Some(*address),
-        Doomed::UdpTo(port) => goes_to(&original, *port),
+        Doomed::UdpTo { port, .. } => goes_to(&original, *port),
         Doomed::Stray { subnets, live } => source(&reply).is_some_and(|answers| {
             subnets.iter().any(|subnet| subnet.contains(answers)) && !live.contains(&answers)
         }),

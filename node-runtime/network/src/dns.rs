@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -19,12 +19,14 @@ use rswarm_base::{IdGen, Scope};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::model::DnsConfig;
 use crate::names::Names;
 use crate::netns::Netns;
-use crate::{nft, rules};
+use crate::nft::{self, Held, Settled};
+use crate::rules;
+use crate::watch::{self, Listen, Watch};
 
 /// Where containers ask.
 const SERVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
@@ -34,6 +36,18 @@ const TABLE: &str = "rswarm-dns";
 const TTL: u32 = 2;
 /// Questions of one container in flight; more are refused, as Docker does.
 const IN_FLIGHT: usize = 1024;
+/// Those of them that upstream servers were asked: each takes a descriptor of the daemon.
+const UPSTREAM_IN_FLIGHT: usize = 128;
+/// Questions of all containers that upstream servers were asked; one more waits for its turn, as long as for
+/// an answer.
+const UPSTREAM_ALL: usize = 512;
+/// TCP connections of one container: a resolver needs one, and an idle one must not keep out a question.
+const CONNECTIONS: usize = 64;
+/// A container may ask this often in each [`RATE_WINDOW`]; more wait in its socket, and what does not fit there
+/// is lost. A busy proxy asks a hundredth of it.
+const RATE: u32 = 1000;
+/// See [`RATE`].
+const RATE_WINDOW: Duration = Duration::from_millis(100);
 /// All upstream servers together have this long; clients give up after five seconds.
 const FORWARD: Duration = Duration::from_secs(2);
 /// Upstream servers that are asked, as a resolver would.
@@ -59,12 +73,14 @@ pub struct Servers {
     names: Names,
     scope: Scope,
     running: HashMap<String, Server>,
+    upstream: Arc<Semaphore>,
 }
 
 impl Servers {
     /// None yet.
     pub fn new(names: Names, scope: Scope) -> Servers {
-        Servers { names, scope, running: HashMap::new() }
+        let upstream = Arc::new(Semaphore::new(UPSTREAM_ALL));
+        Servers { names, scope, running: HashMap::new(), upstream }
     }
 
     /// Serves a container, or changes what it is told.
@@ -73,9 +89,15 @@ impl Servers {
             server.reconfigure(config);
             return Ok(());
         }
-        let server = Server::start(&netns, self.names.clone(), config, &self.scope).await?;
+        let server = self.start(&netns, config).await?;
         self.running.insert(container, server);
         Ok(())
+    }
+
+    async fn start(&self, netns: &Netns, config: DnsConfig) -> io::Result<Server> {
+        let config = Arc::new(ArcSwap::from_pointee(config));
+        let resolver = Resolver::new(self.names.clone(), config, Arc::clone(&self.upstream));
+        Server::start(netns, resolver, &self.scope).await
     }
 
     /// Ends a container's server.
@@ -103,19 +125,63 @@ struct Resolver {
     names: Names,
     config: Arc<ArcSwap<DnsConfig>>,
     in_flight: Arc<Semaphore>,
+    connections: Arc<Semaphore>,
+    pace: Arc<Pace>,
+    upstream: Arc<Semaphore>,
+    upstream_all: Arc<Semaphore>,
+}
+
+/// How often a container may ask.
+#[derive(Debug)]
+struct Pace(Mutex<Window>);
+
+#[derive(Debug)]
+struct Window {
+    ends: Instant,
+    left: u32,
+}
+
+impl Pace {
+    fn new() -> Pace {
+        Pace(Mutex::new(Window { ends: Instant::now(), left: 0 }))
+    }
+
+    /// Counts a question; when it has to wait, until when.
+    fn admit(&self) -> Option<Instant> {
+        let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if window.ends <= now {
+            *window = Window { ends: now + RATE_WINDOW, left: RATE };
+        }
+        match window.left.checked_sub(1) {
+            Some(left) => {
+                window.left = left;
+                None
+            }
+            None => Some(window.ends),
+        }
+    }
+
+    /// Returns when a question may be answered.
+    async fn turn(&self) {
+        while let Some(until) = self.admit() {
+            tokio::time::sleep_until(until).await;
+        }
+    }
 }
 
 impl Server {
     /// Opens the sockets, leads port 53 to them and serves.
-    pub async fn start(netns: &Netns, names: Names, config: DnsConfig, parent: &Scope) -> io::Result<Server> {
-        let (udp, tcp) = netns.run(open_sockets).await??;
+    async fn start(netns: &Netns, resolver: Resolver, parent: &Scope) -> io::Result<Server> {
+        // From before the rules are made, so that no change is missed.
+        let watch = Watch::open(netns, Listen::Rules).await?;
+        let (udp, tcp, rules) = netns.run(open_sockets).await??;
         let (udp, tcp) = (UdpSocket::from_std(udp)?, TcpListener::from_std(tcp)?);
-        let config = Arc::new(ArcSwap::from_pointee(config));
-        let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
-        let resolver = Resolver { names, config: Arc::clone(&config), in_flight };
+        let config = Arc::clone(&resolver.config);
         let scope = parent.child("dns");
         scope.spawn(serve_udp(Arc::new(udp), resolver.clone(), scope.clone()));
         scope.spawn(serve_tcp(tcp, resolver, scope.clone()));
+        keep_rules(&scope, watch, netns.clone(), rules);
         Ok(Server { config, scope })
     }
 
@@ -130,14 +196,44 @@ impl Server {
     }
 }
 
-fn open_sockets() -> io::Result<(std::net::UdpSocket, std::net::TcpListener)> {
+fn open_sockets() -> io::Result<(std::net::UdpSocket, std::net::TcpListener, Vec<Held>)> {
     let udp = std::net::UdpSocket::bind((SERVER, 0))?;
     let tcp = std::net::TcpListener::bind((SERVER, 0))?;
     udp.set_nonblocking(true)?;
     tcp.set_nonblocking(true)?;
     let table = rules::dns(TABLE, SERVER, udp.local_addr()?.port(), tcp.local_addr()?.port());
-    nft::commit(None, Some(&table), TABLE)?;
-    Ok((udp, tcp))
+    let (held, _) = nft::settle(Vec::new(), vec![table])?;
+    Ok((udp, tcp, held))
+}
+
+/// Puts the container's rules right whenever somebody changes them: without them it has no names.
+fn keep_rules(scope: &Scope, watch: Watch, netns: Netns, rules: Vec<Held>) {
+    let kept = Arc::new(ArcSwap::from_pointee(rules));
+    watch::spawn(scope, watch, move || {
+        let (netns, kept) = (netns.clone(), Arc::clone(&kept));
+        Box::pin(async move {
+            let before = Vec::clone(&kept.load());
+            let settle = move || {
+                let wanted = before.iter().map(|held: &Held| held.table().clone()).collect();
+                nft::settle(before, wanted)
+            };
+            match netns.run(settle).await.and_then(std::convert::identity) {
+                Ok((held, settled)) => {
+                    kept.store(Arc::new(held));
+                    if settled == Settled::Repaired {
+                        tracing::warn!(
+                            table = TABLE,
+                            "somebody changed a container's rules; they are put right"
+                        );
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(table = TABLE, %error, "a container's rules could not be looked at")
+                }
+            }
+            true
+        })
+    });
 }
 
 async fn serve_udp(socket: Arc<UdpSocket>, resolver: Resolver, scope: Scope) {
@@ -150,6 +246,11 @@ async fn serve_udp(socket: Arc<UdpSocket>, resolver: Resolver, scope: Scope) {
         };
         // An error here is about an earlier answer that could not be delivered.
         let Ok((length, client)) = received else { continue };
+        tokio::select! {
+            biased;
+            () = scope.cancelled() => return,
+            () = resolver.pace.turn() => {}
+        }
         let query = buffer[..length].to_vec();
         let Some(permit) = resolver.permit() else {
             if let Some(refusal) = refusal(&query, ResponseCode::Refused) {
@@ -184,7 +285,8 @@ async fn serve_tcp(listener: TcpListener, resolver: Resolver, scope: Scope) {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        let Some(permit) = resolver.permit() else { continue };
+        // One more is hung up on.
+        let Ok(permit) = Arc::clone(&resolver.connections).try_acquire_owned() else { continue };
         let (resolver, cancel) = (resolver.clone(), scope.token());
         scope.spawn(async move {
             let _permit = permit;
@@ -201,6 +303,7 @@ async fn serve_tcp(listener: TcpListener, resolver: Resolver, scope: Scope) {
 async fn serve_stream(mut stream: TcpStream, resolver: &Resolver) -> io::Result<()> {
     loop {
         let query = timeout(IDLE, read_framed(&mut stream)).await??;
+        resolver.pace.turn().await;
         let Some(answer) = resolver.answer(&query, Transport::Tcp).await else { return Ok(()) };
         timeout(IDLE, write_framed(&mut stream, &answer)).await??;
     }
@@ -219,6 +322,28 @@ async fn write_framed(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> 
 }
 
 impl Resolver {
+    fn new(names: Names, config: Arc<ArcSwap<DnsConfig>>, upstream_all: Arc<Semaphore>) -> Resolver {
+        let bound = |permits| Arc::new(Semaphore::new(permits));
+        Resolver {
+            names,
+            config,
+            in_flight: bound(IN_FLIGHT),
+            connections: bound(CONNECTIONS),
+            pace: Arc::new(Pace::new()),
+            upstream: bound(UPSTREAM_IN_FLIGHT),
+            upstream_all,
+        }
+    }
+
+    /// Asks upstream, when it is this container's and this question's turn.
+    async fn ask_upstream(&self, query: &[u8], servers: &[IpAddr], transport: Transport) -> Option<Vec<u8>> {
+        let Ok(_own) = self.upstream.try_acquire() else { return refusal(query, ResponseCode::Refused) };
+        match timeout(FORWARD, self.upstream_all.acquire()).await {
+            Ok(Ok(_turn)) => forward(query, servers, transport).await,
+            Ok(Err(_)) | Err(_) => refusal(query, ResponseCode::ServFail),
+        }
+    }
+
     fn permit(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.in_flight).try_acquire_owned().ok()
     }
@@ -241,7 +366,7 @@ impl Resolver {
         };
         match local {
             Some(records) => reply(&message, records, transport),
-            None => forward(query, &config.upstream, transport).await,
+            None => self.ask_upstream(query, &config.upstream, transport).await,
         }
     }
 
@@ -399,15 +524,12 @@ mod tests {
         let names = Names::default();
         let mut table = NameTable::new("net");
         for n in 0..count {
-            table.add_container(&["many".to_owned()], IpAddr::from([10, 0, 0, n]));
+            table.add_container(&["many".to_owned()], &[IpAddr::from([10, 0, 0, n])]);
         }
         names.publish("n", table);
         let config = DnsConfig { networks: vec!["n".into()], upstream: Vec::new() };
-        Resolver {
-            names,
-            config: Arc::new(ArcSwap::from_pointee(config)),
-            in_flight: Arc::new(Semaphore::new(IN_FLIGHT)),
-        }
+        let config = Arc::new(ArcSwap::from_pointee(config));
+        Resolver::new(names, config, Arc::new(Semaphore::new(UPSTREAM_ALL)))
     }
 
     async fn ask(resolver: &Resolver, name: &str, kind: RecordType, transport: Transport) -> Message {
@@ -451,6 +573,84 @@ mod tests {
         let answer = resolver.answer(&[0xab, 0xcd, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0xff], Transport::Udp).await;
         let answer = Message::from_vec(&answer.expect("an answer")).expect("message");
         assert_eq!((answer.metadata.id, answer.metadata.response_code), (0xabcd, ResponseCode::FormErr));
+    }
+
+    /// Whatever a container sends: no panic, and either nothing comes back or a reply with its identifier
+    /// that fits.
+    fn check_any(query: &[u8], transport: Transport) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        let Some(answer) = runtime.block_on(resolver(200).answer(query, transport)) else { return };
+        let message = Message::from_vec(&answer).expect("a well-formed reply");
+        assert_eq!(message.metadata.message_type, MessageType::Response);
+        assert_eq!(answer[..2], query[..2]);
+        if transport == Transport::Udp {
+            let room = usize::from(UDP_BYTES_MAX).max(query.len());
+            assert!(answer.len() <= room, "{} bytes for {}", answer.len(), query.len());
+        }
+    }
+
+    fn well_formed(name: &str, kind: u16) -> Vec<u8> {
+        let mut message = Message::new(7, MessageType::Query, OpCode::Query);
+        message.add_query(Query::query(Name::from_ascii(name).expect("name"), RecordType::from(kind)));
+        message.to_vec().expect("query")
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::test_runner::Config { cases: 512, ..Default::default() })]
+
+        #[test]
+        fn any_bytes_are_survived(query in proptest::collection::vec(0u8.., 0..600), tcp: bool) {
+            check_any(&query, if tcp { Transport::Tcp } else { Transport::Udp });
+        }
+
+        #[test]
+        fn a_question_with_any_damage_is_survived(
+            name in "(many|tasks\\.many|[a-z][a-z0-9_]{0,19}(\\.[a-z]{1,10}){0,5})",
+            kind: u16,
+            damage in proptest::collection::vec((0usize..80, 0u8..), 0..6),
+            tail in proptest::collection::vec(0u8.., 0..40),
+            tcp: bool,
+        ) {
+            let mut query = well_formed(&format!("{name}."), kind);
+            for (at, byte) in damage {
+                if let Some(slot) = query.get_mut(at) {
+                    *slot = byte;
+                }
+            }
+            query.extend(tail);
+            check_any(&query, if tcp { Transport::Tcp } else { Transport::Udp });
+        }
+
+        #[test]
+        fn any_reverse_name_is_read_or_not(name in "[0-9a-f.]{0,80}(in-addr|ip6)?\\.arpa\\.?") {
+            let _ = parse_arpa(&name);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_one_container_leaves_upstream_servers_to_the_others() {
+        let (one, other) = (resolver(1), resolver(0));
+        let other = Resolver { upstream_all: Arc::clone(&one.upstream_all), ..other };
+        // Its questions hang; nobody answers them.
+        let _hanging = Arc::clone(&one.upstream).acquire_many_owned(UPSTREAM_IN_FLIGHT as u32).await;
+        let answer = ask(&one, "outside.", RecordType::A, Transport::Udp).await;
+        assert_eq!(answer.metadata.response_code, ResponseCode::Refused);
+        let answer = ask(&other, "outside.", RecordType::A, Transport::Udp).await;
+        assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain, "it has no servers, but its turn");
+        let answer = ask(&one, "many.", RecordType::A, Transport::Udp).await;
+        assert_eq!(answer.answers.len(), 1, "what its networks know is answered all the same");
+    }
+
+    #[tokio::test]
+    async fn a_container_is_kept_to_its_pace() {
+        let (pace, began) = (Pace::new(), Instant::now());
+        for _ in 0..RATE {
+            pace.turn().await;
+        }
+        for _ in 0..RATE * 3 {
+            pace.turn().await;
+        }
+        assert!(began.elapsed() >= RATE_WINDOW * 3, "{:?}", began.elapsed());
     }
 
     #[test]

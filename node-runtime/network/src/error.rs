@@ -1,10 +1,10 @@
 //! What can go wrong, per operation. Where Docker's clients see a text, it is Docker's.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use rswarm_base::ipam::Subnet;
+use rswarm_base::ipam::{Family, Subnet};
 use rswarm_base::{Classify, Kind};
 
 use crate::model::Protocol;
@@ -102,9 +102,24 @@ pub enum CreateBridgeError {
     /// The gateway (or a reserved address) is not in the subnet.
     #[error("no matching subnet for gateway {0}")]
     Gateway(IpAddr),
-    /// Only IPv4 subnets can be masqueraded and routed by a bridge of ours.
-    #[error("bridge networks need an IPv4 subnet, not `{0}`")]
+    /// There is a second subnet of the same family.
+    #[error("bridge driver doesn't support multiple subnets")]
+    Subnets,
+    /// A subnet of a family that the network is made without.
+    #[error("subnet `{0}` is of an address family that is not enabled on the network")]
     Family(Subnet),
+    /// A reserved address, or the range, is not in the subnet.
+    #[error("{0} is not in the subnet {1}")]
+    Outside(String, Subnet),
+    /// The network would have no addresses at all.
+    #[error("IPv4 or IPv6 must be enabled")]
+    NoFamily,
+    /// The kernel was started without IPv6.
+    #[error("IPv6 is not available on this host")]
+    NoIpv6,
+    /// Too small for what IPv6 must carry.
+    #[error("invalid MTU number: {0}: IPv6 needs at least 1280")]
+    Mtu(u32),
     /// The interface's name is longer than the kernel takes, or not ours.
     #[error("network interface `{0}` cannot be used: it belongs to something else, or its name is invalid")]
     Interface(String),
@@ -116,8 +131,14 @@ pub enum CreateBridgeError {
 impl Classify for CreateBridgeError {
     fn kind(&self) -> Kind {
         match self {
-            Self::Overlap(_) | Self::Interface(_) => Kind::PermissionDenied,
-            Self::NoFreePool | Self::Gateway(_) | Self::Family(_) => Kind::InvalidArgument,
+            Self::Overlap(_) | Self::Interface(_) | Self::Subnets => Kind::PermissionDenied,
+            Self::NoFreePool
+            | Self::Gateway(_)
+            | Self::Family(_)
+            | Self::Outside(..)
+            | Self::NoFamily
+            | Self::NoIpv6
+            | Self::Mtu(_) => Kind::InvalidArgument,
             Self::Kernel(error) => error.kind(),
         }
     }
@@ -126,7 +147,14 @@ impl Classify for CreateBridgeError {
         match self {
             Self::Overlap(subnet) => Some(format!("choose a subnet that does not overlap `{subnet}`")),
             Self::NoFreePool => Some("remove unused networks, or give the network a subnet".to_owned()),
-            Self::Gateway(_) | Self::Family(_) | Self::Interface(_) => None,
+            Self::Gateway(_)
+            | Self::Family(_)
+            | Self::Subnets
+            | Self::Outside(..)
+            | Self::NoFamily
+            | Self::NoIpv6
+            | Self::Mtu(_)
+            | Self::Interface(_) => None,
             Self::Kernel(error) => error.hint(),
         }
     }
@@ -192,6 +220,15 @@ pub enum OverlayError {
         #[source]
         source: Box<AttachError>,
     },
+    /// It is encrypted, and what encrypts is not there.
+    #[error("network `{network}` has no encrypted way to other nodes")]
+    Tunnel {
+        /// The network's name.
+        network: String,
+        /// Why.
+        #[source]
+        source: TunnelError,
+    },
     /// The kernel refused something.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -205,6 +242,73 @@ impl Classify for OverlayError {
             Self::Pin { .. } => Kind::Internal,
             Self::Netns(error) => error.kind(),
             Self::Uplink { source, .. } => source.kind(),
+            Self::Tunnel { source, .. } => source.kind(),
+            Self::Kernel(error) => error.kind(),
+        }
+    }
+}
+
+/// The WireGuard device of encrypted overlays could not be made, changed or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum TunnelError {
+    /// Its directory could not be used.
+    #[error("`{path}` could not be used")]
+    Directory {
+        /// The file or directory.
+        path: PathBuf,
+        /// The failing call's error.
+        #[source]
+        source: io::Error,
+    },
+    /// Its namespace could not be pinned, found or let go.
+    #[error("the tunnel's namespace could not be pinned to `{path}`")]
+    Pin {
+        /// The file.
+        path: PathBuf,
+        /// The failing call's error.
+        #[source]
+        source: io::Error,
+    },
+    /// Its namespace could not be made.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// Its process could not be started.
+    #[error("`{exe} tunnel` could not be started")]
+    Spawn {
+        /// The program.
+        exe: PathBuf,
+        /// The failing call's error.
+        #[source]
+        source: io::Error,
+    },
+    /// Its process cannot serve, in its own words.
+    #[error("the kernel has no WireGuard, and the device in user space does not work: {0}")]
+    Device(String),
+    /// Its process does not answer.
+    #[error("the WireGuard device in user space does not answer")]
+    Ask(#[source] io::Error),
+    /// Its process does not end.
+    #[error("process {pid} of the WireGuard device could not be ended")]
+    Stop {
+        /// The process.
+        pid: i32,
+        /// The failing call's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel refused something.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+impl Classify for TunnelError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Directory { .. } | Self::Pin { .. } | Self::Spawn { .. } | Self::Stop { .. } => {
+                Kind::Internal
+            }
+            Self::Netns(error) => error.kind(),
+            Self::Device(_) | Self::Ask(_) => Kind::Unavailable,
             Self::Kernel(error) => error.kind(),
         }
     }
@@ -228,7 +332,10 @@ pub enum AttachError {
     #[error("Address already in use")]
     AddressInUse(IpAddr),
     /// The address is not in the network's subnet.
-    #[error("invalid address {address}: It does not belong to any of this network's subnets")]
+    #[error(
+        "invalid config for network {network}: invalid endpoint settings:\n\
+         no configured subnet or ip-range contain the IP address {address}"
+    )]
     AddressOutside {
         /// The address.
         address: IpAddr,
@@ -236,8 +343,10 @@ pub enum AttachError {
         network: String,
     },
     /// The subnet is full.
-    #[error("no available IPv4 addresses on this network's address pools: {network} ({id})")]
+    #[error("no available {family} addresses on this network's address pools: {network} ({id})")]
     AddressesExhausted {
+        /// Of which kind.
+        family: Family,
         /// The network's name.
         network: String,
         /// The network's identifier.
@@ -255,14 +364,12 @@ pub enum AttachError {
         port: u16,
     },
     /// Another process has the port.
-    #[error("failed to bind host port for {address}:{port}:{target}/{protocol}")]
+    #[error("failed to bind host port for {host}:{target}/{protocol}")]
     PortBind {
-        /// The host's address.
-        address: IpAddr,
-        /// The host's port.
-        port: u16,
-        /// `CONTAINER_ADDRESS:PORT`.
-        target: String,
+        /// The host's address and port.
+        host: SocketAddr,
+        /// The container's.
+        target: SocketAddr,
         /// The protocol.
         protocol: Protocol,
         /// Why.
@@ -275,8 +382,8 @@ pub enum AttachError {
         /// The host's address.
         address: IpAddr,
     },
-    /// Only IPv4 addresses of the host can be published on.
-    #[error("port cannot be published on `{0}`: only IPv4 host addresses are supported")]
+    /// The container has no address of the family that the host's is of.
+    #[error("port cannot be published on `{0}`: the container has no {family} address", family = Family::of(*.0))]
     PortFamily(IpAddr),
     /// The network has no way in.
     #[error("network `{0}` cannot publish ports: it has no way in from the host")]
@@ -326,11 +433,11 @@ impl Classify for AttachError {
             Self::PortAllocated { port, .. } => {
                 Some(format!("stop the container that publishes port {port}, or publish another port"))
             }
-            Self::PortBind { port, .. } => {
-                Some(format!("find the process that has it with `ss -lpn sport = {port}`"))
+            Self::PortBind { host, .. } => {
+                Some(format!("find the process that has it with `ss -lpn sport = {}`", host.port()))
             }
-            Self::PortFamily(_) => {
-                Some("publish on 0.0.0.0 or on one of the host's IPv4 addresses".to_owned())
+            Self::PortFamily(IpAddr::V6(_)) => {
+                Some("put the container on a network that was created with `--ipv6`".to_owned())
             }
             Self::Kernel(error) => error.hint(),
             Self::NoSuchNetwork(_)
@@ -340,6 +447,7 @@ impl Classify for AttachError {
             | Self::AddressesExhausted { .. }
             | Self::AddressMissing(_)
             | Self::PortsExhausted { .. }
+            | Self::PortFamily(IpAddr::V4(_))
             | Self::NotPublishable(_)
             | Self::Dns { .. }
             | Self::Sandbox(_)

@@ -1,22 +1,28 @@
-//! The daemon's own network namespace: its nftables table, and which host port belongs to whom.
+//! The daemon's own network namespace: its nftables tables, and which host port belongs to whom.
 
 mod mesh;
 mod port;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
+
+use rswarm_base::ipam::Family;
 
 use self::mesh::MeshPorts;
 use self::port::reserve;
+use crate::check::{self, Exposed, Exposure, Finding, MeshServices, Owned};
 use crate::conntrack::{self, Doomed};
 use crate::error::{AttachError, KernelError};
-use crate::model::{BoundPort, PortBinding, Protocol};
-use crate::netns::{Netns, set_sysctl};
-use crate::nft::{self, Table};
-use crate::rules::{self, BridgeRules, HostPort, Target};
+use crate::model::{BoundPort, FirewallMode, PortBinding, Protocol};
+use crate::netns::{self, Netns, forward_ipv6, set_sysctl};
+use crate::nft::{self, Held, Settled, Table};
+use crate::rules::{self, BridgeRules, HostPort, InFamily, Target};
 
+/// What the names of all daemons' tables begin with.
+const OWN_TABLES: &str = "rswarm-";
 /// How often the kernel is asked for a free port before giving up.
 const EPHEMERAL_TRIES: u32 = 32;
 
@@ -34,8 +40,34 @@ pub struct Endpoint {
 pub struct Publish {
     /// What was asked for.
     pub binding: PortBinding,
+    /// Where it leads, for each family that the container has an address of.
+    pub ways: Vec<Way>,
+}
+
+/// The way to a container's port.
+#[derive(Debug, Clone, Copy)]
+pub struct Way {
+    /// The container's address.
+    pub inside: IpAddr,
     /// Where the host sends it.
     pub target: Target,
+}
+
+impl Publish {
+    /// The host's addresses to publish on, with the way from each; ports are to be chosen.
+    fn places(&self) -> Result<Vec<(HostPort, Way)>, AttachError> {
+        let PortBinding { host_ip, protocol, .. } = self.binding;
+        let place = |way: &Way| match host_ip {
+            None => Some((HostPort::any(Family::of(way.inside), protocol, 0), *way)),
+            Some(address) => (Family::of(address) == Family::of(way.inside))
+                .then_some((HostPort { address, protocol, port: 0 }, *way)),
+        };
+        let places: Vec<_> = self.ways.iter().filter_map(place).collect();
+        match host_ip {
+            Some(address) if places.is_empty() => Err(AttachError::PortFamily(address)),
+            _ => Ok(places),
+        }
+    }
 }
 
 /// A host port that is taken.
@@ -51,8 +83,11 @@ struct Lease {
 #[derive(Debug)]
 pub struct Host {
     home: Netns,
-    /// The table's name.
+    /// The families that the kernel has.
+    families: Vec<Family>,
+    /// The tables' name.
     table: String,
+    firewall: FirewallMode,
     bridges: BTreeMap<String, BridgeRules>,
     leases: BTreeMap<HostPort, Lease>,
     /// What a daemon before us published, until its containers are adopted or [`Host::settle`].
@@ -60,29 +95,33 @@ pub struct Host {
     /// What every node of the cluster publishes.
     mesh: MeshPorts,
     /// What the kernel has.
-    applied: Option<Table>,
+    applied: Vec<Held>,
+    /// What still waited when the tables were removed must not bring them back.
+    closed: bool,
 }
 
 impl Host {
     /// Prepares the namespace, and reads what was published before.
-    pub async fn open(home: Netns, table: String) -> Result<Host, KernelError> {
+    pub async fn open(home: Netns, table: String, firewall: FirewallMode) -> Result<Host, KernelError> {
         let name = table.clone();
         let read = move || {
             set_sysctl("ipv4/ip_forward", "1");
-            if let Err(error) = nft::ensure(&rules::user()) {
-                // An administrator may have made it otherwise: it is his.
-                tracing::warn!(table = rules::USER, %error, "table for the administrator's rules could not be made");
+            let families = netns::families();
+            let (mut inherited, mut mesh) = (BTreeMap::new(), BTreeMap::new());
+            for family in families.iter().copied() {
+                ensure_user_table(family);
+                for map in [rules::BY_ADDRESS, rules::ANY] {
+                    inherited.extend(read_ports(family, &name, map)?);
+                }
+                mesh.extend(read_ports(family, &name, rules::MESH)?);
             }
-            let mut inherited = BTreeMap::new();
-            for map in [rules::BY_ADDRESS, rules::ANY] {
-                inherited.extend(read_ports(&name, map)?);
-            }
-            Ok((inherited, MeshPorts::inherit(read_ports(&name, rules::MESH)?)))
+            Ok((families, inherited, MeshPorts::inherit(mesh)))
         };
-        let (inherited, mesh) =
+        let (families, inherited, mesh) =
             home.act(format!("rules of table `{table}` could not be listed"), read).await?;
         let (bridges, leases) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Host { home, table, bridges, leases, inherited, mesh, applied: None })
+        let (applied, closed) = (Vec::new(), false);
+        Ok(Host { home, families, table, firewall, bridges, leases, inherited, mesh, applied, closed })
     }
 
     /// Adds or changes a bridge's rules.
@@ -109,21 +148,20 @@ impl Host {
         &mut self,
         owner: Endpoint,
         ports: Vec<Publish>,
-        inside: IpAddr,
     ) -> Result<Vec<BoundPort>, AttachError> {
         let mut bound = Vec::new();
         let mut taken = Vec::new();
         let mut failed = None;
         for port in &ports {
-            match self.lease(&owner, port, inside).await {
-                Ok(host) => {
-                    taken.push(host);
-                    bound.push(BoundPort {
-                        host_ip: host.address.into(),
+            match self.lease(&owner, port).await {
+                Ok(hosts) => {
+                    bound.extend(hosts.iter().map(|host| BoundPort {
+                        host_ip: host.address,
                         host_port: host.port,
                         container_port: port.binding.container_port,
                         protocol: host.protocol,
-                    });
+                    }));
+                    taken.extend(hosts);
                 }
                 Err(error) => {
                     failed = Some(error);
@@ -147,7 +185,7 @@ impl Host {
     /// UDP clients that were already sending get the new rules too.
     async fn forget_flows(&self, ports: &[HostPort]) {
         for port in ports.iter().filter(|port| port.protocol == Protocol::Udp) {
-            conntrack::forget(&self.home, Doomed::UdpTo(port.port)).await;
+            conntrack::forget(&self.home, Doomed::UdpTo { family: port.family(), port: port.port }).await;
         }
     }
 
@@ -158,8 +196,7 @@ impl Host {
         ports: Vec<(BoundPort, Target)>,
     ) -> Result<(), KernelError> {
         for (port, target) in ports {
-            let IpAddr::V4(address) = port.host_ip else { continue };
-            let host = HostPort { address, protocol: port.protocol, port: port.host_port };
+            let host = HostPort { address: port.host_ip, protocol: port.protocol, port: port.host_port };
             let reserved = self.home.run(move || reserve(host)).await.and_then(std::convert::identity);
             if let Err(error) = &reserved {
                 tracing::warn!(?host, %error, "published port is not reserved: another process has it");
@@ -181,109 +218,210 @@ impl Host {
         let inherited = std::mem::take(&mut self.inherited);
         self.apply().await?;
         let leased = self.leases.values().map(|lease| lease.target);
-        let live: BTreeSet<Ipv4Addr> =
+        let live: BTreeSet<IpAddr> =
             leased.chain(self.mesh.targets().into_values()).map(|target| target.address).collect();
-        let gone: BTreeSet<Ipv4Addr> = inherited.values().map(|target| target.address).collect();
+        let gone: BTreeSet<IpAddr> = inherited.values().map(|target| target.address).collect();
         for address in gone.difference(&live) {
-            conntrack::forget(&self.home, Doomed::AnsweredBy((*address).into())).await;
+            conntrack::forget(&self.home, Doomed::AnsweredBy(*address)).await;
         }
         Ok(())
     }
 
     /// Removes the tables.
     pub async fn close(&mut self) -> Result<(), KernelError> {
+        self.closed = true;
         self.leases.clear();
         self.bridges.clear();
         self.inherited.clear();
         self.mesh = MeshPorts::default();
-        self.applied = None;
+        self.applied.clear();
         let table = self.table.clone();
         let action = format!("table `{table}` could not be removed");
-        let remove = move || nft::commit(None, None, &table).and(nft::commit(None, None, rules::USER));
-        self.home.act(action, remove).await.map(|_| ())
+        let remove = move || nft::remove(&table).and(nft::remove(rules::USER));
+        self.home.act(action, remove).await
     }
 
     async fn apply(&mut self) -> Result<(), KernelError> {
         let mut ports = self.inherited.clone();
         ports.extend(self.leases.iter().map(|(port, lease)| (*port, lease.target)));
-        let wanted = rules::host(&self.table, &self.bridges, &ports, &self.mesh.targets());
-        let before = self.applied.take();
+        let mesh = self.mesh.targets();
+        let table = |family| rules::host(family, &self.table, &self.bridges, &ports, &mesh);
+        let mut wanted: Vec<Table> = self.families.iter().copied().map(table).collect();
+        let before = std::mem::take(&mut self.applied);
         let action = format!("rules of table `{}` could not be changed", self.table);
-        let commit = move || {
-            nft::commit(before.as_ref(), Some(&wanted), &wanted.name)?;
-            Ok(wanted)
-        };
         // After an error it is unknown what the kernel has, so the next change replaces all of it.
-        self.applied = Some(self.home.act(action, commit).await?);
+        let firewall = self.firewall;
+        let settle = move || {
+            if firewall == FirewallMode::Input {
+                let chains = nft::base_chains()?;
+                let closed = wanted.iter_mut().filter(|table| is_closed(table.family, &chains));
+                closed.for_each(rules::require_consent);
+            }
+            nft::settle(before, wanted)
+        };
+        let (held, settled) = self.home.act(action, settle).await?;
+        self.applied = held;
+        if settled == Settled::Repaired {
+            tracing::warn!(table = self.table, "somebody else changed the rules; they are put right");
+        }
         Ok(())
     }
 
-    /// Finds and takes a host port.
-    async fn lease(
-        &mut self,
-        owner: &Endpoint,
-        port: &Publish,
-        inside: IpAddr,
-    ) -> Result<HostPort, AttachError> {
-        let PortBinding { host_ip, host_port, host_port_end, container_port, protocol } = port.binding;
-        let address = match host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()) {
-            IpAddr::V4(address) => address,
-            other @ IpAddr::V6(_) => return Err(AttachError::PortFamily(other)),
+    /// Looks whether the kernel still has what it was given, and puts right what it has not.
+    pub async fn check(&mut self) -> Result<(), KernelError> {
+        // Without rules nothing is damaged.
+        if self.closed || (self.applied.is_empty() && self.bridges.is_empty()) {
+            return Ok(());
+        }
+        let families = self.families.clone();
+        let subnets = self.bridges.values().flat_map(|bridge| &bridge.subnets);
+        let has_v6 = subnets.into_iter().any(|subnet| subnet.family() == Family::V6);
+        let settings = move || {
+            set_sysctl("ipv4/ip_forward", "1");
+            if has_v6 {
+                forward_ipv6();
+            }
+            families.into_iter().for_each(ensure_user_table);
+            Ok(())
         };
-        let wanted = HostPort { address, protocol, port: host_port };
+        self.home.act("settings could not be looked at", settings).await?;
+        self.apply().await
+    }
+
+    /// Whether the kernel has what it should; nothing is changed.
+    pub async fn examine(&self) -> Result<Vec<Finding>, KernelError> {
+        let held = self.applied.clone();
+        let look = move || {
+            let is_held = nft::are_held(&held)?;
+            let forwards = fs::read_to_string("/proc/sys/net/ipv4/ip_forward")?.trim() == "1";
+            Ok((is_held, forwards, nft::base_chains()?))
+        };
+        let (is_held, forwards, chains) = self.home.act("rules could not be listed", look).await?;
+        let subject = format!("table {}", self.table);
+        let mut findings = vec![if is_held {
+            Finding::good(subject, "is as it should be")
+        } else {
+            Finding::bad(
+                subject,
+                "was changed by somebody else",
+                "the daemon puts it right by itself; find out who changes it with `nft monitor`",
+            )
+        }];
+        if !forwards {
+            let remedy = "the daemon turns it on by itself; find out who turns it off, such as a file in /etc/sysctl.d";
+            findings.push(Finding::bad("net.ipv4.ip_forward", "is off", remedy));
+        }
+        findings.extend(check::strangers(&chains, OWN_TABLES));
+        Ok(findings)
+    }
+
+    /// What can be reached here, and by which filters it comes.
+    pub async fn audit(&self, services: MeshServices) -> Result<Exposure, KernelError> {
+        let chains = self.home.act("chains could not be listed", nft::base_chains).await?;
+        let exposed = |port: &HostPort, target: Target, owner| Exposed {
+            host_ip: port.address,
+            host_port: port.port,
+            protocol: port.protocol,
+            owner,
+            target: (target.address, target.port),
+        };
+        let leased = self.leases.iter().map(|(port, lease)| {
+            let (id, network_id) = (lease.owner.container.clone(), lease.owner.network.clone());
+            exposed(port, lease.target, Owned::Container { id, network_id })
+        });
+        let unclaimed = self.inherited.iter().filter(|(port, _)| !self.leases.contains_key(port));
+        let unclaimed = unclaimed.map(|(port, target)| exposed(port, *target, Owned::Unclaimed));
+        let targets = self.mesh.targets();
+        let mesh = targets.iter().map(|(port, target)| {
+            let service_id = services.get(&(port.protocol, port.port)).cloned().unwrap_or_default();
+            exposed(port, *target, Owned::Mesh { service_id })
+        });
+        let ports = leased.chain(unclaimed).chain(mesh).collect();
+        let ours = |chain: &nft::BaseChain| chain.table.starts_with(OWN_TABLES) && chain.table != rules::USER;
+        let chains = chains.into_iter().filter(|chain| !ours(chain)).collect();
+        Ok(Exposure { ports, filters: check::filters(chains) })
+    }
+
+    /// Finds and takes a host port: the same number on every address that it is published on.
+    async fn lease(&mut self, owner: &Endpoint, port: &Publish) -> Result<Vec<HostPort>, AttachError> {
+        let PortBinding { host_port, host_port_end, .. } = port.binding;
+        let places = port.places()?;
+        let Some((first, _)) = places.first() else { return Ok(Vec::new()) };
+        let exhausted = AttachError::PortsExhausted { address: first.address };
         if host_port == 0 {
-            return self.lease_any(owner, port.target, wanted).await;
+            return self.lease_any(owner, &places).await.ok_or(exhausted);
         }
         let is_range = host_port_end > host_port;
         for number in host_port..=host_port_end.max(host_port) {
-            let host = HostPort { port: number, ..wanted };
-            if self.conflicts(host) {
-                if is_range {
-                    continue;
-                }
-                return Err(AttachError::PortAllocated { address: address.into(), port: number });
-            }
-            match self.reserve(host).await {
-                Ok((socket, _)) => {
-                    self.take(owner, port.target, host, socket);
-                    return Ok(host);
-                }
+            match self.reserve_all(&places, number, port.binding.container_port).await {
+                Ok(sockets) => return Ok(self.take(owner, &places, number, sockets)),
                 Err(_) if is_range => {}
-                Err(error) => {
-                    let source = in_dockers_words(error);
-                    let target = format!("{inside}:{container_port}");
-                    let address = address.into();
-                    return Err(AttachError::PortBind { address, port: number, target, protocol, source });
-                }
+                Err(error) => return Err(error),
             }
         }
-        Err(AttachError::PortsExhausted { address: address.into() })
+        Err(exhausted)
     }
 
-    async fn lease_any(
+    async fn lease_any(&mut self, owner: &Endpoint, places: &[(HostPort, Way)]) -> Option<Vec<HostPort>> {
+        for _ in 0..EPHEMERAL_TRIES {
+            let (first, rest) = places.split_first()?;
+            let (socket, number) = self.reserve(first.0).await.ok()?;
+            if self.conflicts(HostPort { port: number, ..first.0 }) {
+                continue;
+            }
+            // Whoever has the number in the other family only costs another try.
+            if let Ok(sockets) = self.reserve_all(rest, number, 0).await {
+                let sockets = std::iter::once(socket).chain(sockets).collect();
+                return Some(self.take(owner, places, number, sockets));
+            }
+        }
+        None
+    }
+
+    /// Keeps a number on all places, or on none.
+    async fn reserve_all(
+        &self,
+        places: &[(HostPort, Way)],
+        number: u16,
+        container_port: u16,
+    ) -> Result<Vec<OwnedFd>, AttachError> {
+        let mut sockets = Vec::new();
+        for (place, way) in places {
+            let host = HostPort { port: number, ..*place };
+            if self.conflicts(host) {
+                return Err(AttachError::PortAllocated { address: host.address, port: number });
+            }
+            let reserved = self.reserve(host).await;
+            sockets.push(reserved.map(|(socket, _)| socket).map_err(|error| AttachError::PortBind {
+                host: SocketAddr::new(host.address, number),
+                target: SocketAddr::new(way.inside, container_port),
+                protocol: host.protocol,
+                source: in_dockers_words(error),
+            })?);
+        }
+        Ok(sockets)
+    }
+
+    fn take(
         &mut self,
         owner: &Endpoint,
-        target: Target,
-        wanted: HostPort,
-    ) -> Result<HostPort, AttachError> {
-        for _ in 0..EPHEMERAL_TRIES {
-            let Ok((socket, number)) = self.reserve(wanted).await else { break };
-            let host = HostPort { port: number, ..wanted };
-            if !self.conflicts(host) {
-                self.take(owner, target, host, socket);
-                return Ok(host);
-            }
+        places: &[(HostPort, Way)],
+        port: u16,
+        sockets: Vec<OwnedFd>,
+    ) -> Vec<HostPort> {
+        let mut taken = Vec::new();
+        for ((place, way), socket) in places.iter().zip(sockets) {
+            let host = HostPort { port, ..*place };
+            let lease = Lease { owner: owner.clone(), target: way.target, _reserved: Some(socket) };
+            self.leases.insert(host, lease);
+            taken.push(host);
         }
-        Err(AttachError::PortsExhausted { address: wanted.address.into() })
-    }
-
-    fn take(&mut self, owner: &Endpoint, target: Target, host: HostPort, socket: OwnedFd) {
-        self.leases.insert(host, Lease { owner: owner.clone(), target, _reserved: Some(socket) });
+        taken
     }
 
     /// Whether we have the port already, on an address that `wanted` includes.
     fn conflicts(&self, wanted: HostPort) -> bool {
-        self.holder(wanted).is_some() || self.mesh.has(wanted.protocol, wanted.port)
+        self.holder(wanted).is_some() || self.mesh.has(wanted)
     }
 
     /// Which of our containers has the port.
@@ -291,6 +429,7 @@ impl Host {
         let overlaps = |taken: &HostPort| {
             taken.port == wanted.port
                 && taken.protocol == wanted.protocol
+                && taken.family() == wanted.family()
                 && (taken.address == wanted.address
                     || taken.address.is_unspecified()
                     || wanted.address.is_unspecified())
@@ -300,6 +439,29 @@ impl Host {
 
     async fn reserve(&self, host: HostPort) -> io::Result<(OwnedFd, u16)> {
         self.home.run(move || reserve(host)).await?
+    }
+}
+
+/// Whether the host drops by itself what ends at it.
+fn is_closed(family: Family, chains: &[nft::BaseChain]) -> bool {
+    let other = match family {
+        Family::V4 => "ip6",
+        Family::V6 => "ip",
+    };
+    let closes = |chain: &nft::BaseChain| {
+        chain.hook == nft::Hooked::Input && chain.drops && !chain.table.starts_with(OWN_TABLES)
+    };
+    chains.iter().any(|chain| chain.family != other && closes(chain))
+}
+
+/// Makes the administrator's table, unless it is there: what he has in it is his.
+fn ensure_user_table(family: Family) {
+    let made = nft::has_chain(family, rules::USER, rules::USER_CHAIN).and_then(|is_there| match is_there {
+        true => Ok(()),
+        false => nft::ensure(&rules::user(family)),
+    });
+    if let Err(error) = made {
+        tracing::warn!(table = rules::USER, %error, "table for the administrator's rules could not be made");
     }
 }
 
@@ -313,7 +475,7 @@ fn in_dockers_words(error: io::Error) -> io::Error {
 }
 
 /// The ports that a map of ours has in the kernel, in the calling thread's namespace.
-fn read_ports(table: &str, map: &str) -> io::Result<BTreeMap<HostPort, Target>> {
-    let elements = nft::elements(table, map)?;
-    Ok(elements.iter().filter_map(|(key, value)| rules::read_port((key, value))).collect())
+fn read_ports(family: Family, table: &str, map: &str) -> io::Result<BTreeMap<HostPort, Target>> {
+    let elements = nft::elements(family, table, map)?;
+    Ok(elements.iter().filter_map(|(key, value)| rules::read_port(family, (key, value))).collect())
 }

@@ -8,14 +8,15 @@
 //! Is not: which network a container joins, or which address a task has in the cluster. The engine and
 //! the managers decide that.
 //! Start at [`Networks`]; then [`plan`] (what should exist, pure), `link` (making it so) and `nft`.
-#![forbid(unsafe_code)]
 
 mod actor;
 mod bridge;
+pub mod check;
 mod conntrack;
 mod dns;
 pub mod error;
 mod host;
+mod icmp;
 mod link;
 pub mod model;
 mod names;
@@ -25,10 +26,15 @@ mod nft;
 mod overlay;
 pub mod plan;
 mod rules;
+pub mod tunnel;
+mod watch;
 
+pub use check::{Exposed, Exposure, Filter, Finding, Owned};
 pub use error::{
     AttachError, CreateBridgeError, KernelError, NetnsError, OpenError, OverlayError, RemoveError,
+    TunnelError,
 };
 pub use model::*;
 pub use netns::Netns;
 pub use networks::Networks;
+pub use tunnel::{OverlayTunnel, TUNNEL_PORT, TunnelPeer, TunnelPeerStatus};

@@ -97,17 +97,23 @@ impl Route {
         Err(io::Error::other(format!("the kernel does not keep what it is told: {:?}", taken.last())))
     }
 
-    /// Everything that plans speak of.
-    pub fn list(&mut self) -> io::Result<Found> {
+    /// Links and addresses. Routes and neighbours may be many where they are not ours.
+    pub fn links_and_addresses(&mut self) -> io::Result<Found> {
         let links = self.links()?;
-        let names: BTreeMap<u32, String> =
-            links.iter().map(|link| (link.index, link.link.name.clone())).collect();
+        let names = names_of(&links);
         let mut found = Found { links, ..Found::default() };
         for message in self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))? {
             if let RouteNetlinkMessage::NewAddress(message) = message {
                 found.addresses.extend(read_address(&message, &names));
             }
         }
+        Ok(found)
+    }
+
+    /// Everything that plans speak of.
+    pub fn list(&mut self) -> io::Result<Found> {
+        let mut found = self.links_and_addresses()?;
+        let names = names_of(&found.links);
         for family in [AddressFamily::Unspec, AddressFamily::Bridge] {
             let mut request = NeighbourMessage::default();
             request.header.family = family;
@@ -276,10 +282,10 @@ impl Route {
                 self.request(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
             }
             Step::SetDefaultRoute(gateway) => self.set_default_route(index(&gateway.link)?, gateway.address),
-            Step::RemoveMark(mark) => self.remove_mark(*mark),
+            Step::RemoveMark(family, mark) => self.remove_mark(*family, *mark),
             Step::RemoveMarkedRoute(route) => self.remove_marked_route(route, index(&route.link)?),
             Step::SetMarkedRoute(route) => self.set_marked_route(route, index(&route.link)?),
-            Step::AddMark(mark) => self.add_mark(*mark),
+            Step::AddMark(family, mark) => self.add_mark(*family, *mark),
         }
     }
 
@@ -307,6 +313,17 @@ impl Route {
             }
             LinkKind::Veth | LinkKind::Other => Err(io::Error::other("only bridges and VXLAN are planned")),
         }
+    }
+
+    /// Makes a WireGuard interface in the namespace `netns`; its UDP socket is in this one.
+    pub fn create_wireguard(&mut self, name: &str, netns: RawFd) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Wireguard)]),
+            LinkAttribute::NetNsFd(netns),
+        ];
+        self.request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
     }
 
     fn set_port(&mut self, link: u32, bridge: u32, port: &Port) -> io::Result<()> {
@@ -421,6 +438,11 @@ fn vxlan_info(vxlan: Vxlan) -> Vec<InfoVxlan> {
         IpAddr::V6(local) => InfoVxlan::Local6(local),
     }));
     info
+}
+
+/// The links' names, by number.
+fn names_of(links: &[FoundLink]) -> BTreeMap<u32, String> {
+    links.iter().map(|link| (link.index, link.link.name.clone())).collect()
 }
 
 fn named_link(name: &str) -> LinkMessage {

@@ -4,8 +4,10 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use rswarm_base::ipam::Subnet;
+use rswarm_base::ipam::{Family, Subnet};
 use serde::{Deserialize, Serialize};
+
+use crate::tunnel::OverlayTunnel;
 
 /// The identifier and the name of the bridge that every daemon has.
 pub const DEFAULT_BRIDGE: &str = "bridge";
@@ -18,10 +20,30 @@ pub struct Config {
     /// Where overlay sandboxes are pinned. Becomes a mount of its own, so that a process in another mount
     /// namespace can let go of all of them by detaching this one path.
     pub netns_dir: PathBuf,
+    /// What the device of encrypted overlays keeps while there is one: its socket, and which networks need it.
+    pub tunnel_dir: PathBuf,
+    /// The program that is the device as `tunnel …`, where the kernel has no WireGuard.
+    pub tunnel_exe: PathBuf,
     /// Whether there is a default bridge. Without one, overlays have no way out and publish no ports.
     pub default_bridge: bool,
+    /// Whether containers on the default bridge have IPv6 addresses.
+    pub default_bridge_ipv6: bool,
+    /// The default bridge's IPv6 subnet; `None` takes a free one.
+    pub fixed_cidr_v6: Option<Subnet>,
     /// Subnets that bridges are given when none is asked for, in order; empty means Docker's own.
     pub bridge_pools: Vec<Subnet>,
+    /// Whether published ports are open by themselves.
+    pub firewall: FirewallMode,
+}
+
+/// Whether published ports are open by themselves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum FirewallMode {
+    /// To everybody, as Docker's.
+    #[default]
+    Open,
+    /// While the host lets in by itself what ends at it; else only where the administrator's rules consent.
+    Input,
 }
 
 /// A MAC address.
@@ -57,14 +79,10 @@ pub struct BridgeSpec {
     pub name: String,
     /// The host's interface, when the user chose it.
     pub interface: Option<String>,
-    /// Its subnet; `None` takes the first free pool.
-    pub subnet: Option<Subnet>,
-    /// The part of the subnet that addresses are chosen from.
-    pub ip_range: Option<Subnet>,
-    /// The gateway; `None` is the first address of the subnet.
-    pub gateway: Option<IpAddr>,
-    /// Addresses that no container gets.
-    pub reserved: Vec<IpAddr>,
+    /// The families of its addresses.
+    pub families: Vec<Family>,
+    /// Its subnets as far as they are asked for, at most one of each family.
+    pub pools: Vec<Pool>,
     /// No way in or out but the bridge itself.
     pub internal: bool,
     /// Whether containers on it reach each other.
@@ -73,7 +91,7 @@ pub struct BridgeSpec {
     pub masquerade: bool,
     /// The interfaces' MTU; `None` is 1500.
     pub mtu: Option<u32>,
-    /// Where ports are published when a binding names no address; `None` is 0.0.0.0.
+    /// Where ports are published when a binding names no address; `None` is all addresses.
     pub host_binding: Option<IpAddr>,
 }
 
@@ -85,10 +103,8 @@ impl BridgeSpec {
             id: id.to_owned(),
             name: name.to_owned(),
             interface: None,
-            subnet: None,
-            ip_range: None,
-            gateway: None,
-            reserved: Vec::new(),
+            families: vec![Family::V4],
+            pools: Vec::new(),
             internal: false,
             icc: true,
             masquerade: true,
@@ -98,17 +114,46 @@ impl BridgeSpec {
     }
 }
 
+/// One subnet of a bridge as asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pool {
+    /// The subnet; `None` takes the first free one of the family.
+    pub subnet: Option<Subnet>,
+    /// Of which family it is.
+    pub family: Family,
+    /// The part of the subnet that addresses are chosen from.
+    pub range: Option<Subnet>,
+    /// The gateway; `None` is the first address of the subnet.
+    pub gateway: Option<IpAddr>,
+    /// Addresses that no container gets.
+    pub reserved: Vec<IpAddr>,
+}
+
+impl Pool {
+    /// One of which nothing is asked.
+    #[must_use]
+    pub fn any(family: Family) -> Pool {
+        Pool { subnet: None, family, range: None, gateway: None, reserved: Vec::new() }
+    }
+}
+
 /// A bridge network as it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BridgeInfo {
     /// The network's identifier.
     pub id: String,
     /// The host's interface.
     pub interface: String,
-    /// Its subnet.
-    pub subnet: Subnet,
-    /// The bridge's own address.
-    pub gateway: IpAddr,
+    /// Its subnets, each with the bridge's own address in it; IPv4 first.
+    pub subnets: Vec<(Subnet, IpAddr)>,
+}
+
+impl BridgeInfo {
+    /// The subnet of a family, and the bridge's own address in it.
+    #[must_use]
+    pub fn of(&self, family: Family) -> Option<(Subnet, IpAddr)> {
+        self.subnets.iter().find(|(subnet, _)| subnet.family() == family).copied()
+    }
 }
 
 /// Transport protocol of a published port.
@@ -133,7 +178,7 @@ impl fmt::Display for Protocol {
 /// A port to publish on the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortBinding {
-    /// The host's address; `None` is all of them.
+    /// The host's address; `None` is all of them, of the families that the container has addresses of.
     pub host_ip: Option<IpAddr>,
     /// The host's port; 0 lets the kernel choose one.
     pub host_port: u16,
@@ -148,7 +193,7 @@ pub struct PortBinding {
 /// A published port as it is.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct BoundPort {
-    /// The host's address, `0.0.0.0` for all.
+    /// The host's address, `0.0.0.0` or `::` for all of its family.
     pub host_ip: IpAddr,
     /// The host's port.
     pub host_port: u16,
@@ -167,38 +212,66 @@ pub struct AttachRequest {
     pub network_id: String,
     /// The interface's name inside: `eth0`.
     pub interface: String,
-    /// Its address. A bridge chooses one when there is none; an overlay's comes from the cluster.
-    pub address: Option<IpAddr>,
-    /// Its MAC; `None` derives it from the address, as Docker does.
+    /// Its addresses, at most one of each family. A bridge chooses those that are missing; an overlay's come
+    /// from the cluster.
+    pub addresses: Vec<IpAddr>,
+    /// Its MAC; `None` derives it from the first address, as Docker does.
     pub mac: Option<Mac>,
-    /// Whether the container's default route goes through this network (an internal network has none).
-    pub default_route: bool,
-    /// Ports to publish on the host.
+    /// The families whose default route goes through this network (an internal network has none).
+    pub default_routes: Vec<Family>,
+    /// Ports to publish on the host, in the families whose default route goes this way: answers must find back.
     pub publish: Vec<PortBinding>,
     /// Names that others on the same user-defined bridge find it by; the first is its name in PTR answers.
     /// An overlay's names come with [`Overlay::endpoints`].
     pub names: Vec<String>,
 }
 
+impl AttachRequest {
+    /// The addresses that ports are published of.
+    pub(crate) fn published<'a>(&'a self, attached: &'a Attached) -> impl Iterator<Item = IpAddr> + 'a {
+        attached.ips().filter(|address| self.default_routes.contains(&Family::of(*address)))
+    }
+}
+
+/// An address of an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placed {
+    /// The address.
+    pub address: IpAddr,
+    /// Its prefix length.
+    pub prefix: u8,
+    /// The network's gateway in this family; `None` when it has no way out.
+    pub gateway: Option<IpAddr>,
+}
+
 /// An endpoint as it is. Callers keep it and hand it back to [`crate::Networks::adopt`] after a restart.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attached {
     /// The network.
     pub network_id: String,
     /// The interface's name inside.
     pub interface: String,
-    /// The address.
-    pub address: IpAddr,
-    /// The prefix length of the address.
-    pub prefix: u8,
-    /// The network's gateway; `None` when it has no way out.
-    pub gateway: Option<IpAddr>,
+    /// Its addresses, at most one of each family; IPv4 first.
+    pub addresses: Vec<Placed>,
     /// The MAC.
     pub mac: Mac,
     /// Ports published on the host.
     pub ports: Vec<BoundPort>,
     /// The names it is found by.
     pub names: Vec<String>,
+}
+
+impl Attached {
+    /// The addresses alone.
+    pub fn ips(&self) -> impl Iterator<Item = IpAddr> {
+        self.addresses.iter().map(|placed| placed.address)
+    }
+
+    /// Its address of a family.
+    #[must_use]
+    pub fn of(&self, family: Family) -> Option<Placed> {
+        self.addresses.iter().find(|placed| Family::of(placed.address) == family).copied()
+    }
 }
 
 /// Where a container's DNS looks.
@@ -235,9 +308,12 @@ pub struct Overlay {
     pub services: Vec<OverlayService>,
     /// What makes this the network of the routing mesh; `None` for all others.
     pub mesh: Option<Mesh>,
+    /// How its traffic is encrypted; `None` when it is not. Nodes' addresses are those inside the tunnel then, but
+    /// for `local_addr`.
+    pub tunnel: Option<OverlayTunnel>,
 }
 
-/// A service with a virtual address: connections to it go to one of the service's ready endpoints.
+/// A service with virtual addresses: connections to it go to one of the service's ready endpoints.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OverlayService {
     /// The service.
@@ -246,16 +322,16 @@ pub struct OverlayService {
     pub name: String,
     /// Its aliases in this network.
     pub aliases: Vec<String>,
-    /// The virtual address.
-    pub address: IpAddr,
+    /// The virtual addresses, at most one of each family.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// The routing mesh: what is published on every node leads to ready tasks, wherever they are. The network's
 /// sandboxes are routers between nodes; only they know which nodes there are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mesh {
-    /// This node's own address in the network.
-    pub address: IpAddr,
+    /// This node's own addresses in the network, at most one of each family.
+    pub addresses: Vec<IpAddr>,
     /// The MAC that goes with it.
     pub mac: Mac,
     /// Every other node of the cluster.
@@ -267,9 +343,9 @@ pub struct Mesh {
 /// Another node's sandbox, as a router in the mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MeshNode {
-    /// Its address in the network.
-    pub address: IpAddr,
-    /// The MAC that goes with it.
+    /// Its addresses in the network, at most one of each family.
+    pub addresses: Vec<IpAddr>,
+    /// The MAC that goes with them.
     pub mac: Mac,
     /// The node's data-path address.
     pub node_addr: IpAddr,

@@ -26,11 +26,11 @@ impl NameTable {
         NameTable { network: network.to_ascii_lowercase(), ..NameTable::default() }
     }
 
-    /// A container's names; the first one answers for its address.
-    pub fn add_container(&mut self, names: &[String], address: IpAddr) {
-        names.iter().for_each(|name| self.add(name, &[address]));
+    /// A container's names; the first one answers for its addresses.
+    pub fn add_container(&mut self, names: &[String], addresses: &[IpAddr]) {
+        names.iter().for_each(|name| self.add(name, addresses));
         if let Some(first) = names.first() {
-            self.reverse.insert(address, first.clone());
+            self.reverse.extend(addresses.iter().map(|address| (*address, first.clone())));
         }
     }
 
@@ -50,13 +50,13 @@ impl NameTable {
         table
     }
 
-    /// A service with a virtual address answers with it, also while no task is ready: it is refused there.
+    /// A service with virtual addresses answers with them, also while no task is ready: it is refused there.
     fn add_service(&mut self, service: &OverlayService) {
         for name in [&service.name].into_iter().chain(&service.aliases).filter(|name| !name.is_empty()) {
-            self.add(name, &[service.address]);
+            self.add(name, &service.addresses);
             self.add(&format!("tasks.{name}"), &[]);
         }
-        self.reverse.insert(service.address, service.name.clone());
+        self.reverse.extend(service.addresses.iter().map(|address| (*address, service.name.clone())));
     }
 
     fn add_endpoint(&mut self, endpoint: &OverlayEndpoint, is_balanced: bool) {
@@ -183,6 +183,7 @@ mod tests {
             endpoints,
             services,
             mesh: None,
+            tunnel: None,
         };
         let names = Names::default();
         names.publish("n", NameTable::of_overlay(&overlay));
@@ -218,7 +219,7 @@ mod tests {
             id: "service".into(),
             name: name.into(),
             aliases: vec!["www".into()],
-            address: IpAddr::from([10, 0, 1, 200]),
+            addresses: vec![IpAddr::from([10, 0, 1, 200])],
         };
         let names = publish(vec![endpoint(1, true), endpoint(2, false)], vec![service("Web")]);
         for name in ["web", "www", "web.back.end"] {

@@ -5,10 +5,11 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::mount::{MntFlags, MsFlags};
 use nix::sched::CloneFlags;
+use rswarm_base::ipam::Family;
 use tokio::sync::oneshot;
 
 use crate::error::{KernelError, NetnsError};
@@ -54,6 +55,12 @@ impl Netns {
 
     fn open(path: &Path) -> io::Result<Netns> {
         Ok(Netns(Arc::new(File::open(path)?.into())))
+    }
+
+    /// Whether both are the same namespace.
+    pub(crate) fn is_same(&self, other: &Netns) -> bool {
+        let identity = |netns: &Netns| rustix::fs::fstat(netns).map(|stat| (stat.st_dev, stat.st_ino));
+        identity(self).is_ok_and(|ours| identity(other) == Ok(ours))
     }
 
     /// The raw descriptor, for netlink attributes.
@@ -106,25 +113,33 @@ where
     answer.await.unwrap_or_else(|_| Err(io::Error::other("the thread in the network namespace panicked")))
 }
 
-/// The directory of pinned namespaces, a mount of its own.
+/// The directory of pinned namespaces; a mount of its own from the first pin on.
 #[derive(Debug, Clone)]
-pub(crate) struct Pins(PathBuf);
+pub(crate) struct Pins {
+    dir: PathBuf,
+    /// Held while the directory is made a mount.
+    mounting: Arc<Mutex<()>>,
+}
 
 impl Pins {
-    /// Makes the directory a private bind mount of itself, unless it is one.
+    /// Makes the directory.
     pub(crate) fn open(dir: &Path) -> io::Result<Pins> {
         fs::create_dir_all(dir)?;
-        let dir = dir.canonicalize()?;
-        if !is_mount_point(&dir)? {
-            mount(Some(&dir), &dir, MsFlags::MS_BIND)?;
+        Ok(Pins { dir: dir.canonicalize()?, mounting: Arc::default() })
+    }
+
+    /// A private bind mount of itself: what is pinned below spreads to no other mount namespace.
+    fn be_private(&self) -> io::Result<()> {
+        let _one_at_a_time = self.mounting.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_mount_point(&self.dir)? {
+            mount(Some(&self.dir), &self.dir, MsFlags::MS_BIND)?;
         }
-        mount(None, &dir, MsFlags::MS_PRIVATE)?;
-        Ok(Pins(dir))
+        mount(None, &self.dir, MsFlags::MS_PRIVATE)
     }
 
     /// The pin of that name.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
+        self.dir.join(name)
     }
 
     /// The namespace pinned under that name, if there is one.
@@ -139,6 +154,7 @@ impl Pins {
 
     /// Pins a namespace.
     pub(crate) fn pin(&self, name: &str, netns: &Netns) -> io::Result<()> {
+        self.be_private()?;
         let path = self.path(name);
         File::create(&path)?;
         mount(Some(&netns.fd_path()), &path, MsFlags::MS_BIND)
@@ -157,18 +173,20 @@ impl Pins {
         }
     }
 
-    /// The names of all pins.
+    /// The names of all pins, but those that are no network's: they begin with a dot.
     pub(crate) fn names(&self) -> io::Result<Vec<String>> {
-        fs::read_dir(&self.0)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+        let names =
+            fs::read_dir(&self.dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        names.filter(|name| !name.as_ref().is_ok_and(|name: &String| name.starts_with('.'))).collect()
     }
 
-    /// Undoes [`Pins::open`]; the directory must be empty.
+    /// Removes the directory and its mount; the directory must be empty.
     pub(crate) fn close(&self) -> io::Result<()> {
-        match nix::mount::umount2(&self.0, MntFlags::MNT_DETACH) {
+        match nix::mount::umount2(&self.dir, MntFlags::MNT_DETACH) {
             Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => {}
             Err(errno) => return Err(errno.into()),
         }
-        match fs::remove_dir(&self.0) {
+        match fs::remove_dir(&self.dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
@@ -185,6 +203,47 @@ fn is_mount_point(path: &Path) -> io::Result<bool> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     let escaped = path.to_string_lossy().replace('\\', "\\134").replace(' ', "\\040").replace('\t', "\\011");
     Ok(mounts.lines().any(|line| line.split(' ').nth(4) == Some(escaped.as_str())))
+}
+
+/// The families that the kernel has: one that was started without IPv6 shows none of its settings.
+pub(crate) fn families() -> Vec<Family> {
+    let has_v6 = Path::new("/proc/sys/net/ipv6").exists();
+    Family::ALL.into_iter().filter(|family| *family == Family::V4 || has_v6).collect()
+}
+
+/// Has an interface in the calling thread's namespace speak IPv6, or not. What it has is what it is given: it
+/// listens to no router, and waits for nobody to object to an address.
+pub(crate) fn set_ipv6(interface: &str, on: bool) {
+    if !families().contains(&Family::V6) {
+        return;
+    }
+    let set = |key: &str, value| set_sysctl(&format!("ipv6/conf/{interface}/{key}"), value);
+    if on {
+        set("accept_ra", "0");
+        set("accept_redirects", "0");
+        set("accept_dad", "0");
+    }
+    set("disable_ipv6", if on { "0" } else { "1" });
+}
+
+/// Lets the calling thread's namespace forward IPv6. Interfaces that listen to routers go on doing so, as they
+/// otherwise would not: the host would lose its own default route.
+/// spec: kernel Documentation/networking/ip-sysctl.rst accept_ra
+pub(crate) fn forward_ipv6() {
+    const CONF: &str = "/proc/sys/net/ipv6/conf";
+    if fs::read_to_string(format!("{CONF}/all/forwarding")).is_ok_and(|now| now.trim() == "1") {
+        return;
+    }
+    for entry in fs::read_dir(CONF).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let listens =
+            || fs::read_to_string(entry.path().join("accept_ra")).is_ok_and(|now| now.trim() == "1");
+        if name != "all" && listens() {
+            set_sysctl(&format!("ipv6/conf/{name}/accept_ra"), "2");
+        }
+    }
+    set_sysctl("ipv6/conf/default/forwarding", "1");
+    set_sysctl("ipv6/conf/all/forwarding", "1");
 }
 
 /// Writes a setting of the calling thread's network namespace, such as `ipv4/ip_forward`. One that the

@@ -4,17 +4,18 @@
 //! then the host. What is read often (which networks there are, what names lead to) is an immutable value
 //! swapped as a whole.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
 use rswarm_base::Scope;
-use rswarm_base::ipam::Subnet;
+use rswarm_base::ipam::{self, Family, Subnet, local_prefix};
 
 use crate::actor::Owner;
 use crate::bridge::{Bridge, Context, disconnect, shutting_down};
+use crate::check::{self, Exposure, Finding, MeshServices};
 use crate::dns;
 use crate::error::{
     AttachError, CreateBridgeError, KernelError, NetnsError, OpenError, OverlayError, RemoveError,
@@ -22,11 +23,13 @@ use crate::error::{
 use crate::host::Host;
 use crate::link::Route;
 use crate::model::{
-    AttachRequest, Attached, BridgeInfo, BridgeSpec, Config, DEFAULT_BRIDGE, DnsConfig, Overlay,
+    AttachRequest, Attached, BridgeInfo, BridgeSpec, Config, DEFAULT_BRIDGE, DnsConfig, Overlay, Pool,
 };
 use crate::names::Names;
-use crate::netns::{Netns, Pins};
-use crate::overlay::{OverlayNetwork, WayOut};
+use crate::netns::{self, Netns, Pins};
+use crate::overlay::{Keeper, OverlayNetwork, WayOut};
+use crate::tunnel::{Tunnel, TunnelPeerStatus};
+use crate::watch::{self, Listen, Watch};
 
 /// The kernel's limit on an interface's name.
 const INTERFACE_CHARS: usize = 15;
@@ -77,9 +80,15 @@ impl Networks {
         let pins = Pins::open(&config.netns_dir)
             .map_err(|source| OpenError::NetnsDir { path: config.netns_dir.clone(), source })?;
         let table = format!("rswarm-{}", config.daemon_id);
-        let host = Owner::spawn(&scope, Host::open(home.clone(), table).await?);
+        let host = Owner::spawn(&scope, Host::open(home.clone(), table, config.firewall).await?);
         let names = Names::default();
-        let context = Context { daemon_id: config.daemon_id.clone(), home, host, names };
+        let alias = format!("{}tunnel", Context::alias_prefix(&config.daemon_id));
+        let (exe, dir) = (config.tunnel_exe.clone(), config.tunnel_dir.clone());
+        let tunnel = Owner::spawn(&scope, Tunnel::new(exe, dir, alias, home.clone(), pins.clone()));
+        let (owner, watching) = (tunnel.clone(), scope.clone());
+        let watch = tunnel.call(move |tunnel| Box::pin(async move { tunnel.watch(watching, owner) }));
+        watch.await.map_err(|_| shutting_down())?;
+        let context = Context { daemon_id: config.daemon_id.clone(), home, host, names, tunnel };
         let directory = Directory::default();
         let registry = Registry {
             config: config.clone(),
@@ -95,9 +104,60 @@ impl Networks {
         if config.default_bridge {
             let mut spec = BridgeSpec::new(DEFAULT_BRIDGE, DEFAULT_BRIDGE);
             spec.interface = Some(format!("rsw-{}", config.daemon_id));
+            if config.default_bridge_ipv6 {
+                spec.families.push(Family::V6);
+                let pool = Pool { subnet: config.fixed_cidr_v6, ..Pool::any(Family::V6) };
+                spec.pools.push(pool);
+            }
             networks.create_bridge(spec).await.map_err(OpenError::DefaultBridge)?;
         }
+        networks.keep_home(&scope).await?;
         Ok(networks)
+    }
+
+    /// Puts right what others change in the daemon's namespace.
+    async fn keep_home(&self, scope: &Scope) -> Result<(), KernelError> {
+        let watch = Watch::open(&self.0.context.home, Listen::Home).await;
+        let watch = watch.map_err(|source| KernelError {
+            action: "changes in the daemon's network namespace could not be listened to".to_owned(),
+            source,
+        })?;
+        let networks = Arc::downgrade(&self.0);
+        watch::spawn(scope, watch, move || {
+            let networks = networks.upgrade().map(Networks);
+            Box::pin(async move {
+                let Some(networks) = networks else { return false };
+                networks.check_home().await;
+                true
+            })
+        });
+        Ok(())
+    }
+
+    async fn check_home(&self) {
+        let note = |error: &KernelError| {
+            tracing::warn!(error = %rswarm_base::Chain(error), "what others changed could not be put right");
+        };
+        if let Ok(Err(error)) = self.0.context.host.call(|host| Box::pin(host.check())).await {
+            note(&error);
+        }
+        let all: Vec<Network> = self.0.directory.load().values().cloned().collect();
+        let mut bridges_changed = false;
+        for network in &all {
+            let Network::Bridge(_, owner) = network else { continue };
+            match owner.call(|bridge| Box::pin(bridge.check())).await {
+                Ok(Ok(is_changed)) => bridges_changed |= is_changed,
+                Ok(Err(error)) => note(&error),
+                // Removed meanwhile.
+                Err(_) => {}
+            }
+        }
+        // Overlays have their way out by a bridge.
+        for network in all.iter().filter(|_| bridges_changed) {
+            if let Network::Overlay(owner) = network {
+                let _ = owner.call(|overlay| Box::pin(overlay.check())).await;
+            }
+        }
     }
 
     /// A new network namespace, its loopback interface up.
@@ -210,7 +270,7 @@ impl Networks {
         dns: Option<DnsConfig>,
     ) -> Result<(), AttachError> {
         for endpoint in endpoints {
-            self.adopt_endpoint(container_id, endpoint.clone()).await?;
+            self.adopt_endpoint(container_id, netns, endpoint.clone()).await?;
         }
         match dns {
             Some(config) => self.serve_dns(netns, container_id, config).await,
@@ -218,7 +278,12 @@ impl Networks {
         }
     }
 
-    async fn adopt_endpoint(&self, container: &str, endpoint: Attached) -> Result<(), AttachError> {
+    async fn adopt_endpoint(
+        &self,
+        container: &str,
+        netns: &Netns,
+        endpoint: Attached,
+    ) -> Result<(), AttachError> {
         let network_id = endpoint.network_id.clone();
         let network = match self.network(&network_id) {
             Some(network) => network,
@@ -234,15 +299,17 @@ impl Networks {
                 Network::Overlay(found.ok_or(AttachError::NoSuchNetwork(network_id))?)
             }
         };
-        let container = container.to_owned();
+        let (container, netns) = (container.to_owned(), netns.clone());
         match network {
             Network::Bridge(_, owner) => Ok(owner
-                .call(move |bridge| Box::pin(async move { bridge.adopt(&container, endpoint).await }))
+                .call(move |bridge| Box::pin(async move { bridge.adopt(&container, &netns, endpoint).await }))
                 .await
                 .map_err(|_| AttachError::ShuttingDown)??),
             Network::Overlay(owner) => {
                 let adopted = owner
-                    .call(move |overlay| Box::pin(async move { overlay.adopt(&container, endpoint).await }))
+                    .call(move |overlay| {
+                        Box::pin(async move { overlay.adopt(&container, &netns, endpoint).await })
+                    })
                     .await
                     .map_err(|_| AttachError::ShuttingDown)?;
                 adopted.map_err(|source| AttachError::Sandbox(Box::new(source)))
@@ -326,6 +393,11 @@ impl Networks {
         names.map_err(|source| KernelError { action: "sandboxes could not be listed".to_owned(), source })
     }
 
+    /// How the device of encrypted overlays sees other nodes; nothing where there is none.
+    pub async fn tunnel_peers(&self) -> Vec<TunnelPeerStatus> {
+        self.0.context.tunnel.call(|tunnel| Box::pin(tunnel.status())).await.unwrap_or_default()
+    }
+
     /// Serves DNS at 127.0.0.11 inside the namespace; a second call replaces the configuration.
     ///
     /// # Errors
@@ -350,6 +422,46 @@ impl Networks {
     #[must_use]
     pub fn lookup(&self, networks: &[String], name: &str) -> Option<Vec<IpAddr>> {
         self.0.context.names.resolve(networks, name)
+    }
+
+    /// Compares what the kernel has of a network with what it should have, and tries the ways to the other
+    /// nodes; `None` when the network is not on this node. Changes nothing.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn check(&self, network_id: &str) -> Result<Option<Vec<Finding>>, KernelError> {
+        let Some(network) = self.network(network_id) else { return Ok(None) };
+        let home = self.0.context.host.call(|host| Box::pin(async { host.examine().await }));
+        let mut findings = home.await.map_err(|_| shutting_down())??;
+        match network {
+            Network::Bridge(_, owner) => {
+                let examined = owner.call(|bridge| Box::pin(async { bridge.examine().await })).await;
+                findings.extend(examined.map_err(|_| shutting_down())??);
+            }
+            Network::Overlay(owner) => {
+                let examined = owner.call(|overlay| Box::pin(async { overlay.examine().await })).await;
+                let examined = examined.map_err(|_| shutting_down())??;
+                findings.extend(examined.findings);
+                findings.extend(check::probe_all(&self.0.context.home, examined.probes).await);
+            }
+        }
+        Ok(Some(findings))
+    }
+
+    /// What can be reached on this host, and from where.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn audit(&self) -> Result<Exposure, KernelError> {
+        let mut services = MeshServices::new();
+        let all: Vec<Network> = self.0.directory.load().values().cloned().collect();
+        for network in all {
+            let Network::Overlay(owner) = network else { continue };
+            let found = owner.call(|overlay| Box::pin(std::future::ready(overlay.mesh_services()))).await;
+            services.extend(found.into_iter().flatten());
+        }
+        let audit = self.0.context.host.call(|host| Box::pin(async { host.audit(services).await })).await;
+        audit.map_err(|_| shutting_down())?
     }
 
     /// Removes every kernel object of this daemon: sandboxes, bridges, pairs, rules. For uninstalling;
@@ -392,50 +504,52 @@ impl Registry {
         if interface.is_empty() || interface.len() > INTERFACE_CHARS || interface.contains(['/', ' ']) {
             return Err(CreateBridgeError::Interface(interface));
         }
-        let had = self.subnet_of(&interface, &spec.id).await?;
-        let subnet = self.choose_subnet(&spec, had).await?;
-        let gateway = match spec.gateway.or_else(|| subnet.nth(1)) {
-            Some(gateway) if subnet.contains(gateway) && gateway != subnet.address() => gateway,
-            other => return Err(CreateBridgeError::Gateway(other.unwrap_or(subnet.address()))),
-        };
-        let info = BridgeInfo { id: spec.id.clone(), interface, subnet, gateway };
-        let bridge = Bridge::open(spec, info.clone(), self.context.clone()).await?;
+        check(&spec)?;
+        let had = self.subnets_of(&interface, &spec.id).await?;
+        let uplinks = self.context.uplinks_v6();
+        let mut subnets = Vec::new();
+        for family in Family::ALL.into_iter().filter(|family| spec.families.contains(family)) {
+            let pool = spec.pools.iter().find(|pool| pool.family == family).cloned();
+            let pool = pool.unwrap_or_else(|| Pool::any(family));
+            let had = had.iter().find(|had| had.family() == family && Some(**had) != uplinks);
+            let subnet = self.choose_subnet(&pool, had.copied()).await?;
+            subnets.push((subnet, gateway(&pool, subnet)?));
+        }
+        let info = BridgeInfo { id: spec.id.clone(), interface, subnets };
+        let uplinks = uplinks.filter(|uplinks| had.contains(uplinks));
+        let bridge = Bridge::open(spec, info.clone(), self.context.clone(), uplinks).await?;
         let owner = Owner::spawn(&self.scope, bridge);
         self.insert(info.id.clone(), Network::Bridge(info.clone(), owner));
         Ok(info)
     }
 
-    /// The subnet of an interface that exists; one that is not this network's is an error.
-    async fn subnet_of(&self, interface: &str, id: &str) -> Result<Option<Subnet>, CreateBridgeError> {
+    /// The subnets of an interface that exists; one that is not this network's is an error.
+    async fn subnets_of(&self, interface: &str, id: &str) -> Result<Vec<Subnet>, CreateBridgeError> {
         let list = || Route::open()?.list();
         let found = self.context.home.act("links could not be listed", list).await?;
-        let Some(link) = found.links.iter().find(|link| link.link.name == interface) else { return Ok(None) };
+        let Some(link) = found.links.iter().find(|link| link.link.name == interface) else {
+            return Ok(Vec::new());
+        };
         if link.link.alias != self.context.alias(id) {
             return Err(CreateBridgeError::Interface(interface.to_owned()));
         }
-        let address = found.addresses.iter().find(|entry| entry.link == interface);
-        Ok(address.and_then(|entry| Subnet::new(entry.address, entry.prefix)))
+        let addresses = found.addresses.iter().filter(|entry| entry.link == interface);
+        Ok(addresses.filter_map(|entry| Subnet::new(entry.address, entry.prefix)).collect())
     }
 
-    async fn choose_subnet(
-        &self,
-        spec: &BridgeSpec,
-        had: Option<Subnet>,
-    ) -> Result<Subnet, CreateBridgeError> {
+    async fn choose_subnet(&self, pool: &Pool, had: Option<Subnet>) -> Result<Subnet, CreateBridgeError> {
         let taken: Vec<Subnet> = self
             .directory
             .load()
             .values()
-            .filter_map(|network| match network {
-                Network::Bridge(info, _) => Some(info.subnet),
-                Network::Overlay(_) => None,
+            .flat_map(|network| match network {
+                Network::Bridge(info, _) => info.subnets.iter().map(|(subnet, _)| *subnet).collect(),
+                Network::Overlay(_) => Vec::new(),
             })
+            .chain(self.context.uplinks_v6())
             .collect();
-        if let Some(asked) = spec.subnet {
+        if let Some(asked) = pool.subnet {
             let fits = !taken.iter().any(|other| other.overlaps(asked));
-            if !asked.address().is_ipv4() {
-                return Err(CreateBridgeError::Family(asked));
-            }
             return fits.then_some(asked).ok_or(CreateBridgeError::Overlap(asked));
         }
         if let Some(had) = had {
@@ -443,10 +557,22 @@ impl Registry {
         }
         let routed = || Route::open()?.routed_subnets();
         let routed = self.context.home.act("routes could not be listed", routed).await?;
-        let is_free = |pool: &&Subnet| !taken.iter().chain(&routed).any(|other| other.overlaps(**pool));
-        let pools = default_pools();
-        let pools = if self.config.bridge_pools.is_empty() { &pools } else { &self.config.bridge_pools };
-        pools.iter().find(is_free).copied().ok_or(CreateBridgeError::NoFreePool)
+        let is_free = |subnet: &Subnet| !taken.iter().chain(&routed).any(|other| other.overlaps(*subnet));
+        let configured = self.config.bridge_pools.iter().copied().filter(|one| one.family() == pool.family);
+        let mut pools: Vec<Subnet> = configured.collect();
+        if pools.is_empty() {
+            pools = self.default_pools(pool.family);
+        }
+        let mut subnets = pools.into_iter().flat_map(|pool| pool.split(default_prefix(pool)));
+        subnets.find(is_free).ok_or(CreateBridgeError::NoFreePool)
+    }
+
+    /// Docker's pools for local networks; of IPv6 the prefix that is this daemon's own.
+    fn default_pools(&self, family: Family) -> Vec<Subnet> {
+        match family {
+            Family::V4 => default_pools(),
+            Family::V6 => vec![local_prefix(&self.config.daemon_id)],
+        }
     }
 
     async fn remove_bridge(&mut self, id: String) -> Result<(), RemoveError> {
@@ -476,8 +602,11 @@ impl Registry {
             Some(Network::Bridge(info, owner)) => Some(WayOut { info: info.clone(), owner: owner.clone() }),
             _ => None,
         };
-        let network = OverlayNetwork::new(id.to_owned(), self.context.clone(), self.pins.clone(), way_out);
-        let owner = Owner::spawn(&self.scope, network);
+        let (context, pins) = (self.context.clone(), self.pins.clone());
+        let keeper = self.scope.child("sandbox");
+        let owner = Owner::spawn_with(&self.scope, |itself| {
+            OverlayNetwork::new(id.to_owned(), context, pins, way_out, Keeper { scope: keeper, itself })
+        });
         self.insert(id.to_owned(), Network::Overlay(owner.clone()));
         owner
     }
@@ -517,6 +646,18 @@ impl Registry {
                 action: rswarm_base::Chain(&error).to_string(),
                 source: std::io::Error::other("sandbox not removed"),
             }));
+        }
+        let tunnel = self.context.tunnel.call(|tunnel| Box::pin(tunnel.close())).await;
+        note(tunnel.map_err(|_| shutting_down()).and_then(|closed| {
+            closed.map_err(|error| KernelError {
+                action: rswarm_base::Chain(&error).to_string(),
+                source: std::io::Error::other("device not removed"),
+            })
+        }));
+        for network in self.directory.load().values() {
+            let Network::Bridge(_, owner) = network else { continue };
+            // An owner that ended puts nothing right.
+            let _ = owner.call(|bridge| Box::pin(async { bridge.retire() })).await;
         }
         let links = self.our_links().await;
         note(links.as_ref().map(|_| ()).map_err(|error| KernelError {
@@ -560,6 +701,58 @@ impl Registry {
         let mut all = BTreeMap::clone(&self.directory.load());
         all.remove(id);
         self.directory.store(Arc::new(all));
+    }
+}
+
+/// Refuses what no bridge can be.
+fn check(spec: &BridgeSpec) -> Result<(), CreateBridgeError> {
+    /// spec: RFC 8200 5
+    const IPV6_MTU_MIN: u32 = 1280;
+    if spec.families.is_empty() {
+        return Err(CreateBridgeError::NoFamily);
+    }
+    if spec.families.contains(&Family::V6) {
+        if !netns::families().contains(&Family::V6) {
+            return Err(CreateBridgeError::NoIpv6);
+        }
+        if let Some(mtu) = spec.mtu.filter(|mtu| *mtu < IPV6_MTU_MIN) {
+            return Err(CreateBridgeError::Mtu(mtu));
+        }
+    }
+    for (number, pool) in spec.pools.iter().enumerate() {
+        if spec.pools[..number].iter().any(|other| other.family == pool.family) {
+            return Err(CreateBridgeError::Subnets);
+        }
+        let Some(subnet) = pool.subnet else { continue };
+        if subnet.family() != pool.family || !spec.families.contains(&pool.family) {
+            return Err(CreateBridgeError::Family(subnet));
+        }
+        if let Some(range) =
+            pool.range.filter(|range| !subnet.contains(range.address()) || range.prefix() < subnet.prefix())
+        {
+            return Err(CreateBridgeError::Outside(format!("range {range}"), subnet));
+        }
+        if let Some(address) = pool.reserved.iter().find(|address| !subnet.contains(**address)) {
+            return Err(CreateBridgeError::Outside(format!("auxiliary address {address}"), subnet));
+        }
+    }
+    Ok(())
+}
+
+/// The bridge's own address: the one that was asked for, else the first that may be handed out.
+fn gateway(pool: &Pool, subnet: Subnet) -> Result<IpAddr, CreateBridgeError> {
+    let taken: BTreeSet<IpAddr> = pool.reserved.iter().copied().collect();
+    match pool.gateway.or_else(|| ipam::lowest_address(subnet, &taken)) {
+        Some(gateway) if subnet.contains(gateway) && gateway != subnet.address() => Ok(gateway),
+        other => Err(CreateBridgeError::Gateway(other.unwrap_or(subnet.address()))),
+    }
+}
+
+/// The prefix length of one network's subnet in a pool: an IPv4 pool is one, an IPv6 one holds many.
+fn default_prefix(pool: Subnet) -> u8 {
+    match pool.family() {
+        Family::V4 => pool.prefix(),
+        Family::V6 => pool.prefix().max(64),
     }
 }
 

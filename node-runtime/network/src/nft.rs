@@ -4,17 +4,23 @@
 //! else differs, the whole table anew otherwise. Nothing here knows what the rules are for.
 
 mod expr;
+mod held;
 mod wire;
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
+
+use rswarm_base::ipam::Family;
 
 pub use expr::endpoint;
-pub use wire::{commit, elements, ensure, refill};
+pub use held::{BaseChain, Held, Hooked, Settled, are_held, base_chains, has_chain, settle};
+pub use wire::{elements, ensure, refill, remove};
 
-/// A table of the `ip` family.
+/// A table of the family `ip` or `ip6`. What concerns both families is two tables, made from one description.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
+    /// The addresses that it is about.
+    pub family: Family,
     /// Its name.
     pub name: String,
     /// Its maps and sets.
@@ -57,6 +63,8 @@ pub enum Field {
     ConnectionMark,
     /// Its own mark; in keys and values also any other number in the host's byte order.
     Mark,
+    /// A conntrack zone; only as a value.
+    Zone,
     /// A chain to go on in; only as a value.
     Chain,
 }
@@ -115,7 +123,7 @@ pub enum Expr {
         /// Whether it must be inside.
         inside: bool,
         /// The network address.
-        network: Ipv4Addr,
+        network: IpAddr,
         /// The prefix length.
         prefix: u8,
     },
@@ -134,7 +142,7 @@ pub enum Expr {
     /// Translate the destination to what the map has for the fields; go on when it has nothing.
     TranslateBy(&'static [Field], &'static str),
     /// Translate the destination.
-    TranslateTo(Ipv4Addr, u16),
+    TranslateTo(IpAddr, u16),
     /// Translate the source to the address of the interface that it goes out by.
     Masquerade,
     /// Let it through.
@@ -150,18 +158,23 @@ pub enum Expr {
         /// Whether it is the other way.
         reply: bool,
     },
+    /// The packet's own mark is this.
+    PacketMarked(u32),
     /// The connection's mark is this.
     Marked(u32),
     /// Mark the connection.
     MarkConnection(u32),
     /// Mark the connection with what the map has for the fields; go on when it has nothing.
     MarkConnectionBy(&'static [Field], &'static str),
+    /// Connections that begin with the packet are told from those of other zones; the map has the zone for the
+    /// fields. Answers are not: conntrack gives each connection a port of its own where it must.
+    ZoneBy(&'static [Field], &'static str),
     /// Give the packet its connection's mark.
     TakeMark,
     /// Translate the destination's address, not its port, to what the map has for the fields.
     TranslateAddressBy(&'static [Field], &'static str),
     /// Translate the source's address.
-    SourceTo(Ipv4Addr),
+    SourceTo(IpAddr),
     /// Go on in another chain and not come back: the first map has a number for the fields, which becomes
     /// the packet's mark, the second one a chain for the number. Go on here when one has nothing.
     Dispatch {
@@ -189,12 +202,13 @@ pub enum Expr {
 pub(crate) const INTERFACE_BYTES: usize = 16;
 
 impl Field {
-    /// How many bytes it has.
-    fn bytes(self) -> usize {
+    /// How many bytes it has in a table of the family.
+    fn bytes(self, family: Family) -> usize {
         match self {
             Field::Protocol => 1,
-            Field::Dport => 2,
-            Field::Saddr | Field::Daddr | Field::ConnectionMark | Field::Mark => 4,
+            Field::Dport | Field::Zone => 2,
+            Field::Saddr | Field::Daddr => usize::from(family.bits() / 8),
+            Field::ConnectionMark | Field::Mark => 4,
             Field::Mac => 6,
             Field::Iifname | Field::Oifname => INTERFACE_BYTES,
             Field::Chain => 0,
@@ -202,8 +216,8 @@ impl Field {
     }
 
     /// How many bytes it takes as a part of several: each starts at a multiple of four.
-    fn padded(self) -> usize {
-        self.bytes().next_multiple_of(4)
+    fn padded(self, family: Family) -> usize {
+        self.bytes(family).next_multiple_of(4)
     }
 }
 
@@ -216,6 +230,15 @@ pub fn key(parts: &[&[u8]]) -> Vec<u8> {
         bytes.resize(bytes.len().next_multiple_of(4), 0);
     }
     bytes
+}
+
+/// An address as a key part.
+#[must_use]
+pub fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
 }
 
 /// An interface's name as a key part.
@@ -269,7 +292,7 @@ pub fn change(old: Option<&Table>, new: &Table) -> Change {
     let same_maps = old.maps.len() == new.maps.len()
         && old.maps.iter().zip(&new.maps).all(|(old, new)| old.same_shape(new));
     let Some(chains) = added(&old.chains, &new.chains) else { return Change::Replace };
-    if old.name != new.name || !same_maps {
+    if (old.family, &old.name) != (new.family, &new.name) || !same_maps {
         return Change::Replace;
     }
     let elements: Vec<ElementChange> = old
@@ -325,7 +348,7 @@ mod tests {
             value: &[Field::Daddr],
             elements: elements.iter().map(|(key, value)| (vec![*key], vec![*value])).collect(),
         };
-        Table { name: "t".into(), maps: vec![map], chains: Vec::new() }
+        Table { family: Family::V4, name: "t".into(), maps: vec![map], chains: Vec::new() }
     }
 
     #[test]

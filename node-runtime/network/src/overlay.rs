@@ -6,39 +6,38 @@
 //! corrected at each application, so a restarted daemon adopts it and a stale entry does not last.
 
 mod derive;
+mod keep;
 mod uplink;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use rswarm_base::ipam::Subnet;
+use rswarm_base::Scope;
+use rswarm_base::ipam::{Family, Subnet};
 
 use self::derive::Backends;
 use self::uplink::{UPLINK, uplink_address};
-use crate::actor::Owner;
+use crate::actor::{Owner, WeakOwner};
 use crate::bridge::{
-    self, Bridge, Context, InMesh, Inside, Near, adopt_ports, connect, disconnect, pair_name, shutting_down,
-    withdraw,
+    self, Bridge, Context, Member, Near, adopt_ports, connect, disconnect, pair_name, shutting_down, withdraw,
 };
 use crate::conntrack::{self, Doomed};
 use crate::error::{AttachError, KernelError, OverlayError};
-use crate::host::{Endpoint, Publish};
+use crate::host::{Endpoint, Publish, Way};
 use crate::link::{Route, Underlay};
-use crate::model::{
-    AttachRequest, Attached, BoundPort, BridgeInfo, MeshPort, Overlay, PortBinding, Protocol,
-};
+use crate::model::{AttachRequest, Attached, BoundPort, BridgeInfo, MeshPort, Overlay, Protocol};
 use crate::names::NameTable;
-use crate::netns::{Netns, Pins, set_sysctl};
-use crate::nft::{self, Table};
+use crate::netns::{self, Netns, Pins, set_sysctl};
+use crate::nft::{self, Held, Settled, Table};
 use crate::plan::{Link, LinkKind, Neighbour, Plan, Port, Step, Vxlan};
-use crate::rules::{self, Balance, HostPort, MeshRules, SandboxRules, Target, UplinkRules};
+use crate::rules::{self, Balance, HostPort, InFamily, MeshRules, SandboxRules, Target, UplinkRules};
 
 /// The sandbox's bridge.
 const BRIDGE: &str = "br0";
 /// The sandbox's VXLAN device.
 const VXLAN: &str = "vxlan0";
-/// The sandbox's table.
+/// The sandbox's tables.
 const TABLE: &str = "rswarm";
 /// MTU of an underlay that cannot be found out.
 const UNDERLAY_MTU: u32 = 1500;
@@ -47,7 +46,9 @@ const ENCAPSULATION_V4: u32 = 50;
 /// The same, on an IPv6 underlay.
 const ENCAPSULATION_V6: u32 = 70;
 /// The least that IPv4 must carry.
-const MTU_MIN: u32 = 576;
+const MTU_MIN_V4: u32 = 576;
+/// The least that IPv6 must carry: below, a link has none.
+const MTU_MIN_V6: u32 = 1280;
 
 /// The default bridge, through which overlays have a way out.
 #[derive(Debug, Clone)]
@@ -56,6 +57,24 @@ pub struct WayOut {
     pub info: BridgeInfo,
     /// Its owner.
     pub owner: Owner<Bridge>,
+}
+
+/// Where the VXLAN device's socket is.
+struct DataPath {
+    netns: Netns,
+    /// The source address that it can have.
+    local: Option<IpAddr>,
+    /// What is left for the network's own packets.
+    mtu: u32,
+}
+
+/// What puts right what others change in the sandbox.
+#[derive(Debug, Clone)]
+pub struct Keeper {
+    /// Ends with the sandbox.
+    pub scope: Scope,
+    /// The network itself.
+    pub itself: WeakOwner<OverlayNetwork>,
 }
 
 /// The network's owner.
@@ -69,26 +88,35 @@ pub struct OverlayNetwork {
     wanted: Option<Arc<Overlay>>,
     mtu: u32,
     sandbox: Option<Netns>,
+    /// The way out's address on the default bridge; the IPv6 one derives from it.
     uplink: Option<Ipv4Addr>,
-    table: Option<Table>,
+    tables: Vec<Held>,
     endpoints: BTreeMap<String, Attached>,
-    /// Published ports, by protocol and port at the uplink, with the container that they belong to.
-    published: BTreeMap<(Protocol, u16), (String, Target)>,
+    members: BTreeMap<String, Member>,
+    keeper: Keeper,
+    /// Published ports, by their place at the uplink, with the container that they belong to.
+    published: BTreeMap<HostPort, (String, Target)>,
     /// What was published there by a daemon before us.
-    inherited: BTreeMap<(Protocol, u16), Target>,
-    /// The port of the mesh for which a port at the uplink stands.
-    meshed: BTreeMap<(Protocol, u16), u16>,
+    inherited: BTreeMap<HostPort, Target>,
+    /// The port of the mesh for which a place at the uplink stands.
+    meshed: BTreeMap<HostPort, u16>,
     /// Ready backends of virtual addresses.
-    services: Balance<Ipv4Addr, Ipv4Addr>,
-    /// Ready backends of the mesh, by protocol and port at the uplink.
-    mesh_ports: Balance<(Protocol, u16), Target>,
+    services: Balance<IpAddr, IpAddr>,
+    /// Ready backends of the mesh, by place at the uplink.
+    mesh_ports: Balance<HostPort, Target>,
     /// What still waited when the network was removed must not bring it back.
     removed: bool,
 }
 
 impl OverlayNetwork {
     /// A network that nothing was applied to yet.
-    pub fn new(id: String, context: Context, pins: Pins, way_out: Option<WayOut>) -> OverlayNetwork {
+    pub fn new(
+        id: String,
+        context: Context,
+        pins: Pins,
+        way_out: Option<WayOut>,
+        keeper: Keeper,
+    ) -> OverlayNetwork {
         OverlayNetwork {
             id,
             context,
@@ -98,8 +126,10 @@ impl OverlayNetwork {
             mtu: UNDERLAY_MTU - ENCAPSULATION_V4,
             sandbox: None,
             uplink: None,
-            table: None,
+            tables: Vec::new(),
             endpoints: BTreeMap::new(),
+            members: BTreeMap::new(),
+            keeper,
             published: BTreeMap::new(),
             inherited: BTreeMap::new(),
             meshed: BTreeMap::new(),
@@ -113,27 +143,36 @@ impl OverlayNetwork {
     pub async fn apply(&mut self, overlay: Overlay) -> Result<Vec<Step>, OverlayError> {
         derive::validate(&overlay)?;
         let sandbox = self.sandbox(&overlay.name).await?;
-        let local = self.underlay(&overlay).await?;
-        let plan = self.plan(&overlay, local);
-        let route = self.context.home.act("netlink socket could not be opened", Route::open).await?;
+        let way = self.way(&overlay).await?;
+        self.mtu = overlay.mtu.map_or(way.mtu, |asked| asked.min(way.mtu));
+        let plan = self.plan(&overlay, way.local);
+        let route = way.netns.act("netlink socket could not be opened", Route::open).await?;
         let underlay = Underlay { route, sandbox: sandbox.raw() };
         let action = format!("sandbox of network `{}` could not be brought to its state", overlay.name);
         // The descriptor must outlive the work, also when this future is dropped.
         let held = sandbox.clone();
+        let has_v6 = families(&overlay).contains(&Family::V6);
         let translates = !overlay.services.is_empty() || overlay.mesh.is_some();
         let work = move || {
             let _held = held;
             // What a backend answers on the bridge must be translated back, though it is not routed. It
             // costs every frame a look, so networks that translate nothing go without.
             set_sysctl("bridge/bridge-nf-call-iptables", if translates { "1" } else { "0" });
+            if has_v6 {
+                settings_v6();
+                set_sysctl("bridge/bridge-nf-call-ip6tables", if translates { "1" } else { "0" });
+            }
+            settings();
             let mut route = Route::open()?;
             route.reconcile(&plan, Some(underlay))
         };
         let (mut steps, found) = sandbox.act(action, work).await?;
+        steps.extend(self.reconnect(&sandbox, &overlay, &found).await?);
         steps.extend(self.apply_uplink(&sandbox, &overlay, &found).await?);
         let woken = self.balance(&overlay);
         self.apply_rules(&sandbox, &overlay).await?;
         self.apply_mesh(&overlay).await?;
+        self.keep_members(&overlay).await;
         if woken || someone_left(self.wanted.as_deref(), &overlay) {
             conntrack::forget(&sandbox, self.strays(&overlay)).await;
         }
@@ -148,13 +187,13 @@ impl OverlayNetwork {
         let backends = Backends::of(overlay);
         let mut woken = self.services.update(backends.of_services(overlay));
         let mesh = overlay.mesh.as_ref().filter(|_| self.uplink.is_some());
-        self.assign_mesh_ports(mesh.map_or(&[], |mesh| &mesh.ports));
-        let uplink_ports: BTreeMap<_, _> = self
+        self.assign_mesh_ports(mesh.map_or(&[], |mesh| &mesh.ports), &families(overlay));
+        let places: BTreeMap<_, _> = self
             .meshed
             .iter()
-            .map(|((protocol, at_uplink), published)| ((*protocol, *published), *at_uplink))
+            .map(|(place, published)| (HostPort { port: *published, ..*place }, *place))
             .collect();
-        let at_uplink = |protocol, published| uplink_ports.get(&(protocol, published)).copied();
+        let at_uplink = |published: HostPort| places.get(&published).copied();
         woken |= self
             .mesh_ports
             .update(mesh.map_or_else(BTreeMap::new, |mesh| backends.of_ports(mesh, at_uplink)));
@@ -162,15 +201,18 @@ impl OverlayNetwork {
     }
 
     /// Gives each port of the mesh one at the uplink: its own number, if no container's port has that.
-    fn assign_mesh_ports(&mut self, ports: &[MeshPort]) {
-        let wanted: BTreeSet<(Protocol, u16)> =
-            ports.iter().map(|port| (port.protocol, port.published)).collect();
-        self.meshed.retain(|(protocol, _), published| wanted.contains(&(*protocol, *published)));
-        let had: BTreeSet<(Protocol, u16)> =
-            self.meshed.iter().map(|((protocol, _), published)| (*protocol, *published)).collect();
-        for (protocol, published) in wanted.difference(&had) {
-            let port = self.free_port(*protocol, *published);
-            self.meshed.insert((*protocol, port), *published);
+    fn assign_mesh_ports(&mut self, ports: &[MeshPort], families: &[Family]) {
+        let published = |port: &MeshPort| {
+            let (protocol, published) = (port.protocol, port.published);
+            families.iter().map(move |family| HostPort::any(*family, protocol, published))
+        };
+        let wanted: BTreeSet<HostPort> = ports.iter().flat_map(published).collect();
+        self.meshed.retain(|place, published| wanted.contains(&HostPort { port: *published, ..*place }));
+        let had: BTreeSet<HostPort> =
+            self.meshed.iter().map(|(place, published)| HostPort { port: *published, ..*place }).collect();
+        for published in wanted.difference(&had) {
+            let place = self.free_place(*published);
+            self.meshed.insert(place, published.port);
         }
     }
 
@@ -178,15 +220,16 @@ impl OverlayNetwork {
     async fn apply_mesh(&self, overlay: &Overlay) -> Result<(), KernelError> {
         let was = self.wanted.as_ref().is_some_and(|before| before.mesh.is_some());
         let (None, false) = (&overlay.mesh, was) else {
-            let Some(address) = self.uplink else {
+            if self.uplink.is_none() {
                 let network = self.id.as_str();
                 tracing::warn!(network, "ports are not published on this node: the network has no way out");
                 return Ok(());
+            }
+            let target = |(place, published): (&HostPort, &u16)| {
+                let address = self.uplink_at(place.family())?;
+                Some((HostPort { port: *published, ..*place }, Target { address, port: place.port }))
             };
-            let target = |((protocol, port), published): (&(Protocol, u16), &u16)| {
-                ((*protocol, *published), Target { address, port: *port })
-            };
-            let ports = self.meshed.iter().map(target).collect();
+            let ports = self.meshed.iter().filter_map(target).collect();
             return self
                 .context
                 .host
@@ -200,13 +243,13 @@ impl OverlayNetwork {
     /// Connections that nobody answers any more: their endpoint has gone, or there was none when they began
     /// and now there is.
     fn strays(&self, overlay: &Overlay) -> Doomed {
-        let uplink = self.uplink.and_then(|address| Subnet::new(address.into(), 32));
+        let uplink =
+            Family::ALL.into_iter().filter_map(|family| Subnet::new(self.uplink_at(family)?, family.bits()));
         let subnets = overlay.subnets.iter().map(|(subnet, _)| *subnet).chain(uplink).collect();
-        let nodes = overlay
-            .mesh
-            .iter()
-            .flat_map(|mesh| mesh.nodes.iter().map(|node| node.address).chain([mesh.address]));
-        let local = self.endpoints.values().map(|endpoint| endpoint.address);
+        let nodes = overlay.mesh.iter().flat_map(|mesh| {
+            mesh.nodes.iter().flat_map(|node| &node.addresses).chain(&mesh.addresses).copied()
+        });
+        let local = self.endpoints.values().flat_map(Attached::ips);
         let live = addresses(overlay).chain(overlay.subnets.iter().map(|(_, gateway)| *gateway));
         Doomed::Stray { subnets, live: live.chain(nodes).chain(local).collect() }
     }
@@ -216,13 +259,18 @@ impl OverlayNetwork {
         if self.removed {
             return Err(OverlayError::Removed(name.to_owned()));
         }
-        if let Some(sandbox) = &self.sandbox {
-            return Ok(sandbox.clone());
-        }
         let pin = |source| {
             let path = self.pins.path(&self.id);
             OverlayError::Pin { network: name.to_owned(), path, source }
         };
+        if let Some(sandbox) = &self.sandbox {
+            let is_pinned = self.pins.find(&self.id).map_err(pin)?;
+            if !is_pinned.is_some_and(|pinned| pinned.is_same(sandbox)) {
+                tracing::warn!(network = self.id, "sandbox was not pinned any more, and is again");
+                self.pins.unpin(&self.id).and_then(|()| self.pins.pin(&self.id, sandbox)).map_err(pin)?;
+            }
+            return Ok(sandbox.clone());
+        }
         let sandbox = match self.pins.find(&self.id).map_err(pin)? {
             Some(sandbox) => sandbox,
             None => {
@@ -233,29 +281,49 @@ impl OverlayNetwork {
         };
         let enter = || {
             settings();
-            Ok(nft::elements(TABLE, rules::ANY)?
-                .iter()
-                .filter_map(|(key, value)| rules::read_port((key, value)))
-                .collect())
+            let mut ports = BTreeMap::new();
+            for family in netns::families() {
+                let elements = nft::elements(family, TABLE, rules::ANY)?;
+                ports.extend(
+                    elements.iter().filter_map(|(key, value)| rules::read_port(family, (key, value))),
+                );
+            }
+            Ok(ports)
         };
-        let ports: Vec<(HostPort, Target)> = sandbox.act("sandbox could not be entered", enter).await?;
-        self.inherited =
-            ports.into_iter().map(|(port, target)| ((port.protocol, port.port), target)).collect();
+        let ports = sandbox.act("sandbox could not be entered", enter).await?;
+        self.keep_sandbox(&sandbox).await?;
+        self.inherited = ports;
         Ok(self.sandbox.insert(sandbox).clone())
     }
 
-    /// Finds the link that carries the data path: sets the MTU by it, and says which source address the
-    /// VXLAN device can have.
-    async fn underlay(&mut self, overlay: &Overlay) -> Result<Option<IpAddr>, KernelError> {
+    /// Where the VXLAN device sends: by the host's links; by the tunnel alone if the network is encrypted.
+    async fn way(&self, overlay: &Overlay) -> Result<DataPath, OverlayError> {
+        let Some(wanted) = overlay.tunnel.clone() else {
+            return Ok(self.underlay(overlay).await?);
+        };
+        let (network, underlay) = (self.id.clone(), overlay.local_addr);
+        let apply = self
+            .context
+            .tunnel
+            .call(move |tunnel| Box::pin(async move { tunnel.apply(&network, wanted, underlay).await }));
+        let tunnel = apply.await.map_err(|_| shutting_down())?;
+        let tunnel =
+            tunnel.map_err(|source| OverlayError::Tunnel { network: overlay.name.clone(), source })?;
+        let mtu = tunnel.mtu.saturating_sub(ENCAPSULATION_V4).max(mtu_min(overlay));
+        Ok(DataPath { netns: tunnel.netns, local: Some(tunnel.address.into()), mtu })
+    }
+
+    /// Finds the host's link that carries the data path.
+    async fn underlay(&self, overlay: &Overlay) -> Result<DataPath, KernelError> {
         let address = overlay.local_addr;
         let find = move || Route::open()?.mtu_at(address);
         let found = self.context.home.act("links could not be listed", find).await?;
         let mtu = found.unwrap_or(UNDERLAY_MTU);
-        let encapsulation = if overlay.local_addr.is_ipv4() { ENCAPSULATION_V4 } else { ENCAPSULATION_V6 };
-        let most = mtu.saturating_sub(encapsulation).max(MTU_MIN);
-        self.mtu = overlay.mtu.map_or(most, |asked| asked.min(most));
+        let encapsulation = if address.is_ipv4() { ENCAPSULATION_V4 } else { ENCAPSULATION_V6 };
         // An advertised address that is not this host's (behind NAT) cannot be a source.
-        Ok(found.map(|_| address))
+        let local = found.map(|_| address);
+        let mtu = mtu.saturating_sub(encapsulation).max(mtu_min(overlay));
+        Ok(DataPath { netns: self.context.home.clone(), local, mtu })
     }
 
     fn plan(&self, overlay: &Overlay, local: Option<IpAddr>) -> Plan {
@@ -276,13 +344,13 @@ impl OverlayNetwork {
         ];
         links.extend(self.endpoints.keys().map(|container| self.near(container)));
         let (mut neighbours, forwarding) = derive::remote_entries(overlay);
-        neighbours.extend(self.endpoints.values().map(neighbour));
+        neighbours.extend(self.endpoints.values().flat_map(local_neighbours));
         Plan {
             links,
             addresses: derive::bridge_addresses(overlay),
             neighbours,
             forwarding,
-            default_route: None,
+            default_routes: Vec::new(),
             marked_routes: overlay.mesh.as_ref().map(derive::mesh_routes).unwrap_or_default(),
         }
     }
@@ -300,39 +368,36 @@ impl OverlayNetwork {
     }
 
     async fn apply_rules(&mut self, sandbox: &Netns, overlay: &Overlay) -> Result<(), KernelError> {
-        let wanted = rules::sandbox(TABLE, &self.rules(overlay));
-        let before = self.table.take();
-        let commit = move || {
-            nft::commit(before.as_ref(), Some(&wanted), TABLE)?;
-            Ok(Some(wanted))
-        };
-        self.table = sandbox.act("rules of the sandbox could not be changed", commit).await?;
+        let rules = self.rules(overlay);
+        let table = |family| rules::sandbox(family, TABLE, &rules);
+        let wanted: Vec<Table> = families(overlay).into_iter().map(table).collect();
+        let before = std::mem::take(&mut self.tables);
+        let settle = move || nft::settle(before, wanted);
+        let (held, settled) = sandbox.act("rules of the sandbox could not be changed", settle).await?;
+        self.tables = held;
+        if settled == Settled::Repaired {
+            let network = self.id.as_str();
+            tracing::warn!(network, "somebody else changed the sandbox's rules; they are put right");
+        }
         Ok(())
     }
 
     fn rules(&self, overlay: &Overlay) -> SandboxRules {
         let ports = || self.published.iter().map(|(port, (_, target))| (*port, *target)).collect();
         let way_out = self.way_out.as_ref().filter(|_| self.uplink.is_some());
-        let uplink = way_out.and_then(|way_out| match way_out.info.gateway {
-            IpAddr::V4(gateway) => Some(UplinkRules {
-                interface: UPLINK.to_owned(),
-                bridge_subnet: way_out.info.subnet,
-                gateway,
-                ports: ports(),
-            }),
-            IpAddr::V6(_) => None,
+        let uplinks_v6 = self.context.uplinks_v6().and_then(|subnet| Some((subnet, subnet.nth(1)?)));
+        let uplink = way_out.map(|way_out| UplinkRules {
+            interface: UPLINK.to_owned(),
+            neighbours: way_out.info.subnets.iter().copied().chain(uplinks_v6).collect(),
+            ports: ports(),
         });
         let local = overlay.endpoints.iter().filter(|endpoint| endpoint.local);
-        let local = local.flat_map(|endpoint| &endpoint.addresses).filter_map(|address| match address {
-            IpAddr::V4(address) => Some(*address),
-            IpAddr::V6(_) => None,
-        });
         SandboxRules {
             bridge: BRIDGE.to_owned(),
-            gateway: derive::gateway(overlay),
+            gateways: overlay.subnets.iter().map(|(_, gateway)| *gateway).collect(),
             uplink,
             services: self.services.clone(),
-            local: local.collect(),
+            local: local.flat_map(|endpoint| endpoint.addresses.iter().copied()).collect(),
             mesh: overlay.mesh.as_ref().map(|mesh| MeshRules {
                 ports: self.mesh_ports.clone(),
                 entries: derive::mesh_entries(mesh),
@@ -350,20 +415,14 @@ impl OverlayNetwork {
             return Err(AttachError::AlreadyAttached { container, network: overlay.name.clone() });
         }
         let mut attached = derive::describe(&overlay, &request)?;
-        let place = overlay.mesh.as_ref().and_then(|_| derive::place(&overlay, attached.address));
-        let inside = Inside {
-            interface: attached.interface.clone(),
-            mac: attached.mac,
-            mtu: self.mtu,
-            address: attached.address,
-            prefix: attached.prefix,
-            default_route: attached.gateway.filter(|_| request.default_route),
-            mesh: place.map(|(subnet, gateway)| InMesh { subnet, gateway }),
-        };
+        let inside = self.inside(&overlay, &attached, &request.default_routes);
         let near = Near { link: self.near(&container), port: near_port(), is_routed: true };
-        connect(&sandbox, near, &netns, inside).await?;
+        let rules = connect(&sandbox, near, &netns, inside).await?;
+        let default_routes = request.default_routes.clone();
+        let member = Member { netns, default_routes, rules };
+        self.members.insert(container.clone(), member);
         self.endpoints.insert(container.clone(), attached.clone());
-        match self.publish(&container, attached.address, request.publish, &overlay).await {
+        match self.publish(&container, &attached, &request, &overlay).await {
             Ok(ports) => attached.ports = ports,
             Err(error) => {
                 self.detach(&container).await?;
@@ -379,47 +438,55 @@ impl OverlayNetwork {
     async fn publish(
         &mut self,
         container: &str,
-        address: IpAddr,
-        bindings: Vec<PortBinding>,
+        attached: &Attached,
+        request: &AttachRequest,
         overlay: &Overlay,
     ) -> Result<Vec<BoundPort>, AttachError> {
-        if bindings.is_empty() || overlay.internal {
+        if request.publish.is_empty() || overlay.internal {
             return Ok(Vec::new());
         }
-        let (Some(uplink), Some(sandbox), IpAddr::V4(inside)) = (self.uplink, self.sandbox.clone(), address)
-        else {
+        let (Some(_), Some(sandbox)) = (self.uplink, self.sandbox.clone()) else {
             return Err(AttachError::NotPublishable(overlay.name.clone()));
         };
         let mut ports = Vec::new();
-        for binding in bindings {
-            let target = Target { address: inside, port: binding.container_port };
-            let port = self.expose(container, binding.protocol, target);
-            ports.push(Publish { binding, target: Target { address: uplink, port } });
+        for binding in request.publish.iter().cloned() {
+            let asked = |inside: &IpAddr| {
+                binding.host_ip.is_none_or(|host_ip| Family::of(host_ip) == Family::of(*inside))
+            };
+            let mut ways = Vec::new();
+            for inside in request.published(attached).filter(asked) {
+                let Some(address) = self.uplink_at(Family::of(inside)) else { continue };
+                let target = Target { address: inside, port: binding.container_port };
+                let port = self.expose(container, binding.protocol, target);
+                ways.push(Way { inside, target: Target { address, port } });
+            }
+            ports.push(Publish { binding, ways });
         }
         self.apply_rules(&sandbox, overlay).await?;
-        bridge::publish(&self.context.host, self.endpoint(container), ports, address).await
+        bridge::publish(&self.context.host, self.endpoint(container), ports).await
     }
 
     /// Chooses the uplink's port for a target: the one that it had, the container's own, or the next that
     /// is free.
     fn expose(&mut self, container: &str, protocol: Protocol, target: Target) -> u16 {
-        let is_it = |((its, _), had): &(&(Protocol, u16), &Target)| *its == protocol && **had == target;
-        let had = self.inherited.iter().filter(is_it).map(|((_, port), _)| *port);
-        let had = had.into_iter().find(|port| !self.is_taken(protocol, *port));
-        let port = had.unwrap_or_else(|| self.free_port(protocol, target.port));
-        self.published.insert((protocol, port), (container.to_owned(), target));
-        port
+        let is_it = |(place, had): &(&HostPort, &Target)| place.protocol == protocol && **had == target;
+        let mut had = self.inherited.iter().filter(is_it).map(|(place, _)| *place);
+        let had = had.find(|place| !self.is_taken(*place));
+        let wanted = HostPort::any(Family::of(target.address), protocol, target.port);
+        let place = had.unwrap_or_else(|| self.free_place(wanted));
+        self.published.insert(place, (container.to_owned(), target));
+        place.port
     }
 
-    fn is_taken(&self, protocol: Protocol, port: u16) -> bool {
-        self.published.contains_key(&(protocol, port)) || self.meshed.contains_key(&(protocol, port))
+    fn is_taken(&self, place: HostPort) -> bool {
+        self.published.contains_key(&place) || self.meshed.contains_key(&place)
     }
 
-    /// A port of the uplink: this one, or the next that is free.
-    fn free_port(&self, protocol: Protocol, port: u16) -> u16 {
-        let from = port.max(1);
-        let mut candidates = (from..=u16::MAX).chain(1..from);
-        let free = candidates.find(|port| !self.is_taken(protocol, *port));
+    /// A place at the uplink: this one, or the one with the next port that is free.
+    fn free_place(&self, wanted: HostPort) -> HostPort {
+        let from = wanted.port.max(1);
+        let candidates = (from..=u16::MAX).chain(1..from).map(|port| HostPort { port, ..wanted });
+        let free = candidates.into_iter().find(|place| !self.is_taken(*place));
         free.expect("one network publishes fewer than 65535 ports on one host")
     }
 
@@ -429,9 +496,7 @@ impl OverlayNetwork {
 
     /// Takes a container out; one that has no endpoint is no error.
     pub async fn detach(&mut self, container: &str) -> Result<(), KernelError> {
-        let Some(address) = self.endpoints.get(container).map(|endpoint| endpoint.address) else {
-            return Ok(());
-        };
+        let Some(endpoint) = self.endpoints.get(container).cloned() else { return Ok(()) };
         let Some(sandbox) = self.sandbox.clone() else { return Ok(()) };
         let published = self.published.len();
         self.published.retain(|_, (owner, _)| owner != container);
@@ -442,15 +507,25 @@ impl OverlayNetwork {
                 self.apply_rules(&sandbox, &overlay).await?;
             }
         }
-        conntrack::forget(&sandbox, Doomed::AnsweredBy(address)).await;
+        for address in endpoint.ips() {
+            conntrack::forget(&sandbox, Doomed::AnsweredBy(address)).await;
+        }
         disconnect(&sandbox, &pair_name(container, &self.id)).await?;
         self.endpoints.remove(container);
+        self.members.remove(container);
         Ok(())
     }
 
     /// Takes over an endpoint that exists; the network's state may come later.
-    pub async fn adopt(&mut self, container: &str, attached: Attached) -> Result<(), OverlayError> {
+    pub async fn adopt(
+        &mut self,
+        container: &str,
+        netns: &Netns,
+        attached: Attached,
+    ) -> Result<(), OverlayError> {
         let sandbox = self.sandbox(&self.id.clone()).await?;
+        let member = Member::adopt(netns, &attached.interface).await?;
+        self.members.insert(container.to_owned(), member);
         if self.uplink.is_none()
             && let Some(way_out) = self.way_out.clone()
         {
@@ -460,20 +535,22 @@ impl OverlayNetwork {
                 self.uplink = Some(self.reserve_again(&way_out, had).await?);
             }
         }
-        if let (Some(uplink), IpAddr::V4(inside)) = (self.uplink, attached.address) {
-            let mut ports = Vec::new();
-            for port in &attached.ports {
-                let target = Target { address: inside, port: port.container_port };
-                let exposed = self.expose(container, port.protocol, target);
-                ports.push((port.clone(), Target { address: uplink, port: exposed }));
+        let mut ports = Vec::new();
+        for port in &attached.ports {
+            let family = Family::of(port.host_ip);
+            let (Some(uplink), Some(inside)) = (self.uplink_at(family), attached.of(family)) else {
+                continue;
+            };
+            let target = Target { address: inside.address, port: port.container_port };
+            let exposed = self.expose(container, port.protocol, target);
+            ports.push((port.clone(), Target { address: uplink, port: exposed }));
+        }
+        if !ports.is_empty() {
+            // Until the network's state is known again, the rules of the daemon before us do.
+            if let Some(overlay) = self.wanted.clone() {
+                self.apply_rules(&sandbox, &overlay).await?;
             }
-            if !ports.is_empty() {
-                // Until the network's state is known again, the rules of the daemon before us do.
-                if let Some(overlay) = self.wanted.clone() {
-                    self.apply_rules(&sandbox, &overlay).await?;
-                }
-                adopt_ports(&self.context.host, self.endpoint(container), ports).await?;
-            }
+            adopt_ports(&self.context.host, self.endpoint(container), ports).await?;
         }
         self.endpoints.insert(container.to_owned(), attached);
         Ok(())
@@ -489,13 +566,17 @@ impl OverlayNetwork {
             }
             (address, _) => address,
         };
-        let Some(address) = address else { return Ok(()) };
-        let left = self.context.host.call(move |host| Box::pin(host.leave_mesh(address))).await;
-        Ok(left.map_err(|_| shutting_down())??)
+        let addresses = [address.map(IpAddr::V4), address.and_then(|address| self.uplink_v6(address))];
+        for address in addresses.into_iter().flatten() {
+            let left = self.context.host.call(move |host| Box::pin(host.leave_mesh(address))).await;
+            left.map_err(|_| shutting_down())??;
+        }
+        Ok(())
     }
 
     /// Removes the sandbox, and all that leads to it.
     pub async fn close(&mut self) -> Result<(), OverlayError> {
+        self.keeper.scope.cancel();
         self.context.names.remove(&self.id);
         self.leave_mesh().await?;
         let containers: Vec<String> = self.endpoints.keys().cloned().collect();
@@ -512,6 +593,11 @@ impl OverlayNetwork {
             // At once, not when the last reference to the namespace goes: the same network may come back.
             disconnect(&sandbox, VXLAN).await?;
         }
+        let id = self.id.clone();
+        let release =
+            self.context.tunnel.call(move |tunnel| Box::pin(async move { tunnel.release(&id).await }));
+        let released = release.await.map_err(|_| shutting_down())?;
+        released.map_err(|source| OverlayError::Tunnel { network: self.id.clone(), source })?;
         let path = self.pins.path(&self.id);
         let network = self.wanted.take().map_or_else(|| self.id.clone(), |overlay| overlay.name.clone());
         self.pins.unpin(&self.id).map_err(|source| OverlayError::Pin { network, path, source })?;
@@ -531,14 +617,35 @@ fn settings() {
     set_sysctl("ipv4/conf/default/rp_filter", "0");
 }
 
+/// The same for IPv6, before the sandbox has links: they are born with it.
+fn settings_v6() {
+    for conf in ["all", "default"] {
+        set_sysctl(&format!("ipv6/conf/{conf}/disable_ipv6"), "0");
+        set_sysctl(&format!("ipv6/conf/{conf}/forwarding"), "1");
+        set_sysctl(&format!("ipv6/conf/{conf}/accept_ra"), "0");
+        set_sysctl(&format!("ipv6/conf/{conf}/accept_dad"), "0");
+    }
+}
+
+/// The least MTU that its packets can do with.
+fn mtu_min(overlay: &Overlay) -> u32 {
+    if families(overlay).contains(&Family::V6) { MTU_MIN_V6 } else { MTU_MIN_V4 }
+}
+
+/// The families of a network's addresses.
+fn families(overlay: &Overlay) -> Vec<Family> {
+    let has = |family: &Family| overlay.subnets.iter().any(|(subnet, _)| subnet.family() == *family);
+    Family::ALL.into_iter().filter(has).collect()
+}
+
 /// How a container's end is a port of the bridge: what it sends to a virtual address may come back to it.
 fn near_port() -> Port {
     Port { bridge: BRIDGE.to_owned(), hairpin: true, isolated: false }
 }
 
 /// A container on this node, as the bridge's neighbour.
-fn neighbour(endpoint: &Attached) -> Neighbour {
-    Neighbour { link: BRIDGE.to_owned(), address: endpoint.address, mac: endpoint.mac }
+fn local_neighbours(endpoint: &Attached) -> impl Iterator<Item = Neighbour> {
+    endpoint.ips().map(|address| Neighbour { link: BRIDGE.to_owned(), address, mac: endpoint.mac })
 }
 
 /// The addresses of all endpoints.

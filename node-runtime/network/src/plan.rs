@@ -3,8 +3,10 @@
 //!
 //! Only what is named in the plan is touched: links of other programs, and their addresses, are not ours.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
+
+use rswarm_base::ipam::Family;
 
 use crate::model::Mac;
 
@@ -19,8 +21,8 @@ pub struct Plan {
     pub neighbours: BTreeSet<Neighbour>,
     /// Where a VXLAN link sends what is for a MAC; other destinations are removed.
     pub forwarding: BTreeSet<Forward>,
-    /// The default route's gateway and link, where there is one.
-    pub default_route: Option<Gateway>,
+    /// The default routes, at most one of each family.
+    pub default_routes: Vec<Gateway>,
     /// Where packets with a mark go; other such routes of ours by those links are removed.
     pub marked_routes: BTreeSet<MarkedRoute>,
 }
@@ -130,6 +132,13 @@ pub struct MarkedRoute {
     pub gateway: IpAddr,
 }
 
+impl MarkedRoute {
+    /// What its rule goes by.
+    fn mark(&self) -> (Family, u32) {
+        (Family::of(self.gateway), self.mark)
+    }
+}
+
 /// What a namespace holds now.
 #[derive(Debug, Clone, Default)]
 pub struct Found {
@@ -144,7 +153,7 @@ pub struct Found {
     /// The default routes.
     pub default_routes: Vec<Gateway>,
     /// The marks that a rule of ours leads to the table of.
-    pub marks: BTreeSet<u32>,
+    pub marks: BTreeSet<(Family, u32)>,
     /// Default routes of ours in tables other than the main one.
     pub marked_routes: BTreeSet<MarkedRoute>,
 }
@@ -187,14 +196,14 @@ pub enum Step {
     AddForward(Forward),
     /// Set the default route.
     SetDefaultRoute(Gateway),
-    /// Remove the rule for a mark.
-    RemoveMark(u32),
+    /// Remove a family's rule for a mark.
+    RemoveMark(Family, u32),
     /// Remove a default route of a mark's table.
     RemoveMarkedRoute(MarkedRoute),
     /// Set the default route of a mark's table.
     SetMarkedRoute(MarkedRoute),
-    /// Lead a mark to its table.
-    AddMark(u32),
+    /// Lead a mark to its table in a family.
+    AddMark(Family, u32),
 }
 
 impl Step {
@@ -209,10 +218,13 @@ impl Step {
 #[must_use]
 pub fn steps(wanted: &Plan, found: &Found) -> Vec<Step> {
     let mut steps = Vec::new();
+    let there: HashMap<&str, &FoundLink> =
+        found.links.iter().map(|link| (link.link.name.as_str(), link)).collect();
     for link in &wanted.links {
-        steps.extend(link_steps(link, found.links.iter().find(|other| other.link.name == link.name)));
+        steps.extend(link_steps(link, there.get(link.name.as_str()).copied()));
     }
-    let ours = |name: &str| wanted.links.iter().any(|link| link.name == name);
+    let wanted_links: HashSet<&str> = wanted.links.iter().map(|link| link.name.as_str()).collect();
+    let ours = |name: &str| wanted_links.contains(name);
     let leftover = found.addresses.difference(&wanted.addresses).filter(|address| ours(&address.link));
     steps.extend(leftover.cloned().map(Step::RemoveAddress));
     steps.extend(wanted.addresses.difference(&found.addresses).cloned().map(Step::AddAddress));
@@ -227,29 +239,27 @@ pub fn steps(wanted: &Plan, found: &Found) -> Vec<Step> {
     steps.extend(leftover.cloned().map(Step::RemoveForward));
     steps.extend(wanted.forwarding.difference(&found.forwarding).cloned().map(Step::AddForward));
     steps.extend(wanted.neighbours.difference(&found.neighbours).cloned().map(Step::SetNeighbour));
-    if let Some(gateway) = &wanted.default_route
-        && !found.default_routes.contains(gateway)
-    {
-        steps.push(Step::SetDefaultRoute(gateway.clone()));
-    }
+    let missing = wanted.default_routes.iter().filter(|gateway| !found.default_routes.contains(gateway));
+    steps.extend(missing.cloned().map(Step::SetDefaultRoute));
     steps.extend(marked_steps(wanted, found));
     steps
 }
 
 fn marked_steps(wanted: &Plan, found: &Found) -> Vec<Step> {
-    let marks: BTreeSet<u32> = wanted.marked_routes.iter().map(|route| route.mark).collect();
+    let marks: BTreeSet<_> = wanted.marked_routes.iter().map(MarkedRoute::mark).collect();
     let mut steps = Vec::new();
     // A route whose gateway changed is replaced in place.
     let leftover = found.marked_routes.iter().filter(|route| {
-        wanted.links.iter().any(|link| link.name == route.link) && !marks.contains(&route.mark)
+        wanted.links.iter().any(|link| link.name == route.link) && !marks.contains(&route.mark())
     });
     for route in leftover {
-        steps.extend(found.marks.contains(&route.mark).then_some(Step::RemoveMark(route.mark)));
+        let (family, mark) = route.mark();
+        steps.extend(found.marks.contains(&(family, mark)).then_some(Step::RemoveMark(family, mark)));
         steps.push(Step::RemoveMarkedRoute(route.clone()));
     }
     let missing = wanted.marked_routes.difference(&found.marked_routes);
     steps.extend(missing.cloned().map(Step::SetMarkedRoute));
-    steps.extend(marks.difference(&found.marks).copied().map(Step::AddMark));
+    steps.extend(marks.difference(&found.marks).map(|(family, mark)| Step::AddMark(*family, *mark)));
     steps
 }
 
@@ -315,7 +325,7 @@ mod tests {
             neighbours: BTreeSet::from([neighbour(12, 12)]),
             forwarding: BTreeSet::from([forward(12, 2)]),
             marked_routes: BTreeSet::from([marked(2)]),
-            default_route: None,
+            default_routes: Vec::new(),
         }
     }
 
@@ -363,14 +373,17 @@ mod tests {
                 }
                 Step::RemoveForward(entry) => assert!(found.forwarding.remove(&entry)),
                 Step::AddForward(entry) => assert!(found.forwarding.insert(entry)),
-                Step::SetDefaultRoute(gateway) => found.default_routes = vec![gateway],
-                Step::RemoveMark(mark) => assert!(found.marks.remove(&mark)),
+                Step::SetDefaultRoute(gateway) => {
+                    found.default_routes.retain(|old| old.address.is_ipv4() != gateway.address.is_ipv4());
+                    found.default_routes.push(gateway);
+                }
+                Step::RemoveMark(family, mark) => assert!(found.marks.remove(&(family, mark))),
                 Step::RemoveMarkedRoute(route) => assert!(found.marked_routes.remove(&route)),
                 Step::SetMarkedRoute(route) => {
-                    found.marked_routes.retain(|old| old.mark != route.mark);
+                    found.marked_routes.retain(|old| old.mark() != route.mark());
                     found.marked_routes.insert(route);
                 }
-                Step::AddMark(mark) => assert!(found.marks.insert(mark)),
+                Step::AddMark(family, mark) => assert!(found.marks.insert((family, mark))),
             }
         }
     }
@@ -444,8 +457,11 @@ mod tests {
         let moved = MarkedRoute { gateway: ip(99), ..marked(3) };
         let plan = Plan { marked_routes: BTreeSet::from([marked(3)]), ..sandbox() };
         let taken = settle(&plan, &mut found);
-        let removed = [Step::RemoveMark(2), Step::RemoveMarkedRoute(marked(2))];
-        assert_eq!(taken, [&removed[..], &[Step::SetMarkedRoute(marked(3)), Step::AddMark(3)]].concat());
+        let removed = [Step::RemoveMark(Family::V4, 2), Step::RemoveMarkedRoute(marked(2))];
+        assert_eq!(
+            taken,
+            [&removed[..], &[Step::SetMarkedRoute(marked(3)), Step::AddMark(Family::V4, 3)]].concat()
+        );
         let plan = Plan { marked_routes: BTreeSet::from([moved.clone()]), ..sandbox() };
         assert_eq!(settle(&plan, &mut found), [Step::SetMarkedRoute(moved)]);
         let other = Plan { links: vec![link("eth0", LinkKind::Veth, false)], ..Plan::default() };

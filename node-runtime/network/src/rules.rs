@@ -1,16 +1,19 @@
-//! What the rules are: the daemon's table, a sandbox's table, a container's tables. Pure.
+//! What the rules are: the daemon's tables, a sandbox's, a container's. Pure. A description speaks of both families;
+//! each function makes the table of one of them.
 
+mod consent;
 mod container;
 mod sandbox;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use rswarm_base::ipam::Subnet;
+use rswarm_base::ipam::{Family, Subnet};
 
 use crate::model::Protocol;
-use crate::nft::{Chain, Expr, Field, Hook, Map, Point, Table, endpoint, interface, key};
+use crate::nft::{Chain, Expr, Field, Hook, Map, Point, Table, endpoint, interface, key, octets};
 
+pub use consent::require_consent;
 pub use container::{MESH_MARK, MESH_TABLE, dns, mesh_answers, mesh_member};
 pub use sandbox::{Balance, MeshRules, SandboxRules, UplinkRules, sandbox};
 
@@ -33,23 +36,51 @@ const SRCNAT: i32 = 100;
 
 /// The administrator's table.
 pub const USER: &str = "rswarm-user";
+/// Its chain.
+pub const USER_CHAIN: &str = "forward";
 
-/// Where a published port is found on the host.
+/// Where a published port is found: on the host, or at a sandbox's way in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostPort {
-    /// The address; unspecified for all.
-    pub address: Ipv4Addr,
+    /// The address; unspecified for all of its family.
+    pub address: IpAddr,
     /// The protocol.
     pub protocol: Protocol,
     /// The port.
     pub port: u16,
 }
 
+impl HostPort {
+    /// A port of all addresses of a family.
+    #[must_use]
+    pub fn any(family: Family, protocol: Protocol, port: u16) -> HostPort {
+        HostPort { address: family.unspecified(), protocol, port }
+    }
+}
+
+/// What belongs to the table of one family.
+pub trait InFamily {
+    /// Which one.
+    fn family(&self) -> Family;
+}
+
+impl InFamily for IpAddr {
+    fn family(&self) -> Family {
+        Family::of(*self)
+    }
+}
+
+impl InFamily for HostPort {
+    fn family(&self) -> Family {
+        Family::of(self.address)
+    }
+}
+
 /// Where a translated connection goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Target {
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// The port.
     pub port: u16,
 }
@@ -57,8 +88,8 @@ pub struct Target {
 /// What the host's rules need to know of a bridge.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BridgeRules {
-    /// The bridge's subnet.
-    pub subnet: Subnet,
+    /// The subnets of what is on it.
+    pub subnets: Vec<Subnet>,
     /// No way in or out.
     pub internal: bool,
     /// Whether containers on it reach each other.
@@ -75,24 +106,26 @@ fn number(protocol: Protocol) -> u8 {
     }
 }
 
-/// The daemon's table: isolation of bridges by interface name, masquerading, published ports.
+/// The daemon's table of a family: isolation of bridges by interface name, masquerading, published ports.
 #[must_use]
 pub fn host(
+    family: Family,
     name: &str,
     bridges: &BTreeMap<String, BridgeRules>,
     ports: &BTreeMap<HostPort, Target>,
-    mesh: &BTreeMap<(Protocol, u16), Target>,
+    mesh: &BTreeMap<HostPort, Target>,
 ) -> Table {
     Table {
+        family,
         name: name.to_owned(),
-        maps: host_maps(bridges, ports, mesh),
+        maps: host_maps(family, bridges, ports, mesh),
         chains: vec![
-            base("guard", "filter", Point::Prerouting, RAW, vec![guard()]),
+            base("guard", "filter", Point::Prerouting, RAW, vec![guard(family)]),
             Chain { name: "published".to_owned(), hook: None, rules: published() },
             base("prerouting", "nat", Point::Prerouting, DSTNAT, vec![vec![Expr::Jump("published")]]),
             base("output", "nat", Point::Output, DSTNAT, vec![vec![Expr::Jump("published")]]),
             base("forward", "filter", Point::Forward, FILTER, isolation()),
-            base("postrouting", "nat", Point::Postrouting, SRCNAT, masquerading(bridges)),
+            base("postrouting", "nat", Point::Postrouting, SRCNAT, masquerading(family, bridges)),
         ],
     }
 }
@@ -100,15 +133,16 @@ pub fn host(
 /// The administrator's table: a chain that all forwarded packets pass before any rule of ours, empty when it
 /// is made. What it drops is dropped; what it accepts goes on to our rules.
 #[must_use]
-pub fn user() -> Table {
-    let forward = base("forward", "filter", Point::Forward, FILTER - 1, Vec::new());
-    Table { name: USER.to_owned(), maps: Vec::new(), chains: vec![forward] }
+pub fn user(family: Family) -> Table {
+    let forward = base(USER_CHAIN, "filter", Point::Forward, FILTER - 1, Vec::new());
+    Table { family, name: USER.to_owned(), maps: Vec::new(), chains: vec![forward] }
 }
 
 fn host_maps(
+    family: Family,
     bridges: &BTreeMap<String, BridgeRules>,
     ports: &BTreeMap<HostPort, Target>,
-    mesh: &BTreeMap<(Protocol, u16), Target>,
+    mesh: &BTreeMap<HostPort, Target>,
 ) -> Vec<Map> {
     let names = |keep: &dyn Fn(&BridgeRules) -> bool, times: usize| {
         let kept = bridges.iter().filter(|(_, rules)| keep(rules));
@@ -121,7 +155,7 @@ fn host_maps(
         value: &[Field::Daddr, Field::Dport],
         elements: ports
             .iter()
-            .filter(|(port, _)| port.address.is_unspecified() == all)
+            .filter(|(port, _)| port.family() == family && port.address.is_unspecified() == all)
             .map(|(port, target)| (host_port_key(port), endpoint(target.address, target.port)))
             .collect(),
     };
@@ -131,59 +165,75 @@ fn host_maps(
         set("talking", &[Field::Iifname, Field::Oifname], names(&|rules| rules.icc, 2)),
         ports(BY_ADDRESS, &[Field::Daddr, Field::Protocol, Field::Dport], false),
         ports(ANY, &[Field::Protocol, Field::Dport], true),
-        port_map(MESH, mesh),
+        port_map(family, MESH, mesh),
     ]
 }
 
 /// Where a protocol's port leads.
-fn port_map(name: &'static str, ports: &BTreeMap<(Protocol, u16), Target>) -> Map {
-    let element = |((protocol, port), target): (&(Protocol, u16), &Target)| {
-        (port_key(*protocol, *port), endpoint(target.address, target.port))
-    };
+fn port_map(family: Family, name: &'static str, ports: &BTreeMap<HostPort, Target>) -> Map {
+    let ports = ports.iter().filter(|(port, _)| port.family() == family);
+    let element =
+        |(port, target): (&HostPort, &Target)| (port_key(port), endpoint(target.address, target.port));
     Map {
         name,
         key: &[Field::Protocol, Field::Dport],
         value: &[Field::Daddr, Field::Dport],
-        elements: ports.iter().map(element).collect(),
+        elements: ports.map(element).collect(),
     }
 }
 
-fn port_key(protocol: Protocol, port: u16) -> Vec<u8> {
-    key(&[&[number(protocol)], &port.to_be_bytes()])
+/// Without its address.
+fn port_key(port: &HostPort) -> Vec<u8> {
+    key(&[&[number(port.protocol)], &port.port.to_be_bytes()])
 }
 
 fn host_port_key(port: &HostPort) -> Vec<u8> {
     if port.address.is_unspecified() {
-        return port_key(port.protocol, port.port);
+        return port_key(port);
     }
-    key(&[&port.address.octets(), &[number(port.protocol)], &port.port.to_be_bytes()])
+    key(&[&octets(port.address), &[number(port.protocol)], &port.port.to_be_bytes()])
 }
 
 /// The inverse of the port maps' encoding: what a daemon before us published. Foreign bytes give nothing.
 #[must_use]
-pub fn read_port(element: (&[u8], &[u8])) -> Option<(HostPort, Target)> {
-    let (key, value) = element;
-    let (address, key) = match key.len() {
-        12 => (Ipv4Addr::from(<[u8; 4]>::try_from(&key[..4]).ok()?), &key[4..]),
-        8 => (Ipv4Addr::UNSPECIFIED, key),
-        _ => return None,
-    };
+pub fn read_port(family: Family, (key, value): (&[u8], &[u8])) -> Option<(HostPort, Target)> {
+    const PORT_BYTES: usize = 8;
+    let (address, key) = key.split_at_checked(key.len().checked_sub(PORT_BYTES)?)?;
+    let address = if address.is_empty() { family.unspecified() } else { read_address(family, address)? };
     let protocol = match key[0] {
         TCP => Protocol::Tcp,
         UDP => Protocol::Udp,
         _ => return None,
     };
     let port = u16::from_be_bytes([key[4], key[5]]);
-    let target = Ipv4Addr::from(<[u8; 4]>::try_from(value.get(..4)?).ok()?);
-    let target_port = u16::from_be_bytes(value.get(4..6)?.try_into().ok()?);
-    Some((HostPort { address, protocol, port }, Target { address: target, port: target_port }))
+    let (target, target_port) = value.split_at_checked(usize::from(family.bits() / 8))?;
+    let target = Target {
+        address: read_address(family, target)?,
+        port: u16::from_be_bytes(*target_port.first_chunk()?),
+    };
+    Some((HostPort { address, protocol, port }, target))
+}
+
+fn read_address(family: Family, bytes: &[u8]) -> Option<IpAddr> {
+    match family {
+        Family::V4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        Family::V6 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+    }
+}
+
+/// The addresses that only the host itself has.
+fn loopback(field: Field, family: Family) -> Expr {
+    match family {
+        Family::V4 => within(field, true, Ipv4Addr::new(127, 0, 0, 0).into(), 8),
+        Family::V6 => within(field, true, Ipv6Addr::LOCALHOST.into(), 128),
+    }
 }
 
 /// `route_localnet` lets 127.0.0.0/8 through the bridges, for ports published on it; without this, a
 /// container could reach what listens only on the host's loopback (CVE-2020-8558).
-fn guard() -> Vec<Expr> {
-    let loopback = Expr::Interface { field: Field::Iifname, equal: false, name: "lo".into() };
-    vec![loopback, within(Field::Daddr, true, Ipv4Addr::new(127, 0, 0, 0), 8), Expr::Drop]
+fn guard(family: Family) -> Vec<Expr> {
+    let from_outside = Expr::Interface { field: Field::Iifname, equal: false, name: "lo".into() };
+    vec![from_outside, loopback(Field::Daddr, family), Expr::Drop]
 }
 
 fn published() -> Vec<Vec<Expr>> {
@@ -208,20 +258,20 @@ fn isolation() -> Vec<Vec<Expr>> {
     ]
 }
 
-fn masquerading(bridges: &BTreeMap<String, BridgeRules>) -> Vec<Vec<Expr>> {
+fn masquerading(family: Family, bridges: &BTreeMap<String, BridgeRules>) -> Vec<Vec<Expr>> {
     let mut rules = Vec::new();
     for (name, bridge) in bridges {
-        let IpAddr::V4(network) = bridge.subnet.address() else { continue };
         let out = |equal| Expr::Interface { field: Field::Oifname, equal, name: name.clone() };
-        let ours = || within(Field::Saddr, true, network, bridge.subnet.prefix());
-        if bridge.masquerade && !bridge.internal {
-            rules.push(vec![ours(), out(false), Expr::Masquerade]);
+        for subnet in bridge.subnets.iter().filter(|subnet| subnet.family() == family) {
+            let ours = || within(Field::Saddr, true, subnet.address(), subnet.prefix());
+            if bridge.masquerade && !bridge.internal {
+                rules.push(vec![ours(), out(false), Expr::Masquerade]);
+            }
+            // A container to a port published by its neighbour or itself: the answer must come back by the host.
+            rules.push(vec![out(true), ours(), Expr::Translated, Expr::Masquerade]);
         }
         // The host to a port published on its loopback: a container cannot answer 127.0.0.1.
-        let loopback = within(Field::Saddr, true, Ipv4Addr::new(127, 0, 0, 0), 8);
-        rules.push(vec![out(true), loopback, Expr::Masquerade]);
-        // A container to a port published by its neighbour or itself: the answer must come back by the host.
-        rules.push(vec![out(true), ours(), Expr::Translated, Expr::Masquerade]);
+        rules.push(vec![out(true), loopback(Field::Saddr, family), Expr::Masquerade]);
     }
     rules
 }
@@ -230,7 +280,7 @@ fn base(name: &'static str, kind: &'static str, point: Point, priority: i32, rul
     Chain { name: name.to_owned(), hook: Some(Hook { kind, point, priority }), rules }
 }
 
-fn within(field: Field, inside: bool, network: Ipv4Addr, prefix: u8) -> Expr {
+fn within(field: Field, inside: bool, network: IpAddr, prefix: u8) -> Expr {
     Expr::Within { field, inside, network, prefix }
 }
 
@@ -238,29 +288,49 @@ fn within(field: Field, inside: bool, network: Ipv4Addr, prefix: u8) -> Expr {
 mod tests {
     use super::*;
 
+    fn address(text: &str) -> IpAddr {
+        text.parse().expect("address")
+    }
+
     #[test]
     fn published_ports_are_read_back_as_they_were_written() {
-        let target = Target { address: Ipv4Addr::new(172, 17, 0, 2), port: 80 };
-        for address in [Ipv4Addr::UNSPECIFIED, Ipv4Addr::LOCALHOST] {
-            let port = HostPort { address, protocol: Protocol::Udp, port: 8080 };
-            let table = host("t", &BTreeMap::new(), &BTreeMap::from([(port, target)]), &BTreeMap::new());
-            let elements: Vec<_> = table.maps.iter().flat_map(|map| &map.elements).collect();
-            assert_eq!(elements.len(), 1);
-            assert_eq!(read_port((elements[0].0, elements[0].1)), Some((port, target)));
+        for (published, target) in [
+            ("0.0.0.0", "172.17.0.2"),
+            ("127.0.0.1", "172.17.0.2"),
+            ("::", "fd00::2"),
+            ("2001:db8::1", "fd00::2"),
+        ] {
+            let port = HostPort { address: address(published), protocol: Protocol::Udp, port: 8080 };
+            let target = Target { address: address(target), port: 80 };
+            let ports = BTreeMap::from([(port, target)]);
+            for family in Family::ALL {
+                let table = host(family, "t", &BTreeMap::new(), &ports, &BTreeMap::new());
+                let elements: Vec<_> = table.maps.iter().flat_map(|map| &map.elements).collect();
+                let read: Vec<_> =
+                    elements.iter().filter_map(|(key, value)| read_port(family, (key, value))).collect();
+                let wanted = if family == port.family() { vec![(port, target)] } else { Vec::new() };
+                assert_eq!((read.len(), read), (elements.len(), wanted), "{published} in {family}");
+            }
         }
-        assert_eq!(read_port((&[1, 2, 3], &[])), None);
+        assert_eq!(read_port(Family::V4, (&[1, 2, 3], &[])), None);
+        assert_eq!(read_port(Family::V6, (&[6, 0, 0, 0, 0, 80, 0, 0], &[0; 8])), None);
     }
 
     #[test]
     fn an_internal_bridge_is_not_masqueraded() {
-        let subnet: Subnet = "172.18.0.0/16".parse().expect("subnet");
-        let rules = |internal| BridgeRules { subnet, internal, icc: true, masquerade: true };
-        let leaves = |internal| {
-            masquerading(&BTreeMap::from([("br".to_owned(), rules(internal))]))
-                .iter()
-                .any(|rule| rule.iter().any(|expr| matches!(expr, Expr::Interface { equal: false, .. })))
-        };
-        assert!(leaves(false));
-        assert!(!leaves(true));
+        let subnets = vec!["172.18.0.0/16".parse().expect("subnet"), "fd00::/64".parse().expect("subnet")];
+        let rules =
+            |internal| BridgeRules { subnets: subnets.clone(), internal, icc: true, masquerade: true };
+        for family in Family::ALL {
+            let leaves = |internal| {
+                masquerading(family, &BTreeMap::from([("br".to_owned(), rules(internal))]))
+                    .iter()
+                    .filter(|rule| {
+                        rule.iter().any(|expr| matches!(expr, Expr::Interface { equal: false, .. }))
+                    })
+                    .count()
+            };
+            assert_eq!((leaves(false), leaves(true)), (1, 0), "{family}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! execution domain. Applied to the caller.
 
 use oci_spec::runtime::{
-    IOPriorityClass, LinuxIOPriority, LinuxMemoryPolicy, LinuxPersonality, LinuxPersonalityDomain,
+    IOPriorityClass, Linux, LinuxIOPriority, LinuxMemoryPolicy, LinuxPersonality, LinuxPersonalityDomain,
     LinuxSchedulerFlag, LinuxSchedulerPolicy, MemoryPolicyFlagType, MemoryPolicyModeType, Process, Scheduler,
 };
 
@@ -12,27 +12,45 @@ use crate::sys::{self, SchedulerAttributes};
 
 /// More processors or memory nodes than any kernel is built for.
 const NUMBERS_MAX: u32 = 8192;
+/// The kernel counts deadlines' time in steps of that many nanoseconds: `1 << DL_SCALE`.
+const DEADLINE_RUNTIME_MIN_NS: u64 = 1 << 10;
 
 /// How the kernel chooses among those who want to run, and where they may allocate.
-pub(crate) fn apply(
-    process: &Process,
-    personality: Option<&LinuxPersonality>,
-    memory: Option<&LinuxMemoryPolicy>,
-) -> Result<(), Failure> {
+pub(crate) fn apply(process: &Process, linux: &Linux) -> Result<(), Failure> {
     if let Some(scheduler) = process.scheduler() {
-        sys::set_scheduler(scheduler_attributes(scheduler)?).context("set `process.scheduler`")?;
+        let set = sys::set_scheduler(scheduler_attributes(scheduler)?);
+        set.map_err(|error| unscheduled(scheduler, linux, error))?;
     }
     if let Some(priority) = process.io_priority() {
         sys::set_io_priority(packed(priority)?).context("set `process.ioPriority`")?;
     }
-    if let Some(personality) = personality {
+    if let Some(personality) = linux.personality() {
         sys::set_personality(domain(personality)?).context("set `linux.personality`")?;
     }
-    if let Some(policy) = memory {
+    if let Some(policy) = linux.memory_policy() {
         let (mode, nodes) = memory_policy(policy)?;
         sys::set_memory_policy(mode, &nodes).context("set `linux.memoryPolicy`")?;
     }
     Ok(())
+}
+
+/// Why the kernel took no scheduler, as far as it can be told.
+// sched_setattr(2), sched(7)
+fn unscheduled(scheduler: &Scheduler, linux: &Linux, error: std::io::Error) -> Failure {
+    let cpu = linux.resources().as_ref().and_then(|resources| resources.cpu().as_ref());
+    let is_pinned = cpu.is_some_and(|cpu| cpu.cpus().as_ref().is_some_and(|cpus| !cpus.is_empty()));
+    let what = match error.raw_os_error() {
+        // runc's words, which callers look for.
+        Some(libc::EPERM) if is_pinned => {
+            "`process.scheduler`: process scheduler can't be used together with AllowedCPUs (`linux.resources.cpu.cpus`)"
+        }
+        Some(libc::EBUSY) => "set `process.scheduler`: no processor has that much time left to promise",
+        Some(libc::EINVAL) if scheduler.policy() == &LinuxSchedulerPolicy::SchedDeadline => {
+            "set `process.scheduler`: `period` is not within this kernel's kernel.sched_deadline_period_{min,max}_us"
+        }
+        _ => "set `process.scheduler`",
+    };
+    Failure::os(what, error)
 }
 
 /// Sets how ready the kernel is to kill the process for want of memory. Below the caller's own it takes
@@ -80,6 +98,9 @@ pub(crate) fn scheduler_attributes(scheduler: &Scheduler) -> Result<SchedulerAtt
         return refuse("runtime` (or `deadline`, or `period`)", "means nothing with policy");
     }
     let [runtime, deadline, period] = deadline.map(|value| value.unwrap_or(0));
+    if policy == libc::SCHED_DEADLINE {
+        check_deadline(runtime, deadline, period)?;
+    }
     Ok(SchedulerAttributes {
         size: 0,
         policy: policy.cast_unsigned(),
@@ -90,6 +111,32 @@ pub(crate) fn scheduler_attributes(scheduler: &Scheduler) -> Result<SchedulerAtt
         deadline,
         period,
     })
+}
+
+/// What the kernel holds of every deadline.
+// sched(7), "SCHED_DEADLINE"; kernel/sched/deadline.c, `__checkparam_dl`
+fn check_deadline(runtime: u64, deadline: u64, period: u64) -> Result<(), Failure> {
+    let refuse = |field: &str, why: String| {
+        Err(Failure::invalid(format!("`process.scheduler.{field}` {why} with policy SCHED_DEADLINE")))
+    };
+    for (field, value) in [("deadline", deadline), ("period", period)] {
+        if value > u64::MAX >> 1 {
+            return refuse(field, format!("({value} ns) must be below 2^63"));
+        }
+    }
+    if runtime < DEADLINE_RUNTIME_MIN_NS {
+        return refuse("runtime", format!("({runtime} ns) must be at least {DEADLINE_RUNTIME_MIN_NS}"));
+    }
+    if deadline < runtime {
+        return refuse("deadline", format!("({deadline} ns) must be at least `runtime` ({runtime} ns)"));
+    }
+    if period != 0 && period < deadline {
+        return refuse(
+            "period",
+            format!("({period} ns) must be zero or at least `deadline` ({deadline} ns)"),
+        );
+    }
+    Ok(())
 }
 
 /// include/uapi/linux/sched.h
@@ -237,6 +284,19 @@ mod tests {
         assert!(says(json!({"policy": "SCHED_RR"})).contains("scheduler.priority`"));
         assert!(says(json!({"policy": "SCHED_RR", "priority": 1, "runtime": 5})).contains("runtime`"));
         assert!(says(json!({"policy": "SCHED_ISO"})).contains("scheduler.policy`"));
+        let deadline = |runtime: u64, deadline: u64, period: u64| {
+            scheduler(json!({"policy": "SCHED_DEADLINE", "runtime": runtime, "deadline": deadline, "period": period}))
+                .map(|made| (made.runtime, made.deadline, made.period))
+        };
+        assert_eq!(deadline(42_000, 100_000, 0), Ok((42_000, 100_000, 0)));
+        for (made, field) in [
+            (deadline(0, 100_000, 0), "`process.scheduler.runtime`"),
+            (deadline(42_000, 41_999, 0), "`process.scheduler.deadline`"),
+            (deadline(42_000, 100_000, 99_999), "`process.scheduler.period`"),
+            (deadline(42_000, u64::MAX, 0), "`process.scheduler.deadline`"),
+        ] {
+            assert!(made.is_err_and(|why| why.contains(field)), "{field}");
+        }
     }
 
     #[test]

@@ -164,7 +164,13 @@ impl Sets {
             permitted: self.permitted,
             inheritable: self.inheritable,
         };
-        sys::set_capabilities(sets).context("set capabilities")?;
+        let beyond = self.inheritable & !self.bounding;
+        sys::set_capabilities(sets).with_context(|| match each(beyond).next() {
+            None => "set `process.capabilities`".to_owned(),
+            Some(capability) => {
+                format!("set `process.capabilities.inheritable`: capability number {capability} is not in `bounding`")
+            }
+        })?;
         let ambient = |operation: i32| u64::from(operation.cast_unsigned());
         sys::process_control(libc::PR_CAP_AMBIENT, ambient(libc::PR_CAP_AMBIENT_CLEAR_ALL), 0)
             .context("clear ambient capabilities")?;

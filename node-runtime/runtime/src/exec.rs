@@ -25,6 +25,7 @@ use crate::last::{Gate, LastStep};
 use crate::lsm;
 use crate::namespaces::{NEW_TIME, enter_pid_namespace, leave_pid_namespace};
 use crate::procfs::Proc;
+use crate::rootfs::{change_root, open_dir};
 use crate::seccomp::{Filter, notify};
 use crate::spec;
 use crate::sys;
@@ -129,6 +130,7 @@ pub fn exec(request: Exec<'_>) -> Result<Added, Failure> {
             ..failure
         })?,
         init,
+        root: root(&request)?,
         own_users,
         filter,
         proc,
@@ -144,6 +146,14 @@ fn open_init(request: &Exec<'_>) -> Result<OwnedFd, Failure> {
     let pid = rustix::process::Pid::from_raw(request.init)
         .ok_or_else(|| Failure::other("container is not running"))?;
     rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).context("container is not running")
+}
+
+fn root(request: &Exec<'_>) -> Result<Option<OwnedFd>, Failure> {
+    if spec::has_namespace(spec::linux(request.spec)?, LinuxNamespaceType::Mount) {
+        return Ok(None);
+    }
+    let path = spec::root_path(request.spec, request.bundle)?;
+    open_dir(&path).map(Some).with_context(|| format!("open root `{}`", path.display()))
 }
 
 /// Whether the container's users are its own: the kernel refuses to join what one is in already.
@@ -166,6 +176,8 @@ struct Newcomer<'a> {
     entry: Entry,
     /// The container's init, whose namespaces are joined.
     init: OwnedFd,
+    /// Its root, when that is only a directory in the machine's mount namespace.
+    root: Option<OwnedFd>,
     own_users: bool,
     filter: Option<Filter>,
     proc: Proc,
@@ -233,12 +245,15 @@ impl Newcomer<'_> {
 
     /// All at once: the kernel looks at the user namespace first. Returns whether groups can be set there.
     fn enter_namespaces(&self) -> Result<bool, Failure> {
-        let mut namespaces = CloneFlags::CLONE_NEWNS
-            | CloneFlags::CLONE_NEWUTS
+        let mut namespaces = CloneFlags::CLONE_NEWUTS
             | CloneFlags::CLONE_NEWIPC
             | CloneFlags::CLONE_NEWNET
             | CloneFlags::CLONE_NEWCGROUP;
-        if spec::has_namespace(spec::linux(self.request.spec)?, LinuxNamespaceType::Time) {
+        let linux = spec::linux(self.request.spec)?;
+        if self.root.is_none() {
+            namespaces |= CloneFlags::CLONE_NEWNS;
+        }
+        if spec::has_namespace(linux, LinuxNamespaceType::Time) {
             namespaces |= NEW_TIME;
         }
         if self.own_users {
@@ -247,6 +262,7 @@ impl Newcomer<'_> {
             confine::raise_limits(0, process.rlimits().as_deref().unwrap_or_default())?;
         }
         nix::sched::setns(&self.init, namespaces).context("join the container's namespaces")?;
+        self.root.as_ref().map_or(Ok(()), change_root)?;
         if !self.own_users {
             return Ok(true);
         }

@@ -206,7 +206,7 @@ pub(crate) fn become_known(
     let env = environment(process, &accounts, &identity);
     terminal::give_to(identity.uid)?;
     let linux = linux(spec)?;
-    attributes::apply(process, linux.personality().as_ref(), linux.memory_policy().as_ref())?;
+    attributes::apply(process, linux)?;
     confine::limit(process.rlimits().as_deref().unwrap_or_default())?;
     Ok((identity, env))
 }

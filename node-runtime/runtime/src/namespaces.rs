@@ -110,6 +110,12 @@ impl Namespaces {
             // The kernel refuses to join what one is in already.
             return Ok(());
         }
+        if typ == LinuxNamespaceType::Mount && is_machines(&fd).with_context(|| field.clone())? {
+            return Err(Failure::invalid(format!(
+                "`{field}`: `{}` is the machine's own mount namespace, whose root the container's would become",
+                path.display()
+            )));
+        }
         let existing = Existing { fd, typ: flag(typ), field };
         match typ {
             LinuxNamespaceType::User => self.user = User::Existing(existing),
@@ -158,6 +164,13 @@ pub(crate) const NEW_TIME: CloneFlags = CloneFlags::from_bits_retain(libc::CLONE
 
 fn bits(typ: LinuxNamespaceType) -> u64 {
     u64::from(flag(typ).bits().cast_unsigned())
+}
+
+/// pivot_root(2) takes all who are in a mount namespace to the new root.
+fn is_machines(mounts: &OwnedFd) -> std::io::Result<bool> {
+    // One that we may not look at is none that we have opened.
+    let is_inits = same_namespace(mounts, "/proc/1/ns/mnt").unwrap_or(false);
+    Ok(is_inits || same_namespace(mounts, "/proc/self/ns/mnt")?)
 }
 
 fn same_namespace(fd: &OwnedFd, path: &str) -> std::io::Result<bool> {

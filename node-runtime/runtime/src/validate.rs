@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use oci_spec::runtime::{Linux, LinuxCapabilities, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxCapabilities, LinuxNamespaceType, Process, Root, Spec};
 
 use crate::attributes;
 use crate::cgroup::check_resources;
@@ -45,13 +45,19 @@ pub(crate) fn config(config: &Spec) -> Checked {
     process(spec::process(config)?)?;
     lsm::check(spec::process(config)?)?;
     namespaces(linux)?;
+    without_mounts(config, linux)?;
     user_and_time(linux)?;
     let own_names = spec::has_namespace(linux, LinuxNamespaceType::Uts);
     name("hostname", config.hostname().as_deref(), own_names)?;
     name("domainname", config.domainname().as_deref(), own_names)?;
     for (index, mount) in config.mounts().iter().flatten().enumerate() {
-        no_zero(mount.destination(), || format!("mounts[{index}].destination"))?;
+        let field = |name: &str| format!("mounts[{index}].{name}");
+        no_zero(mount.destination(), || field("destination"))?;
+        mount.source().as_ref().map_or(Ok(()), |source| no_zero(source, || field("source")))?;
+        strings(mount.options().as_deref().unwrap_or_default(), &field("options"))?;
     }
+    strings(linux.masked_paths().as_deref().unwrap_or_default(), "linux.maskedPaths")?;
+    strings(linux.readonly_paths().as_deref().unwrap_or_default(), "linux.readonlyPaths")?;
     all_hooks(config)?;
 
     not_done(linux)?;
@@ -223,18 +229,28 @@ fn namespaces(linux: &Linux) -> Checked {
         let field = format!("{field}.path");
         require(path.is_absolute(), &field, "is not an absolute path")?;
         no_zero(path, || field.clone())?;
-        if typ == LinuxNamespaceType::Mount {
-            return wrong(
-                &field,
-                "is of a mount namespace: the container's mounts would show to all who are in it",
-            );
-        }
     }
-    require(
-        spec::has_namespace(linux, LinuxNamespaceType::Mount),
-        "linux.namespaces",
-        "has no mount namespace: a container needs one of its own",
-    )
+    Ok(())
+}
+
+/// Without a mount namespace a container has a directory of the machine for its root and the machine's mounts.
+/// runc would add the container's to them, and leave them there: nothing is mounted, hidden or protected.
+fn without_mounts(config: &Spec, linux: &Linux) -> Checked {
+    if spec::has_namespace(linux, LinuxNamespaceType::Mount) {
+        return Ok(());
+    }
+    let any = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    let given = [
+        ("mounts", config.mounts().as_ref().is_some_and(|mounts| !mounts.is_empty())),
+        ("linux.maskedPaths", any(linux.masked_paths())),
+        ("linux.readonlyPaths", any(linux.readonly_paths())),
+        ("root.readonly", config.root().as_ref().and_then(Root::readonly).unwrap_or(false)),
+        ("linux.rootfsPropagation", linux.rootfs_propagation().as_ref().is_some_and(|name| !name.is_empty())),
+    ];
+    match given.iter().find(|(_, given)| *given) {
+        Some((field, _)) => wrong(field, "is given, but there is no mount namespace in `linux.namespaces`"),
+        None => Ok(()),
+    }
 }
 
 fn user_and_time(linux: &Linux) -> Checked {

@@ -55,3 +55,49 @@ pub(crate) fn own(received: RawFd) -> OwnedFd {
     // SAFETY: recvmsg(2) with SCM_RIGHTS makes a new descriptor, which only the receiver knows.
     unsafe { OwnedFd::from_raw_fd(received) }
 }
+
+/// Which of the bytes are newlines: the lowest bit for the first.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn newlines(block: &[u8; 16]) -> u32 {
+    // SAFETY: every processor of this architecture has SSE2.
+    unsafe { sse2::newlines(block) }
+}
+
+/// Which of the bytes are control characters, `"`, `\`, `<`, `>`, `&`, or not ASCII: the lowest bit for the first.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn json_specials(block: &[u8; 16]) -> u32 {
+    // SAFETY: every processor of this architecture has SSE2.
+    unsafe { sse2::json_specials(block) }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod sse2 {
+    use std::arch::x86_64::{
+        __m128i, _mm_cmpeq_epi8, _mm_cmplt_epi8, _mm_movemask_epi8, _mm_or_si128, _mm_set_epi64x,
+        _mm_set1_epi8,
+    };
+
+    #[target_feature(enable = "sse2")]
+    pub(super) fn newlines(block: &[u8; 16]) -> u32 {
+        _mm_movemask_epi8(_mm_cmpeq_epi8(load(block), _mm_set1_epi8(0x0a))).cast_unsigned()
+    }
+
+    #[target_feature(enable = "sse2")]
+    pub(super) fn json_specials(block: &[u8; 16]) -> u32 {
+        let bytes = load(block);
+        // Compared with signs: what is not ASCII is less than any of it.
+        let outside = _mm_cmplt_epi8(bytes, _mm_set1_epi8(0x20));
+        // `"` and `&` differ by one bit, `<` and `>` too.
+        let quote = _mm_cmpeq_epi8(_mm_or_si128(bytes, _mm_set1_epi8(0x04)), _mm_set1_epi8(0x26));
+        let angle = _mm_cmpeq_epi8(_mm_or_si128(bytes, _mm_set1_epi8(0x02)), _mm_set1_epi8(0x3e));
+        let backslash = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(0x5c));
+        let any = _mm_or_si128(_mm_or_si128(outside, quote), _mm_or_si128(angle, backslash));
+        _mm_movemask_epi8(any).cast_unsigned()
+    }
+
+    #[target_feature(enable = "sse2")]
+    fn load(block: &[u8; 16]) -> __m128i {
+        let ([low, high], _) = block.as_chunks::<8>() else { unreachable!("16 bytes are two halves") };
+        _mm_set_epi64x(i64::from_le_bytes(*high), i64::from_le_bytes(*low))
+    }
+}

@@ -1,6 +1,6 @@
 //! Tasks: one-shot units of work whose observed state only moves forward.
 
-use crate::wire::{Task, TaskStatus};
+use crate::wire::{Attachment, Task, TaskStatus};
 
 pub use crate::wire::TaskState;
 
@@ -57,6 +57,18 @@ impl Task {
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.desired() <= TaskState::Running && !self.observed().is_terminal()
+    }
+
+    /// Whether it is the place of a node's own container on a network, not a container to run.
+    #[must_use]
+    pub fn is_attachment(&self) -> bool {
+        self.attachment().is_some()
+    }
+
+    /// The container that it gives a place on a network, when it is no container to run.
+    #[must_use]
+    pub fn attachment(&self) -> Option<&Attachment> {
+        self.spec.as_ref()?.attachment.as_ref()
     }
 
     /// Whether others may have ways to it that must be closed before it stops: it is on a network of the cluster.

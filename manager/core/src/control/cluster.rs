@@ -30,7 +30,12 @@ pub fn update_cluster(
     let mut cluster = Cluster::clone(stored);
     if let Some(spec) = &request.spec {
         valid(validate::cluster(spec))?;
-        cluster.spec = Some(spec.clone());
+        let mut spec = spec.clone();
+        // Docker's clients do not know it, and send the rest of what they were shown.
+        if spec.tunnel_key_period == 0 {
+            spec.tunnel_key_period = cluster.spec.as_ref().map_or(0, |spec| spec.tunnel_key_period);
+        }
+        cluster.spec = Some(spec);
     }
     let root = cluster.root_ca.get_or_insert_default();
     for (rotate, new, token) in [

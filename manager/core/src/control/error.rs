@@ -92,6 +92,15 @@ pub enum ControlError {
     /// Services use the secret or config.
     #[error(transparent)]
     ContentInUse(ContentInUse),
+    /// The network is for services alone.
+    #[error("network {0} not manually attachable")]
+    NotAttachable(String),
+    /// An address that was asked for is none of the network's.
+    #[error("Invalid address {0}: It does not belong to any of this network's subnets")]
+    ForeignAddress(String),
+    /// The id of the attachment is taken by something else.
+    #[error("task {0} already exists")]
+    TaskTaken(String),
     /// A manager must become a worker before it is removed.
     #[error(
         "node {0} is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal"
@@ -140,11 +149,14 @@ impl Classify for ControlError {
             | ControlError::LabelsOnly
             | ControlError::ContentMissing(_)
             | ControlError::ContentInUse(_)
+            | ControlError::ForeignAddress(_)
             | ControlError::PortTaken(_) => Kind::InvalidArgument,
+            ControlError::NotAttachable(_) => Kind::PermissionDenied,
             ControlError::NotFound { .. } => Kind::NotFound,
             ControlError::NameTaken { .. }
             | ControlError::ContentExists { .. }
-            | ControlError::IngressPresent(_) => Kind::Conflict,
+            | ControlError::IngressPresent(_)
+            | ControlError::TaskTaken(_) => Kind::Conflict,
             ControlError::NoIngress
             | ControlError::IngressInUse(_)
             | ControlError::OutOfSequence
@@ -173,7 +185,12 @@ impl Classify for ControlError {
             ControlError::LabelsOnly => {
                 "make one of another name and let the service use that instead of this".to_owned()
             }
+            ControlError::NotAttachable(_) => {
+                "only `network create --attachable` makes overlays for containers of their own".to_owned()
+            }
             ControlError::Invalid(_)
+            | ControlError::ForeignAddress(_)
+            | ControlError::TaskTaken(_)
             | ControlError::Incomplete(_)
             | ControlError::NotFound { .. }
             | ControlError::NameTaken { .. }

@@ -3,6 +3,7 @@
 //!
 //! A module for each kind of object; [`read`] finds and shows them.
 
+mod attachment;
 mod cluster;
 mod content;
 #[cfg(test)]
@@ -19,6 +20,7 @@ use rswarm_base::IdGen;
 use rswarm_proto::model::object::Stored;
 use rswarm_proto::wire::Transaction;
 
+pub use self::attachment::{admission, attach, withdraw};
 pub use self::cluster::{NewTokens, update_cluster};
 pub use self::content::{
     create_config, create_secret, remove_config, remove_secret, update_config, update_secret,
@@ -36,7 +38,11 @@ use crate::validate::Problem;
 pub type Decision = Result<(Transaction, String), ControlError>;
 
 fn decided(plan: Plan, id: &str, ids: &mut IdGen) -> Decision {
-    let author = Author::Control.name().to_owned();
+    decided_as(Author::Control, plan, id, ids)
+}
+
+fn decided_as(author: Author, plan: Plan, id: &str, ids: &mut IdGen) -> Decision {
+    let author = author.name().to_owned();
     Ok((Transaction { id: ids.number(), author, changes: plan.changes }, id.to_owned()))
 }
 

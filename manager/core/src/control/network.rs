@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rswarm_base::IdGen;
 use rswarm_proto::model::task::TaskState;
-use rswarm_proto::wire::{CreateNetworkRequest, Network, NetworkSpec, ObjectKind, RemoveRequest};
+use rswarm_proto::wire::{CreateNetworkRequest, Network, NetworkSpec, ObjectKind, RemoveRequest, Task};
 
 use super::read::find_network;
 use super::{ControlError, Decision, decided, valid};
@@ -42,13 +42,14 @@ pub fn remove_network(state: &State, request: &RemoveRequest, ids: &mut IdGen) -
     if let Some(service) = state.services_on_network(&network.id).find(|service| !service.pending_delete) {
         return Err(in_use(format!("service {}", service.id)));
     }
-    let is_user = |task: &&Arc<rswarm_proto::wire::Task>| {
-        task.desired() <= TaskState::Running && task.observed() <= TaskState::Running
-    };
+    let is_user =
+        |task: &&Arc<Task>| task.desired() <= TaskState::Running && task.observed() <= TaskState::Running;
     let tasks = state.tasks_on_network(&network.id).filter(is_user);
     // Tasks of a service that was just removed are on their way out.
-    let mut tasks =
-        tasks.filter(|task| state.service(&task.service_id).is_some_and(|service| !service.pending_delete));
+    let stays = |task: &Task| {
+        task.is_attachment() || state.service(&task.service_id).is_some_and(|service| !service.pending_delete)
+    };
+    let mut tasks = tasks.filter(|task| stays(task));
     if let Some(task) = tasks.next() {
         return Err(in_use(format!("task {}", task.id)));
     }

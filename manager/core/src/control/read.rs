@@ -75,7 +75,8 @@ fn is_visible(object: &AnyObject) -> bool {
     }
 }
 
-/// An object as a reply shows it: without the root's key, a secret's data and registry credentials.
+/// An object as a reply shows it: without the root's key, the encrypted networks' key, a secret's data and registry
+/// credentials.
 #[must_use]
 pub fn shown(object: &AnyObject) -> Object {
     let mut shown = object.to_object();
@@ -83,6 +84,9 @@ pub fn shown(object: &AnyObject) -> Object {
         Some(object::Object::Cluster(cluster)) => {
             if let Some(root) = &mut cluster.root_ca {
                 root.key_pem.clear();
+            }
+            if let Some(tunnel) = &mut cluster.tunnel {
+                tunnel.psk.clear();
             }
         }
         Some(object::Object::Service(service)) => {

@@ -58,7 +58,10 @@ fn spec_out(spec: &wire::ClusterSpec) -> types::SwarmSpec {
         dispatcher: types::DispatcherConfig { heartbeat_period: spec.heartbeat_period },
         ca_config: types::CaConfig { node_cert_expiry: spec.node_cert_expiry, ..types::CaConfig::default() },
         task_defaults: types::TaskDefaults::default(),
-        encryption_config: types::EncryptionConfig { auto_lock_managers: spec.auto_lock },
+        encryption_config: types::EncryptionConfig {
+            auto_lock_managers: spec.auto_lock,
+            tunnel_key_period: spec.tunnel_key_period,
+        },
     }
 }
 
@@ -75,6 +78,7 @@ pub(crate) fn defaults() -> wire::ClusterSpec {
         heartbeat_period: 1_000_000_000,
         node_cert_expiry: 90 * NANOS_PER_DAY,
         auto_lock: false,
+        tunnel_key_period: 0,
     }
 }
 
@@ -120,6 +124,7 @@ pub(crate) fn spec(spec: &types::SwarmSpec, base: wire::ClusterSpec) -> Result<w
         heartbeat_period: or(spec.dispatcher.heartbeat_period, base.heartbeat_period),
         node_cert_expiry: or(expiry, base.node_cert_expiry),
         auto_lock,
+        tunnel_key_period: or(spec.encryption_config.tunnel_key_period, base.tunnel_key_period),
     })
 }
 

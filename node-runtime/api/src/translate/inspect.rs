@@ -263,6 +263,7 @@ fn network_settings(container: &Container, version: ApiVersion) -> types::Networ
         if endpoint.network_name == "bridge" {
             settings.endpoint_id = shown.endpoint_id.clone();
             settings.gateway = shown.gateway.clone();
+            settings.ipv6_gateway = shown.ipv6_gateway.clone();
             settings.global_ipv6_address = shown.global_ipv6_address.clone();
             settings.global_ipv6_prefix_len = shown.global_ipv6_prefix_len;
             settings.ip_address = shown.ip_address.clone();
@@ -311,6 +312,7 @@ pub(crate) fn endpoint_settings(
         network_id: endpoint.network_id.clone(),
         endpoint_id: endpoint.endpoint_id.clone(),
         gateway: endpoint.gateway.map(|gateway| gateway.to_string()).unwrap_or_default(),
+        ipv6_gateway: endpoint.gateway_v6.map(|gateway| gateway.to_string()).unwrap_or_default(),
         ip_address,
         ip_prefix_len,
         global_ipv6_address,

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use rswarm_base::Kind;
 use rswarm_engine::network::{Network, NetworkCreate, NetworkMember, NetworkPool};
+use rswarm_engine::{Exposed, Exposure, Filter, Finding, Owned};
+use rswarm_proto::model::object::Stored;
 use rswarm_proto::wire;
 
 use super::{mac, meta, nanos, refuse};
@@ -31,7 +33,6 @@ pub(crate) fn create(body: &types::NetworkCreateBody) -> Result<Wanted, ApiError
         body.config_from.as_ref().is_some_and(|from| !from.network.is_empty()),
         "--config-from (ConfigFrom)",
     )?;
-    refuse(body.enable_ipv4 == Some(false), "a network without IPv4 (EnableIPv4=false)")?;
     let ipam = body.ipam.clone().unwrap_or_default();
     refuse(!matches!(ipam.driver.as_str(), "" | "default"), "another IPAM driver (IPAM.Driver)")?;
     refuse(ipam.options.as_ref().is_some_and(|options| !options.is_empty()), "IPAM options (IPAM.Options)")?;
@@ -58,6 +59,7 @@ fn local(body: &types::NetworkCreateBody, configs: &[types::IpamConfig]) -> Resu
         internal: body.internal,
         ipam: configs.iter().map(pool).collect::<Result<_, _>>()?,
         enable_ipv6: body.enable_ipv6.unwrap_or_default(),
+        without_ipv4: body.enable_ipv4 == Some(false),
         attachable: body.attachable,
         options: body.options.clone().unwrap_or_default(),
         labels: body.labels.clone().unwrap_or_default(),
@@ -65,11 +67,15 @@ fn local(body: &types::NetworkCreateBody, configs: &[types::IpamConfig]) -> Resu
 }
 
 fn pool(config: &types::IpamConfig) -> Result<NetworkPool, ApiError> {
-    refuse(!config.auxiliary_addresses.is_empty(), "--aux-address (AuxiliaryAddresses)")?;
+    let mut auxiliary = BTreeMap::new();
+    for (name, text) in &config.auxiliary_addresses {
+        auxiliary.extend(parse(text, "auxiliary address")?.map(|address| (name.clone(), address)));
+    }
     Ok(NetworkPool {
         subnet: parse(&config.subnet, "subnet")?,
         gateway: parse(&config.gateway, "gateway")?,
         ip_range: parse(&config.ip_range, "IP range")?,
+        auxiliary,
     })
 }
 
@@ -84,6 +90,7 @@ fn cluster(
     body: &types::NetworkCreateBody,
     configs: &[types::IpamConfig],
 ) -> Result<wire::NetworkSpec, ApiError> {
+    refuse(body.enable_ipv4 == Some(false), "an overlay network without IPv4 (EnableIPv4=false)")?;
     for config in configs {
         pool(config)?;
     }
@@ -104,7 +111,7 @@ fn cluster(
                 subnet: config.subnet.clone(),
                 gateway: config.gateway.clone(),
                 ip_range: config.ip_range.clone(),
-                aux_addresses: types::StringMap::new(),
+                aux_addresses: config.auxiliary_addresses.clone(),
             })
             .collect(),
     })
@@ -116,7 +123,7 @@ pub(crate) fn local_out(network: &Network, members: &[NetworkMember]) -> types::
         subnet: pool.subnet.map(|subnet| subnet.to_string()).unwrap_or_default(),
         ip_range: pool.ip_range.map(|range| range.to_string()).unwrap_or_default(),
         gateway: pool.gateway.map(|gateway| gateway.to_string()).unwrap_or_default(),
-        auxiliary_addresses: types::StringMap::new(),
+        auxiliary_addresses: pool.auxiliary.iter().map(|(name, ip)| (name.clone(), ip.to_string())).collect(),
     });
     types::NetworkInspect {
         name: network.name.clone(),
@@ -124,11 +131,12 @@ pub(crate) fn local_out(network: &Network, members: &[NetworkMember]) -> types::
         created: network.created.to_string(),
         scope: if network.swarm { "swarm" } else { "local" }.to_owned(),
         driver: network.driver.clone(),
-        enable_ipv4: true,
+        enable_ipv4: !network.without_ipv4,
         enable_ipv6: network.enable_ipv6,
         ipam: types::Ipam { driver: "default".to_owned(), options: None, config: Some(configs.collect()) },
         internal: network.internal,
         attachable: network.attachable,
+        ingress: network.ingress,
         containers: Some(members.iter().map(member).collect()),
         options: Some(network.options.clone()),
         labels: Some(network.labels.clone()),
@@ -253,6 +261,72 @@ pub(crate) fn merge(
     all
 }
 
+/// One thing that a check looked at.
+pub(crate) fn finding_out(finding: Finding) -> types::NetworkFinding {
+    let Finding { subject, found, remedy } = finding;
+    types::NetworkFinding { subject, found, remedy: remedy.unwrap_or_default() }
+}
+
+/// What can be reached, by the names that people know.
+pub(crate) fn audit_out(
+    exposure: Exposure,
+    networks: &[types::NetworkInspect],
+    services: &[wire::Service],
+) -> types::NetworkAudit {
+    let members = |network: &types::NetworkInspect| network.containers.clone().unwrap_or_default();
+    let names: BTreeMap<String, String> =
+        networks.iter().flat_map(members).map(|(id, container)| (id, container.name)).collect();
+    let host = networks.iter().find(|network| network.name == "host" && network.driver == "host");
+    let filter = |filter: Filter| types::AuditFilter {
+        family: filter.family.to_owned(),
+        table: filter.table,
+        chain: filter.chain,
+        hook: if filter.input { "input" } else { "forward" }.to_owned(),
+        policy: if filter.drops { "drop" } else { "accept" }.to_owned(),
+    };
+    let ports = exposure.ports.into_iter().map(|port| port_out(port, networks, &names, services)).collect();
+    types::NetworkAudit {
+        ports,
+        host_network: host.map(members).unwrap_or_default().into_values().map(|one| one.name).collect(),
+        filters: exposure.filters.into_iter().map(filter).collect(),
+    }
+}
+
+fn port_out(
+    port: Exposed,
+    networks: &[types::NetworkInspect],
+    names: &BTreeMap<String, String>,
+    services: &[wire::Service],
+) -> types::AuditPort {
+    let mut out = types::AuditPort {
+        host_ip: port.host_ip.to_string(),
+        host_port: port.host_port,
+        protocol: port.protocol.to_string(),
+        from: match port.host_ip {
+            all if all.is_unspecified() => "anywhere".to_owned(),
+            own if own.is_loopback() => "this host".to_owned(),
+            one => format!("where {one} is reached"),
+        },
+        target: std::net::SocketAddr::new(port.target.0, port.target.1).to_string(),
+        ..types::AuditPort::default()
+    };
+    match port.owner {
+        Owned::Container { id, network_id } => {
+            out.container = names.get(&id).cloned().unwrap_or(id);
+            // The default bridge goes by its name among the kernel's networks.
+            let known = networks.iter().find(|network| network.id == network_id);
+            out.network = known.map_or(network_id, |network| network.name.clone());
+        }
+        Owned::Mesh { service_id } => {
+            let known = services.iter().find(|service| service.id == service_id);
+            let name = known.map(|service| service.name().to_owned());
+            out.service = name.unwrap_or(service_id);
+        }
+        Owned::Unclaimed => {}
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -277,12 +351,12 @@ mod tests {
         let refused = [
             (r#"{"Name":""}"#, Kind::InvalidArgument),
             (r#"{"Name":"n","ConfigOnly":true}"#, Kind::NotImplemented),
-            (r#"{"Name":"n","EnableIPv4":false}"#, Kind::NotImplemented),
+            (r#"{"Name":"n","Driver":"overlay","EnableIPv4":false}"#, Kind::NotImplemented),
             (r#"{"Name":"n","IPAM":{"Driver":"dhcp"}}"#, Kind::NotImplemented),
             (r#"{"Name":"n","IPAM":{"Config":[{"Subnet":"10.9.0.0"}]}}"#, Kind::InvalidArgument),
             (
-                r#"{"Name":"n","IPAM":{"Config":[{"AuxiliaryAddresses":{"a":"10.0.0.1"}}]}}"#,
-                Kind::NotImplemented,
+                r#"{"Name":"n","IPAM":{"Config":[{"AuxiliaryAddresses":{"a":"10.0.0"}}]}}"#,
+                Kind::InvalidArgument,
             ),
             (r#"{"Name":"n","Driver":"macvlan","Scope":"swarm"}"#, Kind::NotImplemented),
             (r#"{"Name":"n","Driver":"overlay","Scope":"local"}"#, Kind::InvalidArgument),

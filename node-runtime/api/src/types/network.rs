@@ -120,6 +120,61 @@ docker! {
         pub info: StringMap,
     }
 
+    /// Ours: the answer to `GET /networks/{id}/check`.
+    pub struct NetworkCheck {
+        pub id: String,
+        pub name: String,
+        /// Whether this node holds anything of the network; else nothing was looked at.
+        pub present: bool,
+        pub findings: Vec<NetworkFinding>,
+    }
+
+    pub struct NetworkFinding {
+        pub subject: String,
+        pub found: String,
+        /// What to do about it; empty when all is well.
+        #[serde(skip_serializing_if = "crate::types::omit")]
+        pub remedy: String,
+    }
+
+    /// Ours: the answer to `POST /networks/audit`.
+    pub struct NetworkAudit {
+        pub ports: Vec<AuditPort>,
+        /// Names of containers that use this host's own network.
+        pub host_network: Vec<String>,
+        pub filters: Vec<AuditFilter>,
+    }
+
+    pub struct AuditPort {
+        #[serde(rename = "HostIP")]
+        pub host_ip: String,
+        pub host_port: u16,
+        pub protocol: String,
+        /// `anywhere`, `this host`, or the address that it is reached at.
+        pub from: String,
+        /// The container's name; empty for a port of the routing mesh.
+        #[serde(skip_serializing_if = "crate::types::omit")]
+        pub container: String,
+        /// The service whose tasks every node leads to.
+        #[serde(skip_serializing_if = "crate::types::omit")]
+        pub service: String,
+        #[serde(skip_serializing_if = "crate::types::omit")]
+        pub network: String,
+        /// `ADDRESS:PORT` that this host sends it to.
+        pub target: String,
+    }
+
+    /// A chain of somebody else, which packets pass besides ours.
+    pub struct AuditFilter {
+        pub family: String,
+        pub table: String,
+        pub chain: String,
+        /// `input` or `forward`.
+        pub hook: String,
+        /// `accept` or `drop`.
+        pub policy: String,
+    }
+
     pub struct NetworkConnectBody {
         pub container: String,
         pub endpoint_config: Option<EndpointSettings>,

@@ -109,6 +109,9 @@ docker! {
 
     pub struct EncryptionConfig {
         pub auto_lock_managers: bool,
+        /// How long the keys of encrypted networks are used, in nanoseconds; 0 says nothing. Not Docker's.
+        #[serde(skip_serializing_if = "crate::types::omit")]
+        pub tunnel_key_period: i64,
     }
 
     /// The body of `POST /swarm/init`.

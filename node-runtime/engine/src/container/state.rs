@@ -274,6 +274,8 @@ pub struct Endpoint {
     pub address_v6: Option<(IpAddr, u8)>,
     /// Default gateway.
     pub gateway: Option<IpAddr>,
+    /// Default gateway of IPv6.
+    pub gateway_v6: Option<IpAddr>,
     /// MAC address.
     pub mac: Option<[u8; 6]>,
     /// The names under which others on the network find it.
@@ -282,6 +284,9 @@ pub struct Endpoint {
     pub config: crate::config::EndpointConfig,
     /// Published ports as bound.
     pub ports: Vec<BoundPort>,
+    /// The place that the cluster gave a container of this node's own, while it is attached; else empty.
+    #[serde(default)]
+    pub place: String,
 }
 
 /// A published port as bound.

@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rswarm_base::Chain;
+use rswarm_base::ipam::Family;
 use rswarm_network::{
-    AttachRequest, Attached, BoundPort as KernelPort, DnsConfig, Mac, Netns, PortBinding, Protocol,
+    AttachRequest, Attached, BoundPort as KernelPort, DnsConfig, Mac, Netns, Placed, PortBinding, Protocol,
 };
 use rswarm_proto::model::container::PortConfig;
 
 use super::{BoundPort, Container, Endpoint};
+use crate::attach::{Place, PlaceRequest};
 use crate::blocking::blocking;
 use crate::config::{ContainerConfig, EndpointConfig};
 use crate::error::{Cause, FileError, NetworkError, StartError};
@@ -74,25 +76,44 @@ pub(crate) fn endpoints(
         }
     }
     let mut endpoints = Vec::new();
-    match shared.local.find(primary) {
-        Ok(network) => {
-            let named = |endpoint: &EndpointConfig| {
-                endpoint.network == network.id || endpoint.network == network.name
+    match known(shared, primary)? {
+        // A daemon without a default bridge: loopback only, as dockerd's with `--bridge none`.
+        None if default => {}
+        found => {
+            let is_primary = |reference: &str| {
+                reference == primary
+                    || found
+                        .as_ref()
+                        .is_some_and(|network| [&network.id, &network.name].contains(&&reference.to_owned()))
             };
-            if !wanted.iter().any(named) && (!default || wanted.is_empty()) {
-                wanted
-                    .insert(0, EndpointConfig { network: network.name.clone(), ..EndpointConfig::default() });
+            let named = wanted.iter().any(|endpoint| is_primary(&endpoint.network));
+            if !named && (!default || wanted.is_empty()) {
+                let network = found.map_or_else(|| primary.to_owned(), |network| network.name.clone());
+                wanted.insert(0, EndpointConfig { network, ..EndpointConfig::default() });
             }
         }
-        // A daemon without a default bridge: loopback only, as dockerd's with `--bridge none`.
-        Err(NetworkError::NotFound(_)) if default => {}
-        Err(error) => return Err(error),
     }
     for endpoint in wanted {
-        let network = shared.local.find(&endpoint.network)?;
-        endpoints.push(new_endpoint(&network, id, name, config, endpoint)?);
+        endpoints.push(match known(shared, &endpoint.network)? {
+            Some(network) => new_endpoint(&network, id, name, config, endpoint)?,
+            None => later(endpoint),
+        });
     }
     Ok(endpoints)
+}
+
+/// A network that is here; `None` for one that may come: the cluster's are made on a node as they are needed.
+pub(crate) fn known(shared: &Shared, reference: &str) -> Result<Option<Arc<Network>>, NetworkError> {
+    match shared.local.find(reference) {
+        Ok(network) => Ok(Some(network)),
+        Err(NetworkError::NotFound(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// An endpoint on a network that is not here, and is looked for again when the container starts, as Docker does.
+pub(crate) fn later(asked: EndpointConfig) -> Endpoint {
+    Endpoint { network_name: asked.network.clone(), config: asked, ..Endpoint::default() }
 }
 
 /// An endpoint that is not attached yet.
@@ -103,10 +124,13 @@ pub(crate) fn new_endpoint(
     config: &ContainerConfig,
     asked: EndpointConfig,
 ) -> Result<Endpoint, NetworkError> {
-    if asked.address_v6.is_some() {
-        return Err(NetworkError::Invalid("IPv6 endpoints are not supported".to_owned()));
+    if let Some(address) = asked.address.filter(|address| !address.is_ipv4()) {
+        return Err(NetworkError::Invalid(format!("invalid IPv4 address: {address}")));
     }
-    if network.is_default_bridge() && asked.address.is_some() {
+    if let Some(address) = asked.address_v6.filter(|address| !address.is_ipv6()) {
+        return Err(NetworkError::Invalid(format!("invalid IPv6 address: {address}")));
+    }
+    if network.is_default_bridge() && (asked.address.is_some() || asked.address_v6.is_some()) {
         return Err(NetworkError::Invalid(
             "user specified IP address is supported on user defined networks only".to_owned(),
         ));
@@ -133,9 +157,10 @@ pub(crate) fn names(
     config: &ContainerConfig,
     asked: &EndpointConfig,
 ) -> Vec<String> {
-    if !network.has_names() {
-        return Vec::new();
-    }
+    if network.has_names() { all_names(id, name, config, asked) } else { Vec::new() }
+}
+
+fn all_names(id: &str, name: &str, config: &ContainerConfig, asked: &EndpointConfig) -> Vec<String> {
     let mut names = vec![name.to_owned()];
     let more =
         asked.aliases.iter().map(String::as_str).chain([rswarm_base::id::short(id), &config.spec.hostname]);
@@ -186,6 +211,9 @@ pub(crate) async fn wire(shared: &Shared, container: &Container) -> Result<Wired
 
 /// Takes a container off all networks. What the kernel refuses is logged: the next start makes everything anew.
 pub(crate) async fn unwire(shared: &Shared, id: &str) {
+    if let Some(attacher) = shared.cluster.get() {
+        attacher.release_all(id);
+    }
     if let Err(error) = shared.networks.detach(id).await {
         tracing::warn!(container.id = id, error = %Chain(&error), "container could not be detached from its networks");
     }
@@ -197,31 +225,28 @@ async fn attach_all(
     netns: &Netns,
 ) -> Result<Vec<Endpoint>, StartError> {
     let mut found: Vec<(Endpoint, Arc<Network>)> = Vec::new();
+    let mut places = Vec::new();
     for endpoint in container.endpoints.iter() {
-        // A network that was made anew under the same name serves as well.
-        let network = shared
-            .local
-            .find(&endpoint.network_id)
-            .or_else(|_| shared.local.find(&endpoint.network_name))
-            .map_err(|_| NetworkError::NotFound(endpoint.network_name.clone()))?;
+        let (network, place) = locate(shared, container, endpoint).await?;
         found.push((endpoint.clone(), network));
+        places.push(place);
     }
-    let gateway = gateway_index(&found);
+    let gateways = Family::ALL.map(|family| (family, gateway_index(&found, family)));
+    let gateway = gateways.iter().find_map(|(_, number)| *number);
     let mut attached = Vec::new();
-    for (number, (endpoint, network)) in found.iter().enumerate() {
-        let is_gateway = gateway == Some(number);
-        let publish = if is_gateway { bindings(container)? } else { Vec::new() };
-        attached.push(
-            attach(
-                shared,
-                container,
-                netns,
-                endpoint.clone(),
-                network,
-                Place { number, is_gateway, publish },
-            )
-            .await?,
-        );
+    for (number, ((endpoint, network), place)) in found.iter().zip(places).enumerate() {
+        let leads = gateways.iter().filter(|(_, gateway)| *gateway == Some(number));
+        let default_routes: Vec<Family> = leads.map(|(family, _)| *family).collect();
+        let mut publish = bindings(container)?;
+        // A port that no endpoint can serve is the first one's to refuse.
+        let served = |family| gateways.iter().any(|(one, gateway)| *one == family && gateway.is_some());
+        publish.retain(|binding| match binding.host_ip.map(Family::of) {
+            Some(family) if served(family) => default_routes.contains(&family),
+            Some(_) => gateway == Some(number),
+            None => !default_routes.is_empty(),
+        });
+        let wanted = Wanted { number, default_routes, publish, place };
+        attached.push(attach(shared, container, netns, endpoint.clone(), network, wanted).await?);
     }
     let networks: Vec<&Network> = order(&found, gateway).into_iter().map(|n| &*found[n].1).collect();
     let resolv = resolv_conf(shared, container)?;
@@ -234,11 +259,45 @@ async fn attach_all(
     Ok(attached)
 }
 
+/// The network of an endpoint, and for the cluster's the place that it gives a container of this node's own. One
+/// that was made anew under the same name serves as well.
+pub(crate) async fn locate(
+    shared: &Shared,
+    container: &Container,
+    endpoint: &Endpoint,
+) -> Result<(Arc<Network>, Option<Place>), NetworkError> {
+    let name = &endpoint.network_name;
+    let here =
+        known(shared, &endpoint.network_id)?.map_or_else(|| known(shared, name), |found| Ok(Some(found)))?;
+    let is_given = |network: &Arc<Network>| !network.swarm || container.config.task.is_some();
+    if let Some(network) = here.clone().filter(is_given) {
+        return Ok((network, None));
+    }
+    let attacher = shared.cluster.get().ok_or_else(|| NetworkError::NotFound(name.clone()))?;
+    let asked = &endpoint.config;
+    let request = PlaceRequest {
+        container_id: container.id.clone(),
+        network: here.map_or_else(|| name.clone(), |network| network.id.clone()),
+        addresses: asked.address.into_iter().chain(asked.address_v6).collect(),
+        names: all_names(&container.id, &container.name, &container.config, asked),
+    };
+    let place = attacher.place(request).await?;
+    match shared.local.find(&place.network_id) {
+        Ok(network) => Ok((network, Some(place))),
+        Err(error) => {
+            attacher.release(&place.id);
+            Err(error)
+        }
+    }
+}
+
 /// What one attachment adds to its endpoint.
-struct Place {
+struct Wanted {
     number: usize,
-    is_gateway: bool,
+    /// The families whose default route goes by it.
+    default_routes: Vec<Family>,
     publish: Vec<PortBinding>,
+    place: Option<Place>,
 }
 
 async fn attach(
@@ -247,27 +306,33 @@ async fn attach(
     netns: &Netns,
     mut endpoint: Endpoint,
     network: &Network,
-    place: Place,
+    wanted: Wanted,
 ) -> Result<Endpoint, StartError> {
     endpoint.network_id.clone_from(&network.id);
+    endpoint.network_name.clone_from(&network.name);
     endpoint.names = names(network, &container.id, &container.name, &container.config, &endpoint.config);
+    let place = wanted.place.as_ref();
+    let asked = endpoint.config.address.into_iter().chain(endpoint.config.address_v6).collect();
     let request = AttachRequest {
         container_id: container.id.clone(),
         network_id: network.kernel_id().to_owned(),
-        interface: format!("eth{}", place.number),
-        address: endpoint.config.address,
-        mac: endpoint.config.mac.map(Mac),
-        default_route: place.is_gateway,
-        publish: place.publish,
+        interface: format!("eth{}", wanted.number),
+        addresses: place.map_or(asked, |place| place.addresses.clone()),
+        mac: place.map(|place| place.mac).or(endpoint.config.mac).map(Mac),
+        default_routes: wanted.default_routes,
+        publish: wanted.publish,
         names: endpoint.names.clone(),
     };
     let attached = shared.networks.attach(netns, request).await.map_err(Cause::new)?;
     endpoint.endpoint_id = rswarm_base::id::engine_id();
+    let placed = Family::ALL.map(|family| attached.of(family));
+    [endpoint.address, endpoint.address_v6] =
+        placed.map(|placed| placed.map(|placed| (placed.address, placed.prefix)));
+    [endpoint.gateway, endpoint.gateway_v6] = placed.map(|placed| placed.and_then(|placed| placed.gateway));
     endpoint.interface = attached.interface;
-    endpoint.address = Some((attached.address, attached.prefix));
-    endpoint.gateway = attached.gateway;
     endpoint.mac = Some(attached.mac.0);
     endpoint.ports = attached.ports.into_iter().map(from_kernel_port).collect();
+    endpoint.place = wanted.place.map(|place| place.id).unwrap_or_default();
     Ok(endpoint)
 }
 
@@ -277,16 +342,25 @@ pub(crate) async fn connect(
     container: &Container,
     endpoint: Endpoint,
     network: &Network,
+    place: Option<Place>,
 ) -> Result<Endpoint, StartError> {
     let netns = shared.networks.open_netns(container.state.pid).map_err(Cause::new)?;
     let used = |number: usize| container.endpoints.iter().any(|e| e.interface == format!("eth{number}"));
     let number = (0..).find(|number| !used(*number)).unwrap_or(0);
     // The first network with a way out gives the default route.
-    let is_gateway =
-        !network.internal && container.endpoints.iter().all(|endpoint| endpoint.gateway.is_none());
-    let publish = if is_gateway { bindings(container)? } else { Vec::new() };
-    let attached =
-        attach(shared, container, &netns, endpoint, network, Place { number, is_gateway, publish }).await?;
+    let gateways = |endpoint: &Endpoint| [endpoint.gateway, endpoint.gateway_v6].into_iter().flatten();
+    let leads = |family: &Family| {
+        let mut others = container.endpoints.iter().flat_map(gateways);
+        !network.internal && network.has(*family) && others.all(|gateway| Family::of(gateway) != *family)
+    };
+    let default_routes: Vec<Family> = Family::ALL.into_iter().filter(leads).collect();
+    let mut publish = bindings(container)?;
+    publish.retain(|binding| match binding.host_ip.map(Family::of) {
+        Some(family) => default_routes.contains(&family),
+        None => !default_routes.is_empty(),
+    });
+    let wanted = Wanted { number, default_routes, publish, place };
+    let attached = attach(shared, container, &netns, endpoint, network, wanted).await?;
     let mut endpoints = container.endpoints.to_vec();
     endpoints.push(attached.clone());
     if let Err(error) = refresh(shared, container, &endpoints, &netns).await {
@@ -306,6 +380,7 @@ pub(crate) async fn disconnect(
 ) -> Result<(), StartError> {
     shared.networks.disconnect(&container.id, network.kernel_id()).await.map_err(Cause::new)?;
     let mut endpoints = container.endpoints.to_vec();
+    shared.cluster.release(endpoints.iter().filter(|e| e.network_id == network.id).map(|e| &e.place));
     endpoints.retain(|endpoint| endpoint.network_id != network.id);
     let netns = shared.networks.open_netns(container.state.pid).map_err(Cause::new)?;
     refresh(shared, container, &endpoints, &netns).await
@@ -356,7 +431,15 @@ pub(crate) async fn adopt(shared: &Shared, container: &Container) -> Result<(), 
 }
 
 fn to_kernel(endpoint: &Endpoint, network_id: &str) -> Option<Attached> {
-    let (address, prefix) = endpoint.address?;
+    let placed = |address: Option<(IpAddr, u8)>, gateway| {
+        address.map(|(address, prefix)| Placed { address, prefix, gateway })
+    };
+    let addresses =
+        [placed(endpoint.address, endpoint.gateway), placed(endpoint.address_v6, endpoint.gateway_v6)];
+    let addresses: Vec<Placed> = addresses.into_iter().flatten().collect();
+    if addresses.is_empty() {
+        return None;
+    }
     let protocol = |text: &str| if text == "udp" { Protocol::Udp } else { Protocol::Tcp };
     let ports = endpoint.ports.iter().map(|port| KernelPort {
         host_ip: port.host_ip,
@@ -367,9 +450,7 @@ fn to_kernel(endpoint: &Endpoint, network_id: &str) -> Option<Attached> {
     Some(Attached {
         network_id: network_id.to_owned(),
         interface: endpoint.interface.clone(),
-        address,
-        prefix,
-        gateway: endpoint.gateway,
+        addresses,
         mac: Mac(endpoint.mac?),
         ports: ports.collect(),
         names: endpoint.names.clone(),
@@ -385,10 +466,11 @@ fn from_kernel_port(port: KernelPort) -> BoundPort {
     }
 }
 
-/// Which endpoint gives the default route: the greatest priority, then the first by name. Internal networks
-/// have no way out.
-fn gateway_index(endpoints: &[(Endpoint, Arc<Network>)]) -> Option<usize> {
-    let open = endpoints.iter().enumerate().filter(|(_, (_, network))| !network.internal);
+/// Which endpoint gives a family's default route: the greatest priority, then the first by name. Internal
+/// networks have no way out.
+fn gateway_index(endpoints: &[(Endpoint, Arc<Network>)], family: Family) -> Option<usize> {
+    let leads = |network: &Network| !network.internal && network.has(family);
+    let open = endpoints.iter().enumerate().filter(|(_, (_, network))| leads(network));
     let best = open.min_by_key(|(_, (endpoint, network))| {
         (std::cmp::Reverse(endpoint.config.gateway_priority), network.name.clone())
     });
@@ -490,8 +572,8 @@ async fn write_files(
     let config = &container.config;
     let on_host = Mode::of(&config.network_mode) == Mode::Host;
     let name = spec::host_name(container);
-    let own: Vec<IpAddr> =
-        endpoints.iter().filter_map(|endpoint| endpoint.address.map(|(ip, _)| ip)).collect();
+    let own = endpoints.iter().flat_map(|endpoint| [endpoint.address, endpoint.address_v6]);
+    let own: Vec<IpAddr> = own.flatten().map(|(address, _)| address).collect();
     let gateway = gateway.or(on_host.then_some(IpAddr::V4(Ipv4Addr::LOCALHOST)));
     let mut hosts = files::hosts(&config.spec, &name, &own, gateway);
     if on_host {

@@ -15,6 +15,7 @@ use rswarm_image::{ImageStore, StoreConfig};
 use rswarm_network::Networks;
 use tokio::sync::oneshot;
 
+use crate::attach::Cluster;
 use crate::blocking::blocking;
 use crate::config::EngineConfig;
 use crate::container::{Status, launch, logfile};
@@ -84,8 +85,13 @@ impl Engine {
         let networking = rswarm_network::Config {
             daemon_id: config.daemon_id.clone(),
             netns_dir: launch::netns_dir(&config),
+            tunnel_dir: config.exec_root.join("tunnel"),
+            tunnel_exe: config.exe.clone(),
             default_bridge: config.default_bridge,
+            default_bridge_ipv6: config.default_bridge_ipv6,
+            fixed_cidr_v6: config.fixed_cidr_v6,
             bridge_pools: config.bridge_pools.clone(),
+            firewall: config.firewall,
         };
         let networks = Networks::open(networking, scope.child("networks")).await.map_err(Cause::new)?;
         let path = config.data_root.join("networks.json");
@@ -97,6 +103,7 @@ impl Engine {
             images,
             networks,
             local,
+            cluster: Cluster::default(),
             volumes,
             registry: Registry::default(),
             execs: Execs::default(),

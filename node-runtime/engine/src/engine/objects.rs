@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use rswarm_image::{ImageUser, Removed};
-use rswarm_network::{Overlay, OverlayError};
+use rswarm_network::{Exposure, Finding, Overlay, OverlayError};
 
 use super::Engine;
+use crate::attach::Attacher;
 use crate::blocking::blocking;
 use crate::config::EndpointConfig;
 use crate::container::{Container, Request};
-use crate::error::{FileError, NetworkError, VolumeError};
-use crate::network::{Network, NetworkCreate, NetworkMember};
+use crate::error::{Cause, FileError, NetworkError, VolumeError};
+use crate::network::{Network, NetworkCreate, NetworkMember, OverlayFacts};
 use crate::volume::{self, Volume, VolumeCreate};
 
 impl Engine {
@@ -59,6 +60,24 @@ impl Engine {
         Ok((network, members))
     }
 
+    /// Compares what the kernel has of a network with what it should have, and tries the ways to the other
+    /// nodes; `None` when the network holds nothing on this node.
+    ///
+    /// # Errors
+    /// When there is no such network, or the kernel cannot be asked.
+    pub async fn check_network(&self, reference: &str) -> Result<Option<Vec<Finding>>, NetworkError> {
+        let network = self.shared.local.find(reference)?;
+        Ok(self.shared.networks.check(network.kernel_id()).await.map_err(Cause::new)?)
+    }
+
+    /// What can be reached on this host, and from where.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn audit_networks(&self) -> Result<Exposure, NetworkError> {
+        Ok(self.shared.networks.audit().await.map_err(Cause::new)?)
+    }
+
     /// Puts a container on one more network, at once when it runs.
     ///
     /// # Errors
@@ -84,11 +103,16 @@ impl Engine {
     ///
     /// # Errors
     /// When the state is invalid or the kernel refuses.
-    pub async fn apply_overlay(&self, overlay: Overlay) -> Result<(), OverlayError> {
+    pub async fn apply_overlay(&self, overlay: Overlay, facts: OverlayFacts) -> Result<(), OverlayError> {
         let noted = overlay.clone();
         self.shared.networks.apply_overlay(overlay).await?;
-        self.shared.local.note_overlay(&noted);
+        self.shared.local.note_overlay(&noted, facts);
         Ok(())
+    }
+
+    /// Says who gives containers places on the cluster's networks; nobody, while this node is in none.
+    pub fn set_attacher(&self, attacher: Option<Arc<dyn Attacher>>) {
+        self.shared.cluster.set(attacher);
     }
 
     /// Removes a cluster network from this node.

@@ -1,24 +1,20 @@
 //! Ports that every node of the cluster publishes, on this one.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
 use super::{Host, HostPort, port, reserve};
 use crate::conntrack::{self, Doomed};
 use crate::error::KernelError;
-use crate::model::Protocol;
-use crate::rules::Target;
-
-/// A protocol's port.
-type PublishedPort = (Protocol, u16);
+use crate::rules::{InFamily, Target};
 
 /// What is published, and what cannot be.
 #[derive(Debug, Default)]
 pub struct MeshPorts {
-    ports: BTreeMap<PublishedPort, MeshPort>,
+    ports: BTreeMap<HostPort, MeshPort>,
     /// Who has a port that we should have; tried again each time.
-    refused: BTreeMap<PublishedPort, String>,
+    refused: BTreeMap<HostPort, String>,
 }
 
 #[derive(Debug)]
@@ -33,48 +29,48 @@ impl MeshPorts {
     pub fn inherit(ports: BTreeMap<HostPort, Target>) -> MeshPorts {
         let take = |(host, target): (HostPort, Target)| {
             let reserved = reserve(host).ok().map(|(socket, _)| socket);
-            ((host.protocol, host.port), MeshPort { target, _reserved: reserved })
+            (host, MeshPort { target, _reserved: reserved })
         };
         MeshPorts { ports: ports.into_iter().map(take).collect(), refused: BTreeMap::new() }
     }
 
     /// Where each port leads.
-    pub fn targets(&self) -> BTreeMap<PublishedPort, Target> {
+    pub fn targets(&self) -> BTreeMap<HostPort, Target> {
         self.ports.iter().map(|(port, published)| (*port, published.target)).collect()
     }
 
-    /// Whether a port is published.
-    pub fn has(&self, protocol: Protocol, port: u16) -> bool {
-        self.ports.contains_key(&(protocol, port))
+    /// Whether a port, of whatever address, is published.
+    pub fn has(&self, host: HostPort) -> bool {
+        self.ports.contains_key(&HostPort::any(host.family(), host.protocol, host.port))
     }
 }
 
 impl Host {
     /// Publishes these ports, and no others, for the mesh. One that somebody else has on this node is
     /// left to him with a warning: the cluster's other nodes, and all other ports, must not suffer.
-    pub async fn set_mesh(&mut self, wanted: BTreeMap<PublishedPort, Target>) -> Result<(), KernelError> {
+    pub async fn set_mesh(&mut self, wanted: BTreeMap<HostPort, Target>) -> Result<(), KernelError> {
         self.mesh.ports.retain(|port, _| wanted.contains_key(port));
         let mut refused = BTreeMap::new();
         let mut new = Vec::new();
-        for (port, target) in wanted {
-            if let Some(published) = self.mesh.ports.get_mut(&port) {
+        for (host, target) in wanted {
+            if let Some(published) = self.mesh.ports.get_mut(&host) {
                 published.target = target;
                 continue;
             }
-            let host = HostPort { address: Ipv4Addr::UNSPECIFIED, protocol: port.0, port: port.1 };
             match self.take_for_mesh(host).await {
                 Ok(socket) => {
-                    self.mesh.ports.insert(port, MeshPort { target, _reserved: Some(socket) });
+                    self.mesh.ports.insert(host, MeshPort { target, _reserved: Some(socket) });
                     new.push(host);
                 }
                 Err(holder) => {
-                    refused.insert(port, holder);
+                    refused.insert(host, holder);
                 }
             }
         }
-        for ((protocol, port), holder) in &refused {
-            if self.mesh.refused.get(&(*protocol, *port)) != Some(holder) {
-                tracing::warn!(port, %protocol, holder, "port is not published on this node: it is taken");
+        for (host, holder) in &refused {
+            if self.mesh.refused.get(host) != Some(holder) {
+                let HostPort { address, protocol, port } = host;
+                tracing::warn!(%address, port, %protocol, holder, "port is not published on this node: it is taken");
             }
         }
         self.mesh.refused = refused;
@@ -84,14 +80,14 @@ impl Host {
     }
 
     /// Withdraws what leads to this address.
-    pub async fn leave_mesh(&mut self, address: Ipv4Addr) -> Result<(), KernelError> {
+    pub async fn leave_mesh(&mut self, address: IpAddr) -> Result<(), KernelError> {
         let before = self.mesh.ports.len();
         self.mesh.ports.retain(|_, port| port.target.address != address);
         if self.mesh.ports.len() == before {
             return Ok(());
         }
         self.apply().await?;
-        conntrack::forget(&self.home, Doomed::AnsweredBy(address.into())).await;
+        conntrack::forget(&self.home, Doomed::AnsweredBy(address)).await;
         Ok(())
     }
 

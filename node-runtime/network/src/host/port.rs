@@ -2,29 +2,45 @@
 
 use std::fs;
 use std::io;
-use std::net::{TcpListener, UdpSocket};
-use std::os::fd::OwnedFd;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, getsockname, listen, setsockopt,
+    socket, sockopt,
+};
 
 use crate::model::Protocol;
 use crate::rules::HostPort;
 
 /// Binds the port (0: any free one) in the calling thread's namespace, so that no other process of the
-/// host takes it. Nothing ever reaches the socket: connections are translated before.
+/// host takes it. Connections are translated before they reach the socket, but for those to `::1`, which no
+/// rule can serve: they are refused, so that a client goes on to 127.0.0.1.
 pub fn reserve(host: HostPort) -> io::Result<(OwnedFd, u16)> {
-    let address = (host.address, host.port);
-    match host.protocol {
-        // Sets SO_REUSEADDR, as every server does: connections that linger from before do not count.
-        Protocol::Tcp => {
-            let socket = TcpListener::bind(address)?;
-            let port = socket.local_addr()?.port();
-            Ok((socket.into(), port))
-        }
-        Protocol::Udp => {
-            let socket = UdpSocket::bind(address)?;
-            let port = socket.local_addr()?.port();
-            Ok((socket.into(), port))
-        }
+    let family = if host.address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let kind = match host.protocol {
+        Protocol::Tcp => SockType::Stream,
+        Protocol::Udp => SockType::Datagram,
+    };
+    let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
+    if host.address.is_ipv6() {
+        setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
     }
+    if host.protocol == Protocol::Tcp {
+        // As every server does: connections that linger from before do not count.
+        setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    }
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(host.address, host.port)))?;
+    if host.protocol == Protocol::Tcp && host.address.is_ipv4() {
+        listen(&socket, Backlog::new(1)?)?;
+    } else {
+        // Whoever else binds it hears of us when he listens.
+        setsockopt(&socket, sockopt::ReuseAddr, &false)?;
+    }
+    let bound: SockaddrStorage = getsockname(socket.as_raw_fd())?;
+    let v4 = bound.as_sockaddr_in().map(|bound| bound.port());
+    let port = v4.or_else(|| bound.as_sockaddr_in6().map(|bound| bound.port()));
+    Ok((socket, port.unwrap_or(host.port)))
 }
 
 /// The process that has a port in the calling thread's namespace, as `name (pid)`, where the kernel tells.
@@ -60,6 +76,10 @@ fn has_descriptor(pid: u32, wanted: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
+
+    use rswarm_base::ipam::Family;
+
     use super::*;
 
     #[test]
@@ -79,5 +99,19 @@ mod tests {
         let port = listener.local_addr().expect("address").port();
         let holder = holder(Protocol::Tcp, port).expect("holder");
         assert!(holder.ends_with(&format!(" ({})", std::process::id())), "{holder}");
+    }
+
+    #[test]
+    fn a_port_is_kept_in_each_family_by_itself() {
+        let (v4, port) = reserve(HostPort::any(Family::V4, Protocol::Tcp, 0)).expect("IPv4");
+        let v6 = HostPort::any(Family::V6, Protocol::Tcp, port);
+        // Others of this machine may have it: then nothing is said.
+        let Ok((_kept, same)) = reserve(v6) else { return };
+        assert_eq!(same, port);
+        let refused = std::net::TcpStream::connect((Ipv6Addr::LOCALHOST, port)).expect_err("nobody answers");
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(TcpListener::bind((Ipv6Addr::LOCALHOST, port)).is_err(), "another server takes it");
+        assert!(TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_err(), "another server takes it");
+        drop(v4);
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use rswarm_base::ipam::Family;
 use rtnetlink::packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -20,10 +21,9 @@ const PRIORITY: u32 = 1000;
 
 impl Route {
     /// The marks that a rule of ours leads to the table of.
-    pub(super) fn marks(&mut self) -> io::Result<BTreeSet<u32>> {
-        let mut request = RuleMessage::default();
-        request.header.family = AddressFamily::Inet;
-        let messages = self.dump(RouteNetlinkMessage::GetRule(request))?;
+    pub(super) fn marks(&mut self) -> io::Result<BTreeSet<(Family, u32)>> {
+        // Unspecified: of every family that the kernel has.
+        let messages = self.dump(RouteNetlinkMessage::GetRule(RuleMessage::default()))?;
         let read = |message| match message {
             RouteNetlinkMessage::NewRule(rule) => read_rule(&rule),
             _ => None,
@@ -31,12 +31,12 @@ impl Route {
         Ok(messages.into_iter().filter_map(read).collect())
     }
 
-    pub(super) fn add_mark(&mut self, mark: u32) -> io::Result<()> {
-        self.request(RouteNetlinkMessage::NewRule(rule_message(mark)), NLM_F_CREATE | NLM_F_EXCL)
+    pub(super) fn add_mark(&mut self, family: Family, mark: u32) -> io::Result<()> {
+        self.request(RouteNetlinkMessage::NewRule(rule_message(family, mark)), NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    pub(super) fn remove_mark(&mut self, mark: u32) -> io::Result<()> {
-        absent_is_fine(self.request(RouteNetlinkMessage::DelRule(rule_message(mark)), 0))
+    pub(super) fn remove_mark(&mut self, family: Family, mark: u32) -> io::Result<()> {
+        absent_is_fine(self.request(RouteNetlinkMessage::DelRule(rule_message(family, mark)), 0))
     }
 
     pub(super) fn set_marked_route(&mut self, route: &MarkedRoute, link: u32) -> io::Result<()> {
@@ -52,9 +52,12 @@ impl Route {
     }
 }
 
-fn rule_message(mark: u32) -> RuleMessage {
+fn rule_message(family: Family, mark: u32) -> RuleMessage {
     let mut message = RuleMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    };
     message.header.action = RuleAction::ToTable;
     message.attributes = vec![
         RuleAttribute::Priority(PRIORITY),
@@ -65,7 +68,12 @@ fn rule_message(mark: u32) -> RuleMessage {
     message
 }
 
-fn read_rule(message: &RuleMessage) -> Option<u32> {
+fn read_rule(message: &RuleMessage) -> Option<(Family, u32)> {
+    let family = match message.header.family {
+        AddressFamily::Inet => Family::V4,
+        AddressFamily::Inet6 => Family::V6,
+        _ => return None,
+    };
     let (mut mark, mut table, mut ours) = (None, None, false);
     for attribute in &message.attributes {
         match attribute {
@@ -75,7 +83,7 @@ fn read_rule(message: &RuleMessage) -> Option<u32> {
             _ => {}
         }
     }
-    mark.filter(|_| ours && mark == table)
+    mark.filter(|_| ours && mark == table).map(|mark| (family, mark))
 }
 
 fn route_message(route: &MarkedRoute, link: u32) -> RouteMessage {

@@ -32,8 +32,8 @@ pub struct Pair {
     pub far_mac: Mac,
     /// The other end's namespace.
     pub far_netns: RawFd,
-    /// The other end's address, where the bridge itself must know the way to it.
-    pub neighbour: Option<IpAddr>,
+    /// The other end's addresses, where the bridge itself must know the way to them.
+    pub neighbours: Vec<IpAddr>,
 }
 
 impl Route {
@@ -76,10 +76,12 @@ impl Route {
         message.attributes = vec![LinkAttribute::IfAlias(pair.near.alias.clone()), port_flags(&pair.port)];
         self.request(RouteNetlinkMessage::NewLink(message), 0)?;
         self.set_station(index, pair.far_mac)?;
-        let Some(address) = pair.neighbour else { return Ok(()) };
-        let entry = Neighbour { link: pair.port.bridge.clone(), address, mac: pair.far_mac };
-        let message = RouteNetlinkMessage::NewNeighbour(neighbour_message(bridge, &entry));
-        self.request(message, NLM_F_CREATE | NLM_F_REPLACE)
+        for address in pair.neighbours.iter().copied() {
+            let entry = Neighbour { link: pair.port.bridge.clone(), address, mac: pair.far_mac };
+            let message = RouteNetlinkMessage::NewNeighbour(neighbour_message(bridge, &entry));
+            self.request(message, NLM_F_CREATE | NLM_F_REPLACE)?;
+        }
+        Ok(())
     }
 
     /// Says by which of its bridge's ports a MAC is reached, before it has sent anything.

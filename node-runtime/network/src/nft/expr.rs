@@ -1,6 +1,6 @@
 //! [`Expr`]s as the kernel's expressions: a rule is a list of small steps over registers.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::{
@@ -8,7 +8,9 @@ use netlink_packet_netfilter::nftables::{
     MetaKey, Operator, Payload, Register, Verdict, VerdictAttribute,
 };
 
-use super::{Expr, Field, interface};
+use rswarm_base::ipam::Family;
+
+use super::{Expr, Field, interface, key, octets};
 
 const LINK_HEADER: u32 = 0;
 const NETWORK_HEADER: u32 = 1;
@@ -25,6 +27,7 @@ const CT_STATE: u32 = 0;
 const CT_DIRECTION: u32 = 1;
 const CT_STATUS: u32 = 2;
 const CT_MARK: u32 = 3;
+const CT_ZONE: u32 = 17;
 /// Address type of a route to this host.
 const RTN_LOCAL: u32 = 2;
 /// Kinds of translation (`enum nft_nat_types`).
@@ -33,18 +36,20 @@ const DNAT: u32 = 1;
 
 type Element = ListAttribute<ExpressionAttribute>;
 
-/// The steps of one condition or action.
-pub fn expressions(expr: &Expr) -> Vec<Element> {
+/// The steps of one condition or action in a table of the family.
+pub fn expressions(expr: &Expr, family: Family) -> Vec<Element> {
+    let load = |field, to| load(field, family, to);
+    let load_all = |fields| load_all(fields, family);
+    let translate = |kind, port| translate(kind, family, port);
     match expr {
         Expr::Interface { field, equal, name } => {
             vec![load(*field, Register::Reg1), compare(*equal, interface(name).to_vec())]
         }
         Expr::Within { field, inside, network, prefix } => {
-            let mask = u32::MAX.checked_shl(32 - u32::from(*prefix)).unwrap_or(0);
             vec![
                 load(*field, Register::Reg1),
-                mask_by(mask.to_be_bytes()),
-                compare(*inside, network.octets().to_vec()),
+                mask_by(prefix_mask(*prefix, family)),
+                compare(*inside, octets(*network)),
             ]
         }
         Expr::Protocol(number) => vec![load(Field::Protocol, Register::Reg1), compare(true, vec![*number])],
@@ -62,6 +67,9 @@ pub fn expressions(expr: &Expr) -> Vec<Element> {
         Expr::Direction { reply } => {
             vec![conntrack(CT_DIRECTION, Register::Reg1), compare(true, vec![u8::from(*reply)])]
         }
+        Expr::PacketMarked(mark) => {
+            vec![load(Field::Mark, Register::Reg1), compare(true, mark.to_ne_bytes().to_vec())]
+        }
         Expr::Marked(mark) => {
             vec![conntrack(CT_MARK, Register::Reg1), compare(true, mark.to_ne_bytes().to_vec())]
         }
@@ -75,6 +83,13 @@ pub fn expressions(expr: &Expr) -> Vec<Element> {
             let mut list = load_all(fields);
             list.push(lookup(map, Some(Register::Reg1)));
             list.push(mark_connection());
+            list
+        }
+        Expr::ZoneBy(fields, map) => {
+            let mut list = load_all(fields);
+            list.push(lookup(map, Some(Register::Reg1)));
+            let original = DefaultNla::new(3, vec![0]);
+            list.push(other("ct", vec![number(2, CT_ZONE), original, number(4, register(Register::Reg1))]));
             list
         }
         Expr::TakeMark => vec![conntrack(CT_MARK, Register::Reg1), mark_packet()],
@@ -96,14 +111,13 @@ pub fn expressions(expr: &Expr) -> Vec<Element> {
             list
         }
         Expr::TranslateTo(address, port) => vec![
-            immediate(Register::Reg1, DataAttribute::Value(address.octets().to_vec())),
-            immediate(Register::Reg32_01, DataAttribute::Value(port.to_be_bytes().to_vec())),
+            immediate(Register::Reg1, DataAttribute::Value(octets(*address))),
+            immediate(port_register(family), DataAttribute::Value(port.to_be_bytes().to_vec())),
             translate(DNAT, true),
         ],
-        Expr::SourceTo(address) => vec![
-            immediate(Register::Reg1, DataAttribute::Value(address.octets().to_vec())),
-            translate(SNAT, false),
-        ],
+        Expr::SourceTo(address) => {
+            vec![immediate(Register::Reg1, DataAttribute::Value(octets(*address))), translate(SNAT, false)]
+        }
         Expr::Masquerade => vec![other("masq", Vec::new())],
         Expr::Accept => vec![verdict(vec![VerdictAttribute::Code(Verdict::Other(NF_ACCEPT))])],
         Expr::Drop => vec![verdict(vec![VerdictAttribute::Code(Verdict::Other(NF_DROP))])],
@@ -122,7 +136,7 @@ pub fn expressions(expr: &Expr) -> Vec<Element> {
         }
         Expr::Balance { key, of, map, port } => {
             let mut list = load_all(key);
-            list.push(random(*of, after(key)));
+            list.push(random(*of, after(key, family)));
             list.push(lookup(map, Some(Register::Reg1)));
             list.push(translate(DNAT, *port));
             list
@@ -131,23 +145,23 @@ pub fn expressions(expr: &Expr) -> Vec<Element> {
 }
 
 /// Loads fields one after the other, as a key has them.
-fn load_all(fields: &[Field]) -> Vec<Element> {
+fn load_all(fields: &[Field], family: Family) -> Vec<Element> {
     let mut at = register(Register::Reg32_00);
     let mut list = Vec::new();
     for field in fields {
-        list.push(load(*field, Register::from(at)));
-        at += (field.padded() / 4) as u32;
+        list.push(load(*field, family, Register::from(at)));
+        at += (field.padded(family) / 4) as u32;
     }
     list
 }
 
 /// The register after those that [`load_all`] fills.
-fn after(fields: &[Field]) -> u32 {
-    let words: usize = fields.iter().map(|field| field.padded() / 4).sum();
+fn after(fields: &[Field], family: Family) -> u32 {
+    let words: usize = fields.iter().map(|field| field.padded(family) / 4).sum();
     register(Register::Reg32_00) + words as u32
 }
 
-fn load(field: Field, to: Register) -> Element {
+fn load(field: Field, family: Family, to: Register) -> Element {
     let payload = |base, offset, length| {
         Expressions::Payload(vec![
             Payload::DestinationRegister(to),
@@ -158,13 +172,20 @@ fn load(field: Field, to: Register) -> Element {
     };
     let meta = |key| Expressions::Meta(vec![Meta::Key(key), Meta::DestinationRegister(to)]);
     Element::from(match field {
-        Field::Saddr => payload(NETWORK_HEADER, 12, 4),
-        Field::Daddr => payload(NETWORK_HEADER, 16, 4),
+        // spec: RFC 791 3.1, RFC 8200 3
+        Field::Saddr | Field::Daddr => {
+            let length = field.bytes(family) as u32;
+            let first = match family {
+                Family::V4 => 12,
+                Family::V6 => 8,
+            };
+            payload(NETWORK_HEADER, if field == Field::Saddr { first } else { first + length }, length)
+        }
         Field::Dport => payload(TRANSPORT_HEADER, 2, 2),
         Field::Mac => payload(LINK_HEADER, 6, 6),
         Field::ConnectionMark => return conntrack(CT_MARK, to),
-        // A chain is never looked up; as a number it would be nothing but a mark.
-        Field::Mark | Field::Chain => meta(MetaKey::Mark),
+        // A chain or a zone is never looked up; as a number it would be nothing but a mark.
+        Field::Mark | Field::Zone | Field::Chain => meta(MetaKey::Mark),
         Field::Protocol => meta(MetaKey::L4Proto),
         Field::Iifname => meta(MetaKey::Iifname),
         Field::Oifname => meta(MetaKey::Oifname),
@@ -180,13 +201,20 @@ fn compare(equal: bool, bytes: Vec<u8>) -> Element {
     ]))
 }
 
-fn mask_by(mask: [u8; 4]) -> Element {
+/// The bytes that an address of the family has in common with its network.
+fn prefix_mask(prefix: u8, family: Family) -> Vec<u8> {
+    let ones =
+        |byte: u8| u8::MAX.checked_shl(u32::from(8 - prefix.saturating_sub(byte * 8).min(8))).unwrap_or(0);
+    (0..family.bits() / 8).map(ones).collect()
+}
+
+fn mask_by(mask: Vec<u8>) -> Element {
     Element::from(Expressions::Bitwise(vec![
         Bitwise::SourceRegister(Register::Reg1),
         Bitwise::DestinationRegister(Register::Reg1),
-        Bitwise::Length(4),
-        Bitwise::Mask(DataAttribute::Value(mask.to_vec())),
-        Bitwise::Xor(DataAttribute::Value(vec![0; 4])),
+        Bitwise::Length(mask.len() as u32),
+        Bitwise::Xor(DataAttribute::Value(vec![0; mask.len()])),
+        Bitwise::Mask(DataAttribute::Value(mask)),
     ]))
 }
 
@@ -206,7 +234,7 @@ fn mark_connection() -> Element {
 
 /// Any of the bits is set in a 32-bit conntrack value.
 fn conntrack_has(key: u32, bits: u32) -> Vec<Element> {
-    vec![conntrack(key, Register::Reg1), mask_by(bits.to_ne_bytes()), compare(false, vec![0; 4])]
+    vec![conntrack(key, Register::Reg1), mask_by(bits.to_ne_bytes().to_vec()), compare(false, vec![0; 4])]
 }
 
 /// A random number below `of`, in the host's byte order.
@@ -221,12 +249,21 @@ fn lookup(set: &str, to: Option<Register>) -> Element {
     Element::from(Expressions::Lookup(attributes))
 }
 
+/// The register after an address in the first one.
+fn port_register(family: Family) -> Register {
+    Register::from(after(&[Field::Daddr], family))
+}
+
 /// Translation to the address in the first register and, if asked for, the port in the one after it.
-fn translate(kind: u32, port: bool) -> Element {
-    let ipv4 = 2;
-    let mut attributes = vec![number(1, kind), number(2, ipv4), number(3, register(Register::Reg1))];
+fn translate(kind: u32, family: Family, port: bool) -> Element {
+    let protocol = match family {
+        Family::V4 => libc::NFPROTO_IPV4,
+        Family::V6 => libc::NFPROTO_IPV6,
+    };
+    let mut attributes =
+        vec![number(1, kind), number(2, protocol as u32), number(3, register(Register::Reg1))];
     if port {
-        attributes.push(number(5, register(Register::Reg32_01)));
+        attributes.push(number(5, register(port_register(family))));
     }
     other("nat", attributes)
 }
@@ -253,6 +290,20 @@ fn other(name: &str, attributes: Vec<DefaultNla>) -> Element {
 
 /// What a map's value is for [`Expr::TranslateBy`].
 #[must_use]
-pub fn endpoint(address: Ipv4Addr, port: u16) -> Vec<u8> {
-    super::key(&[&address.octets(), &port.to_be_bytes()])
+pub fn endpoint(address: IpAddr, port: u16) -> Vec<u8> {
+    key(&[&octets(address), &port.to_be_bytes()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_have_as_many_ones_as_the_prefix_is_long() {
+        assert_eq!(prefix_mask(20, Family::V4), [255, 255, 240, 0]);
+        assert_eq!(prefix_mask(0, Family::V4), [0; 4]);
+        assert_eq!(prefix_mask(32, Family::V4), [255; 4]);
+        assert_eq!(prefix_mask(68, Family::V6)[7..10], [255, 240, 0]);
+        assert_eq!(prefix_mask(128, Family::V6), [255; 16]);
+    }
 }

@@ -20,6 +20,7 @@ use netlink_packet_netfilter::{
 use netlink_sys::{Socket, SocketAddr, protocols};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
+use rswarm_base::ipam::Family;
 
 use super::expr::expressions;
 use super::{Chain, Change, ElementChange, Field, Map, Point, Table, change};
@@ -36,32 +37,38 @@ const SUBSYSTEM: u16 = 10;
 /// `NFT_DATA_VERDICT`: the type of a map's value that is a chain.
 const DATA_VERDICT: u32 = 0xffff_ff00;
 
-/// Brings the kernel from `old` to `new` in the calling thread's namespace; `new` = `None` removes the
-/// table. Returns whether there was anything to do.
-pub fn commit(old: Option<&Table>, new: Option<&Table>, name: &str) -> io::Result<bool> {
-    let mut batch = Batch::begin();
-    match new {
-        None => batch.drop_table(name),
-        Some(new) => match change(old, new) {
-            Change::None => return Ok(false),
-            Change::Extend { chains, elements } => {
-                batch.chains(name, &chains);
-                batch.rules(name, &chains);
-                elements.iter().for_each(|change| batch.change_elements(name, new, change));
-            }
-            Change::Replace => {
-                batch.drop_table(name);
-                batch.create(new);
-            }
-        },
+/// Brings the kernel from `old` to `new`, which has the same name and family, in the calling thread's namespace.
+/// `None` is said of a kernel that may have anything by that name. Returns whether there was anything to do.
+pub fn commit(old: Option<&Table>, new: &Table) -> io::Result<bool> {
+    let mut batch = Batch::begin(new.family);
+    match change(old, new) {
+        Change::None => return Ok(false),
+        Change::Extend { chains, elements } => {
+            batch.chains(&new.name, &chains);
+            batch.rules(&new.name, &chains);
+            elements.iter().for_each(|change| batch.change_elements(&new.name, new, change));
+        }
+        Change::Replace => {
+            batch.drop_table(&new.name);
+            batch.create(new);
+        }
     }
-    batch.commit()?;
-    Ok(true)
+    batch.commit().map(|()| true)
+}
+
+/// Removes the tables of that name, of every family, in the calling thread's namespace. None is no error.
+pub fn remove(name: &str) -> io::Result<()> {
+    let mut batch = Batch::begin(Family::V4);
+    for family in Family::ALL {
+        batch.family = family;
+        batch.drop_table(name);
+    }
+    batch.commit()
 }
 
 /// Makes a table that others fill, in the calling thread's namespace: what is there stays as it is.
 pub fn ensure(table: &Table) -> io::Result<()> {
-    let mut batch = Batch::begin();
+    let mut batch = Batch::begin(table.family);
     let message = TableMessage { attributes: vec![TableAttribute::Name(table.name.clone())] };
     batch.add(NfTablesMessage::NewTable(message), NLM_F_CREATE);
     batch.chains(&table.name, &table.chains);
@@ -69,8 +76,8 @@ pub fn ensure(table: &Table) -> io::Result<()> {
 }
 
 /// Gives a map other elements, all of them at once. Returns whether there is such a map.
-pub fn refill(table: &str, map: &Map) -> io::Result<bool> {
-    let mut batch = Batch::begin();
+pub fn refill(family: Family, table: &str, map: &Map) -> io::Result<bool> {
+    let mut batch = Batch::begin(family);
     let attributes = vec![SetElementList::Table(table.to_owned()), SetElementList::Set(map.name.to_owned())];
     batch.add(NfTablesMessage::DeleteSetElement(SetElementMessage { attributes }), 0);
     batch.elements(table, map, &map.elements, true);
@@ -81,12 +88,12 @@ pub fn refill(table: &str, map: &Map) -> io::Result<bool> {
 }
 
 /// The elements of a map that the kernel has; none when there is no such map.
-pub fn elements(table: &str, map: &str) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+pub fn elements(family: Family, table: &str, map: &str) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     let socket = open()?;
     let attributes = vec![SetElementList::Table(table.to_owned()), SetElementList::Set(map.to_owned())];
     let message = NfTablesMessage::GetSetElement(SetElementMessage { attributes });
     let mut bytes = Vec::new();
-    push(&mut bytes, 1, NetfilterProtoFamily::IPv4, 0, message, NLM_F_DUMP);
+    push(&mut bytes, 1, protocol(family), 0, message, NLM_F_DUMP);
     socket.send(&bytes, 0)?;
     let mut found = BTreeMap::new();
     loop {
@@ -119,6 +126,7 @@ fn read_elements(message: NetfilterMessage, found: &mut BTreeMap<Vec<u8>, Vec<u8
             match attribute {
                 SetElementAttribute::Key(DataAttribute::Value(bytes)) => key = Some(bytes),
                 SetElementAttribute::Data(DataAttribute::Value(bytes)) => value = bytes,
+                SetElementAttribute::Data(DataAttribute::Verdict(verdict)) => value = chain_of(&verdict),
                 _ => {}
             }
         }
@@ -126,7 +134,8 @@ fn read_elements(message: NetfilterMessage, found: &mut BTreeMap<Vec<u8>, Vec<u8
     }
 }
 
-fn open() -> io::Result<Socket> {
+/// A socket in the calling thread's namespace.
+pub(super) fn open() -> io::Result<Socket> {
     let mut socket = Socket::new(protocols::NETLINK_NETFILTER)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
@@ -153,7 +162,8 @@ fn receive(socket: &Socket) -> io::Result<Vec<NetlinkMessage<NetfilterMessage>>>
     Ok(messages)
 }
 
-fn push(
+/// Appends a message.
+pub(super) fn push(
     bytes: &mut Vec<u8>,
     sequence: u32,
     family: NetfilterProtoFamily,
@@ -172,8 +182,17 @@ fn push(
     message.serialize(&mut bytes[at..]);
 }
 
+pub(super) fn protocol(family: Family) -> NetfilterProtoFamily {
+    match family {
+        Family::V4 => NetfilterProtoFamily::IPv4,
+        Family::V6 => NetfilterProtoFamily::IPv6,
+    }
+}
+
 /// A transaction being written.
 struct Batch {
+    /// The family of the tables that messages are about from here on.
+    family: Family,
     bytes: Vec<u8>,
     sequence: u32,
     /// Where the last message starts: it alone asks for an acknowledgement.
@@ -181,8 +200,8 @@ struct Batch {
 }
 
 impl Batch {
-    fn begin() -> Batch {
-        let mut batch = Batch { bytes: Vec::new(), sequence: 0, last: 0 };
+    fn begin(family: Family) -> Batch {
+        let mut batch = Batch { family, bytes: Vec::new(), sequence: 0, last: 0 };
         batch.control(ControlMessage::BatchBegin);
         batch
     }
@@ -195,7 +214,7 @@ impl Batch {
     fn add(&mut self, message: NfTablesMessage, flags: u16) {
         self.sequence += 1;
         self.last = self.bytes.len();
-        push(&mut self.bytes, self.sequence, NetfilterProtoFamily::IPv4, 0, message, flags);
+        push(&mut self.bytes, self.sequence, protocol(self.family), 0, message, flags);
     }
 
     /// Sends it, and waits for the last message's acknowledgement. Errors of earlier ones come before it.
@@ -232,7 +251,7 @@ impl Batch {
         let message = TableMessage { attributes: vec![TableAttribute::Name(table.name.clone())] };
         self.add(NfTablesMessage::NewTable(message), NLM_F_CREATE);
         for (id, map) in (1..).zip(&table.maps) {
-            self.add(NfTablesMessage::NewSet(set_message(&table.name, map, id)), NLM_F_CREATE);
+            self.add(NfTablesMessage::NewSet(set_message(table, map, id)), NLM_F_CREATE);
         }
         // Elements name chains, rules name maps and chains.
         self.chains(&table.name, &table.chains);
@@ -254,7 +273,9 @@ impl Batch {
                 let attributes = vec![
                     RuleAttribute::Table(table.to_owned()),
                     RuleAttribute::Chain(chain.name.clone()),
-                    RuleAttribute::Expressions(rule.iter().flat_map(expressions).collect()),
+                    RuleAttribute::Expressions(
+                        rule.iter().flat_map(|expr| expressions(expr, self.family)).collect(),
+                    ),
                 ];
                 self.add(NfTablesMessage::NewRule(RuleMessage { attributes }), NLM_F_CREATE | NLM_F_APPEND);
             }
@@ -295,12 +316,13 @@ impl Batch {
     }
 }
 
-fn set_message(table: &str, map: &Map, id: u32) -> SetMessage {
+fn set_message(table: &Table, map: &Map, id: u32) -> SetMessage {
+    let family = table.family;
     let mut attributes = vec![
-        SetAttribute::Table(table.to_owned()),
+        SetAttribute::Table(table.name.clone()),
         SetAttribute::Name(map.name.to_owned()),
-        SetAttribute::KeyType(datatype(map.key)),
-        SetAttribute::KeyLen(length(map.key)),
+        SetAttribute::KeyType(datatype(map.key, family)),
+        SetAttribute::KeyLen(length(map.key, family)),
         SetAttribute::Id(id),
     ];
     if map.value.is_empty() {
@@ -310,8 +332,8 @@ fn set_message(table: &str, map: &Map, id: u32) -> SetMessage {
         attributes.push(SetAttribute::DataType(DATA_VERDICT));
     } else {
         attributes.push(SetAttribute::Flags(SetFlags::Map));
-        attributes.push(SetAttribute::DataType(datatype(map.value)));
-        attributes.push(SetAttribute::DataLen(length(map.value)));
+        attributes.push(SetAttribute::DataType(datatype(map.value, family)));
+        attributes.push(SetAttribute::DataLen(length(map.value, family)));
     }
     SetMessage { attributes }
 }
@@ -322,23 +344,34 @@ fn to_chain(name: &[u8]) -> DataAttribute {
     DataAttribute::Verdict(vec![VerdictAttribute::Code(Verdict::Goto), VerdictAttribute::Chain(name)])
 }
 
-fn length(fields: &[Field]) -> u32 {
+/// The inverse. A verdict that is not of ours gives what no chain is called.
+fn chain_of(verdict: &[VerdictAttribute]) -> Vec<u8> {
+    let goes_on = verdict.contains(&VerdictAttribute::Code(Verdict::Goto));
+    let chain = verdict.iter().find_map(|attribute| match attribute {
+        VerdictAttribute::Chain(name) if goes_on => Some(name.clone().into_bytes()),
+        _ => None,
+    });
+    chain.unwrap_or_default()
+}
+
+fn length(fields: &[Field], family: Family) -> u32 {
     match fields {
-        [field] => field.bytes() as u32,
-        fields => fields.iter().map(|field| field.padded() as u32).sum(),
+        [field] => field.bytes(family) as u32,
+        fields => fields.iter().map(|field| field.padded(family) as u32).sum(),
     }
 }
 
 /// The type number by which `nft list ruleset` prints elements; the kernel does not look at it.
-fn datatype(fields: &[Field]) -> u32 {
+fn datatype(fields: &[Field], family: Family) -> u32 {
     fields.iter().fold(0, |datatype, field| {
         let one = match field {
+            Field::Saddr | Field::Daddr if family == Family::V6 => 8,
             Field::Saddr | Field::Daddr => 7,
             Field::Protocol => 12,
             Field::Dport => 13,
             Field::Iifname | Field::Oifname => 41,
             Field::Mac => 9,
-            Field::ConnectionMark | Field::Mark => 19,
+            Field::ConnectionMark | Field::Mark | Field::Zone => 19,
             Field::Chain => 1,
         };
         datatype << 6 | one

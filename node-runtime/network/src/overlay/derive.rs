@@ -1,36 +1,36 @@
 //! What the managers' table means for one node's sandbox. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use rswarm_base::ipam::{Subnet, mac_for};
+use rswarm_base::ipam::{Family, Subnet, mac_for};
 
 use super::{BRIDGE, VXLAN};
 use crate::error::{AttachError, OverlayError};
-use crate::model::{AttachRequest, Attached, Mac, Mesh, Overlay, OverlayEndpoint, Protocol};
+use crate::model::{AttachRequest, Attached, Mac, Mesh, MeshNode, Overlay, OverlayEndpoint, Placed};
 use crate::plan::{Address, Forward, MarkedRoute, Neighbour};
-use crate::rules::Target;
+use crate::rules::{HostPort, Target};
 
 /// VXLAN network identifiers have 24 bits.
 const VNI_MAX: u32 = (1 << 24) - 1;
 
 /// The endpoint that a container asks for.
 pub fn describe(overlay: &Overlay, request: &AttachRequest) -> Result<Attached, AttachError> {
-    let address = request.address.ok_or_else(|| AttachError::AddressMissing(overlay.name.clone()))?;
-    let place = overlay.subnets.iter().find(|(subnet, _)| subnet.contains(address));
-    let (subnet, gateway) =
-        place.ok_or_else(|| AttachError::AddressOutside { address, network: overlay.name.clone() })?;
-    let known = overlay.endpoints.iter().find(|endpoint| endpoint.addresses.contains(&address));
-    let derived = match address {
-        IpAddr::V4(address) => Mac(mac_for(address)),
-        IpAddr::V6(_) => Mac([0x02, 0x42, 0, 0, 0, 1]),
+    let outside = |address| AttachError::AddressOutside { address, network: overlay.name.clone() };
+    let placed = |address: &IpAddr| {
+        let (subnet, gateway) = place(overlay, *address).ok_or_else(|| outside(*address))?;
+        let gateway = (!overlay.internal).then_some(gateway);
+        Ok(Placed { address: *address, prefix: subnet.prefix(), gateway })
     };
+    let mut addresses = request.addresses.iter().map(placed).collect::<Result<Vec<_>, AttachError>>()?;
+    addresses.sort_by_key(|placed| Family::of(placed.address));
+    let first = addresses.first().ok_or_else(|| AttachError::AddressMissing(overlay.name.clone()))?.address;
+    let known = overlay.endpoints.iter().find(|endpoint| endpoint.addresses.contains(&first));
+    let derived = Mac(mac_for(first));
     Ok(Attached {
         network_id: request.network_id.clone(),
         interface: request.interface.clone(),
-        address,
-        prefix: subnet.prefix(),
-        gateway: (!overlay.internal).then_some(*gateway),
+        addresses,
         mac: request.mac.or(known.map(|endpoint| endpoint.mac)).unwrap_or(derived),
         ports: Vec::new(),
         names: request.names.clone(),
@@ -48,30 +48,20 @@ pub fn bridge_mac(overlay: &Overlay) -> Option<Mac> {
     if let Some(mesh) = &overlay.mesh {
         return Some(mesh.mac);
     }
-    gateway(overlay).map(|gateway| Mac(mac_for(gateway)))
-}
-
-/// The first gateway.
-pub fn gateway(overlay: &Overlay) -> Option<Ipv4Addr> {
-    overlay.subnets.iter().find_map(|(_, gateway)| v4(*gateway))
-}
-
-fn v4(address: IpAddr) -> Option<Ipv4Addr> {
-    match address {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(_) => None,
-    }
+    let gateways = overlay.subnets.iter().map(|(_, gateway)| *gateway);
+    gateways.min_by_key(|gateway| Family::of(*gateway)).map(|gateway| Mac(mac_for(gateway)))
 }
 
 /// What the bridge answers for: gateways, this node's address in the mesh, virtual addresses.
 pub fn bridge_addresses(overlay: &Overlay) -> BTreeSet<Address> {
     let on_bridge = |address, prefix| Address { link: BRIDGE.to_owned(), address, prefix };
     let gateways = overlay.subnets.iter().map(|(subnet, gateway)| on_bridge(*gateway, subnet.prefix()));
-    let mesh = overlay.mesh.iter().filter_map(|mesh| {
-        place(overlay, mesh.address).map(|(subnet, _)| on_bridge(mesh.address, subnet.prefix()))
+    let mesh = overlay.mesh.iter().flat_map(|mesh| &mesh.addresses).filter_map(|address| {
+        place(overlay, *address).map(|(subnet, _)| on_bridge(*address, subnet.prefix()))
     });
-    let virtual_ones = overlay.services.iter().filter_map(|service| v4(service.address));
-    gateways.chain(mesh).chain(virtual_ones.map(|address| on_bridge(address.into(), 32))).collect()
+    let virtual_ones = overlay.services.iter().flat_map(|service| &service.addresses);
+    let virtual_ones = virtual_ones.map(|address| on_bridge(*address, Family::of(*address).bits()));
+    gateways.chain(mesh).chain(virtual_ones).collect()
 }
 
 /// Neighbours and VXLAN destinations of all endpoints and routers elsewhere. The device answers containers'
@@ -79,6 +69,10 @@ pub fn bridge_addresses(overlay: &Overlay) -> BTreeSet<Address> {
 pub fn remote_entries(overlay: &Overlay) -> (BTreeSet<Neighbour>, BTreeSet<Forward>) {
     let (mut neighbours, mut forwarding) = (BTreeSet::new(), BTreeSet::new());
     let mut add = |address: IpAddr, mac: Mac, node: IpAddr| {
+        // There is no way to it yet: the network is encrypted, and its node has no key.
+        if node.is_unspecified() {
+            return;
+        }
         for link in [VXLAN, BRIDGE] {
             neighbours.insert(Neighbour { link: link.to_owned(), address, mac });
         }
@@ -90,7 +84,7 @@ pub fn remote_entries(overlay: &Overlay) -> (BTreeSet<Neighbour>, BTreeSet<Forwa
         endpoint.addresses.iter().for_each(|address| add(*address, mac, endpoint.node_addr));
     }
     for node in overlay.mesh.iter().flat_map(|mesh| &mesh.nodes) {
-        add(node.address, node.mac, node.node_addr);
+        node.addresses.iter().for_each(|address| add(*address, node.mac, node.node_addr));
     }
     (neighbours, forwarding)
 }
@@ -102,22 +96,25 @@ fn routers(overlay: &Overlay) -> BTreeMap<IpAddr, Mac> {
 }
 
 /// The mark of connections that came in through another node: its address in the mesh.
-fn mark(address: IpAddr) -> Option<u32> {
-    v4(address).map(Ipv4Addr::to_bits)
+fn mark(node: &MeshNode) -> Option<u32> {
+    let [_, _, rest @ ..] = mac_for(*node.addresses.first()?);
+    Some(u32::from_be_bytes(rest))
 }
 
 /// Where the answers to such connections go: back to that node.
 pub fn mesh_routes(mesh: &Mesh) -> BTreeSet<MarkedRoute> {
-    let route = |node: &crate::model::MeshNode| {
-        let mark = mark(node.address)?;
-        Some(MarkedRoute { mark, link: BRIDGE.to_owned(), gateway: node.address })
-    };
-    mesh.nodes.iter().filter_map(route).collect()
+    let to =
+        |node: &MeshNode, gateway| Some(MarkedRoute { mark: mark(node)?, link: BRIDGE.to_owned(), gateway });
+    let mut routes = BTreeSet::new();
+    for node in &mesh.nodes {
+        routes.extend(node.addresses.iter().filter_map(|gateway| to(node, *gateway)));
+    }
+    routes
 }
 
 /// The mark that each other node's router gives its connections.
 pub fn mesh_entries(mesh: &Mesh) -> BTreeMap<Mac, u32> {
-    mesh.nodes.iter().filter_map(|node| Some((node.mac, mark(node.address)?))).collect()
+    mesh.nodes.iter().filter_map(|node| Some((node.mac, mark(node)?))).collect()
 }
 
 /// Ready endpoints, by service.
@@ -141,10 +138,12 @@ impl<'a> Backends<'a> {
     }
 
     /// The backends of each virtual address.
-    pub fn of_services(&self, overlay: &Overlay) -> BTreeMap<Ipv4Addr, BTreeSet<Ipv4Addr>> {
-        let services = overlay.services.iter().filter_map(|service| {
-            let backends = self.of_service(&service.id).filter_map(first_v4);
-            Some((v4(service.address)?, backends.collect()))
+    pub fn of_services(&self, overlay: &Overlay) -> BTreeMap<IpAddr, BTreeSet<IpAddr>> {
+        let services = overlay.services.iter().flat_map(|service| {
+            service.addresses.iter().map(|address| {
+                let backends = self.of_service(&service.id);
+                (*address, backends.filter_map(|backend| first(backend, Family::of(*address))).collect())
+            })
         });
         services.collect()
     }
@@ -154,21 +153,28 @@ impl<'a> Backends<'a> {
     pub fn of_ports(
         &self,
         mesh: &Mesh,
-        at_uplink: impl Fn(Protocol, u16) -> Option<u16>,
-    ) -> BTreeMap<(Protocol, u16), BTreeSet<Target>> {
+        at_uplink: impl Fn(HostPort) -> Option<HostPort>,
+    ) -> BTreeMap<HostPort, BTreeSet<Target>> {
         let reachable =
             |endpoint: &&OverlayEndpoint| endpoint.local || self.routers.contains_key(&endpoint.node_addr);
-        let ports = mesh.ports.iter().filter_map(|port| {
-            let backends = self.of_service(&port.service_id).filter(reachable).filter_map(first_v4);
-            let targets = backends.map(|address| Target { address, port: port.target });
-            Some(((port.protocol, at_uplink(port.protocol, port.published)?), targets.collect()))
-        });
-        ports.collect()
+        let mut ports = BTreeMap::new();
+        for port in &mesh.ports {
+            for family in Family::ALL {
+                let published = HostPort::any(family, port.protocol, port.published);
+                let Some(place) = at_uplink(published) else { continue };
+                let backends = self.of_service(&port.service_id).filter(reachable);
+                let backends = backends.filter_map(|endpoint| first(endpoint, family));
+                let targets = backends.map(|address| Target { address, port: port.target });
+                ports.insert(place, targets.collect());
+            }
+        }
+        ports
     }
 }
 
-fn first_v4(endpoint: &OverlayEndpoint) -> Option<Ipv4Addr> {
-    endpoint.addresses.iter().find_map(|address| v4(*address))
+/// The endpoint's first address of a family.
+fn first(endpoint: &OverlayEndpoint, family: Family) -> Option<IpAddr> {
+    endpoint.addresses.iter().copied().find(|address| Family::of(*address) == family)
 }
 
 /// Refuses what cannot be brought about.
@@ -196,14 +202,13 @@ fn reason(overlay: &Overlay) -> Option<String> {
         return Some(format!("gateway {gateway} is not in subnet {subnet}"));
     }
     let taken = |address: IpAddr| overlay.subnets.iter().any(|(_, gateway)| *gateway == address);
+    let wrong = |address: &&IpAddr| place(overlay, **address).is_none() || taken(**address);
     for service in &overlay.services {
-        let address = service.address;
-        if place(overlay, address).is_none() || taken(address) {
+        if let Some(address) = service.addresses.iter().find(wrong) {
             let name = &service.name;
             return Some(format!("virtual address {address} of service `{name}` is not of its subnets"));
         }
     }
-    let mesh = overlay.mesh.as_ref().map(|mesh| mesh.address)?;
-    (place(overlay, mesh).is_none() || taken(mesh))
-        .then(|| format!("this node's address {mesh} is not of its subnets"))
+    let own = overlay.mesh.as_ref().and_then(|mesh| mesh.addresses.iter().find(wrong))?;
+    Some(format!("this node's address {own} is not of its subnets"))
 }

@@ -2,13 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use rswarm_base::ipam::mac_for;
+use rswarm_base::ipam::{Family, mac_for};
 
-use super::{OverlayNetwork, UNDERLAY_MTU, WayOut};
+use super::{OverlayNetwork, UNDERLAY_MTU, WayOut, families};
 use crate::bridge::{Inside, Near, connect, disconnect, pair_name, shutting_down};
 use crate::error::{AttachError, KernelError, OverlayError};
 use crate::link::Route;
-use crate::model::{BridgeInfo, Mac, Overlay};
+use crate::model::{BridgeInfo, Mac, Overlay, Placed};
 use crate::netns::Netns;
 use crate::plan::{self, Found, Link, LinkKind, Plan, Port, Step};
 
@@ -37,8 +37,13 @@ impl OverlayNetwork {
             None => self.reserve_uplink(&way_out, overlay, found).await?,
         };
         self.uplink = Some(address);
+        let has_v6 = families(overlay).contains(&Family::V6);
+        if let Some(subnet) = self.context.uplinks_v6().filter(|_| has_v6) {
+            let led = way_out.owner.call(move |bridge| Box::pin(bridge.lead_out(subnet))).await;
+            led.map_err(|_| shutting_down())??;
+        }
         let near = self.uplink_link(&way_out.info);
-        let inside = self.uplink_inside(&way_out.info, address);
+        let inside = self.uplink_inside(&way_out.info, address, has_v6);
         if exists {
             return Ok(self.correct_uplink(sandbox, near, inside, found).await?);
         }
@@ -63,15 +68,37 @@ impl OverlayNetwork {
         }
     }
 
-    fn uplink_inside(&self, bridge: &BridgeInfo, address: Ipv4Addr) -> Inside {
+    fn uplink_inside(&self, bridge: &BridgeInfo, address: Ipv4Addr, has_v6: bool) -> Inside {
+        let v4 = bridge.of(Family::V4).map(|(subnet, gateway)| Placed {
+            address: address.into(),
+            prefix: subnet.prefix(),
+            gateway: Some(gateway),
+        });
+        let subnet = self.context.uplinks_v6().filter(|_| has_v6);
+        let v6 = subnet.and_then(|subnet| {
+            let address = self.uplink_v6(address)?;
+            Some(Placed { address, prefix: subnet.prefix(), gateway: subnet.nth(1) })
+        });
         Inside {
             interface: UPLINK.to_owned(),
-            mac: Mac(mac_for(address)),
+            mac: Mac(mac_for(address.into())),
             mtu: UNDERLAY_MTU,
-            address: address.into(),
-            prefix: bridge.subnet.prefix(),
-            default_route: Some(bridge.gateway),
-            mesh: None,
+            addresses: v4.into_iter().chain(v6).collect(),
+            mesh: Vec::new(),
+        }
+    }
+
+    /// The way out's IPv6 address: its place in that subnet is its IPv4 address, which nobody else has.
+    pub(super) fn uplink_v6(&self, address: Ipv4Addr) -> Option<IpAddr> {
+        self.context.uplinks_v6()?.nth(u128::from(address.to_bits()))
+    }
+
+    /// The way out's address of a family.
+    pub(super) fn uplink_at(&self, family: Family) -> Option<IpAddr> {
+        let address = self.uplink?;
+        match family {
+            Family::V4 => Some(address.into()),
+            Family::V6 => self.uplink_v6(address),
         }
     }
 
@@ -106,7 +133,9 @@ impl OverlayNetwork {
         overlay: &Overlay,
         found: &Found,
     ) -> Result<Ipv4Addr, OverlayError> {
-        let had = uplink_address(found).map(IpAddr::V4).filter(|had| way_out.info.subnet.contains(*had));
+        let subnet = way_out.info.of(Family::V4).map(|(subnet, _)| subnet);
+        let had = uplink_address(found).map(IpAddr::V4);
+        let had = had.filter(|had| subnet.is_some_and(|subnet| subnet.contains(*had)));
         let reserved = way_out
             .owner
             .call(move |bridge| {

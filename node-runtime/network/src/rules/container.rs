@@ -2,10 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use rswarm_base::ipam::Subnet;
+use rswarm_base::ipam::{Family, Subnet};
 
 use super::{DSTNAT, MANGLE, TCP, UDP, base, within};
-use crate::nft::{Expr, Field, Map, Point, Table};
+use crate::nft::{Expr, Field, Map, Point, Table, octets};
 
 /// The table of a container in the mesh.
 pub const MESH_TABLE: &str = "rswarm-mesh";
@@ -20,31 +20,29 @@ pub const MESH_MARK: u32 = 0x7273_776d;
 pub fn dns(name: &str, server: Ipv4Addr, udp_port: u16, tcp_port: u16) -> Table {
     let to = |protocol, port| {
         vec![
-            within(Field::Daddr, true, server, 32),
+            within(Field::Daddr, true, server.into(), 32),
             Expr::Protocol(protocol),
             Expr::Dport(53),
-            Expr::TranslateTo(server, port),
+            Expr::TranslateTo(server.into(), port),
         ]
     };
     let rules = vec![to(UDP, udp_port), to(TCP, tcp_port)];
     Table {
+        family: Family::V4,
         name: name.to_owned(),
         maps: Vec::new(),
         chains: vec![base("output", "nat", Point::Output, DSTNAT, rules)],
     }
 }
 
-/// The table of a container that has an interface in the mesh: what came by it from outside its subnet is
+/// The table, of the subnet's family, of a container that has an interface in the mesh: what came by it from outside its subnet is
 /// answered by it, whatever the container's default route is. Which node it came through only the sandbox
 /// knows.
 #[must_use]
-pub fn mesh_member(interface: &str, subnet: Subnet, answers: Option<Ipv4Addr>) -> Table {
+pub fn mesh_member(interface: &str, subnet: Subnet, answers: Option<IpAddr>) -> Table {
     let by_mesh = || Expr::Interface { field: Field::Iifname, equal: true, name: interface.to_owned() };
-    let mut enter = vec![by_mesh()];
-    if let IpAddr::V4(network) = subnet.address() {
-        enter.push(within(Field::Saddr, false, network, subnet.prefix()));
-    }
-    enter.extend([Expr::New, Expr::MarkConnection(MESH_MARK)]);
+    let from_outside = within(Field::Saddr, false, subnet.address(), subnet.prefix());
+    let enter = vec![by_mesh(), from_outside, Expr::New, Expr::MarkConnection(MESH_MARK)];
     let route_as_asked = vec![Expr::Direction { reply: false }, Expr::Marked(MESH_MARK), Expr::TakeMark];
     let receive = vec![
         by_mesh(),
@@ -53,6 +51,7 @@ pub fn mesh_member(interface: &str, subnet: Subnet, answers: Option<Ipv4Addr>) -
     ];
     let answer = vec![Expr::Direction { reply: true }, Expr::Marked(MESH_MARK), Expr::TakeMark];
     Table {
+        family: subnet.family(),
         name: MESH_TABLE.to_owned(),
         maps: vec![mesh_answers(answers)],
         chains: vec![
@@ -66,8 +65,8 @@ pub fn mesh_member(interface: &str, subnet: Subnet, answers: Option<Ipv4Addr>) -
 /// Where UDP that came by the mesh is received: a server that is bound to no address answers from the one
 /// that its default route has, and only so is that the address that was asked.
 #[must_use]
-pub fn mesh_answers(address: Option<Ipv4Addr>) -> Map {
-    let element = |address: Ipv4Addr| (MESH_MARK.to_ne_bytes().to_vec(), address.octets().to_vec());
+pub fn mesh_answers(address: Option<IpAddr>) -> Map {
+    let element = |address| (MESH_MARK.to_ne_bytes().to_vec(), octets(address));
     Map {
         name: MESH_ANSWERS,
         key: &[Field::ConnectionMark],

@@ -1,27 +1,30 @@
-//! A sandbox's table: the way out, the way in for published ports, virtual addresses, the mesh.
+//! A sandbox's tables: the way out, the way in for published ports, virtual addresses, the mesh.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use rswarm_base::ipam::Subnet;
+use rswarm_base::ipam::{Family, Subnet};
 
-use super::{ANY, DSTNAT, FILTER, MANGLE, SRCNAT, TCP, Target, UDP, base, port_key, port_map, within};
-use crate::model::{Mac, Protocol};
-use crate::nft::{Chain, Expr, Field, Map, Point, Table, endpoint, key};
+use super::{
+    ANY, DSTNAT, FILTER, HostPort, InFamily, MANGLE, RAW, SRCNAT, TCP, Target, UDP, base, port_key, port_map,
+    within,
+};
+use crate::model::Mac;
+use crate::nft::{Chain, Expr, Field, Map, Point, Table, endpoint, octets};
 
 /// What goes on in a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SandboxRules {
     /// Its bridge.
     pub bridge: String,
-    /// The bridge's own address, which a container sees that was led to itself.
-    pub gateway: Option<Ipv4Addr>,
+    /// The bridge's own addresses, which a container sees that was led to itself.
+    pub gateways: Vec<IpAddr>,
     /// Its way out, if it has one.
     pub uplink: Option<UplinkRules>,
     /// Ready backends of each virtual address.
-    pub services: Balance<Ipv4Addr, Ipv4Addr>,
+    pub services: Balance<IpAddr, IpAddr>,
     /// Addresses of containers on this node.
-    pub local: BTreeSet<Ipv4Addr>,
+    pub local: BTreeSet<IpAddr>,
     /// Its part in the mesh, if it has one.
     pub mesh: Option<MeshRules>,
 }
@@ -31,19 +34,17 @@ pub struct SandboxRules {
 pub struct UplinkRules {
     /// The interface that leads to the default bridge.
     pub interface: String,
-    /// The default bridge's subnet, whose containers an overlay's must not reach.
-    pub bridge_subnet: Subnet,
-    /// The default bridge's own address.
-    pub gateway: Ipv4Addr,
-    /// Published ports of containers, by protocol and port at the uplink.
-    pub ports: BTreeMap<(Protocol, u16), Target>,
+    /// The default bridge's subnets, whose containers an overlay's must not reach, and its own address in each.
+    pub neighbours: Vec<(Subnet, IpAddr)>,
+    /// Published ports of containers, by their place at the uplink.
+    pub ports: BTreeMap<HostPort, Target>,
 }
 
 /// A router of the mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MeshRules {
-    /// Ready backends of what every node publishes, by protocol and port at the uplink.
-    pub ports: Balance<(Protocol, u16), Target>,
+    /// Ready backends of what every node publishes, by its place at the uplink.
+    pub ports: Balance<HostPort, Target>,
     /// The mark of connections that come through another node, by that node's MAC.
     pub entries: BTreeMap<Mac, u32>,
 }
@@ -62,7 +63,7 @@ impl<K, V> Default for Balance<K, V> {
     }
 }
 
-impl<K: Copy + Ord, V: Copy + Ord> Balance<K, V> {
+impl<K: Copy + Ord + InFamily, V: Copy + Ord> Balance<K, V> {
     /// Goes over to other backends. Those that stay keep their place as far as there are no holes, so that
     /// a change of one is a change of few elements. Says whether a place has some that had none.
     pub fn update(&mut self, wanted: BTreeMap<K, BTreeSet<V>>) -> bool {
@@ -94,12 +95,23 @@ impl<K: Copy + Ord, V: Copy + Ord> Balance<K, V> {
         &self.places
     }
 
+    /// The places of a family.
+    fn of_family(&self, family: Family) -> impl Iterator<Item = (&K, &Vec<V>)> {
+        self.places.iter().filter(move |(place, _)| place.family() == family)
+    }
+
     /// The map from a place to its number of backends.
-    fn numbers(&self, name: &'static str, key: &'static [Field], encode: fn(K) -> Vec<u8>) -> Map {
+    fn numbers(
+        &self,
+        family: Family,
+        name: &'static str,
+        key: &'static [Field],
+        encode: fn(K) -> Vec<u8>,
+    ) -> Map {
         let element = |(place, backends): (&K, &Vec<V>)| {
             (encode(*place), (backends.len() as u32).to_ne_bytes().to_vec())
         };
-        Map { name, key, value: &[Field::Mark], elements: self.places.iter().map(element).collect() }
+        Map { name, key, value: &[Field::Mark], elements: self.of_family(family).map(element).collect() }
     }
 
     /// The map from that number to the chain that draws one of so many.
@@ -112,6 +124,7 @@ impl<K: Copy + Ord, V: Copy + Ord> Balance<K, V> {
     /// The map from a place and a drawn number to a backend.
     fn backends(
         &self,
+        family: Family,
         name: &'static str,
         (key, value): (&'static [Field], &'static [Field]),
         encode: fn(K) -> Vec<u8>,
@@ -124,7 +137,7 @@ impl<K: Copy + Ord, V: Copy + Ord> Balance<K, V> {
             };
             (0..).zip(backends).map(element).collect::<Vec<_>>()
         };
-        Map { name, key, value, elements: self.places.iter().flat_map(numbered).collect() }
+        Map { name, key, value, elements: self.of_family(family).flat_map(numbered).collect() }
     }
 }
 
@@ -148,48 +161,51 @@ const MESH_PORTS: &str = "mesh_ports";
 const MESH_DRAWS: &str = "mesh_draws";
 const MESH_BACKENDS: &str = "mesh_backends";
 const ENTRIES: &str = "entries";
+const ZONES: &str = "zones";
 const SELVES: &str = "selves";
 
-/// The table of that name in a sandbox.
+/// The table of that name and family in a sandbox.
 #[must_use]
-pub fn sandbox(name: &str, rules: &SandboxRules) -> Table {
+pub fn sandbox(family: Family, name: &str, rules: &SandboxRules) -> Table {
     let mut chains = draw_chains(rules);
     chains.push(base("prerouting", "nat", Point::Prerouting, DSTNAT, incoming(rules)));
     if rules.mesh.is_some() {
+        chains.push(base("zones", "filter", Point::Prerouting, RAW, vec![vec![zone()]]));
         chains.push(base("mesh", "filter", Point::Prerouting, MANGLE, mesh()));
     }
     if let Some(uplink) = &rules.uplink {
-        chains.push(base("forward", "filter", Point::Forward, FILTER, isolation(uplink)));
+        chains.push(base("forward", "filter", Point::Forward, FILTER, isolation(family, uplink)));
     }
-    chains.push(base("postrouting", "nat", Point::Postrouting, SRCNAT, outgoing(rules)));
-    Table { name: name.to_owned(), maps: maps(rules), chains }
+    chains.push(base("postrouting", "nat", Point::Postrouting, SRCNAT, outgoing(family, rules)));
+    Table { family, name: name.to_owned(), maps: maps(family, rules), chains }
 }
 
-fn maps(rules: &SandboxRules) -> Vec<Map> {
-    let octets: fn(Ipv4Addr) -> Vec<u8> = |address| address.octets().to_vec();
+fn maps(family: Family, rules: &SandboxRules) -> Vec<Map> {
     let services = &rules.services;
-    let itself = |address: &Ipv4Addr| (key(&[&address.octets(), &address.octets()]), Vec::new());
+    let itself = |address: &IpAddr| (octets(*address).repeat(2), Vec::new());
+    let local = rules.local.iter().filter(|address| address.family() == family);
     let mut maps = vec![
         services.draws(SERVICE_DRAWS, service_chain),
-        services.numbers(SERVICES, &[Field::Daddr], octets),
-        services.backends(BACKENDS, (&[Field::Daddr, Field::Mark], &[Field::Daddr]), octets, octets),
+        services.numbers(family, SERVICES, &[Field::Daddr], octets),
+        services.backends(family, BACKENDS, (&[Field::Daddr, Field::Mark], &[Field::Daddr]), octets, octets),
         Map {
             name: SELVES,
             key: &[Field::Saddr, Field::Daddr],
             value: &[],
-            elements: rules.local.iter().map(itself).collect(),
+            elements: local.map(itself).collect(),
         },
     ];
     if let Some(uplink) = &rules.uplink {
-        maps.push(port_map(ANY, &uplink.ports));
+        maps.push(port_map(family, ANY, &uplink.ports));
     }
     if let Some(mesh) = &rules.mesh {
-        let place: fn((Protocol, u16)) -> Vec<u8> = |(protocol, port)| port_key(protocol, port);
+        let place: fn(HostPort) -> Vec<u8> = |port| port_key(&port);
         let entry = |(mac, mark): (&Mac, &u32)| (mac.0.to_vec(), mark.to_ne_bytes().to_vec());
         maps.extend([
             mesh.ports.draws(MESH_DRAWS, mesh_chain),
-            mesh.ports.numbers(MESH_PORTS, &[Field::Protocol, Field::Dport], place),
+            mesh.ports.numbers(family, MESH_PORTS, &[Field::Protocol, Field::Dport], place),
             mesh.ports.backends(
+                family,
                 MESH_BACKENDS,
                 (&[Field::Protocol, Field::Dport, Field::Mark], &[Field::Daddr, Field::Dport]),
                 place,
@@ -200,6 +216,12 @@ fn maps(rules: &SandboxRules) -> Vec<Map> {
                 key: &[Field::Mac],
                 value: &[Field::Mark],
                 elements: mesh.entries.iter().map(entry).collect(),
+            },
+            Map {
+                name: ZONES,
+                key: &[Field::Mac],
+                value: &[Field::Zone],
+                elements: mesh.entries.iter().map(zone_of).collect(),
             },
         ]);
     }
@@ -250,6 +272,18 @@ fn incoming(rules: &SandboxRules) -> Vec<Vec<Expr>> {
     list
 }
 
+/// A client may use one port for connections by several nodes at once: it tells them by the node's address. Here
+/// only the node's MAC tells them apart, so each node's have a zone of their own; where two would be the same to
+/// the task, conntrack gives one of them another port of the client's.
+fn zone() -> Expr {
+    Expr::ZoneBy(&[Field::Mac], ZONES)
+}
+
+/// A node's zone, for as long as it has its address in the mesh: its connections must stay in theirs.
+fn zone_of((mac, mark): (&Mac, &u32)) -> (Vec<u8>, Vec<u8>) {
+    (mac.0.to_vec(), (*mark as u16).max(1).to_ne_bytes().to_vec())
+}
+
 /// A connection from another node is remembered by that node's mark; its answers go back there by it.
 fn mesh() -> Vec<Vec<Expr>> {
     vec![
@@ -258,27 +292,27 @@ fn mesh() -> Vec<Vec<Expr>> {
     ]
 }
 
-fn isolation(uplink: &UplinkRules) -> Vec<Vec<Expr>> {
+fn isolation(family: Family, uplink: &UplinkRules) -> Vec<Vec<Expr>> {
     let by = |field| Expr::Interface { field, equal: true, name: uplink.interface.clone() };
     let mut forward = vec![
         vec![Expr::Established, Expr::Accept],
         vec![by(Field::Iifname), Expr::Translated, Expr::Accept],
         vec![by(Field::Iifname), Expr::Drop],
     ];
-    if let IpAddr::V4(network) = uplink.bridge_subnet.address() {
-        let neighbours = within(Field::Daddr, true, network, uplink.bridge_subnet.prefix());
-        let not_host = within(Field::Daddr, false, uplink.gateway, 32);
+    for (subnet, gateway) in uplink.neighbours.iter().filter(|(subnet, _)| subnet.family() == family) {
+        let neighbours = within(Field::Daddr, true, subnet.address(), subnet.prefix());
+        let not_host = within(Field::Daddr, false, *gateway, family.bits());
         forward.push(vec![by(Field::Oifname), neighbours, not_host, Expr::Drop]);
     }
     forward
 }
 
-fn outgoing(rules: &SandboxRules) -> Vec<Vec<Expr>> {
+fn outgoing(family: Family, rules: &SandboxRules) -> Vec<Vec<Expr>> {
     let mut list = Vec::new();
     // A container that was led to itself would take its own address for a forgery.
-    if let Some(gateway) = rules.gateway {
+    if let Some(gateway) = rules.gateways.iter().find(|gateway| gateway.family() == family) {
         let itself = Expr::InSet(&[Field::Saddr, Field::Daddr], SELVES);
-        list.push(vec![itself, Expr::Translated, Expr::SourceTo(gateway)]);
+        list.push(vec![itself, Expr::Translated, Expr::SourceTo(*gateway)]);
     }
     if let Some(uplink) = &rules.uplink {
         let out = Expr::Interface { field: Field::Oifname, equal: true, name: uplink.interface.clone() };
@@ -292,9 +326,11 @@ mod tests {
     use super::*;
     use crate::nft::{Change, change};
 
-    fn balance(balance: &mut Balance<u8, u8>, backends: &[u8]) -> Vec<u8> {
-        balance.update(BTreeMap::from([(1, backends.iter().copied().collect())]));
-        balance.places().get(&1).cloned().unwrap_or_default()
+    const PLACE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    fn balance(balance: &mut Balance<IpAddr, u8>, backends: &[u8]) -> Vec<u8> {
+        balance.update(BTreeMap::from([(PLACE, backends.iter().copied().collect())]));
+        balance.places().get(&PLACE).cloned().unwrap_or_default()
     }
 
     #[test]
@@ -308,10 +344,10 @@ mod tests {
         assert_eq!(one.counts, BTreeSet::from([2, 3]));
     }
 
-    fn rules(services: &Balance<Ipv4Addr, Ipv4Addr>) -> SandboxRules {
+    fn rules(services: &Balance<IpAddr, IpAddr>) -> SandboxRules {
         SandboxRules {
             bridge: "br0".into(),
-            gateway: Some(Ipv4Addr::new(10, 0, 1, 1)),
+            gateways: vec![IpAddr::from([10, 0, 1, 1])],
             uplink: None,
             services: services.clone(),
             local: BTreeSet::new(),
@@ -322,23 +358,44 @@ mod tests {
     /// A thousand services of five backends, and one more backend for the first.
     #[test]
     fn one_backend_more_is_four_elements() {
-        let backends = |service: u8, count: u8| (1..=count).map(move |n| Ipv4Addr::new(10, 1, service, n));
-        let vip = |service: u8| Ipv4Addr::new(10, 0, 1, service);
+        let backends = |service: u8, count: u8| (1..=count).map(move |n| IpAddr::from([10, 1, service, n]));
+        let vip = |service: u8| IpAddr::from([10, 0, 1, service]);
         let mut services = Balance::default();
         services.update((2..=200).map(|n| (vip(n), backends(n, 5).collect())).collect());
-        let before = sandbox("t", &rules(&services));
+        let before = sandbox(Family::V4, "t", &rules(&services));
         assert_eq!(before.chains.iter().filter(|chain| chain.hook.is_none()).count(), 1);
         services
             .update((2..=200).map(|n| (vip(n), backends(n, if n == 2 { 6 } else { 5 }).collect())).collect());
-        let after = sandbox("t", &rules(&services));
+        let after = sandbox(Family::V4, "t", &rules(&services));
         let Change::Extend { chains, elements } = change(Some(&before), &after) else { panic!("extended") };
         assert_eq!(chains.len(), 1, "the first service with six backends");
         let count = |change: &crate::nft::ElementChange| change.delete.len() + change.add.len();
         assert_eq!(elements.iter().map(count).sum::<usize>(), 4);
         services.update((2..=200).map(|n| (vip(n), backends(n, 5).collect())).collect());
-        let Change::Extend { chains, .. } = change(Some(&after), &sandbox("t", &rules(&services))) else {
+        let Change::Extend { chains, .. } =
+            change(Some(&after), &sandbox(Family::V4, "t", &rules(&services)))
+        else {
             panic!("the chain of six stays")
         };
         assert!(chains.is_empty());
+    }
+
+    #[test]
+    fn each_family_has_its_own_places_in_a_table_of_the_same_shape() {
+        let address = |text: &str| text.parse::<IpAddr>().expect("address");
+        let mut services = Balance::default();
+        services.update(BTreeMap::from([
+            (address("10.0.1.9"), BTreeSet::from([address("10.0.1.2"), address("10.0.1.3")])),
+            (address("fd00::9"), BTreeSet::from([address("fd00::2")])),
+        ]));
+        let elements = |family| {
+            let table = sandbox(family, "t", &rules(&services));
+            let backends = table.maps.iter().find(|map| map.name == BACKENDS).expect("a map");
+            let chains: Vec<String> = table.chains.into_iter().map(|chain| chain.name).collect();
+            (backends.elements.len(), chains)
+        };
+        let ((v4, v4_chains), (v6, v6_chains)) = (elements(Family::V4), elements(Family::V6));
+        assert_eq!((v4, v6), (2, 1));
+        assert_eq!(v4_chains, v6_chains);
     }
 }

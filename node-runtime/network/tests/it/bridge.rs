@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 
-use rswarm_network::{AttachError, BridgeSpec, CreateBridgeError, DEFAULT_BRIDGE, RemoveError};
+use rswarm_base::ipam::Family;
+use rswarm_network::{AttachError, BridgeSpec, CreateBridgeError, DEFAULT_BRIDGE, Pool, RemoveError};
 
 use crate::lab::{Container, Daemon, Dir, Lab, assert_clean, config, request};
 
@@ -19,21 +20,21 @@ async fn containers_reach_each_other_the_host_and_the_world() {
     let a = Container::start(&daemon.networks, request("a", DEFAULT_BRIDGE)).await;
     let b = Container::start(&daemon.networks, request("b", DEFAULT_BRIDGE)).await;
 
-    assert_eq!((a.attached.address, b.attached.address), (ip("172.17.0.2"), ip("172.17.0.3")));
+    assert_eq!((a.address(), b.address()), (ip("172.17.0.2"), ip("172.17.0.3")));
     assert_eq!(a.attached.mac.to_string(), "02:42:ac:11:00:02");
     assert!(a.space.sh("ip -br link show eth0").contains("02:42:ac:11:00:02"));
-    assert!(a.space.pings(b.attached.address));
+    assert!(a.space.pings(b.address()));
     assert!(a.space.pings(ip("172.17.0.1")));
     let _server = outside.whoami(80);
     assert_eq!(a.space.asks([10, 88, 0, 9], 80).as_deref(), Some("10.88.0.1"), "masqueraded as the host");
     outside.sh("ip route add 172.17.0.0/16 via 10.88.0.1");
     let _inside = a.space.whoami(8080);
-    assert_eq!(outside.asks(a.attached.address, 8080), None, "a port that is not published");
+    assert_eq!(outside.asks(a.address(), 8080), None, "a port that is not published");
 
     daemon.networks.detach("a").await.expect("detach");
     daemon.networks.detach("a").await.expect("detaching again is fine");
     let c = Container::start(&daemon.networks, request("c", DEFAULT_BRIDGE)).await;
-    assert_eq!(c.attached.address, ip("172.17.0.2"), "the lowest free address");
+    assert_eq!(c.address(), ip("172.17.0.2"), "the lowest free address");
     daemon.networks.close_all().await.expect("close");
     assert_clean(&host, &config);
 }
@@ -49,7 +50,7 @@ async fn bridges_are_kept_apart() {
     let silent = BridgeSpec { icc: false, ..BridgeSpec::new("silent0000000", "silent") };
     let info = networks.create_bridge(internal).await.expect("internal");
     assert_eq!(
-        (info.interface.as_str(), info.subnet.to_string()),
+        (info.interface.as_str(), info.subnets[0].0.to_string()),
         ("br-internal0000", "172.18.0.0/16".into())
     );
     networks.create_bridge(silent).await.expect("silent");
@@ -60,15 +61,15 @@ async fn bridges_are_kept_apart() {
     let s1 = Container::start(networks, request("s1", "silent0000000")).await;
     let s2 = Container::start(networks, request("s2", "silent0000000")).await;
 
-    assert!(i1.space.pings(i2.attached.address));
-    assert_eq!(i1.attached.gateway, None);
+    assert!(i1.space.pings(i2.address()));
+    assert_eq!(i1.attached.addresses[0].gateway, None);
     i1.space.sh("ip route add default via 172.18.0.1");
     assert!(!i1.space.pings(ip("10.88.0.9")), "an internal network has no way out");
-    assert!(!i1.space.pings(a.attached.address));
-    assert!(!a.space.pings(i1.attached.address));
-    assert!(!a.space.pings(s1.attached.address), "bridges do not reach each other");
-    assert!(!s1.space.pings(s2.attached.address), "icc is off");
-    let neighbour = s2.attached.address;
+    assert!(!i1.space.pings(a.address()));
+    assert!(!a.space.pings(i1.address()));
+    assert!(!a.space.pings(s1.address()), "bridges do not reach each other");
+    assert!(!s1.space.pings(s2.address()), "icc is off");
+    let neighbour = s2.address();
     s1.space.sh(&format!("ip route add {neighbour}/32 via 172.19.0.1"));
     assert!(!s1.space.pings(neighbour), "nor by way of the host");
     assert!(s1.space.pings(ip("10.88.0.9")));
@@ -94,11 +95,14 @@ async fn bad_requests_change_nothing() {
     let daemon = Daemon::start(&host, config.clone());
     let networks = &daemon.networks;
     let default = networks.bridge(DEFAULT_BRIDGE).expect("default bridge");
-    assert_eq!(default.subnet.to_string(), "172.18.0.0/16", "172.17.0.0/16 is routed elsewhere");
+    assert_eq!(default.subnets[0].0.to_string(), "172.18.0.0/16", "172.17.0.0/16 is routed elsewhere");
 
     let spec = |subnet: &str, gateway: Option<&str>| BridgeSpec {
-        subnet: Some(subnet.parse().expect("subnet")),
-        gateway: gateway.map(ip),
+        pools: vec![Pool {
+            subnet: Some(subnet.parse().expect("subnet")),
+            gateway: gateway.map(ip),
+            ..Pool::any(Family::V4)
+        }],
         ..BridgeSpec::new("x000000000000", "x")
     };
     let created = networks.create_bridge(spec("172.18.5.0/24", None)).await;
@@ -112,7 +116,7 @@ async fn bad_requests_change_nothing() {
 
     networks.create_bridge(spec("10.5.0.0/30", None)).await.expect("a small one");
     let a = Container::start(networks, request("a", "x000000000000")).await;
-    assert_eq!(a.attached.address, ip("10.5.0.2"));
+    assert_eq!(a.address(), ip("10.5.0.2"));
     let netns = networks.create_netns().await.expect("netns");
     let attach = async |change: &dyn Fn(&mut rswarm_network::AttachRequest)| {
         let mut request = request("b", "x000000000000");
@@ -124,10 +128,10 @@ async fn bad_requests_change_nothing() {
         full.to_string(),
         "no available IPv4 addresses on this network's address pools: x (x000000000000)"
     );
-    let used = attach(&|request| request.address = Some(ip("10.5.0.2"))).await;
+    let used = attach(&|request| request.addresses = vec![ip("10.5.0.2")]).await;
     assert_eq!(used.to_string(), "Address already in use");
     assert!(matches!(
-        attach(&|request| request.address = Some(ip("10.7.0.2"))).await,
+        attach(&|request| request.addresses = vec![ip("10.7.0.2")]).await,
         AttachError::AddressOutside { .. }
     ));
     assert!(matches!(

@@ -78,7 +78,7 @@ async fn containers_find_each_other_and_ask_upstream_for_the_rest() {
     };
     networks.serve_dns(&web.netns, &web.id, dns(&[[10, 88, 0, 8], [10, 88, 0, 9]])).await.expect("dns");
     let space = web.space.clone();
-    let db_address = db.attached.address;
+    let db_address = db.address();
     let (found, dotted, forwarded) = tokio::task::spawn_blocking(move || {
         (ask(&space, "db"), ask(&space, "DB.app"), ask(&space, "example.org"))
     })
@@ -107,6 +107,55 @@ async fn containers_find_each_other_and_ask_upstream_for_the_rest() {
     assert!(started.elapsed() < Duration::from_secs(1), "no upstream server, no waiting");
     networks.detach("web").await.expect("detach");
     assert_eq!(web.space.asks_udp(SERVER, 53, &question("db")), None, "DNS ends with the container");
+    networks.close_all().await.expect("close");
+    assert_clean(&host, &config);
+}
+
+/// One container asks as fast as it can, and holds all connections that it gets; the other one is answered.
+#[tokio::test]
+async fn a_flood_of_one_container_is_bounded() {
+    let (lab, dir) = (Lab::new(), Dir::new());
+    let host = lab.host(1);
+    let config = config("e0000011", dir.path());
+    let daemon = Daemon::start(&host, config.clone());
+    let networks = daemon.networks.clone();
+    networks.create_bridge(BridgeSpec::new("app0000000000", "app")).await.expect("bridge");
+    let mut containers = Vec::new();
+    for name in ["loud", "quiet"] {
+        let container = Container::start(&networks, request(name, "app0000000000")).await;
+        let dns = DnsConfig { networks: vec!["app0000000000".into()], upstream: Vec::new() };
+        networks.serve_dns(&container.netns, name, dns).await.expect("dns");
+        containers.push(container);
+    }
+    let connections = containers[0].space.run(|| {
+        let connect = |_| TcpStream::connect((SERVER, 53)).ok();
+        (0..200).filter_map(connect).collect::<Vec<_>>()
+    });
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let flood = containers[0].space.start(move || {
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("bind");
+        let mut sent = 0u64;
+        while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+            // Beyond what the server's socket holds they are lost: that is the bound.
+            sent += u64::from(socket.send_to(&question("quiet"), (SERVER, 53)).is_ok());
+        }
+        sent
+    });
+    let address = containers[1].attached.addresses[0].address;
+    for _ in 0..20 {
+        let began = Instant::now();
+        assert_eq!(ask(&containers[1].space, "loud").2, Some(containers[0].attached.addresses[0].address));
+        assert_eq!(ask_tcp(&containers[1].space, "quiet"), Some(address));
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    }
+    stop.send(()).expect("the flood goes on");
+    assert!(flood.join().expect("flood") > 0);
+    // Those beyond the bound were hung up on, and once the loud one lets go it is served again.
+    drop(connections);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while containers[0].space.asks_udp(SERVER, 53, &question("quiet")).is_none() {
+        assert!(Instant::now() < deadline, "served again");
+    }
     networks.close_all().await.expect("close");
     assert_clean(&host, &config);
 }

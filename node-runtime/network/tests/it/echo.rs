@@ -1,7 +1,7 @@
 //! Servers that say who they are and whom they see, and clients that stay.
 
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -20,8 +20,17 @@ pub struct Echo {
 
 impl Echo {
     pub fn start(space: &Space, name: &'static str, port: u16) -> Echo {
+        Echo::start_at(space, name, Ipv4Addr::UNSPECIFIED.into(), port)
+    }
+
+    /// The same on both families' addresses.
+    pub fn start_dual(space: &Space, name: &'static str, port: u16) -> Echo {
+        Echo::start_at(space, name, Ipv6Addr::UNSPECIFIED.into(), port)
+    }
+
+    fn start_at(space: &Space, name: &'static str, any: IpAddr, port: u16) -> Echo {
         let (tcp, udp) = space.run(move || {
-            let any = (Ipv4Addr::UNSPECIFIED, port);
+            let any = (any, port);
             (TcpListener::bind(any).expect("tcp"), UdpSocket::bind(any).expect("udp"))
         });
         let ended = Arc::new(AtomicBool::new(false));
@@ -42,7 +51,7 @@ impl Echo {
                     return;
                 }
                 // A client that has gone is its own affair.
-                let _ = udp.send_to(format!("{name} {}", client.ip()).as_bytes(), client);
+                let _ = udp.send_to(format!("{name} {}", client.ip().to_canonical()).as_bytes(), client);
             }
         });
         Echo { space: space.clone(), port, ended, threads: vec![tcp, udp] }
@@ -51,7 +60,7 @@ impl Echo {
 
 /// Until the client has gone.
 fn echo(mut stream: TcpStream, name: &str) -> Option<()> {
-    let peer = stream.peer_addr().ok()?.ip();
+    let peer = stream.peer_addr().ok()?.ip().to_canonical();
     stream.write_all(format!("{name} {peer}\n").as_bytes()).ok()?;
     let mut lines = BufReader::new(stream.try_clone().ok()?);
     let mut line = String::new();
@@ -117,7 +126,13 @@ pub fn meets(space: &Space, address: IpAddr, port: u16, names: &[&str]) -> Vec<(
 }
 
 /// The same by UDP, each time from another socket.
-pub fn meets_udp(space: &Space, address: Ipv4Addr, port: u16, names: &[&str]) -> Vec<(String, String)> {
+pub fn meets_udp(
+    space: &Space,
+    address: impl Into<IpAddr>,
+    port: u16,
+    names: &[&str],
+) -> Vec<(String, String)> {
+    let address = address.into();
     meets_all(names, || {
         let answer = space.asks_udp(address, port, b"?").expect("answer");
         let answer = String::from_utf8(answer).expect("text");

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
 use rswarm_base::Scope;
+use rswarm_base::ipam::Family;
 use rswarm_network::{AttachRequest, Attached, Config, Netns, Networks, OpenError};
 
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -32,6 +33,11 @@ impl Space {
 
     pub fn of(netns: &Netns) -> Space {
         Space(Arc::new(File::open(netns.fd_path()).expect("namespace")))
+    }
+
+    /// A namespace that is pinned to a file.
+    pub fn at(path: &std::path::Path) -> Space {
+        Space(Arc::new(File::open(path).expect("pin")))
     }
 
     pub fn path(&self) -> String {
@@ -109,10 +115,10 @@ impl Space {
     }
 
     /// A UDP question and its answer.
-    pub fn asks_udp(&self, address: Ipv4Addr, port: u16, question: &[u8]) -> Option<Vec<u8>> {
-        let question = question.to_vec();
+    pub fn asks_udp(&self, address: impl Into<IpAddr>, port: u16, question: &[u8]) -> Option<Vec<u8>> {
+        let (address, question) = (address.into(), question.to_vec());
         self.run(move || {
-            let socket = UdpSocket::bind("0.0.0.0:0").expect("bind");
+            let socket = UdpSocket::bind((Family::of(address).unspecified(), 0)).expect("bind");
             socket.set_read_timeout(Some(Duration::from_secs(3))).expect("timeout");
             socket.send_to(&question, (address, port)).ok()?;
             let mut buffer = [0; 4096];
@@ -169,7 +175,7 @@ impl Drop for Dir {
     }
 }
 
-/// A switch with hosts 10.88.0.1, 10.88.0.2, ...
+/// A switch with hosts 10.88.0.1, 10.88.0.2, ..., and fd88::1, fd88::2, ...
 pub struct Lab {
     switch: Space,
 }
@@ -181,13 +187,21 @@ impl Lab {
         Lab { switch }
     }
 
+    /// Lets only frames with packets of this size through to a host.
+    pub fn narrow(&self, number: u8, mtu: u32) {
+        self.switch.sh(&format!("ip link set p{number} mtu {mtu}"));
+    }
+
     pub fn host(&self, number: u8) -> Space {
         let host = Space::new();
         let path = host.path();
         self.switch.sh(&format!(
             "ip link add p{number} type veth peer name eth0 netns {path} && ip link set p{number} master br0 up"
         ));
-        host.sh(&format!("ip addr add 10.88.0.{number}/24 dev eth0 && ip link set eth0 up"));
+        host.sh(&format!(
+            "ip addr add 10.88.0.{number}/24 dev eth0 && ip addr add fd88::{number}/64 dev eth0 nodad && \
+             ip link set eth0 up"
+        ));
         host
     }
 }
@@ -203,8 +217,13 @@ pub fn config(id: &str, dir: &std::path::Path) -> Config {
     Config {
         daemon_id: id.to_owned(),
         netns_dir: dir.join(id),
+        tunnel_dir: dir.join(format!("{id}-tunnel")),
+        tunnel_exe: std::env::current_exe().expect("a running test has a path"),
         default_bridge: true,
+        default_bridge_ipv6: false,
+        fixed_cidr_v6: None,
         bridge_pools: Vec::new(),
+        firewall: rswarm_network::FirewallMode::Open,
     }
 }
 
@@ -270,6 +289,16 @@ impl Container {
         let attached = networks.attach(&netns, request).await.expect("attach");
         Container { id, space: Space::of(&netns), netns, attached }
     }
+
+    /// Its first address.
+    pub fn address(&self) -> IpAddr {
+        self.attached.addresses[0].address
+    }
+
+    /// Its address of a family.
+    pub fn address_of(&self, family: Family) -> IpAddr {
+        self.attached.of(family).expect("an address of the family").address
+    }
 }
 
 pub fn request(container: &str, network: &str) -> AttachRequest {
@@ -277,9 +306,9 @@ pub fn request(container: &str, network: &str) -> AttachRequest {
         container_id: container.to_owned(),
         network_id: network.to_owned(),
         interface: "eth0".to_owned(),
-        address: None,
+        addresses: Vec::new(),
         mac: None,
-        default_route: true,
+        default_routes: Family::ALL.to_vec(),
         publish: Vec::new(),
         names: vec![container.to_owned()],
     }

@@ -2,10 +2,14 @@
 //! leaves nothing behind. Needs iproute2, nftables and busybox; the crate itself does not.
 
 mod bridge;
+mod check;
 mod dns;
+mod dual;
 mod echo;
+mod firewall;
 mod lab;
 mod mesh;
 mod overlay;
 mod publish;
+mod repair;
 mod vip;

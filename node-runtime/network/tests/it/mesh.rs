@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 
+use rswarm_base::ipam::Family;
 use rswarm_network::{
     AttachRequest, BridgeSpec, Config, Mac, Mesh, MeshNode, MeshPort, Overlay, OverlayEndpoint, PortBinding,
     Protocol,
@@ -39,7 +40,8 @@ fn ingress(here: u8, nodes: &[u8], tasks: &[u8], ports: &[(u16, u16)]) -> Overla
         ready: true,
     };
     let mac = |n: u8| Mac([0x02, 0x42, 10, 0, 0, 200 + n]);
-    let router = |n: &u8| MeshNode { address: inside(200 + n), mac: mac(*n), node_addr: node(*n).into() };
+    let router =
+        |n: &u8| MeshNode { addresses: vec![inside(200 + n)], mac: mac(*n), node_addr: node(*n).into() };
     let port = |protocol| {
         move |(published, target): &(u16, u16)| MeshPort {
             protocol,
@@ -60,7 +62,7 @@ fn ingress(here: u8, nodes: &[u8], tasks: &[u8], ports: &[(u16, u16)]) -> Overla
         endpoints: tasks.iter().map(|n| endpoint(*n)).collect(),
         services: Vec::new(),
         mesh: Some(Mesh {
-            address: inside(200 + here),
+            addresses: vec![inside(200 + here)],
             mac: mac(here),
             nodes: nodes.iter().filter(|n| **n != here).map(router).collect(),
             ports: ports
@@ -69,6 +71,7 @@ fn ingress(here: u8, nodes: &[u8], tasks: &[u8], ports: &[(u16, u16)]) -> Overla
                 .chain(ports.iter().map(port(Protocol::Udp)))
                 .collect(),
         }),
+        tunnel: None,
     }
 }
 
@@ -107,8 +110,8 @@ impl Cluster {
         let networks = &self.daemons[usize::from(n) - 1].networks;
         let name = format!("task{n}");
         let mesh = AttachRequest {
-            address: Some(inside(10 + n)),
-            default_route: first.is_none(),
+            addresses: vec![inside(10 + n)],
+            default_routes: first.is_none().then_some(Family::V4).into_iter().collect(),
             ..request(&name, ID)
         };
         let Some(first) = first else { return Container::start(networks, mesh).await };
@@ -212,7 +215,7 @@ async fn a_port_of_somebody_else_stays_his_and_the_rest_is_published() {
     cluster.apply(&[1], &ports).await;
     // A port at the uplink that the mesh has is not given to a container of the same network.
     let mesh = AttachRequest {
-        address: Some(inside(11)),
+        addresses: vec![inside(11)],
         publish: vec![publish(9000, 8081)],
         ..request("task1", ID)
     };
@@ -262,5 +265,54 @@ async fn the_mesh_outlives_the_daemon() {
     networks.remove_overlay(ID).await.expect("remove");
     let bound = host.run(|| TcpListener::bind("0.0.0.0:8080").map_err(|error| error.kind()).err());
     assert_eq!(bound, None, "nothing of it is left");
+    cluster.close().await;
+}
+
+/// Connects from a port of its own choice.
+fn connect_from(outside: &Space, port: u16, to: Ipv4Addr) -> std::io::Result<std::net::TcpStream> {
+    use nix::sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
+    };
+    use std::os::fd::AsRawFd;
+    outside.run(move || {
+        let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+        setsockopt(&socket, sockopt::ReusePort, &true)?;
+        setsockopt(&socket, sockopt::SendTimeout, &nix::sys::time::TimeVal::new(10, 0))?;
+        bind(socket.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, port))?;
+        let [a, b, c, d] = to.octets();
+        connect(socket.as_raw_fd(), &SockaddrIn::new(a, b, c, d, 8080))?;
+        let stream = std::net::TcpStream::from(socket);
+        stream.set_read_timeout(Some(crate::lab::PATIENCE))?;
+        Ok(stream)
+    })
+}
+
+/// A client may use one port for connections to several nodes: to the client they differ by the node's address,
+/// to the task, which all of them may reach, by nothing.
+#[tokio::test]
+async fn a_clients_port_may_be_used_at_several_nodes_at_once() {
+    use std::io::{BufRead, BufReader, Write};
+    let cluster = Cluster::start("a600000", 4);
+    cluster.apply(&[2], PORTS).await;
+    let task = cluster.task(2, None).await;
+    let _server = Echo::start(&task.space, "two", 80);
+    let mut streams: Vec<_> = [node(1), node(3), node(2), node(4)]
+        .into_iter()
+        .map(|to| BufReader::new(connect_from(&cluster.outside, 40_001, to).expect("connect")))
+        .collect();
+    for (n, stream) in streams.iter_mut().enumerate() {
+        let mut line = String::new();
+        stream.read_line(&mut line).expect("greeting");
+        assert_eq!(line.trim(), format!("two {OUTSIDE}"), "connection {n}");
+    }
+    for (n, stream) in streams.iter_mut().enumerate() {
+        let said = format!("line of {n}\n");
+        stream.get_mut().write_all(said.as_bytes()).expect("say");
+        let mut line = String::new();
+        stream.read_line(&mut line).expect("answer");
+        assert_eq!(line, said);
+    }
+    drop(streams);
     cluster.close().await;
 }

@@ -161,7 +161,7 @@ async fn a_restarted_daemon_keeps_what_is_published() {
     assert!(client.asks([10, 88, 0, 1], 8080).is_some(), "after it");
     assert_eq!(client.asks([10, 88, 0, 1], 8081), None, "nobody claimed it");
     let next = Container::start(&daemon.networks, request("next", DEFAULT_BRIDGE)).await;
-    assert_ne!(next.attached.address, kept.attached.address);
+    assert_ne!(next.address(), kept.address());
     daemon.networks.close_all().await.expect("close");
     assert_clean(&host, &config);
 }
@@ -180,7 +180,7 @@ async fn many_containers_come_and_go_at_once_and_leave_nothing() {
         let started = futures_util::future::join_all(started).await;
         let distinct: std::collections::BTreeSet<_> = started
             .iter()
-            .map(|container| (container.attached.address, container.attached.ports[0].host_port))
+            .map(|container| (container.address(), container.attached.ports[0].host_port))
             .collect();
         assert_eq!(distinct.len(), 20);
         let gone = started.iter().map(|container| daemon.networks.detach(&container.id));

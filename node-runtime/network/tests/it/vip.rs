@@ -59,9 +59,10 @@ fn overlay(here: u8, tasks: &[Task]) -> Overlay {
             id: "s1".into(),
             name: "web".into(),
             aliases: vec!["www".into()],
-            address: VIP.into(),
+            addresses: vec![VIP.into()],
         }],
         mesh: None,
+        tunnel: None,
     }
 }
 
@@ -86,7 +87,7 @@ impl Pair {
             daemon.networks.apply_overlay(overlay(here, &both())).await.expect("apply");
         }
         let attach = async |n: u8, daemon: &Daemon| {
-            let request = AttachRequest { address: Some(inside(n)), ..request(&format!("task{n}"), ID) };
+            let request = AttachRequest { addresses: vec![inside(n)], ..request(&format!("task{n}"), ID) };
             Container::start(&daemon.networks, request).await
         };
         let client = attach(101, &daemons[0]).await;

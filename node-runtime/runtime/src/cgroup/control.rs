@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::tree::add_pids;
 use super::{Cgroup, is_gone, put, read_number};
 
 /// How long a freeze or thaw may take.
@@ -120,12 +121,15 @@ impl Cgroup {
             // Without a freezer, or in time, all that is left is to be faster than they are.
             let _ = self.set_frozen(true, STILL_WITHIN);
             let signalled = self.signal(Signal::SIGKILL);
-            match self.thaw() {
+            match self.set_frozen(false, STILL_WITHIN) {
+                // Somebody has frozen a cgroup around it.
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => self.release_killed(None)?,
                 Err(error) if error.kind() != io::ErrorKind::Unsupported && !is_gone(&error) => {
                     return Err(error);
                 }
-                _ => signalled?,
+                _ => {}
             }
+            signalled?;
             let again = (Instant::now() + KILL_AGAIN_AFTER).min(deadline);
             if self.unified.is_some() {
                 self.wait_until_empty(again)?;
@@ -133,6 +137,26 @@ impl Cgroup {
             while self.unified.is_none() && Instant::now() < again && !self.is_empty()? {
                 sleep(LOOK_EVERY);
             }
+        }
+        Ok(())
+    }
+
+    /// Waits a moment for killed processes to end, and helps those that cannot: what version 1 has frozen ends
+    /// only when it is thawed, and a cgroup that somebody has frozen is not ours to thaw. They are moved out of
+    /// it, `init` too, wherever it is. One that cannot be moved has ended, or is not helped.
+    // Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst
+    pub(crate) fn help_to_end(&self, init: Option<i32>) -> io::Result<()> {
+        self.wait_until_empty(Instant::now() + KILL_AGAIN_AFTER)?;
+        self.release_killed(init)
+    }
+
+    fn release_killed(&self, init: Option<i32>) -> io::Result<()> {
+        let Some(index) = self.layout.v1_index("freezer") else { return Ok(()) };
+        let top = self.layout.v1[index].mount.join("cgroup.procs");
+        let mut pids = self.pids()?;
+        add_pids(&self.v1[index], &mut pids)?;
+        for pid in pids.into_iter().chain(init) {
+            let _ = put(&top, &pid.to_string());
         }
         Ok(())
     }

@@ -11,7 +11,9 @@ use super::{Call, Command};
 use crate::failure::{Context, Failure};
 use crate::hooks;
 
-/// How long a killed container may take to end.
+/// How long a killed container may take to end before it is helped.
+const ENDS_ALONE_WITHIN: Duration = Duration::from_millis(100);
+/// How long it may take then.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
 pub(super) const DELETE: Command = Command {
@@ -58,7 +60,18 @@ pub(super) fn destroy(entry: &Entry) -> Result<(), Failure> {
     if !is_empty || cgroup.remove().is_err() {
         cgroup.kill().context("kill the container's processes")?;
         if let Some(init) = init {
-            wait_for_end(&init)?;
+            // It may have been moved to another cgroup.
+            crate::sys::send_signal(&init, libc::SIGKILL).context("kill init")?;
+            if !ends(&init, ENDS_ALONE_WITHIN)? {
+                cgroup
+                    .help_to_end(entry.record.init.map(|init| init.pid))
+                    .context("help processes to end")?;
+            }
+            if !ends(&init, ENDS_WITHIN)? {
+                return Err(Failure::other("container init still running"));
+            }
+        } else {
+            cgroup.help_to_end(None).context("help processes to end")?;
         }
         cgroup.remove().context("unable to remove container's cgroup")?;
     }
@@ -71,14 +84,13 @@ pub(super) fn destroy(entry: &Entry) -> Result<(), Failure> {
     Ok(())
 }
 
-fn wait_for_end(init: impl std::os::fd::AsFd) -> Result<(), Failure> {
-    let within = Timespec::try_from(ENDS_WITHIN).expect("a few seconds");
+fn ends(process: impl std::os::fd::AsFd, within: Duration) -> Result<bool, Failure> {
+    let within = Timespec::try_from(within).expect("a few seconds");
     loop {
-        let mut fds = [PollFd::new(&init, PollFlags::IN)];
+        let mut fds = [PollFd::new(&process, PollFlags::IN)];
         match rustix::event::poll(&mut fds, Some(&within)) {
             Err(rustix::io::Errno::INTR) => {}
-            Ok(0) => return Err(Failure::other("container init still running")),
-            polled => return polled.map(drop).context("wait for init"),
+            polled => return polled.map(|count| count > 0).context("wait for init"),
         }
     }
 }

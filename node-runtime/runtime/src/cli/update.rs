@@ -10,6 +10,7 @@ use super::args::{Flag, Order, Parsed, number};
 use super::store::Status;
 use super::{Call, Command};
 use crate::failure::{Context, Failure};
+use crate::spec;
 
 pub(super) const UPDATE: Command = Command {
     name: "update",
@@ -66,7 +67,7 @@ fn from_file(path: &str) -> Result<LinuxResources, Failure> {
     } else {
         text = fs::read(path).with_context(|| format!("read resources `{path}`"))?;
     }
-    let mut resources: LinuxResources = serde_json::from_slice(&text)
+    let mut resources = spec::parse_resources(&text)
         .map_err(|error| Failure::invalid(format!("`{path}` has no resources: {error}")))?;
     // As runc: what may be opened is not changed, since others may have added to it.
     resources.set_devices(None);

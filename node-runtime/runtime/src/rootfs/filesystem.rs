@@ -75,7 +75,7 @@ impl<'a> Filesystem<'a> {
     /// Makes it, detached.
     pub(super) fn make(&self, attributes: MountAttrFlags) -> Result<OwnedFd, Refused> {
         let context = rustix::mount::fsopen(self.typ, FsOpenFlags::FSOPEN_CLOEXEC).map_err(|errno| {
-            Refused { errno, failure: Failure::os(format!("file system `{}`", self.typ), errno) }
+            Refused { errno, failure: Failure::os(format!("file system of type `{}`", self.typ), errno) }
         })?;
         let explain = |what: &str, errno: Errno| {
             let why = kernel_words(&context).unwrap_or_else(|| describe(&errno.into()));

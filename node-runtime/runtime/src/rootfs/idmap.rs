@@ -5,12 +5,14 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use oci_spec::runtime::LinuxIdMapping;
 use rustix::pipe::PipeFlags;
 
+use super::mount::clone_tree;
 use crate::failure::{Context, Failure};
 use crate::init::close_inherited;
 use crate::sys;
@@ -31,6 +33,20 @@ pub(super) fn namespace(uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Res
     drop(hold);
     waitpid(Pid::from_raw(child.pid), None).context("wait for a helper")?;
     made
+}
+
+/// A copy of a mount whose files show under the ids of a user namespace; with `below`, so do those of the mounts
+/// below it.
+pub(super) fn clone_mapped(
+    source: &Path,
+    recursive: bool,
+    below: bool,
+    namespace: &OwnedFd,
+) -> Result<OwnedFd, Failure> {
+    let tree = clone_tree(source, recursive).with_context(|| format!("open {}", source.display()))?;
+    sys::id_map_mount(&tree, below, namespace)
+        .with_context(|| format!("id-map `{}` (can its file system be id-mapped?)", source.display()))?;
+    Ok(tree)
 }
 
 fn map(pid: i32, uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Result<OwnedFd, Failure> {

@@ -29,6 +29,7 @@ use self::hide::Covers;
 use self::mount::{Site, attach, clone_of};
 use self::path::Missing;
 pub(crate) use self::plan::Plan;
+pub(crate) use self::root::{change as change_root, open_dir};
 use crate::cgroup::Cgroup;
 use crate::failure::{Context, Failure};
 use crate::sys;
@@ -50,7 +51,11 @@ impl<'a> Tree<'a> {
     /// the modes that runc gives it, whatever our caller's umask is; so has what the container makes.
     pub(crate) fn build(plan: &'a Plan<'a>, cgroup: &Cgroup) -> Result<Tree<'a>, Failure> {
         rustix::process::umask(Mode::WGRP | Mode::WOTH);
-        let root = root::bind(&plan.root_path, plan.root.as_ref(), plan.propagation)?;
+        let root = if plan.mount_namespace {
+            root::bind(&plan.root_path, plan.root.as_ref(), plan.propagation)?
+        } else {
+            open_dir(&plan.root_path).with_context(|| format!("open root `{}`", plan.root_path.display()))?
+        };
         let mut site = Site {
             root: root.as_fd(),
             root_path: &plan.root_path,
@@ -83,8 +88,12 @@ impl<'a> Tree<'a> {
         rustix::process::fchdir(&self.root).context("chdir to the root file system")
     }
 
-    /// Makes the tree the caller's `/`; the machine's is gone then, or with `no_pivot` out of sight.
+    /// Makes the tree the caller's `/`; the machine's is gone then, or with `no_pivot` out of sight. In the
+    /// machine's mount namespace it is only the caller's root that changes.
     pub(crate) fn enter(&self, no_pivot: bool) -> Result<(), Failure> {
+        if !self.plan.mount_namespace {
+            return root::change(&self.root);
+        }
         if no_pivot {
             if self.plan.propagation.is_private() {
                 return Err(Failure::invalid(
@@ -98,8 +107,12 @@ impl<'a> Tree<'a> {
         root::propagate(&self.root, self.plan.propagation)
     }
 
-    /// Binds a terminal's far end to `/dev/console`. Comes after [`Tree::enter`].
+    /// Binds a terminal's far end to `/dev/console`, where a mount is the container's own. Comes after
+    /// [`Tree::enter`].
     pub(crate) fn bind_console(&self, terminal: &OwnedFd) -> Result<(), Failure> {
+        if !self.plan.mount_namespace {
+            return Ok(());
+        }
         let dev = path::open(self.root.as_fd(), Path::new("dev"), Missing::Directory);
         let dev = dev.context("open /dev")?.fd;
         let place = path::open_plain(dev.as_fd(), Path::new("console"), Missing::File)

@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use oci_spec::runtime::Mount;
 use rustix::fs::{CWD, FileType};
@@ -13,7 +14,7 @@ use rustix::mount::{MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 use super::filesystem::Filesystem;
 use super::options::Options;
 use super::path::{self, Missing, Place};
-use super::{cgroups, copy, is_procfs};
+use super::{cgroups, copy, idmap, is_procfs};
 use crate::cgroup::Cgroup;
 use crate::failure::{Context, Failure};
 use crate::sys::{self, MountAttributes};
@@ -25,6 +26,8 @@ pub(super) struct Planned<'a> {
     pub kind: Kind<'a>,
     /// What a bind mount shows, where the parent had to open it.
     pub source: Option<OwnedFd>,
+    /// Where a bind mount's ids come from, when init maps them.
+    pub id_namespace: Option<Rc<OwnedFd>>,
 }
 
 /// What is done for a mount.
@@ -110,14 +113,18 @@ impl Site<'_> {
     /// that a user namespace may not take off.
     fn source(&self, planned: &Planned<'_>, source: &Path) -> Result<OwnedFd, Failure> {
         let prepared = || planned.source.as_ref().map(OwnedFd::try_clone);
+        let source = self.bundle.join(source);
+        let recursive = planned.options.bind == Some(true);
+        if let (Some(below), Some(namespace)) = (planned.options.id_map, &planned.id_namespace) {
+            return idmap::clone_mapped(&source, recursive, below, namespace);
+        }
         if planned.options.id_map.is_some()
             && let Some(tree) = prepared()
         {
             return tree.context("take the source");
         }
-        let source = self.bundle.join(source);
         let what = || format!("open {}", source.display());
-        match clone_tree(&source, planned.options.bind == Some(true)) {
+        match clone_tree(&source, recursive) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => match prepared() {
                 Some(tree) => tree.with_context(what),
                 None => Err(Failure::os(what(), error)),

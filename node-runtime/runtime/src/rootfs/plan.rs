@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Mount, Root, Spec};
 
@@ -22,6 +23,8 @@ pub(crate) struct Plan<'a> {
     pub(super) root: Option<OwnedFd>,
     pub(super) propagation: Propagation,
     pub(super) mounts: Vec<Planned<'a>>,
+    /// It has a mount namespace that is not simply the machine's.
+    pub(super) mount_namespace: bool,
     pub(super) cgroup_namespace: bool,
     pub(super) host_pids: bool,
     pub(super) user_namespace: bool,
@@ -41,6 +44,7 @@ impl<'a> Plan<'a> {
             root: None,
             propagation: Propagation::of(linux.rootfs_propagation().as_deref())?,
             mounts: Vec::new(),
+            mount_namespace: has(LinuxNamespaceType::Mount),
             cgroup_namespace: has(LinuxNamespaceType::Cgroup),
             host_pids: !has(LinuxNamespaceType::Pid),
             user_namespace: has(LinuxNamespaceType::User),
@@ -66,51 +70,66 @@ impl<'a> Plan<'a> {
         self.spec.root().as_ref().and_then(Root::readonly).unwrap_or(false)
     }
 
-    /// Opens what a user namespace may not reach, and maps ids, which needs power over the file system.
+    /// Opens what a user namespace may not reach, and maps ids, which needs power over the file system. What
+    /// init has the power for it does itself: it sees what was mounted before.
     fn open(&mut self) -> Result<(), Failure> {
         if self.user_namespace {
             let what = || format!("open root `{}`", self.root_path.display());
             self.root = Some(detached(&self.root_path, true).with_context(what)?);
         }
-        let mut known = Vec::new();
+        let (mut known, mut covered) = (Vec::new(), Vec::new());
         for planned in &mut self.mounts {
-            let Kind::Bind(source) = planned.kind else { continue };
-            let source = self.bundle.join(source);
-            planned.source = match planned.options.id_map {
-                None if self.user_namespace => detached(&source, is_recursive(planned)).ok(),
-                None => None,
-                Some(below) => {
-                    let mapped = id_mapped(planned, self.linux, &source, below, &mut known);
-                    Some(mapped.map_err(|failure| invalid(planned.mount, &failure))?)
-                }
-            };
+            if let Kind::Bind(source) = planned.kind {
+                let source = self.bundle.join(source);
+                let is_mounted_before = covered.iter().any(|place: &PathBuf| source.starts_with(place));
+                let by_init = !self.user_namespace || is_mounted_before;
+                prepare(planned, self.linux, &source, by_init, &mut known)
+                    .map_err(|failure| invalid(planned.mount, &failure))?;
+            }
+            covered.push(on_machine(&self.root_path, planned.mount.destination()));
         }
         Ok(())
     }
 }
 
-/// A source whose files show under other ids; mounts with the same maps share one user namespace.
-fn id_mapped<'a>(
-    planned: &Planned<'a>,
+/// Opens a bind mount's source, or what init needs to map its ids; mounts with the same maps share one user
+/// namespace.
+fn prepare<'a>(
+    planned: &mut Planned<'a>,
     linux: &'a Linux,
     source: &Path,
-    below: bool,
-    known: &mut Vec<(Maps<'a>, OwnedFd)>,
-) -> Result<OwnedFd, Failure> {
-    let tree =
-        clone_tree(source, is_recursive(planned)).with_context(|| format!("open {}", source.display()))?;
+    by_init: bool,
+    known: &mut Vec<(Maps<'a>, Rc<OwnedFd>)>,
+) -> Result<(), Failure> {
+    let Some(below) = planned.options.id_map else {
+        if !by_init {
+            planned.source = detached(source, is_recursive(planned)).ok();
+        }
+        return Ok(());
+    };
     let maps = maps(planned.mount, linux)?;
-    let index = match known.iter().position(|(known, _)| *known == maps) {
-        Some(index) => index,
+    let namespace = match known.iter().find(|(known, _)| *known == maps) {
+        Some((_, namespace)) => namespace.clone(),
         None => {
-            let namespace = maps.namespace()?;
-            known.push((maps, namespace));
-            known.len() - 1
+            let namespace = Rc::new(maps.namespace()?);
+            known.push((maps, namespace.clone()));
+            namespace
         }
     };
-    sys::id_map_mount(&tree, below, &known[index].1)
-        .with_context(|| format!("id-map `{}` (can its file system be id-mapped?)", source.display()))?;
-    Ok(tree)
+    if by_init {
+        planned.id_namespace = Some(namespace);
+    } else {
+        planned.source = Some(idmap::clone_mapped(source, is_recursive(planned), below, &namespace)?);
+    }
+    Ok(())
+}
+
+/// Where a destination is while the root is not entered. Some callers give it so.
+fn on_machine(root: &Path, destination: &Path) -> PathBuf {
+    if destination.starts_with(root) {
+        return destination.to_owned();
+    }
+    root.join(destination.strip_prefix("/").unwrap_or(destination))
 }
 
 fn invalid(mount: &Mount, failure: &Failure) -> Failure {
@@ -160,7 +179,7 @@ fn understand(mount: &Mount) -> Result<Planned<'_>, Failure> {
             typ => Kind::Filesystem(typ),
         }
     };
-    Ok(Planned { mount, options, kind, source: None })
+    Ok(Planned { mount, options, kind, source: None, id_namespace: None })
 }
 
 /// Where a mount's ids come from.

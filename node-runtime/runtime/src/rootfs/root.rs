@@ -103,7 +103,7 @@ fn path_of(dir: &OwnedFd) -> io::Result<PathBuf> {
     fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()))
 }
 
-pub(super) fn open_dir(path: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
@@ -120,14 +120,20 @@ pub(super) fn pivot(root: &OwnedFd) -> Result<(), Failure> {
     rustix::process::chdir("/").context("chdir /")
 }
 
+/// Makes a directory the root, in a mount namespace that is the machine's.
+pub(crate) fn change(root: &OwnedFd) -> Result<(), Failure> {
+    rustix::process::fchdir(root).context("enter root")?;
+    rustix::process::chroot(".").context("chroot")?;
+    rustix::process::chdir("/").context("chdir /")
+}
+
 /// Moves the root over the old one, for a machine that runs from its initramfs, which cannot be pivoted.
 pub(super) fn move_over(root: &OwnedFd) -> Result<(), Failure> {
     take_kernels_away(root)?;
     rustix::process::fchdir(root).context("enter root")?;
     rustix::mount::move_mount(root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .context("move root over /")?;
-    rustix::process::chroot(".").context("chroot")?;
-    rustix::process::chdir("/").context("chdir /")
+    change(root)
 }
 
 /// The old root stays below, with it the machine's procfs and sysfs: as long as they are there whole, the

@@ -7,7 +7,7 @@ mod mutation;
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxResources, Process, Spec};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -27,7 +27,28 @@ pub fn load(bundle: &Path) -> Result<Spec, Failure> {
 
 /// Reads a configuration; an error begins with the path of the value that is wrong.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Spec, String> {
-    read(bytes, |config| config.get_mut("process").is_some_and(forgive::process))
+    let mut config: Spec = read(bytes, |config| config.get_mut("process").is_some_and(forgive::process))?;
+    let linux = config.linux_mut().as_mut();
+    if let Some(resources) = linux.and_then(|linux| linux.resources_mut().as_mut()) {
+        forget_unset(resources, bytes, "/linux/resources/pids/limit");
+    }
+    Ok(config)
+}
+
+/// Reads resources alone, as `update --resources` gets them.
+pub(crate) fn parse_resources(bytes: &[u8]) -> Result<LinuxResources, String> {
+    let mut resources = read(bytes, |_| false)?;
+    forget_unset(&mut resources, bytes, "/pids/limit");
+    Ok(resources)
+}
+
+/// The parser reads a limit of processes that is not there as zero, which is one.
+fn forget_unset(resources: &mut LinuxResources, bytes: &[u8], limit: &str) {
+    if resources.pids().as_ref().is_some_and(|pids| pids.limit() == 0)
+        && serde_json::from_slice::<Value>(bytes).is_ok_and(|config| config.pointer(limit).is_none())
+    {
+        resources.set_pids(None);
+    }
 }
 
 /// Reads a process, as `exec --process` gets it.
@@ -112,6 +133,20 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_of_zero_processes_is_one_and_none_is_not() {
+        let limit = |pids: &str| {
+            let read = parse_resources(format!("{{\"pids\": {pids}}}").as_bytes()).expect("resources");
+            read.pids().map(|pids| pids.limit())
+        };
+        assert_eq!([limit("{\"limit\": 0}"), limit("{}"), limit("{\"limit\": 3}")], [Some(0), None, Some(3)]);
+        let mut config = serde_json::to_value(Spec::default()).expect("json");
+        config["linux"]["resources"]["pids"] = json!({});
+        let read = parse(config.to_string().as_bytes()).expect("config");
+        let linux = read.linux().as_ref().expect("linux");
+        assert_eq!(linux.resources().as_ref().expect("resources").pids(), &None);
+    }
+
+    #[test]
     fn every_wrong_value_is_told_by_its_field() {
         type Row = (&'static str, Value, &'static str);
         let deep = json!([{"type": "mount"}, {"type": "pid"}, {"type": "pid"}]);
@@ -138,13 +173,12 @@ mod tests {
             ("/hostname", json!("x".repeat(65)), "`hostname`"),
             ("/hooks", json!({"poststop": [{"path": "relative"}]}), "`hooks.poststop[0].path`"),
             ("/hooks", json!({"prestart": [{"path": "/x", "timeout": 0}]}), "`hooks.prestart[0].timeout`"),
-            ("/linux/namespaces", json!([{"type": "pid"}]), "`linux.namespaces` has no mount namespace"),
-            ("/linux/namespaces", deep, "`linux.namespaces[2].type` Pid is there already"),
             (
                 "/linux/namespaces",
-                json!([{"type": "mount", "path": "/proc/1/ns/mnt"}]),
-                "`linux.namespaces[0].path` is of a mount namespace",
+                json!([{"type": "uts"}]),
+                "`mounts` is given, but there is no mount namespace",
             ),
+            ("/linux/namespaces", deep, "`linux.namespaces[2].type` Pid is there already"),
             ("/linux/uidMappings", json!([{"size": 1}]), "`linux.uidMappings` is given, but"),
             ("/linux/timeOffsets", json!({"boottime": {"secs": 1}}), "`linux.timeOffsets` is given, but"),
             ("/linux/netDevices", json!({"a/b": {}}), "`linux.netDevices.a/b`"),

@@ -1,6 +1,7 @@
 //! Configurations that somebody has damaged: never a panic, and an error that names what is wrong.
 
 use std::collections::HashSet;
+use std::mem::discriminant;
 use std::path::Path;
 
 use oci_spec::runtime::Spec;
@@ -43,9 +44,70 @@ fn rich() -> Value {
     linux["resources"] = json!({
         "memory": {"limit": 1_000_000, "swap": -1}, "cpu": {"shares": 5, "cpus": "0", "quota": 5000},
         "pids": {"limit": 7}, "devices": [{"allow": false, "access": "rwm"}],
-        "blockIO": {"weight": 10}, "hugepageLimits": [{"pageSize": "2MB", "limit": 5}],
+        "blockIO": {"weight": 10, "weightDevice": [{"major": 8, "minor": 0, "weight": 10}],
+            "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 10}]},
+        "hugepageLimits": [{"pageSize": "2MB", "limit": 5}],
+        "network": {"classID": 5, "priorities": [{"name": "eth0", "priority": 5}]},
+        "rdma": {"mlx5": {"hcaHandles": 5, "hcaObjects": 6}}, "unified": {"memory.high": "1000"},
     });
+    linux["devices"] =
+        json!([{"path": "/dev/x", "type": "c", "major": 1, "minor": 3, "fileMode": 384, "uid": 1, "gid": 2}]);
+    linux["netDevices"] = json!({"eth5": {"name": "eth6"}});
+    linux["maskedPaths"] = json!(["/proc/kcore"]);
+    linux["readonlyPaths"] = json!(["/proc/sys"]);
+    linux["rootfsPropagation"] = json!("slave");
+    linux["cgroupsPath"] = json!("/a/b");
+    config["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 1, "hard": 2}]);
+    config["mounts"].as_array_mut().expect("mounts").push(json!({
+        "destination": "/x", "source": "/y", "type": "none", "options": ["rbind", "ro"],
+        "uidMappings": [{"containerID": 0, "hostID": 5, "size": 1}],
+        "gidMappings": [{"containerID": 0, "hostID": 5, "size": 1}],
+    }));
     config
+}
+
+/// Calls `each` with the place of every value below `value`, as errors and as JSON pointers write it.
+fn walk(value: &Value, path: &str, pointer: &str, each: &mut dyn FnMut(&str, &str, &Value)) {
+    each(path, pointer, value);
+    match value {
+        Value::Object(members) => {
+            for (name, member) in members {
+                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                walk(
+                    member,
+                    &path,
+                    &format!("{pointer}/{}", name.replace('~', "~0").replace('/', "~1")),
+                    each,
+                );
+            }
+        }
+        Value::Array(elements) => {
+            for (index, element) in elements.iter().enumerate() {
+                walk(element, &format!("{path}[{index}]"), &format!("{pointer}/{index}"), each);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// No field takes a value of another type, whatever it is, and each is named in full.
+#[test]
+fn a_value_of_another_type_is_told_by_its_whole_path() {
+    let config = rich();
+    let mut places = Vec::new();
+    walk(&config, "", "", &mut |path, pointer, value| {
+        places.push((path.to_owned(), pointer.to_owned(), value.clone()))
+    });
+    assert!(places.len() > 200, "{}", places.len());
+    for (path, pointer, value) in &places[1..] {
+        let others = [json!(true), json!(7.5), json!("\u{1}"), json!([[7]]), json!({"\u{1}": 7})];
+        for other in others.iter().filter(|other| discriminant(*other) != discriminant(value)) {
+            let mut config = config.clone();
+            *config.pointer_mut(pointer).expect("it was there") = other.clone();
+            let why = judge(config.to_string().as_bytes()).err().unwrap_or_default();
+            assert!(why.contains(&format!("`{path}")), "{path} = {other}: {why}");
+        }
+    }
 }
 
 /// What a value is replaced with; `None` takes it away.

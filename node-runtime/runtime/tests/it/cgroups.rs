@@ -31,6 +31,7 @@ pub const CASES: &[Case] = &[
     ("an_impossible_value_makes_nothing", an_impossible_value_makes_nothing),
     ("limits_change_while_it_runs", limits_change_while_it_runs),
     ("a_paused_fork_bomb_is_removed", a_paused_fork_bomb_is_removed),
+    ("what_others_have_frozen_is_deleted_at_once", what_others_have_frozen_is_deleted_at_once),
     ("nested_cgroups_are_removed", nested_cgroups_are_removed),
     ("a_cgroup_in_use_is_refused", a_cgroup_in_use_is_refused),
     ("a_parent_with_processes_hands_nothing_down", a_parent_with_processes_hands_nothing_down),
@@ -127,6 +128,11 @@ fn swap_is_limited_with_memory() -> Result<()> {
 fn processes_are_counted_out() -> Result<()> {
     ensure!(seen(json!({"pids": {"limit": 12}}), "pids", "pids.max", "pids.max")? == "12");
     ensure!(seen(json!({"pids": {"limit": -1}}), "pids", "pids.max", "pids.max")? == "max");
+    // Nobody can fork: the shell looks itself.
+    let look = "for file in /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max; do \
+                if test -e $file; then read limit < $file; echo $limit; fi; done";
+    ensure!(said(json!({"pids": {"limit": 0}}), look)? == "1");
+    ensure!(seen(json!({"pids": {}}), "pids", "pids.max", "pids.max")? == "max");
     // The shell gives up when it cannot fork, so the forks are another's.
     let script = "sh -c 'for i in 1 2 3 4 5 6 7 8 9 10; do sleep 100 >/dev/null 2>&1 & done' 2>&1 | cat";
     let complaint = said(json!({"pids": {"limit": 8}}), &format!("{script}; true"))?;
@@ -369,6 +375,63 @@ fn a_paused_fork_bomb_is_removed() -> Result<()> {
     ensure!(!pids.is_empty() && pids == cgroup.pids()?, "nobody forks");
     bundle.succeeds(&["delete", "--force", &bundle.id])?;
     bundle.nothing_is_left()
+}
+
+/// Makes a version 1 cgroup that is thawed and removed with the test.
+struct Frozen(PathBuf);
+
+impl Frozen {
+    fn make(path: PathBuf) -> Result<Frozen> {
+        fs::create_dir(&path)?;
+        Ok(Frozen(path))
+    }
+
+    fn set(&self, state: &str) -> Result<()> {
+        Ok(fs::write(self.0.join("freezer.state"), state)?)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = self.set("THAWED");
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// Somebody freezes a cgroup around the container, its own, or one that its init was moved to.
+fn what_others_have_frozen_is_deleted_at_once() -> Result<()> {
+    let freezer = std::path::Path::new("/sys/fs/cgroup/freezer");
+    if !freezer.join("tasks").exists() {
+        println!("    skipped: the freezer is not of version 1");
+        return Ok(());
+    }
+    let pod = format!("rswarmpod{}", std::process::id());
+    for place in ["around", "own", "elsewhere"] {
+        let around = Frozen::make(freezer.join(&pod))?;
+        let mut bundle = Bundle::sh("sleep 1000 & sleep 1000")?;
+        if place != "elsewhere" {
+            bundle.spec["linux"]["cgroupsPath"] = format!("/{pod}/{}", bundle.id).into();
+        }
+        bundle.succeeds(&["run", "--detach", &bundle.id])?;
+        match place {
+            "around" => around.set("FROZEN")?,
+            "own" => fs::write(around.0.join(&bundle.id).join("freezer.state"), "FROZEN")?,
+            _ => {
+                fs::write(around.0.join("cgroup.procs"), bundle.state()?["pid"].to_string())?;
+                around.set("FROZEN")?;
+            }
+        }
+        let before = Instant::now();
+        bundle.succeeds(&["delete", "--force", &bundle.id])?;
+        ensure!(before.elapsed() < Duration::from_secs(5), "{place}: {:?}", before.elapsed());
+        ensure!(place == "own" || fs::read_to_string(around.0.join("freezer.state"))?.trim() != "THAWED");
+        drop(around);
+        for entry in fs::read_dir("/sys/fs/cgroup")?.flatten() {
+            let _ = fs::remove_dir(entry.path().join(&pod));
+        }
+        bundle.nothing_is_left()?;
+    }
+    Ok(())
 }
 
 fn nested_cgroups_are_removed() -> Result<()> {

@@ -271,6 +271,11 @@ fn resources_are_updated() -> Result<()> {
     fs::write(&file, r#"{"pids": {"limit": 44}}"#)?;
     bundle.succeeds(&["update", "--resources", file.to_str().context("path")?, &bundle.id])?;
     ensure!(stats("pids")?["limit"] == 44);
+    fs::write(&file, r#"{"pids": {}}"#)?;
+    bundle.succeeds(&["update", "--resources", file.to_str().context("path")?, &bundle.id])?;
+    ensure!(stats("pids")?["limit"] == 44);
+    bundle.succeeds(&["update", "--pids-limit", "0", &bundle.id])?;
+    ensure!(stats("pids")?["limit"] == 1);
     ensure!(bundle.fails(&["update", "--memory", "much", &bundle.id])?.contains("invalid value for memory"));
     bundle.succeeds(&["delete", "--force", &bundle.id])?;
     bundle.nothing_is_left()

@@ -20,6 +20,7 @@ pub const CASES: &[Case] = &[
     ("a_tmpfs_has_the_mode_of_what_it_covers", a_tmpfs_has_the_mode_of_what_it_covers),
     ("an_overlay_takes_more_layers_than_fsconfig", an_overlay_takes_more_layers_than_fsconfig),
     ("ids_are_mapped_for_a_mount", ids_are_mapped_for_a_mount),
+    ("ids_are_mapped_of_what_was_mounted_before", ids_are_mapped_of_what_was_mounted_before),
     ("a_file_system_without_id_maps_is_named", a_file_system_without_id_maps_is_named),
     ("the_cgroups_shown_are_the_containers", the_cgroups_shown_are_the_containers),
     ("mounts_of_the_machine_arrive_and_none_leaves", mounts_of_the_machine_arrive_and_none_leaves),
@@ -349,6 +350,22 @@ fn ids_are_mapped_for_a_mount() -> Result<()> {
     Ok(())
 }
 
+/// As runc: the source is looked up when the mounts before it are made.
+fn ids_are_mapped_of_what_was_mounted_before() -> Result<()> {
+    let mut bundle = Bundle::sh("stat -c '%u %g' /mapped/dir /tmpfs/dir")?;
+    fs::create_dir_all(bundle.path("bundle/source/dir"))?;
+    std::os::unix::fs::chown(bundle.path("bundle/source/dir"), Some(5), Some(6))?;
+    add(&mut bundle, mount("/tmpfs", "tmpfs", "tmpfs", "mode=0755"))?;
+    add(&mut bundle, mount("/tmpfs/dir", "bind", "source/dir", "bind"))?;
+    let mut mapped = mount("/mapped", "bind", "rootfs/tmpfs", "rbind,ridmap");
+    let map = |id: u32| json!([{"containerID": id, "hostID": 1000 + id, "size": 1}, {"containerID": 0, "hostID": 0, "size": 1}]);
+    mapped["uidMappings"] = map(5);
+    mapped["gidMappings"] = map(6);
+    add(&mut bundle, mapped)?;
+    ensure!(run(&bundle)? == "1005 1006\n5 6\n");
+    Ok(())
+}
+
 fn a_file_system_without_id_maps_is_named() -> Result<()> {
     let mut bundle = Bundle::sh("")?;
     let mut mapped = mount("/x", "bind", "/proc/sys", "bind");
@@ -599,7 +616,7 @@ fn a_root_on_a_readonly_file_system_works() -> Result<()> {
 
 fn mistakes_are_named() -> Result<()> {
     for (wrong, why) in [
-        (mount("/x", "nonsense", "none", ""), "file system `nonsense`: no such device"),
+        (mount("/x", "nonsense", "none", ""), "file system of type `nonsense`: no such device"),
         (mount("/x", "tmpfs", "tmpfs", "colour=red"), "option `colour`"),
         (mount("/x", "bind", "/does/not/exist", "bind"), "open /does/not/exist: no such file or directory"),
         (mount("/x", "bind", "/etc", "bind,size=1m"), "filesystem-specific options applied: `size`"),

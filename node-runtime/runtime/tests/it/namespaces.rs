@@ -17,6 +17,11 @@ pub const CASES: &[Case] = &[
     ("a_user_namespace_and_what_it_owns_are_joined", a_user_namespace_and_what_it_owns_are_joined),
     ("a_new_user_namespace_joins_the_machines_network", a_new_user_namespace_joins_the_machines_network),
     ("what_is_not_listed_is_the_machines", what_is_not_listed_is_the_machines),
+    ("a_container_can_do_without_a_mount_namespace", a_container_can_do_without_a_mount_namespace),
+    (
+        "a_mount_namespace_is_joined_unless_it_is_the_machines",
+        a_mount_namespace_is_joined_unless_it_is_the_machines,
+    ),
     ("a_path_of_another_type_is_refused_by_field", a_path_of_another_type_is_refused_by_field),
 ];
 
@@ -196,6 +201,76 @@ fn what_is_not_listed_is_the_machines() -> Result<()> {
     for typ in ["uts", "ipc", "pid", "net", "cgroup", "user", "time"] {
         ensure!(namespace(pid, typ)? == namespace("self", typ)?, "{typ} is new");
     }
+    bundle.succeeds(&["delete", "--force", &bundle.id])?;
+    bundle.nothing_is_left()
+}
+
+fn a_container_can_do_without_a_mount_namespace() -> Result<()> {
+    let mut bundle = Bundle::sh("cat /etc/where > /said; exec sleep 1000")?;
+    fs::write(bundle.path("bundle/rootfs/etc/where"), "inside")?;
+    bundle.spec["linux"]["namespaces"] = json!([{"type": "pid"}]);
+    bundle.spec["hostname"] = "".into();
+    let refused = |bundle: &Bundle, field: &str| -> Result<()> {
+        let said = bundle.fails(&["create", &bundle.id])?;
+        ensure!(said.contains(&format!("`{field}` is given, but there is no mount namespace")), "{said}");
+        bundle.nothing_is_left()
+    };
+    for field in ["mounts", "linux.maskedPaths", "linux.readonlyPaths"] {
+        refused(&bundle, field)?;
+        let (parent, name) = field.rsplit_once('.').map_or(("", field), |(_, name)| ("/linux", name));
+        bundle.spec.pointer_mut(parent).context("parent")?[name] = json!([]);
+    }
+    bundle.spec["root"]["readonly"] = true.into();
+    refused(&bundle, "root.readonly")?;
+    bundle.spec["root"]["readonly"] = false.into();
+    let pid = start(&bundle)?;
+    bundle.says("inside")?;
+    ensure!(namespace(pid, "mnt")? == namespace("self", "mnt")?);
+    let root = fs::read_link(format!("/proc/{pid}/root"))?;
+    ensure!(root == bundle.path("bundle/rootfs").canonicalize()?, "{root:?}");
+    ensure!(bundle.succeeds(&["exec", &bundle.id, "cat", "/etc/where"])? == "inside");
+    bundle.succeeds(&["delete", "--force", &bundle.id])?;
+    bundle.nothing_is_left()
+}
+
+/// A process in a mount namespace of its own, ended with the test.
+struct Holder(std::process::Child);
+
+impl Holder {
+    fn make() -> Result<Holder> {
+        let mut command = std::process::Command::new("unshare");
+        let holder = Holder(command.args(["--mount", crate::support::BUSYBOX, "sleep", "1000"]).spawn()?);
+        for _ in 0..2000 {
+            if namespace(holder.0.id(), "mnt")? != namespace("self", "mnt")? {
+                return Ok(holder);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        anyhow::bail!("unshare made no mount namespace")
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn a_mount_namespace_is_joined_unless_it_is_the_machines() -> Result<()> {
+    let mut bundle = Bundle::sh("cat /proc/self/mountinfo > /said; exec sleep 1000")?;
+    join(&mut bundle, "mount", "/proc/self/ns/mnt")?;
+    let said = bundle.fails(&["create", &bundle.id])?;
+    ensure!(
+        said.contains("linux.namespaces[") && said.contains("the machine's own mount namespace"),
+        "{said}"
+    );
+    bundle.nothing_is_left()?;
+    let holder = Holder::make()?;
+    join(&mut bundle, "mount", &format!("/proc/{}/ns/mnt", holder.0.id()))?;
+    let pid = start(&bundle)?;
+    ensure!(namespace(pid, "mnt")? == namespace(holder.0.id(), "mnt")?);
+    ensure!(bundle.succeeds(&["exec", &bundle.id, "cat", "/proc/self/mountinfo"])?.contains(" /proc "));
     bundle.succeeds(&["delete", "--force", &bundle.id])?;
     bundle.nothing_is_left()
 }

@@ -26,6 +26,7 @@ pub const CASES: &[Case] = &[
     ("hostile_account_files_are_harmless", hostile_account_files_are_harmless),
     ("exec_into_a_hostile_tree_is_harmless", exec_into_a_hostile_tree_is_harmless),
     ("labels_without_their_module_are_refused", labels_without_their_module_are_refused),
+    ("no_value_leaves_anything", no_value_leaves_anything),
     ("a_wrong_value_makes_nothing", a_wrong_value_makes_nothing),
 ];
 
@@ -111,6 +112,11 @@ fn scheduling_is_the_specs() -> Result<()> {
             || said.contains("set `process.scheduler`: operation not permitted"),
         "{said} {fields:?}"
     );
+    bundle.spec["process"]["scheduler"] =
+        json!({"policy": "SCHED_DEADLINE", "runtime": 42_000, "deadline": 1_000_000, "period": 1_000_000});
+    bundle.spec["linux"]["resources"]["cpu"] = json!({"cpus": "0"});
+    let said = bundle.fails(&["run", &bundle.id])?;
+    ensure!(said.contains("`process.scheduler`") && said.contains("together with AllowedCPUs"), "{said}");
     bundle.nothing_is_left()
 }
 
@@ -330,6 +336,68 @@ fn labels_without_their_module_are_refused() -> Result<()> {
         ensure!(said.contains("`process.selinuxLabel` is given, and this kernel runs without"), "{said}");
     }
     bundle.nothing_is_left()
+}
+
+/// Places of a configuration, as JSON pointers; those that reach beyond the container are left out.
+fn places(value: &Value, at: &str, all: &mut Vec<String>) {
+    if ["/linux/cgroupsPath", "/root", "/hooks", "/linux/seccomp/syscalls"].contains(&at) {
+        return;
+    }
+    all.push(at.to_owned());
+    match value {
+        Value::Object(members) => {
+            members.iter().for_each(|(name, one)| places(one, &format!("{at}/{name}"), all))
+        }
+        Value::Array(list) => {
+            list.iter().enumerate().for_each(|(i, one)| places(one, &format!("{at}/{i}"), all))
+        }
+        _ => {}
+    }
+}
+
+/// Every field with values that cannot be: what is refused names it, and whatever comes of it, nothing stays.
+fn no_value_leaves_anything() -> Result<()> {
+    let mut bundle = Bundle::sh("true")?;
+    bundle.spec["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 100}]);
+    bundle.spec["process"]["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 7});
+    bundle.spec["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_BE", "priority": 6});
+    bundle.spec["process"]["user"] = json!({"uid": 0, "gid": 0, "umask": 18, "additionalGids": [5]});
+    bundle.spec["linux"]["devices"] = json!([{"path": "/dev/x", "type": "c", "major": 1, "minor": 3}]);
+    bundle.spec["linux"]["sysctl"] = json!({"kernel.msgmax": "8192"});
+    bundle.spec["linux"]["personality"] = json!({"domain": "LINUX"});
+    bundle.spec["linux"]["rootfsPropagation"] = "slave".into();
+    bundle.spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW"});
+    bundle.spec["linux"]["resources"] = json!({
+        "memory": {"limit": 64 << 20}, "cpu": {"shares": 512, "quota": 50_000, "period": 100_000, "cpus": "0"},
+        "pids": {"limit": 30}, "devices": [{"allow": true, "access": "rwm"}],
+    });
+    let good = bundle.spec.clone();
+    let mut all = Vec::new();
+    places(&good, "", &mut all);
+    let bad = [json!(-3), json!(u64::MAX), json!("no\u{0}thing"), json!([[]]), Value::Null];
+    let (mut refused, mut nameless) = (0, Vec::new());
+    // A different one of the bad values for each place, so that the whole stays quick.
+    for (index, pointer) in all.iter().enumerate().skip(1) {
+        let value = &bad[index % bad.len()];
+        bundle.spec = good.clone();
+        *bundle.spec.pointer_mut(pointer).context("a place")? = value.clone();
+        let output = bundle.call(&["create", &bundle.id])?;
+        let said = String::from_utf8(output.stderr)?;
+        if output.status.success() {
+            bundle.succeeds(&["delete", "--force", &bundle.id])?;
+        } else {
+            refused += 1;
+            let field = pointer.split('/').rfind(|part| part.parse::<usize>().is_err()).unwrap_or_default();
+            // A set that is smaller than it was can be too small for another one.
+            if !said.contains(field) {
+                nameless.push(format!("{pointer} = {value}: {}", said.trim()));
+            }
+        }
+        bundle.nothing_is_left().with_context(|| format!("{pointer} = {value}"))?;
+    }
+    ensure!(nameless.is_empty(), "{nameless:#?}");
+    ensure!(refused > 60, "{refused} of {}", all.len());
+    Ok(())
 }
 
 fn a_wrong_value_makes_nothing() -> Result<()> {

@@ -5,7 +5,7 @@ use std::io::Write;
 
 use rswarm_base::Timestamp;
 
-use super::{DROPPED, Line, Stream};
+use super::{DROPPED, Line, Stream, scan};
 
 const PREFIX: &[u8] = b"{\"log\":\"";
 
@@ -23,9 +23,27 @@ impl Encoder {
         Encoder { attrs: attrs.clone(), made_for: None, suffix: Vec::new() }
     }
 
+    /// One record; its text has no newline but at its end.
     pub(super) fn record(&mut self, out: &mut Vec<u8>, line: Line<'_>) {
         out.extend_from_slice(PREFIX);
         escape(out, line.text);
+        self.end(out, line);
+    }
+
+    /// The record of the line that begins `text`, and the line's length; nothing when no newline is there.
+    pub(super) fn first_line(&mut self, out: &mut Vec<u8>, line: Line<'_>) -> Option<usize> {
+        let begin = out.len();
+        out.extend_from_slice(PREFIX);
+        let length = escape(out, line.text);
+        if !line.text[..length].ends_with(b"\n") {
+            out.truncate(begin);
+            return None;
+        }
+        self.end(out, line);
+        Some(length)
+    }
+
+    fn end(&mut self, out: &mut Vec<u8>, line: Line<'_>) {
         if line.dropped > 0 {
             let mut attrs = self.attrs.clone();
             attrs.insert(DROPPED.to_owned(), line.dropped.to_string());
@@ -59,77 +77,62 @@ fn suffix(out: &mut Vec<u8>, stream: Stream, at: Timestamp, attrs: &BTreeMap<Str
     writeln!(out, "{at}\"}}").expect("memory takes everything");
 }
 
-/// As Go escapes it: what is no UTF-8 becomes U+FFFD.
-fn escape(out: &mut Vec<u8>, bytes: &[u8]) {
-    out.reserve(bytes.len());
-    match std::str::from_utf8(bytes) {
-        Ok(_) => escape_text(out, bytes),
-        Err(_) => {
-            for chunk in bytes.utf8_chunks() {
-                escape_text(out, chunk.valid().as_bytes());
-                if !chunk.invalid().is_empty() {
-                    out.extend_from_slice(b"\\ufffd");
-                }
-            }
-        }
-    }
-}
-
-fn escape_text(out: &mut Vec<u8>, mut text: &[u8]) {
+/// Up to and with the first newline, or all, as Go escapes it; returns how much that was.
+fn escape(out: &mut Vec<u8>, text: &[u8]) -> usize {
+    let mut rest = text;
     loop {
-        let plain = plain_length(text);
-        out.extend_from_slice(&text[..plain]);
-        text = &text[plain..];
-        let Some((byte, after)) = text.split_first() else { return };
-        text = after;
-        match byte {
-            b'"' | b'\\' => out.extend_from_slice(&[b'\\', *byte]),
-            b'\n' => out.extend_from_slice(b"\\n"),
-            b'\r' => out.extend_from_slice(b"\\r"),
-            b'\t' => out.extend_from_slice(b"\\t"),
-            // U+2028 and U+2029 end lines in JavaScript, and nothing else that begins so is special.
-            0xe2 if matches!(after, [0x80, 0xa8 | 0xa9, ..]) => {
-                out.extend_from_slice(if after[1] == 0xa8 { b"\\u2028" } else { b"\\u2029" });
-                text = &after[2..];
+        let (plain, special) = rest.split_at(scan::until::<scan::Special>(rest));
+        out.extend_from_slice(plain);
+        rest = special;
+        match rest.first() {
+            None => return text.len(),
+            Some(b'\n') => {
+                out.extend_from_slice(b"\\n");
+                return text.len() - rest.len() + 1;
             }
-            0xe2 => out.push(*byte),
-            _ => {
-                const HEX: &[u8; 16] = b"0123456789abcdef";
-                let (high, low) = (HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]);
-                out.extend_from_slice(&[b'\\', b'u', b'0', b'0', high, low]);
+            Some(byte) if byte.is_ascii() => {
+                escape_ascii(out, *byte);
+                rest = &rest[1..];
+            }
+            Some(_) => {
+                let length = rest.iter().take_while(|byte| !byte.is_ascii()).count();
+                escape_others(out, &rest[..length]);
+                rest = &rest[length..];
             }
         }
     }
 }
 
-/// How many bytes at the beginning need no escape.
-fn plain_length(bytes: &[u8]) -> usize {
-    let (blocks, _) = bytes.as_chunks::<32>();
-    // Without a branch inside: the compiler compares a whole block at once.
-    let is_plain = |block: &&[u8; 32]| !block.iter().fold(false, |seen, byte| seen | is_special(*byte));
-    let plain = blocks.iter().take_while(is_plain).count() * 32;
-    plain + bytes[plain..].iter().take_while(|byte| !SPECIAL[usize::from(**byte)]).count()
-}
-
-const fn is_special(byte: u8) -> bool {
-    (byte < 0x20)
-        | (byte == b'"')
-        | (byte == b'\\')
-        | (byte == b'<')
-        | (byte == b'>')
-        | (byte == b'&')
-        | (byte == 0xe2)
-}
-
-static SPECIAL: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        table[byte] = is_special(byte as u8);
-        byte += 1;
+fn escape_ascii(out: &mut Vec<u8>, byte: u8) {
+    match byte {
+        b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
+        b'\n' => out.extend_from_slice(b"\\n"),
+        b'\r' => out.extend_from_slice(b"\\r"),
+        b'\t' => out.extend_from_slice(b"\\t"),
+        _ => {
+            const HEX: &[u8; 16] = b"0123456789abcdef";
+            let (high, low) = (HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]);
+            out.extend_from_slice(&[b'\\', b'u', b'0', b'0', high, low]);
+        }
     }
-    table
-};
+}
+
+/// Bytes that are no ASCII. Each that is no UTF-8 becomes U+FFFD.
+fn escape_others(out: &mut Vec<u8>, bytes: &[u8]) {
+    for chunk in bytes.utf8_chunks() {
+        let mut valid = chunk.valid().as_bytes();
+        // U+2028 and U+2029 end lines in JavaScript.
+        while let Some(at) = valid.windows(3).position(|one| matches!(one, [0xe2, 0x80, 0xa8 | 0xa9])) {
+            out.extend_from_slice(&valid[..at]);
+            out.extend_from_slice(if valid[at + 2] == 0xa8 { b"\\u2028" } else { b"\\u2029" });
+            valid = &valid[at + 3..];
+        }
+        out.extend_from_slice(valid);
+        for _ in chunk.invalid() {
+            out.extend_from_slice(b"\\ufffd");
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -149,6 +152,12 @@ mod tests {
     fn a_record_is_dockers() {
         let wanted = "{\"log\":\"a \\\"b\\\" \\u003cc\\u003e\\t\\u0001\\ufffd\\n\",\"stream\":\"stderr\",\"time\":\"2023-11-14T22:13:20.5Z\"}\n";
         assert_eq!(record(&[], b"a \"b\" <c>\t\x01\xff\n", 0), wanted);
+    }
+
+    #[test]
+    fn each_byte_that_is_no_utf_8_is_one_replacement() {
+        // The first two bytes of a character of three, and a lone one.
+        assert!(record(&[], b"a\xe2\x82b\x80", 0).starts_with("{\"log\":\"a\\ufffd\\ufffdb\\ufffd\","));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //!
 //! * `split`: this module. A line is at most [`LINE_MAX`] bytes long; a longer one is written in parts.
 //! * [`json`] and [`local`]: how a line looks on disk.
+//! * [`scan`]: how the ends of lines, and what JSON escapes, are found.
 //! * [`file`]: size, rotation, compression, and what happens when the disk is full.
 //! * [`writer`]: the second process of `mode=non-blocking`, where a slow disk costs lines and not time.
 //!
@@ -13,9 +14,10 @@
 mod file;
 mod json;
 pub mod local;
+mod scan;
 mod writer;
 
-use std::io::{self, BufRead};
+use std::io;
 use std::os::fd::BorrowedFd;
 
 use rswarm_base::Timestamp;
@@ -99,6 +101,18 @@ impl Encoder {
             Encoder::Local => local::encode(out, line),
         }
     }
+
+    /// The record of the line that begins `line.text`, and the line's length; nothing when no newline is there.
+    fn first_line(&mut self, out: &mut Vec<u8>, line: Line<'_>) -> Option<usize> {
+        match self {
+            Encoder::Json(encoder) => encoder.first_line(out, line),
+            Encoder::Local => {
+                let text = line.text.get(..=scan::until::<scan::Newline>(line.text))?;
+                local::encode(out, Line { text, ..line });
+                Some(text.len())
+            }
+        }
+    }
 }
 
 /// One line, or a part of one.
@@ -133,6 +147,12 @@ impl Log {
         let mut unfinished = std::mem::take(&mut self.unfinished[stream as usize - 1]);
         let mut rest = bytes;
         while !rest.is_empty() {
+            if unfinished.is_empty()
+                && let Some(length) = self.add_first_line(stream, rest, at)
+            {
+                rest = &rest[length..];
+                continue;
+            }
             let piece = piece(rest, LINE_MAX - unfinished.len());
             let (text, after) = rest.split_at(piece.length);
             rest = after;
@@ -148,6 +168,14 @@ impl Log {
         }
         self.unfinished[stream as usize - 1] = unfinished;
         self.flush();
+    }
+
+    /// What most output is made of: a line that is all there, looked at once.
+    fn add_first_line(&mut self, stream: Stream, text: &[u8], at: Timestamp) -> Option<usize> {
+        let (text, dropped) = (&text[..text.len().min(LINE_MAX)], self.untold);
+        let length = self.encoder.first_line(&mut self.batch, Line { stream, at, text, dropped })?;
+        self.telling += std::mem::take(&mut self.untold);
+        Some(length)
     }
 
     fn add(&mut self, stream: Stream, text: &[u8], at: Timestamp) {
@@ -234,10 +262,9 @@ struct Piece {
 /// What of `rest` belongs to a record that has room for `room` more bytes (at least one).
 fn piece(rest: &[u8], room: usize) -> Piece {
     let window = &rest[..rest.len().min(room)];
-    let mut reader = window;
-    let length = reader.skip_until(b'\n').unwrap_or(window.len());
-    if window[..length].ends_with(b"\n") {
-        return Piece { length, ends: true };
+    let length = scan::until::<scan::Newline>(window);
+    if length < window.len() {
+        return Piece { length: length + 1, ends: true };
     }
     if rest.len() < room {
         return Piece { length, ends: false };
@@ -256,9 +283,8 @@ fn piece(rest: &[u8], room: usize) -> Piece {
 fn record_length(format: LogFormat, bytes: &[u8]) -> Option<usize> {
     match format {
         LogFormat::Json => {
-            let mut reader = bytes;
-            let length = reader.skip_until(b'\n').unwrap_or(0);
-            bytes[..length].ends_with(b"\n").then_some(length)
+            let length = scan::until::<scan::Newline>(bytes) + 1;
+            (length <= bytes.len()).then_some(length)
         }
         LogFormat::Local => local::length(bytes).filter(|length| *length <= bytes.len()),
     }

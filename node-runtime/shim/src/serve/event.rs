@@ -1,7 +1,7 @@
 //! The loop: what can happen, and what a container's end means.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
@@ -26,6 +26,9 @@ use crate::sys;
 /// The most that is read at once. The buffer is memory only as far as it was ever filled, and only until nothing
 /// has moved for [`REST`].
 const READ_MAX: usize = 256 << 10;
+
+/// How long busy outputs gather.
+const GATHER: Timespec = Timespec { tv_sec: 0, tv_nsec: 300_000 };
 
 /// After so long without an event the buffers go.
 const REST: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -114,7 +117,9 @@ impl Shim {
     /// Waits for something to happen and handles all that has.
     fn turn(&mut self) -> io::Result<()> {
         let happened = self.poll()?;
-        if happened.is_empty() {
+        let outputs = self.processes.iter_mut().flat_map(Process::outputs_mut);
+        let gathered = outputs.fold(false, |any, output| std::mem::take(&mut output.gathering) || any);
+        if happened.is_empty() && !gathered {
             self.rest();
         }
         for (source, flags) in happened {
@@ -153,8 +158,8 @@ impl Shim {
         add(Source::Listener, self.listener.as_fd(), PollFlags::IN);
         for (index, process) in self.processes.iter().enumerate() {
             if !self.has_slow_reader(process) {
-                for (stream, fd) in process.outputs() {
-                    add(Source::Output(index, stream), fd.as_fd(), PollFlags::IN);
+                for output in process.outputs().iter().filter(|output| !output.gathering) {
+                    add(Source::Output(index, output.stream), output.fd.as_fd(), PollFlags::IN);
                 }
             }
             if let Some(fd) = process.stdin_wanted() {
@@ -168,7 +173,8 @@ impl Shim {
             let flags = self.wanted(connection);
             add(Source::Connection(index), borrow(connection), flags);
         }
-        let timeout = (!self.buffer.is_empty()).then_some(&REST);
+        let gathering = self.processes.iter().flat_map(Process::outputs).any(|output| output.gathering);
+        let timeout = if gathering { Some(&GATHER) } else { (!self.buffer.is_empty()).then_some(&REST) };
         match rustix::event::poll(&mut fds, timeout) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -428,7 +434,7 @@ impl Shim {
 /// is synchronised too, which costs nothing where the file's own synchronisation has written its entry as well.
 fn record_exit(path: &Path, exit: Exit) -> io::Result<()> {
     let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    serde_json::to_writer(&mut file, &exit)?;
+    file.write_all(&serde_json::to_vec(&exit)?)?;
     file.sync_all()?;
     fsx::sync_dir(path.parent().unwrap_or(Path::new("/")))
 }

@@ -19,6 +19,19 @@ const PIPE_FIRST: usize = 64 << 10;
 /// The size of a busy output's pipe, the most that an ordinary user may have: fewer and larger reads and writes.
 const PIPE_BUSY: usize = 1 << 20;
 
+/// A read of at least a page is a sign of more to come: what comes is left to gather for a moment, instead of
+/// waking for every piece of it.
+const GATHER_FROM: usize = 4 << 10;
+
+/// Our end of what a process writes to.
+#[derive(Debug)]
+pub(super) struct Output {
+    pub stream: Stream,
+    pub fd: OwnedFd,
+    /// Not looked at in the next turn.
+    pub gathering: bool,
+}
+
 /// The container's first process, or one that was added by exec.
 #[derive(Debug)]
 pub(super) struct Process {
@@ -27,7 +40,7 @@ pub(super) struct Process {
     pub exec: Option<String>,
     /// The near end of its terminal: then that is the only output, and raw.
     pub terminal: Option<OwnedFd>,
-    outputs: Vec<(Stream, OwnedFd)>,
+    outputs: Vec<Output>,
     stdin: Option<OwnedFd>,
     /// What clients sent and the process has not taken yet.
     input: Vec<u8>,
@@ -54,7 +67,7 @@ impl Process {
         for (stream, fd) in [(Stream::Stdout, ends.stdout), (Stream::Stderr, ends.stderr)] {
             if let Some(fd) = fd {
                 make_nonblocking(&fd)?;
-                outputs.push((stream, fd));
+                outputs.push(Output { stream, fd, gathering: false });
             }
         }
         if let Some(stdin) = &ends.stdin {
@@ -75,8 +88,12 @@ impl Process {
     }
 
     /// What can be polled for output.
-    pub(super) fn outputs(&self) -> impl Iterator<Item = (Stream, &OwnedFd)> {
-        self.outputs.iter().map(|(stream, fd)| (*stream, fd))
+    pub(super) fn outputs(&self) -> &[Output] {
+        &self.outputs
+    }
+
+    pub(super) fn outputs_mut(&mut self) -> &mut [Output] {
+        &mut self.outputs
     }
 
     /// What can be polled for room, when something waits for it.
@@ -103,15 +120,16 @@ impl Process {
 
     /// Reads once; `None` when there is nothing now. An output that has ended is closed.
     pub(super) fn read<'b>(&mut self, stream: Stream, buffer: &'b mut [u8]) -> Option<&'b [u8]> {
-        let index = self.outputs.iter().position(|(known, _)| *known == stream)?;
+        let index = self.outputs.iter().position(|output| output.stream == stream)?;
+        let output = &mut self.outputs[index];
         loop {
-            match rustix::io::read(&self.outputs[index].1, &mut *buffer) {
+            match rustix::io::read(&output.fd, &mut *buffer) {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return None,
                 Ok(length) if length > 0 => {
-                    if length == PIPE_FIRST {
-                        // A busy one. Terminals have no such size, and beyond the user's share it stays small.
-                        let _ = rustix::pipe::fcntl_setpipe_size(&self.outputs[index].1, PIPE_BUSY);
+                    // A terminal has little room, and somebody looks at it.
+                    if self.terminal.is_none() {
+                        output.gathering = gathers(&output.fd, length, buffer.len());
                     }
                     return Some(&buffer[..length]);
                 }
@@ -168,6 +186,15 @@ impl Process {
     pub(super) fn close_stdin(&mut self) {
         self.stdin = None;
         self.input = Vec::new();
+    }
+}
+
+/// Whether more output may gather after a read of that length. A pipe that was full is made larger; when the
+/// user has no right to more, its writer waits already.
+fn gathers(pipe: &OwnedFd, length: usize, asked: usize) -> bool {
+    match length {
+        PIPE_FIRST => rustix::pipe::fcntl_setpipe_size(pipe, PIPE_BUSY).is_ok(),
+        _ => (GATHER_FROM..asked).contains(&length),
     }
 }
 

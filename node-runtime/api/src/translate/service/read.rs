@@ -100,6 +100,7 @@ fn task(spec: &types::ServiceSpec, networks: &BTreeMap<String, String>) -> Resul
         force_update: template.force_update,
         secrets: content::secret_references(&container_spec.secrets),
         configs: content::config_references(&container_spec.configs)?,
+        attachment: None,
     })
 }
 

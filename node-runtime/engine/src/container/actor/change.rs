@@ -6,11 +6,13 @@ use rswarm_proto::model::container::ResourceLimits;
 use rswarm_shim::client::Shim;
 
 use super::Actor;
+use crate::attach::Place;
 use crate::blocking::blocking;
 use crate::config::{EndpointConfig, RestartName};
-use crate::container::{Status, wiring};
+use crate::container::{Endpoint, Status, wiring};
 use crate::engine::{Attachment, ContainerUpdate};
 use crate::error::{Cause, ControlError, ExecError, NetworkError};
+use crate::network::Network;
 use crate::registry::Reservation;
 
 impl Actor {
@@ -166,8 +168,22 @@ impl Actor {
     }
 
     pub(super) async fn connect(&mut self, asked: EndpointConfig) -> Result<(), NetworkError> {
+        if self.run.is_none() && wiring::known(&self.shared, &asked.network)?.is_none() {
+            return self.connect_later(asked).await;
+        }
+        self.connect_now(asked).await
+    }
+
+    /// The network may come: it is looked for when the container starts, as Docker does.
+    async fn connect_later(&mut self, asked: EndpointConfig) -> Result<(), NetworkError> {
+        let mut endpoints = self.container().endpoints.to_vec();
+        endpoints.push(wiring::later(asked));
+        self.record.container.endpoints = Arc::new(endpoints);
+        Ok(self.save().await?)
+    }
+
+    fn check_connect(&self, network: &Network) -> Result<(), NetworkError> {
         let container = self.container();
-        let network = self.shared.local.find(&asked.network)?;
         if network.driver == "host" {
             // moby: runconfig.ErrConflictHostNetwork
             return Err(NetworkError::Forbidden(
@@ -186,14 +202,25 @@ impl Actor {
                 container.name, network.name
             )));
         }
-        let mut endpoint =
-            wiring::new_endpoint(&network, &container.id, &container.name, &container.config, asked)?;
-        if self.run.is_some() {
-            endpoint = wiring::connect(&self.shared, container, endpoint, &network)
-                .await
-                .map_err(|error| NetworkError::Below(Cause::new(error)))?;
+        Ok(())
+    }
+
+    async fn connect_now(&mut self, asked: EndpointConfig) -> Result<(), NetworkError> {
+        let container = self.container();
+        // Before the cluster is asked for a place.
+        let known = wiring::known(&self.shared, &asked.network)?;
+        known.map_or(Ok(()), |network| self.check_connect(&network))?;
+        let (network, place) = match self.run {
+            Some(_) => wiring::locate(&self.shared, container, &wiring::later(asked.clone())).await?,
+            None => (self.shared.local.find(&asked.network)?, None),
+        };
+        let place_id = place.as_ref().map(|place| place.id.clone());
+        let endpoint = self.connected(asked, &network, place).await;
+        if endpoint.is_err() {
+            self.shared.cluster.release(&place_id);
         }
-        let mut endpoints = container.endpoints.to_vec();
+        let endpoint = endpoint?;
+        let mut endpoints = self.container().endpoints.to_vec();
         endpoints.push(endpoint);
         self.record.container.endpoints = Arc::new(endpoints);
         self.save().await?;
@@ -201,8 +228,36 @@ impl Actor {
         Ok(())
     }
 
+    /// The endpoint on `network`, made at once when the container runs.
+    async fn connected(
+        &self,
+        asked: EndpointConfig,
+        network: &Network,
+        place: Option<Place>,
+    ) -> Result<Endpoint, NetworkError> {
+        let container = self.container();
+        self.check_connect(network)?;
+        let endpoint =
+            wiring::new_endpoint(network, &container.id, &container.name, &container.config, asked)?;
+        if self.run.is_none() {
+            return Ok(endpoint);
+        }
+        wiring::connect(&self.shared, container, endpoint, network, place)
+            .await
+            .map_err(|error| NetworkError::Below(Cause::new(error)))
+    }
+
     pub(super) async fn disconnect(&mut self, reference: &str) -> Result<(), NetworkError> {
         let container = self.container();
+        let is_named =
+            |endpoint: &Endpoint| endpoint.network_id.is_empty() && endpoint.network_name == reference;
+        if container.endpoints.iter().any(is_named) {
+            // It has never been there: the network was not.
+            let mut endpoints = container.endpoints.to_vec();
+            endpoints.retain(|endpoint| !is_named(endpoint));
+            self.record.container.endpoints = Arc::new(endpoints);
+            return Ok(self.save().await?);
+        }
         let network = self.shared.local.find(reference)?;
         if container.endpoints.iter().all(|endpoint| endpoint.network_id != network.id) {
             return Err(NetworkError::NotConnected {

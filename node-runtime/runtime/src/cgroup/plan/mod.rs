@@ -84,7 +84,7 @@ pub(super) fn plan(resources: &LinuxResources, versions: Versions<'_>) -> Result
     if let Some(pids) = resources.pids() {
         let writes = || {
             let mut writes = Writes::of("pids");
-            writes.add("pids.limit", "pids.max", max_or(pids.limit()));
+            writes.add("pids.limit", "pids.max", processes(pids.limit()));
             Ok(writes)
         };
         add("pids", &writes, &writes)?;
@@ -170,6 +170,13 @@ fn unified(resources: &LinuxResources, versions: Versions<'_>) -> Result<Vec<Wri
 
 fn max_or(limit: i64) -> String {
     if limit > 0 { limit.to_string() } else { "max".to_owned() }
+}
+
+/// None is written as one, as by runc: systemd knows no zero, and whoever is asked about is there already, and
+/// can make no other.
+// spec: oci-runtime config-linux.md#pids "`0` is a valid limit value"
+fn processes(limit: i64) -> String {
+    if limit == 0 { "1".to_owned() } else { max_or(limit) }
 }
 
 /// An amount that is asked for; zero asks for nothing.
