@@ -10,6 +10,7 @@ pub mod error;
 pub mod fsx;
 pub mod id;
 pub mod ipam;
+pub mod schedule;
 pub mod supervise;
 pub mod telemetry;
 

@@ -6,6 +6,7 @@ use crate::cmd::container::{ContainerAction, ContainerCommand, PsArgs};
 use crate::cmd::image::{ImageAction, ImageCommand, ImagesArgs, RmiArgs};
 use crate::cmd::network::NetworkCommand;
 use crate::cmd::node::NodeCommand;
+use crate::cmd::secret::{Family, SecretCommand};
 use crate::cmd::service::ServiceCommand;
 use crate::cmd::swarm::{self, SwarmCommand};
 use crate::cmd::system::{self, SystemCommand};
@@ -43,6 +44,8 @@ Cluster:
   leave       Leave the cluster
   service     Services: create, ls, ps, update, scale, rollback, logs, inspect, rm
   node        Nodes: ls, ps, inspect, update, promote, demote, rm
+  secret      Files for services that only their containers see: create, ls, inspect, rm
+  config      Files for services: create, ls, inspect, rm
   swarm       The cluster itself: join tokens, settings, root certificate
 
 Objects:
@@ -131,6 +134,12 @@ pub enum ClientCommand {
     /// Services
     #[command(subcommand)]
     Service(Box<ServiceCommand>),
+    /// Secrets of the cluster
+    #[command(subcommand)]
+    Secret(SecretCommand),
+    /// Configs of the cluster
+    #[command(subcommand)]
+    Config(SecretCommand),
     /// Start a cluster with this node as its first manager
     #[command(after_help = swarm::INIT_EXAMPLES)]
     Init(swarm::InitArgs),
@@ -167,6 +176,8 @@ impl ClientCommand {
             ClientCommand::Swarm(command) => command.run(context).await,
             ClientCommand::Node(command) => command.run(context).await,
             ClientCommand::Service(command) => command.run(context).await,
+            ClientCommand::Secret(command) => command.run(context, Family::Secret).await,
+            ClientCommand::Config(command) => command.run(context, Family::Config).await,
             ClientCommand::Init(args) => swarm::init(context, args).await,
             ClientCommand::Join(args) => swarm::join(context, args).await,
             ClientCommand::Leave(args) => swarm::leave(context, args).await,
@@ -230,6 +241,13 @@ mod tests {
             "service scale web=5 api=2",
             "service logs -f web",
             "service ps --no-trunc web",
+            "secret create --label a=b key -",
+            "secret create --template-driver golang key ./file",
+            "secret ls -f name=key -q",
+            "config inspect --pretty web",
+            "config rm a b",
+            "service create --secret source=key,target=/k,mode=0400 --config web nginx",
+            "service update --secret-add key2 --secret-rm key --config-add c2 --config-rm c web",
             "-H tcp://h:1 version -f {{.Server.Version}}",
             "init",
             "leave -f",

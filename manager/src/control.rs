@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rswarm_base::{Clock, IdGen, SystemClock};
 use rswarm_manager_core::control::{self, ControlError, Decision, NewTokens};
+use rswarm_manager_core::update::deployment;
 use rswarm_manager_core::{AnyObject, Rejected, State};
 use rswarm_proto::model::object::Stored;
 use rswarm_proto::status::to_status;
@@ -16,9 +17,10 @@ use rswarm_proto::token::{JoinToken, RootDigest};
 use rswarm_proto::wire::control_client::ControlClient;
 use rswarm_proto::wire::control_server::{Control, ControlServer};
 use rswarm_proto::wire::{
-    Cluster, CreateNetworkRequest, CreateServiceRequest, GetRequest, LeaveManagerRequest, ListRequest,
-    ListResponse, Network, Node, Object, ObjectKind, RemoveRequest, RemoveResponse, Service,
-    UpdateClusterRequest, UpdateNodeRequest, UpdateServiceRequest, object,
+    Cluster, Config, CreateConfigRequest, CreateNetworkRequest, CreateSecretRequest, CreateServiceRequest,
+    GetRequest, LeaveManagerRequest, ListRequest, ListResponse, Network, Node, Object, ObjectKind,
+    RemoveRequest, RemoveResponse, Secret, Service, UpdateClusterRequest, UpdateConfigRequest,
+    UpdateNodeRequest, UpdateSecretRequest, UpdateServiceRequest, object,
 };
 use tokio::time::timeout;
 use tonic::transport::Channel;
@@ -116,6 +118,36 @@ impl Control for ControlService {
         call!(self, request, Unsafe, remove_network)
     }
 
+    async fn create_secret(&self, request: Request<CreateSecretRequest>) -> Result<Response<Secret>, Status> {
+        call!(self, request, Unsafe, create_secret)
+    }
+
+    async fn update_secret(&self, request: Request<UpdateSecretRequest>) -> Result<Response<Secret>, Status> {
+        call!(self, request, Unsafe, update_secret)
+    }
+
+    async fn remove_secret(
+        &self,
+        request: Request<RemoveRequest>,
+    ) -> Result<Response<RemoveResponse>, Status> {
+        call!(self, request, Unsafe, remove_secret)
+    }
+
+    async fn create_config(&self, request: Request<CreateConfigRequest>) -> Result<Response<Config>, Status> {
+        call!(self, request, Unsafe, create_config)
+    }
+
+    async fn update_config(&self, request: Request<UpdateConfigRequest>) -> Result<Response<Config>, Status> {
+        call!(self, request, Unsafe, update_config)
+    }
+
+    async fn remove_config(
+        &self,
+        request: Request<RemoveRequest>,
+    ) -> Result<Response<RemoveResponse>, Status> {
+        call!(self, request, Unsafe, remove_config)
+    }
+
     async fn update_node(&self, request: Request<UpdateNodeRequest>) -> Result<Response<Node>, Status> {
         call!(self, request, Unsafe, update_node)
     }
@@ -164,7 +196,7 @@ impl Desk {
     }
 
     async fn create_service(&self, request: CreateServiceRequest) -> Result<Service, Status> {
-        self.decide(|state, ids| control::create_service(state, &request, ids)).await
+        self.decide(|state, ids| control::create_service(state, &request, SystemClock.now(), ids)).await
     }
 
     async fn update_service(&self, request: UpdateServiceRequest) -> Result<Service, Status> {
@@ -182,6 +214,32 @@ impl Desk {
 
     async fn remove_network(&self, request: RemoveRequest) -> Result<RemoveResponse, Status> {
         self.carry_out(|state, ids| control::remove_network(state, &request, ids)).await?;
+        Ok(RemoveResponse {})
+    }
+
+    async fn create_secret(&self, request: CreateSecretRequest) -> Result<Secret, Status> {
+        self.decide(|state, ids| control::create_secret(state, &request, ids)).await
+    }
+
+    async fn update_secret(&self, request: UpdateSecretRequest) -> Result<Secret, Status> {
+        self.decide(|state, ids| control::update_secret(state, &request, ids)).await
+    }
+
+    async fn remove_secret(&self, request: RemoveRequest) -> Result<RemoveResponse, Status> {
+        self.carry_out(|state, ids| control::remove_secret(state, &request, ids)).await?;
+        Ok(RemoveResponse {})
+    }
+
+    async fn create_config(&self, request: CreateConfigRequest) -> Result<Config, Status> {
+        self.decide(|state, ids| control::create_config(state, &request, ids)).await
+    }
+
+    async fn update_config(&self, request: UpdateConfigRequest) -> Result<Config, Status> {
+        self.decide(|state, ids| control::update_config(state, &request, ids)).await
+    }
+
+    async fn remove_config(&self, request: RemoveRequest) -> Result<RemoveResponse, Status> {
+        self.carry_out(|state, ids| control::remove_config(state, &request, ids)).await?;
         Ok(RemoveResponse {})
     }
 
@@ -294,6 +352,9 @@ impl Desk {
             manager.leader = group.role.leader == Some(manager.raft_id);
             manager.reachable =
                 group.members.iter().any(|member| member.id == manager.raft_id && member.active);
+        }
+        if let Some(object::Object::Service(service)) = &mut shown.object {
+            service.deployment = Some(deployment(&self.store.state(), service));
         }
         if let Some(object::Object::Node(node)) = &mut shown.object {
             node.tables = self.heartbeats.tables_of(&node.id);

@@ -10,19 +10,20 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
+use prost::Message as _;
 use rswarm_base::Scope;
 use rswarm_base::id::cluster_id;
 use rswarm_manager_core::State;
-use rswarm_manager_core::assign::{AssignmentSet, assignments};
+use rswarm_manager_core::assign::{AssignmentSet, assignments, is_content};
 use rswarm_proto::tls::{MESSAGE_BYTES_MAX, Peer, require};
 use rswarm_proto::wire::agent_message::Message as FromAgent;
 use rswarm_proto::wire::dispatcher_server::{Dispatcher, DispatcherServer};
 use rswarm_proto::wire::manager_message::Message as ToAgent;
 use rswarm_proto::wire::relay_server::{Relay, RelayServer};
 use rswarm_proto::wire::{
-    AgentMessage, Assignments, Goodbye, HeartbeatAck, Hello, ManagerAddr, ManagerMessage, NodeDescription,
-    NodeHello, NodeRole, NodeStatus, NodeTaskReport, NodeUpdate, RelayReport, RelayResponse, StatusAck,
-    TaskReport, Welcome, assignments, goodbye,
+    AgentMessage, AssignmentChange, Assignments, Goodbye, HeartbeatAck, Hello, ManagerAddr, ManagerMessage,
+    NodeDescription, NodeHello, NodeRole, NodeStatus, NodeTaskReport, NodeUpdate, RelayReport, RelayResponse,
+    StatusAck, TaskReport, Welcome, assignments, goodbye,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -42,6 +43,8 @@ const OUT_MAX: usize = 16;
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// What an agent may take to introduce itself.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes of an assignment message after which further secrets and configs go into the next one.
+const PORTION_BYTES: usize = 8 << 20;
 /// How long changes of the state gather before their difference is sent.
 const GATHER: Duration = Duration::from_millis(10);
 /// Without a leader for this long, a manager has lost its quorum, and another may be better off. An election
@@ -345,16 +348,21 @@ impl Session {
         self.assign(assignments::Kind::Incremental, changes).await
     }
 
-    async fn assign(
-        &mut self,
-        kind: assignments::Kind,
-        changes: Vec<rswarm_proto::wire::AssignmentChange>,
-    ) -> Result<(), End> {
+    async fn assign(&mut self, kind: assignments::Kind, changes: Vec<AssignmentChange>) -> Result<(), End> {
         // Sequences are raft indices: they grow from message to message of a session.
         let from = self.sequence.to_string();
         self.sequence = self.sent.version;
         let to = self.sequence.to_string();
-        self.send(ToAgent::Assignments(Assignments { kind: kind.into(), from, to, changes })).await
+        for (number, changes) in portions(changes).into_iter().enumerate() {
+            // What comes after the first message belongs to the same set.
+            let (kind, from) = match number {
+                0 => (kind, from.clone()),
+                _ => (assignments::Kind::Incremental, to.clone()),
+            };
+            let message = Assignments { kind: kind.into(), from, to: to.clone(), changes };
+            self.send(ToAgent::Assignments(message)).await?;
+        }
+        Ok(())
     }
 
     fn node_update(&self, state: &State) -> NodeUpdate {
@@ -380,6 +388,21 @@ impl Session {
             Ok(Err(_)) | Err(_) => Err(End::Gone),
         }
     }
+}
+
+/// The changes in messages that are not too large: secrets and configs, which are last, in as many as they need.
+fn portions(changes: Vec<AssignmentChange>) -> Vec<Vec<AssignmentChange>> {
+    let (mut portions, mut bytes) = (vec![Vec::new()], 0);
+    for change in changes {
+        let size = change.encoded_len();
+        if is_content(&change) && bytes + size > PORTION_BYTES {
+            portions.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += size;
+        portions.last_mut().expect("there is a first one").push(change);
+    }
+    portions
 }
 
 fn goodbye(reason: goodbye::Reason, message: &str) -> ManagerMessage {
@@ -439,7 +462,24 @@ impl Relay for RelayService {
 
 #[cfg(test)]
 mod tests {
+    use rswarm_proto::wire::assignment_change::Change;
+    use rswarm_proto::wire::{Config, ContentSpec, Task};
+
     use super::*;
+
+    #[test]
+    fn many_configs_come_in_several_messages_and_tasks_in_the_first() {
+        let change = |change| AssignmentChange { change: Some(change) };
+        let config = |number: usize| {
+            let spec = ContentSpec { data: vec![0; 1_000_000], ..ContentSpec::default() };
+            change(Change::Config(Config { id: number.to_string(), spec: Some(spec), meta: None }))
+        };
+        let mut changes = vec![change(Change::Task(Task::default()))];
+        changes.extend((0..20).map(config));
+        let sizes: Vec<usize> = portions(changes).iter().map(Vec::len).collect();
+        assert_eq!(sizes, [9, 8, 4]);
+        assert_eq!(portions(Vec::new()).len(), 1, "an empty set is said, too");
+    }
 
     #[test]
     fn a_node_is_where_it_says_and_else_where_it_is_seen() {

@@ -181,6 +181,9 @@ impl Container {
             Step::Watch if !calm && self.image() == FLAKY && random.number().is_multiple_of(50) => {
                 self.report(TaskState::Failed, clock);
             }
+            Step::Watch if self.task.job_iteration.is_some() && random.number().is_multiple_of(10) => {
+                self.report(TaskState::Complete, clock);
+            }
             Step::Drain => self.report(TaskState::Draining, clock),
             Step::Stop if !self.is_up() => self.report(TaskState::Shutdown, clock),
             Step::Stop => {

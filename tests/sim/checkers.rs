@@ -7,8 +7,9 @@ use rswarm_base::Timestamp;
 use rswarm_manager_core::State;
 use rswarm_manager_core::state::{address_of, node_state};
 use rswarm_proto::model::object::Stored;
+use rswarm_proto::model::service::Mode;
 use rswarm_proto::model::task::TaskState;
-use rswarm_proto::wire::{NodeState, update_config::Order};
+use rswarm_proto::wire::{NodeState, Service, update_config::Order};
 
 use crate::agent::Agent;
 
@@ -22,6 +23,8 @@ pub struct Checkers {
     /// When a node was last known to be down.
     down_at: BTreeMap<String, Timestamp>,
     observed: BTreeMap<String, (TaskState, TaskState)>,
+    /// Complete slots, by job and iteration.
+    completed: BTreeMap<(String, Option<u64>), BTreeSet<u64>>,
 }
 
 impl Checkers {
@@ -57,6 +60,9 @@ impl Checkers {
             mesh.addresses.iter().for_each(|address| hold(&mesh.network_id, address));
         }
         published_once(state);
+        for service in state.services().filter(|service| !service.pending_delete && service.is_job()) {
+            self.job(service, state);
+        }
         for service in state.services() {
             let endpoint = service.endpoint.iter().flat_map(|endpoint| &endpoint.virtual_ips);
             endpoint.for_each(|vip| hold(&vip.network_id, &vip.address));
@@ -74,6 +80,30 @@ impl Checkers {
         for node in state.nodes().filter(|node| node_state(node) == NodeState::Down) {
             self.down_at.insert(node.id.clone(), now);
         }
+    }
+
+    /// A job's completions are exact: each slot has its turn once, no more run than may, none is forgotten, and
+    /// none is had twice.
+    fn job(&mut self, service: &Service, state: &State) {
+        let Some(Mode::ReplicatedJob { concurrent, total }) =
+            service.spec.as_ref().map(|spec| spec.mode_or_default())
+        else {
+            return;
+        };
+        let iteration = service.job_iteration();
+        let own = || state.tasks_of_service(&service.id).filter(|task| task.job_iteration == iteration);
+        let complete = completed(state, service);
+        assert!(own().all(|task| (1..=total).contains(&task.slot)), "{} has other slots", service.id);
+        // What a lost node completed after all may be known before its successor has been told to stop.
+        let live: BTreeSet<u64> = own()
+            .filter(|task| task.is_live())
+            .map(|task| task.slot)
+            .filter(|slot| !complete.contains(slot))
+            .collect();
+        assert!(live.len() as u64 <= concurrent, "{live:?} of job {} run at once", service.id);
+        let known = self.completed.entry((service.id.clone(), iteration)).or_default();
+        assert!(known.is_subset(&complete), "job {} has forgotten some of {known:?}", service.id);
+        *known = complete;
     }
 
     /// What containers must be, whatever managers believe.
@@ -118,6 +148,13 @@ impl Checkers {
             );
         }
     }
+}
+
+/// The slots in which a task of the job's iteration ran to completion.
+pub fn completed(state: &State, service: &Service) -> BTreeSet<u64> {
+    let iteration = service.job_iteration();
+    let own = state.tasks_of_service(&service.id).filter(|task| task.job_iteration == iteration);
+    own.filter(|task| task.observed() == TaskState::Complete).map(|task| task.slot).collect()
 }
 
 /// No two services are published on one port of every node.

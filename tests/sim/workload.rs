@@ -10,8 +10,8 @@ use rswarm_proto::model::object::Stored;
 use rswarm_proto::wire::{
     Annotations, ContainerSpec, CreateNetworkRequest, CreateServiceRequest, EndpointSpec, Global, Network,
     NetworkAttachmentConfig, NetworkSpec, NodeAvailability, NodeSpec, ObjectKind, PortConfig, RemoveRequest,
-    Replicated, ResourceRequirements, Resources, RestartPolicy, Service, ServiceSpec, TaskSpec, UpdateConfig,
-    UpdateNodeRequest, UpdateServiceRequest, service_spec,
+    Replicated, ReplicatedJob, ResourceRequirements, Resources, RestartPolicy, Service, ServiceSpec,
+    TaskSpec, UpdateConfig, UpdateNodeRequest, UpdateServiceRequest, service_spec,
     update_config::{FailureAction, Order},
 };
 
@@ -79,7 +79,7 @@ pub fn request(
     match random.number() % 13 {
         0..=2 if services.len() < SERVICES_MAX => {
             let request = CreateServiceRequest { spec: Some(new_service(state, random)) };
-            Some(exists(ObjectKind::Service, control::create_service(state, &request, ids)))
+            Some(exists(ObjectKind::Service, control::create_service(state, &request, now, ids)))
         }
         3 | 4 => Some((rescale(state, service?, now, random, ids)?, Promise::Nothing)),
         5 | 6 => {
@@ -155,11 +155,16 @@ fn new_service(state: &State, random: &mut IdGen) -> ServiceSpec {
         max_failure_ratio: 0.0,
         order: order.into(),
     };
-    let mode = match dice(4) {
+    let mode = match dice(6) {
         0 => service_spec::Mode::Global(Global {}),
+        1 => service_spec::Mode::ReplicatedJob(ReplicatedJob {
+            max_concurrent: 1 + dice(2),
+            total_completions: 1 + dice(4),
+        }),
         _ => service_spec::Mode::Replicated(Replicated { replicas: 1 + dice(5) }),
     };
     let is_global = matches!(mode, service_spec::Mode::Global(_));
+    let is_job = matches!(mode, service_spec::Mode::ReplicatedJob(_));
     let networks = user_networks(state).filter(|network| !network.pending_delete && !is_global);
     let network = networks.into_iter().nth(dice(2) as usize);
     let networks = network.map(|network| NetworkAttachmentConfig {
@@ -179,7 +184,7 @@ fn new_service(state: &State, random: &mut IdGen) -> ServiceSpec {
             ..TaskSpec::default()
         }),
         mode: Some(mode),
-        update: Some(update),
+        update: (!is_job).then_some(update),
         endpoint: Some(EndpointSpec { ports, ..EndpointSpec::default() }),
         ..ServiceSpec::default()
     }

@@ -19,7 +19,7 @@ use rswarm_proto::wire::{
 use rswarm_worker::assignments::NetworkView;
 
 use crate::agent::Agent;
-use crate::checkers::Checkers;
+use crate::checkers::{Checkers, completed};
 use crate::manager::{Manager, Note, founded};
 use crate::net::{Address, Net, Packet, Payload};
 use crate::workload::{self, Promise, Promises};
@@ -503,6 +503,8 @@ impl World {
         let wanted = match service.spec.as_ref()?.mode_or_default() {
             Mode::Replicated(replicas) => replicas,
             Mode::Global => NODES as u64,
+            Mode::ReplicatedJob { total, .. } => return unfinished(state, service, total),
+            Mode::GlobalJob => return unfinished(state, service, NODES as u64),
         };
         let live = state.tasks_of_service(&service.id).filter(|task| task.is_live());
         let states: Vec<_> = live.map(|task| (task.slot, task.observed(), task.desired())).collect();
@@ -584,4 +586,12 @@ fn first_state() -> State {
     assert!(applied.results.iter().all(|(_, result)| result.is_ok()));
     assert!(applied.state.get(ObjectKind::Cluster, "cluster").is_some());
     applied.state
+}
+
+/// What a job still has to complete, or runs beyond that.
+fn unfinished(state: &State, service: &Service, total: u64) -> Option<String> {
+    let done = completed(state, service);
+    let live = state.tasks_of_service(&service.id).filter(|task| task.is_live()).count();
+    (done.len() as u64 != total || live > 0)
+        .then(|| format!("job {} has completed {done:?} of {total}, and {live} tasks are live", service.id))
 }

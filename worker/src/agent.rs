@@ -10,12 +10,13 @@ use std::time::Duration;
 use rswarm_base::Scope;
 use rswarm_proto::tls::Identity;
 use rswarm_proto::wire::{
-    Ack, AgentMessage, Assignments, Hello, ManagerMessage, NodeDescription, NodeUpdate, TaskReport,
-    TaskStatus, agent_message, assignments::Kind, manager_message,
+    Ack, AgentMessage, Assignments, Hello, ManagerMessage, NodeDescription, NodeUpdate, ObjectKind,
+    TaskReport, TaskStatus, agent_message, assignments::Kind, manager_message,
 };
 use tokio::sync::{mpsc, watch};
 
 use crate::assignments::{AssignmentSet, Changed};
+use crate::content::Content;
 use crate::disk::{Disk, StoredTask};
 use crate::executor::{ExecError, Executor};
 use crate::network::{Applied, NetworkHandle};
@@ -92,6 +93,8 @@ pub struct Agent {
     tasks: BTreeMap<String, TaskHandle>,
     networks: BTreeMap<String, NetworkHandle>,
     applied: watch::Sender<Arc<BTreeMap<String, u64>>>,
+    /// A copy of the set's, for the tasks' actors.
+    content: watch::Sender<Arc<Content>>,
     /// Why the newest table of a network could not be applied, by network.
     troubles: watch::Sender<BTreeMap<String, ExecError>>,
     description: NodeDescription,
@@ -132,6 +135,8 @@ impl Agent {
             log_failure("managers", disk.put_managers(&known));
         }
         let (stored_tasks, stored_networks) = (disk.tasks()?, disk.networks()?);
+        let content =
+            Content { secrets: disk.content(&config.identity)?, configs: disk.content(&config.identity)? };
 
         let (session_events, session) = mpsc::channel(INBOX);
         let (observed_events, observed) = mpsc::channel(INBOX);
@@ -152,7 +157,8 @@ impl Agent {
             disk,
             config,
             scope: scope.clone(),
-            set: AssignmentSet::default(),
+            content: watch::channel(Arc::new(content.clone())).0,
+            set: AssignmentSet { content, ..AssignmentSet::default() },
             statuses: BTreeMap::new(),
             tasks: BTreeMap::new(),
             networks: BTreeMap::new(),
@@ -308,11 +314,14 @@ impl Agent {
         self.act_on(&Changed {
             removed_tasks: held.tasks.into_keys().collect(),
             removed_networks: held.networks.into_keys().collect(),
+            removed_secrets: held.content.secrets.into_keys().collect(),
+            removed_configs: held.content.configs.into_keys().collect(),
             ..Changed::default()
         });
     }
 
     fn act_on(&mut self, changed: &Changed) {
+        self.put_content(changed);
         for id in &changed.networks {
             self.put_network(id);
         }
@@ -334,6 +343,30 @@ impl Agent {
         }
     }
 
+    /// Secrets and configs: on disk first, then to the tasks that wait for them.
+    fn put_content(&self, changed: &Changed) {
+        let content = &self.set.content;
+        for secret in changed.secrets.iter().filter_map(|id| content.secrets.get(id)) {
+            log_failure("secret", self.disk.put_content(&self.config.identity, secret.as_ref()));
+        }
+        for config in changed.configs.iter().filter_map(|id| content.configs.get(id)) {
+            log_failure("config", self.disk.put_content(&self.config.identity, config.as_ref()));
+        }
+        for id in &changed.removed_secrets {
+            log_failure("secret", self.disk.remove_content(ObjectKind::Secret, id));
+        }
+        for id in &changed.removed_configs {
+            log_failure("config", self.disk.remove_content(ObjectKind::Config, id));
+        }
+        self.content.send_if_modified(|current| {
+            let differs = **current != *content;
+            if differs {
+                *current = Arc::new(content.clone());
+            }
+            differs
+        });
+    }
+
     /// A new or changed task: on disk first, then to its actor.
     fn put_task(&mut self, id: &str) {
         let Some(task) = self.set.tasks.get(id).cloned() else { return };
@@ -347,6 +380,7 @@ impl Agent {
             status,
             executor: self.executor.clone(),
             tables: self.applied.subscribe(),
+            content: self.content.subscribe(),
             troubles: self.troubles.subscribe(),
             observed: self.observed.clone(),
         };

@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use rswarm_proto::wire::{
     AssignmentChange, Assignments, Network, NetworkEndpoint, NetworkNode, NetworkService, NetworkTable, Task,
     TunnelSecret, assignment_change, assignments::Kind,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::content::Content;
 
 /// One cluster network as this node must have it: the object and the whole endpoint table.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -41,6 +44,8 @@ pub struct AssignmentSet {
     pub tasks: BTreeMap<String, Task>,
     /// Wanted networks by id.
     pub networks: BTreeMap<String, NetworkView>,
+    /// Secrets and configs that the tasks use.
+    pub content: Content,
 }
 
 /// What a message changed, by id.
@@ -54,6 +59,14 @@ pub struct Changed {
     pub networks: BTreeSet<String>,
     /// Networks that are no longer wanted.
     pub removed_networks: BTreeSet<String>,
+    /// Secrets that are new or differ.
+    pub secrets: BTreeSet<String>,
+    /// Secrets that no task uses any more.
+    pub removed_secrets: BTreeSet<String>,
+    /// Configs that are new or differ.
+    pub configs: BTreeSet<String>,
+    /// Configs that no task uses any more.
+    pub removed_configs: BTreeSet<String>,
 }
 
 /// A message that does not follow the last one; the session must start over.
@@ -107,6 +120,18 @@ impl AssignmentSet {
             Some(Change::RemoveNetwork(id)) => {
                 self.networks.remove(id);
             }
+            Some(Change::Secret(secret)) => {
+                self.content.secrets.insert(secret.id.clone(), Arc::new(secret.clone()));
+            }
+            Some(Change::RemoveSecret(id)) => {
+                self.content.secrets.remove(id);
+            }
+            Some(Change::Config(config)) => {
+                self.content.configs.insert(config.id.clone(), Arc::new(config.clone()));
+            }
+            Some(Change::RemoveConfig(id)) => {
+                self.content.configs.remove(id);
+            }
             // A newer manager may know kinds of assignment that this node does not.
             None => {}
         }
@@ -141,6 +166,10 @@ impl AssignmentSet {
             removed_tasks: missing(&self.tasks, &next.tasks),
             networks: differing(&self.networks, &next.networks),
             removed_networks: missing(&self.networks, &next.networks),
+            secrets: differing(&self.content.secrets, &next.content.secrets),
+            removed_secrets: missing(&self.content.secrets, &next.content.secrets),
+            configs: differing(&self.content.configs, &next.content.configs),
+            removed_configs: missing(&self.content.configs, &next.content.configs),
         }
     }
 }
@@ -240,6 +269,22 @@ mod tests {
         let view = &set.networks["n"];
         assert_eq!(view.services.keys().collect::<Vec<_>>(), ["b", "c"]);
         assert_eq!(view.nodes.keys().collect::<Vec<_>>(), ["y"]);
+    }
+
+    #[test]
+    fn secrets_come_and_go_with_the_tasks_that_use_them() {
+        let secret = |id: &str| rswarm_proto::wire::Secret { id: id.into(), ..Default::default() };
+        let change = |change| AssignmentChange { change: Some(change) };
+        let mut set = AssignmentSet::default();
+        let first = vec![change(Change::Secret(secret("a"))), change(Change::Secret(secret("b")))];
+        assert_eq!(
+            ids(&set.apply(&message(Kind::Complete, "", "1", first)).expect("first").secrets),
+            ["a", "b"]
+        );
+        let next = message(Kind::Incremental, "1", "1", vec![change(Change::RemoveSecret("a".into()))]);
+        assert_eq!(ids(&set.apply(&next).expect("next").removed_secrets), ["a"]);
+        let complete = set.apply(&message(Kind::Complete, "", "2", vec![])).expect("complete");
+        assert_eq!(ids(&complete.removed_secrets), ["b"]);
     }
 
     #[test]

@@ -1,12 +1,21 @@
-//! What the node was told and what it last said, on disk: `tasks/ID.json`, `networks/ID.json` and
-//! `managers.json` under the worker's directory. One small file per object, each written whole.
+//! What the node was told and what it last said, on disk: `tasks/ID.json`, `networks/ID.json`,
+//! `secrets/ID.sealed`, `configs/ID.sealed` and `managers.json` under the worker's directory. One small file per
+//! object, each written whole.
+//!
+//! Secrets and configs are kept while a task that uses them has not ended, so that a daemon which starts without any
+//! manager can still start what was prepared. They are sealed with a key derived from the node's private key: a copy
+//! of this directory alone tells nothing. Task files only refer to them.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use prost::Message;
 use rswarm_base::fsx;
-use rswarm_proto::wire::{Task, TaskStatus};
+use rswarm_proto::model::object::Stored;
+use rswarm_proto::tls::Identity;
+use rswarm_proto::wire::{ObjectKind, Task, TaskStatus};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -34,7 +43,7 @@ impl Disk {
     /// # Errors
     /// When a directory cannot be made.
     pub fn open(root: &Path) -> io::Result<Disk> {
-        for table in ["tasks", "networks"] {
+        for table in ["tasks", "networks", "secrets", "configs"] {
             std::fs::create_dir_all(root.join(table))?;
         }
         Ok(Disk { root: root.to_owned() })
@@ -88,6 +97,48 @@ impl Disk {
         fsx::remove_all(&self.path("networks", id))
     }
 
+    /// All kept secrets, or configs, by id. One that does not open is set aside: the managers send it again.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn content<T: Stored + Message + Default>(
+        &self,
+        identity: &Identity,
+    ) -> io::Result<BTreeMap<String, Arc<T>>> {
+        let mut found = BTreeMap::new();
+        for entry in std::fs::read_dir(self.root.join(table(T::KIND)))? {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let Some(id) = name.strip_suffix(".sealed").filter(|id| !id.starts_with('.')) else { continue };
+            match unseal::<T>(identity, id, &std::fs::read(&path)?) {
+                Ok(object) => drop(found.insert(id.to_owned(), Arc::new(object))),
+                Err(error) => set_aside(&path, &error)?,
+            }
+        }
+        Ok(found)
+    }
+
+    /// Keeps a secret or config, sealed.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn put_content<T: Stored + Message>(&self, identity: &Identity, object: &T) -> io::Result<()> {
+        let sealed = identity.seal(&seal_name(T::KIND, object.id()), &object.encode_to_vec());
+        fsx::write_atomic_mode(&self.content_path(T::KIND, object.id()), &sealed, 0o600)
+    }
+
+    /// Forgets a secret or config.
+    ///
+    /// # Errors
+    /// When the file cannot be removed.
+    pub fn remove_content(&self, kind: ObjectKind, id: &str) -> io::Result<()> {
+        fsx::remove_all(&self.content_path(kind, id))
+    }
+
+    fn content_path(&self, kind: ObjectKind, id: &str) -> PathBuf {
+        self.root.join(table(kind)).join(format!("{id}.sealed"))
+    }
+
     /// Addresses of managers, as last heard.
     ///
     /// # Errors
@@ -126,6 +177,23 @@ impl Disk {
     }
 }
 
+/// Where objects of a kind are kept.
+fn table(kind: ObjectKind) -> &'static str {
+    if kind == ObjectKind::Secret { "secrets" } else { "configs" }
+}
+
+fn seal_name(kind: ObjectKind, id: &str) -> String {
+    format!("{}/{id}", table(kind))
+}
+
+fn unseal<T: Stored + Message + Default>(identity: &Identity, id: &str, sealed: &[u8]) -> io::Result<T> {
+    let invalid = |error: &dyn std::error::Error| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("{} {id}: {error}", table(T::KIND)))
+    };
+    let bytes = identity.open(&seal_name(T::KIND, id), sealed).map_err(|error| invalid(&error))?;
+    T::decode(bytes.as_slice()).map_err(|error| invalid(&error))
+}
+
 /// Keeps a file that cannot be parsed for whoever wants to know why, under a name that is not read.
 fn set_aside(path: &Path, error: &io::Error) -> io::Result<()> {
     tracing::error!(%error, "a damaged file is set aside; the managers send its content again");
@@ -134,7 +202,50 @@ fn set_aside(path: &Path, error: &io::Error) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use rswarm_base::{Timestamp, id::random_bytes};
+    use rswarm_proto::tls::{Authority, Credentials, Subject, new_key, signing_request};
+    use rswarm_proto::wire::{Config, ContentSpec, NodeRole, Secret};
+
     use super::*;
+
+    fn identity() -> Arc<Identity> {
+        let now = Timestamp::now();
+        let authority = Authority::generate(now).expect("root");
+        let node_id = format!("n{}", u64::from_le_bytes(random_bytes()));
+        let subject = Subject { node_id, role: NodeRole::Worker, cluster_id: "c".into() };
+        let key_pem = new_key().expect("key");
+        let request = signing_request(&key_pem).expect("request");
+        let chain_pem = authority.issue(&request, &subject, Duration::from_secs(3600), now);
+        let chain_pem = chain_pem.expect("certificate");
+        let root_pem = authority.certificate_pem().to_owned();
+        Identity::new(Credentials { key_pem, chain_pem, root_pem }).expect("identity")
+    }
+
+    #[test]
+    fn a_secret_is_on_disk_only_sealed_and_only_for_this_node() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (disk, node) = (Disk::open(dir.path()).expect("open"), identity());
+        let spec = ContentSpec { data: b"correct horse battery".to_vec(), ..ContentSpec::default() };
+        let secret = Secret { id: "s1".into(), spec: Some(spec.clone()), meta: None };
+        let config = Config { id: "c1".into(), spec: Some(spec), meta: None };
+        disk.put_content(&node, &secret).expect("kept");
+        disk.put_content(&node, &config).expect("kept");
+        let sealed = std::fs::read(dir.path().join("secrets/s1.sealed")).expect("the file");
+        assert!(!sealed.windows(5).any(|part| part == b"horse"));
+        assert_eq!(*disk.content::<Secret>(&node).expect("read")["s1"], secret);
+        assert_eq!(*disk.content::<Config>(&node).expect("read")["c1"], config);
+
+        // Neither another file of this node nor another node opens it.
+        std::fs::write(dir.path().join("secrets/s2.sealed"), &sealed).expect("copied");
+        assert_eq!(disk.content::<Secret>(&node).expect("read").into_keys().collect::<Vec<_>>(), ["s1"]);
+        assert!(dir.path().join("secrets/s2.damaged").exists());
+        assert!(disk.content::<Secret>(&identity()).expect("read").is_empty());
+
+        disk.remove_content(ObjectKind::Config, "c1").expect("removed");
+        assert!(disk.content::<Config>(&node).expect("read").is_empty());
+    }
 
     #[test]
     fn a_damaged_file_is_set_aside_and_the_others_are_read() {

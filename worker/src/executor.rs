@@ -8,6 +8,7 @@ use futures_util::Stream;
 use rswarm_proto::wire::{ContainerStatus, LogLine, NodeDescription, PortConfig, Task, TaskLogsRequest};
 
 use crate::assignments::NetworkView;
+use crate::content::Content;
 
 /// Why an executor could not do what was asked, in the words that `service ps` shows.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -47,11 +48,13 @@ pub trait Executor: Send + Sync + 'static {
     /// Removes all that a network left on this node. One that is not there is fine.
     async fn remove_network(&self, network_id: &str) -> Result<(), ExecError>;
 
-    /// Gets the image and creates the container; one that exists already is kept.
-    async fn prepare(&self, task: &Task) -> Result<(), ExecError>;
+    /// Gets the image and creates the container; one that exists already is kept. `content` holds the task's
+    /// secrets and configs.
+    async fn prepare(&self, task: &Task, content: &Content) -> Result<(), ExecError>;
 
-    /// Starts the container; one that runs already is left alone.
-    async fn start(&self, task: &Task) -> Result<Started, ExecError>;
+    /// Starts the container; one that runs already is left alone. What a container has in memory only may have
+    /// gone with an earlier daemon, so `content` is given again.
+    async fn start(&self, task: &Task, content: &Content) -> Result<Started, ExecError>;
 
     /// Resolves when the container has ended, at once if it has.
     async fn wait(&self, task: &Task) -> Result<TaskExit, ExecError>;

@@ -11,12 +11,13 @@
 //! ```
 //!
 //! Everything assigned is on disk before it is acted on ([`disk`]), so a node that starts without any
-//! manager keeps its tasks.
+//! manager keeps its tasks. Secrets and configs are there only sealed with the node's key.
 #![forbid(unsafe_code)]
 
 pub mod agent;
 pub mod assignments;
 pub mod attach;
+pub mod content;
 pub mod disk;
 pub mod executor;
 pub mod logs;
@@ -27,4 +28,5 @@ pub mod step;
 mod task;
 
 pub use agent::{Agent, AgentConfig, AgentHandle, Membership};
+pub use content::Content;
 pub use executor::{ExecError, Executor, Started, TaskExit};

@@ -11,11 +11,14 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use crate::content::Content;
 use crate::executor::{ExecError, Executor, Started};
 use crate::step::{Step, next_step};
 
 /// How long a task waits for its networks before it is rejected (moby's executor: 30 s).
 const NETWORK_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a task waits for its secrets and configs before it is rejected.
+const CONTENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a task that shall stop waits to hear that nothing leads to it any more. Usual is a tenth of it; a node
 /// that does not answer is found out later than this, and no managers may be there at all.
 const CLOSING_MAX: Duration = Duration::from_secs(3);
@@ -73,6 +76,7 @@ pub(crate) struct TaskActor {
     pub(crate) status: TaskStatus,
     pub(crate) executor: Arc<dyn Executor>,
     pub(crate) tables: AppliedTables,
+    pub(crate) content: watch::Receiver<Arc<Content>>,
     /// Why tables could not be applied, by network id.
     pub(crate) troubles: watch::Receiver<BTreeMap<String, ExecError>>,
     pub(crate) observed: mpsc::Sender<Observed>,
@@ -124,7 +128,10 @@ impl TaskActor {
         if let Err(error) = self.networks_ready().await {
             return self.failed(TaskState::Rejected, error);
         }
-        match self.executor.prepare(&self.task).await {
+        if let Err(error) = self.content_ready().await {
+            return self.failed(TaskState::Rejected, error);
+        }
+        match self.executor.prepare(&self.task, &self.content()).await {
             Ok(()) => self.reached(TaskState::Ready, "prepared"),
             Err(error) => self.failed(TaskState::Rejected, error),
         }
@@ -134,7 +141,9 @@ impl TaskActor {
         if self.status.state() < TaskState::Starting {
             return self.reached(TaskState::Starting, "starting");
         }
-        match self.executor.start(&self.task).await {
+        // After a restart of the daemon it may be here no more, nor needed: then the container runs already.
+        let _ = self.content_ready().await;
+        match self.executor.start(&self.task, &self.content()).await {
             Ok(Started { container, ports }) => TaskStatus {
                 container: Some(container),
                 ports,
@@ -202,6 +211,21 @@ impl TaskActor {
         let trouble = self.troubles.borrow().get(&network).map(|error| format!(": {error}"));
         let (seconds, trouble) = (NETWORK_TIMEOUT.as_secs(), trouble.unwrap_or_default());
         Err(ExecError(format!("network `{network}` was not ready within {seconds} s{trouble}")))
+    }
+
+    /// Secrets and configs that are many may come after the task.
+    async fn content_ready(&self) -> Result<(), ExecError> {
+        let mut content = self.content.clone();
+        let all = content.wait_for(|content| content.missing(&self.task).is_none());
+        if let Ok(ready) = tokio::time::timeout(CONTENT_TIMEOUT, all).await {
+            return ready.map(drop).map_err(|_| ExecError("the agent is stopping".into()));
+        }
+        let missing = self.content.borrow().missing(&self.task).unwrap_or_default();
+        Err(ExecError(format!("{missing} did not come within {} s", CONTENT_TIMEOUT.as_secs())))
+    }
+
+    fn content(&self) -> Content {
+        self.content.borrow().of(&self.task)
     }
 
     fn reached(&self, state: TaskState, message: &str) -> TaskStatus {

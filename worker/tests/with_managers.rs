@@ -18,7 +18,7 @@ use rswarm_proto::wire::{
 };
 use rswarm_worker::assignments::NetworkView;
 use rswarm_worker::executor::LogStream;
-use rswarm_worker::{Agent, AgentConfig, ExecError, Executor, Started, TaskExit};
+use rswarm_worker::{Agent, AgentConfig, Content, ExecError, Executor, Started, TaskExit};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
@@ -42,10 +42,10 @@ impl Executor for Nothing {
     async fn remove_network(&self, _: &str) -> Result<(), ExecError> {
         Ok(())
     }
-    async fn prepare(&self, _: &Task) -> Result<(), ExecError> {
+    async fn prepare(&self, _: &Task, _: &Content) -> Result<(), ExecError> {
         Ok(())
     }
-    async fn start(&self, _: &Task) -> Result<Started, ExecError> {
+    async fn start(&self, _: &Task, _: &Content) -> Result<Started, ExecError> {
         Ok(Started::default())
     }
     async fn wait(&self, _: &Task) -> Result<TaskExit, ExecError> {

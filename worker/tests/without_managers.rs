@@ -7,11 +7,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rswarm_base::{Scope, Timestamp};
 use rswarm_proto::tls::{Authority, Credentials, Identity, Subject, new_key, signing_request};
-use rswarm_proto::wire::{NodeDescription, NodeRole, Task, TaskLogsRequest, TaskState, TaskStatus};
+use rswarm_proto::wire::{
+    ContentSpec, FileReference, NodeDescription, NodeRole, Secret, Task, TaskLogsRequest, TaskSpec,
+    TaskState, TaskStatus,
+};
 use rswarm_worker::assignments::NetworkView;
 use rswarm_worker::disk::{Disk, StoredTask};
 use rswarm_worker::executor::LogStream;
-use rswarm_worker::{Agent, AgentConfig, ExecError, Executor, Started, TaskExit};
+use rswarm_worker::{Agent, AgentConfig, Content, ExecError, Executor, Started, TaskExit};
 use tokio::sync::watch;
 
 /// Containers that only exist in memory, and a list of what was asked of them.
@@ -46,11 +49,13 @@ impl Executor for Fake {
     async fn remove_network(&self, _: &str) -> Result<(), ExecError> {
         Ok(())
     }
-    async fn prepare(&self, task: &Task) -> Result<(), ExecError> {
+    async fn prepare(&self, task: &Task, content: &Content) -> Result<(), ExecError> {
+        assert_eq!(content.missing(task), None);
         self.note("prepare", &task.id);
         Ok(())
     }
-    async fn start(&self, task: &Task) -> Result<Started, ExecError> {
+    async fn start(&self, task: &Task, content: &Content) -> Result<Started, ExecError> {
+        assert_eq!(content.missing(task), None);
         self.note("start", &task.id);
         self.running.send_modify(|running| {
             running.insert(task.id.clone());
@@ -85,7 +90,13 @@ impl Executor for Fake {
     }
 }
 
+/// The node's, the same in all of a test.
 fn identity() -> Arc<Identity> {
+    static IDENTITY: std::sync::LazyLock<Arc<Identity>> = std::sync::LazyLock::new(new_identity);
+    IDENTITY.clone()
+}
+
+fn new_identity() -> Arc<Identity> {
     let now = Timestamp::now();
     let authority = Authority::generate(now).expect("root");
     let subject = Subject { node_id: "n1".into(), role: NodeRole::Worker, cluster_id: "c1".into() };
@@ -144,6 +155,24 @@ async fn a_restarted_node_goes_on_with_every_task_where_it_was() {
     let mut calls = fake.calls();
     calls.sort();
     assert_eq!(calls, ["prepare fresh", "start fresh", "stop unwanted"]);
+    scope.shutdown(Duration::from_secs(5)).await;
+}
+
+#[tokio::test]
+async fn a_prepared_task_gets_its_secret_after_a_restart_without_managers() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let disk = Disk::open(dir.path()).expect("disk");
+    let mut task = stored("prepared", TaskState::Ready, TaskState::Running);
+    let reference = FileReference { id: "s1".into(), name: "key".into(), ..FileReference::default() };
+    task.task.spec = Some(TaskSpec { secrets: vec![reference], ..TaskSpec::default() });
+    disk.put_task(&task).expect("write");
+    let spec = ContentSpec { data: b"hush".to_vec(), ..ContentSpec::default() };
+    disk.put_content(&identity(), &Secret { id: "s1".into(), spec: Some(spec), meta: None }).expect("write");
+    let fake = Fake::new(&[]);
+    let scope = Scope::root("test");
+    start(dir.path(), &fake, &scope).await;
+    until(&disk, "prepared", TaskState::Running).await;
+    assert_eq!(fake.calls(), ["start prepared"]);
     scope.shutdown(Duration::from_secs(5)).await;
 }
 

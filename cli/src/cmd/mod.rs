@@ -5,6 +5,7 @@ pub mod image;
 pub mod mount;
 pub mod network;
 pub mod node;
+pub mod secret;
 pub mod service;
 pub mod swarm;
 pub mod system;

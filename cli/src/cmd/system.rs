@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use rswarm_api::types::{EventMessage, InfoBody, SwarmInfo, VersionBody};
 use rswarm_base::clock::Timestamp;
 
-use super::{CommandError, Context, container, image, network, node, service, volume};
+use super::{CommandError, Context, container, image, network, node, secret, service, volume};
 use crate::client::{Call, Filters, JsonLines};
 use crate::render::template;
 use crate::units::{binary_size, go_duration};
@@ -67,7 +67,7 @@ const SECTION: &str = "\0";
 type InspectPath = fn(&str) -> String;
 
 /// The kinds of objects in the order in which a name is looked up.
-const KINDS: [(&str, InspectPath); 7] = [
+const KINDS: [(&str, InspectPath); 9] = [
     ("container", container::inspect_path),
     ("image", image::inspect_path),
     ("network", network::inspect_path),
@@ -75,6 +75,8 @@ const KINDS: [(&str, InspectPath); 7] = [
     ("node", node::inspect_path),
     ("service", service::inspect_path),
     ("task", |name| format!("/tasks/{name}")),
+    ("secret", secret::secret_path),
+    ("config", secret::config_path),
 ];
 
 impl SystemCommand {

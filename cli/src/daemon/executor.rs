@@ -14,17 +14,19 @@ use rswarm_engine::container::{HealthStatus, Status};
 use rswarm_engine::logs::{LogOptions, LogSource};
 use rswarm_engine::{Container, ContainerConfig, EndpointConfig, Engine, RemoveOptions, WaitCondition};
 use rswarm_image::{Progress, Reference, RegistryAuth};
+use rswarm_proto::model::template::Place;
 use rswarm_proto::wire::{
     ContainerStatus, EngineDescription, LogLine, NetworkAttachment, NodeDescription, Platform, PortConfig,
     Resources, Task, TaskLogsRequest, log_line, port_config,
 };
 use rswarm_worker::assignments::NetworkView;
 use rswarm_worker::executor::LogStream;
-use rswarm_worker::{ExecError, Executor, Started, TaskExit};
+use rswarm_worker::{Content, ExecError, Executor, Started, TaskExit};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::attachments::Attachments;
 use super::connections::any_incoming;
+use super::content;
 use super::overlay::{address, facts, mac, overlay};
 use super::tunnel::OwnKey;
 
@@ -107,6 +109,17 @@ impl EngineExecutor {
         }
     }
 
+    /// Image and container of a task.
+    async fn create(&self, task: &Task, content: &Content) -> Result<(), ExecError> {
+        let mut config = self.container_config(task);
+        let place = Place::of(task, &self.describe().await);
+        config.files = content::files(task, &place, content)?;
+        config.spec = place.expand(config.spec).map_err(|error| failure(&error))?;
+        self.ensure_image(&config.spec.image, &config.spec.registry_auth).await?;
+        self.engine.create(Some(&task.container_name()), config).await.map_err(|error| failure(&error))?;
+        Ok(())
+    }
+
     fn container_config(&self, task: &Task) -> ContainerConfig {
         let spec = task.spec.clone().unwrap_or_default();
         let service = task.service_annotations.clone().unwrap_or_default();
@@ -174,25 +187,28 @@ impl Executor for EngineExecutor {
         self.engine.remove_overlay(network_id).await.map_err(|error| failure(&error))
     }
 
-    async fn prepare(&self, task: &Task) -> Result<(), ExecError> {
+    async fn prepare(&self, task: &Task, content: &Content) -> Result<(), ExecError> {
         if task.is_attachment() {
             return self.attachments.grant(task);
         }
         if self.container_of(&task.id).is_some() {
             return Ok(());
         }
-        let config = self.container_config(task);
-        self.ensure_image(&config.spec.image, &config.spec.registry_auth).await?;
-        self.engine.create(Some(&task.container_name()), config).await.map_err(|error| failure(&error))?;
-        Ok(())
+        self.create(task, content).await
     }
 
     /// A task with a health check runs once its container is healthy.
-    async fn start(&self, task: &Task) -> Result<Started, ExecError> {
+    async fn start(&self, task: &Task, content: &Content) -> Result<Started, ExecError> {
         if task.is_attachment() {
             return self.attachments.attached(task).await;
         }
-        let container = self.container_of(&task.id).ok_or_else(|| gone(task))?;
+        let mut container = self.container_of(&task.id).ok_or_else(|| gone(task))?;
+        if container.state.status == Status::Created && content::is_lost(task, &container) {
+            // The daemon that had its secrets in memory is gone; the container never ran.
+            self.remove(&task.id).await?;
+            self.create(task, content).await?;
+            container = self.container_of(&task.id).ok_or_else(|| gone(task))?;
+        }
         // One that has run and ended, unseen by a daemon that was away, is not run again: `wait` tells its end.
         if container.state.status == Status::Created
             && let Err(error) = self.engine.start(&container.id).await

@@ -6,6 +6,7 @@ mod address;
 mod args;
 mod attachments;
 mod connections;
+mod content;
 mod executor;
 mod membership;
 mod node;

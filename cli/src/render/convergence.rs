@@ -74,6 +74,7 @@ impl Convergence {
             Some(status) => (status.state.as_str(), status.message.as_str()),
             None => ("", ""),
         };
+        let cause = service.deployment.as_ref().map_or("", |deployment| deployment.cause.as_str());
         let rolling_back = state.starts_with("rollback");
         let overall = format!(
             "overall progress: {}{} out of {} {}",
@@ -93,6 +94,10 @@ impl Convergence {
         let verdict = match state {
             "paused" => Verdict::Failed(format!("service update paused: {message}")),
             "rollback_paused" => Verdict::Failed(format!("service rollback paused: {message}")),
+            // What was asked for did not come to be, though the service is well.
+            "rollback_completed" if verdict == Verdict::Converged && !cause.is_empty() => {
+                Verdict::Failed(format!("service update rolled back: {cause}"))
+            }
             _ => verdict,
         };
         let tasks = if progress.wanted > BARS_MAX { Vec::new() } else { progress.lines };
@@ -297,6 +302,22 @@ mod tests {
                 "service update paused: update paused due to failure or early termination of task x".into()
             )
         );
+    }
+
+    #[test]
+    fn a_service_that_went_back_is_well_and_a_failure_all_the_same() {
+        let mut back = service(1);
+        let state = || "rollback_completed".to_owned();
+        back.update_status = Some(UpdateStatus { state: state(), ..UpdateStatus::default() });
+        let verdict = |back: &Service| {
+            let mut view = Convergence::default();
+            view.observe(back, &[task(1, "running")], &[], at(1));
+            view.observe(back, &[task(1, "running")], &[], at(10)).verdict
+        };
+        assert_eq!(verdict(&back), Verdict::Converged, "asked for by hand");
+        let cause = "task web.1 (x) failed: task: non-zero exit (3)".to_owned();
+        back.deployment = Some(rswarm_api::types::Deployment { cause: cause.clone(), ..Default::default() });
+        assert_eq!(verdict(&back), Verdict::Failed(format!("service update rolled back: {cause}")));
     }
 
     #[test]

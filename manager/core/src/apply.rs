@@ -12,6 +12,7 @@ use rswarm_proto::wire::update_status::State as Phase;
 use rswarm_proto::wire::{Batch, Change, ObjectKind, Service, Task, Transaction, change};
 
 use crate::author::Author;
+use crate::content::{self, ContentInUse, ContentMissing};
 use crate::publish::{self, PortTaken, needs_ingress};
 use crate::state::{AnyObject, State};
 
@@ -97,6 +98,12 @@ pub enum Rejected {
     /// A service publishes on the ingress network.
     #[error("ingress network cannot be removed because service {0} depends on it")]
     IngressInUse(String),
+    /// The service would use secrets or configs that do not exist.
+    #[error(transparent)]
+    ContentMissing(ContentMissing),
+    /// A service uses the secret or config that is to be deleted.
+    #[error(transparent)]
+    ContentInUse(ContentInUse),
     /// The author may not write this.
     #[error("`{author}` may not write {field}")]
     Forbidden {
@@ -120,7 +127,9 @@ impl Classify for Rejected {
             | Rejected::NetworkInUse { .. }
             | Rejected::NoIngress
             | Rejected::IngressInUse(_) => Kind::FailedPrecondition,
-            Rejected::PortTaken(_) => Kind::InvalidArgument,
+            Rejected::PortTaken(_) | Rejected::ContentMissing(_) | Rejected::ContentInUse(_) => {
+                Kind::InvalidArgument
+            }
             Rejected::Exists { .. } | Rejected::NameTaken { .. } | Rejected::IngressPresent(_) => {
                 Kind::Conflict
             }
@@ -141,6 +150,8 @@ impl Classify for Rejected {
             | Rejected::NoIngress
             | Rejected::IngressPresent(_)
             | Rejected::IngressInUse(_)
+            | Rejected::ContentMissing(_)
+            | Rejected::ContentInUse(_)
             | Rejected::Forbidden { .. }
             | Rejected::MovedBack(_)
             | Rejected::Malformed => None,
@@ -157,6 +168,8 @@ pub fn noun(kind: ObjectKind) -> &'static str {
         ObjectKind::Service => "service",
         ObjectKind::Task => "task",
         ObjectKind::Network => "network",
+        ObjectKind::Secret => "secret",
+        ObjectKind::Config => "config",
     }
 }
 
@@ -207,6 +220,7 @@ impl Draft {
         }
         self.check_networks(before.as_ref(), after.as_ref())?;
         self.check_ingress(before.as_ref(), after.as_ref())?;
+        self.check_content(before.as_ref(), after.as_ref())?;
         match (&before, &after) {
             (_, Some(after)) => self.state.put(after.clone()),
             (Some(before), None) => {
@@ -242,6 +256,8 @@ impl Draft {
                 AnyObject::Task(object)
             }
             AnyObject::Network(object) => AnyObject::Network(self.stamped(object, self.now)),
+            AnyObject::Secret(object) => AnyObject::Secret(self.stamped(object, self.now)),
+            AnyObject::Config(object) => AnyObject::Config(self.stamped(object, self.now)),
         })
     }
 
@@ -283,6 +299,12 @@ impl Draft {
             (AnyObject::Network(before), AnyObject::Network(object)) => {
                 AnyObject::Network(self.stamped(object, before.meta().created_at))
             }
+            (AnyObject::Secret(before), AnyObject::Secret(object)) => {
+                AnyObject::Secret(self.stamped(object, before.meta().created_at))
+            }
+            (AnyObject::Config(before), AnyObject::Config(object)) => {
+                AnyObject::Config(self.stamped(object, before.meta().created_at))
+            }
             _ => return Err(Rejected::Malformed),
         };
         Ok((before, after))
@@ -293,7 +315,8 @@ impl Draft {
         self.state.get(kind, &change.id).ok_or_else(|| Rejected::Missing { kind, id: change.id.clone() })
     }
 
-    /// Names of services and networks are unique among those that are not being deleted.
+    /// Names of services and networks are unique among those that are not being deleted; names of secrets and
+    /// configs always.
     fn check_name(&self, object: &AnyObject) -> Result<(), Rejected> {
         let (name, owner) = match object {
             AnyObject::Service(service) if !service.pending_delete => {
@@ -301,6 +324,12 @@ impl Draft {
             }
             AnyObject::Network(network) if !network.pending_delete => {
                 (network.name(), self.state.network_named(network.name()).map(|other| other.id.as_str()))
+            }
+            AnyObject::Secret(secret) => {
+                (secret.name(), self.state.secret_named(secret.name()).map(|other| other.id.as_str()))
+            }
+            AnyObject::Config(config) => {
+                (config.name(), self.state.config_named(config.name()).map(|other| other.id.as_str()))
             }
             AnyObject::Cluster(_)
             | AnyObject::Node(_)
@@ -332,6 +361,21 @@ impl Draft {
                     }
                     None => Ok(()),
                 }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Likewise for secrets and configs.
+    fn check_content(&self, before: Option<&AnyObject>, after: Option<&AnyObject>) -> Result<(), Rejected> {
+        match (before, after) {
+            (before, Some(AnyObject::Service(service))) if !service.pending_delete => {
+                let same = matches!(before, Some(AnyObject::Service(before)) if before.spec == service.spec);
+                let missing = if same { None } else { content::missing(&self.state, service.spec.as_ref()) };
+                missing.map_or(Ok(()), |missing| Err(Rejected::ContentMissing(missing)))
+            }
+            (Some(gone @ (AnyObject::Secret(_) | AnyObject::Config(_))), None) => {
+                content::in_use(&self.state, gone).map_or(Ok(()), |used| Err(Rejected::ContentInUse(used)))
             }
             _ => Ok(()),
         }

@@ -7,10 +7,11 @@ use rswarm_proto::model::object::Stored;
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::assignment_change::Change as Kind;
 use rswarm_proto::wire::{
-    AssignmentChange, Network, NetworkAttachment, NetworkEndpoint, NetworkNode, NetworkService, NetworkTable,
-    Node, Service, Task, TunnelSecret,
+    AssignmentChange, Config, Network, NetworkAttachment, NetworkEndpoint, NetworkNode, NetworkService,
+    NetworkTable, Node, ObjectKind, Secret, Service, Task, TunnelSecret,
 };
 
+use crate::content::references;
 use crate::publish::ingress_ports;
 use crate::state::{State, address_of};
 
@@ -23,6 +24,10 @@ pub struct AssignmentSet {
     pub tasks: BTreeMap<String, Arc<Task>>,
     /// The networks that live tasks of the node are on, by id.
     pub networks: BTreeMap<String, Arc<Table>>,
+    /// The secrets that tasks of the node use which have not ended, by id.
+    pub secrets: BTreeMap<String, Arc<Secret>>,
+    /// The configs that they use, by id.
+    pub configs: BTreeMap<String, Arc<Config>>,
 }
 
 /// One network and the tasks on it, wherever they run.
@@ -72,7 +77,15 @@ impl<'a> Tables<'a> {
             .collect();
         wanted.extend(mesh_of(self.state, node_id));
         let networks = wanted.into_iter().filter_map(|id| Some((id.to_owned(), self.table(id)?))).collect();
-        AssignmentSet { version: self.state.index(), tasks, networks }
+        let used = |kind| {
+            let live = tasks.values().filter(|task| !task.observed().is_terminal());
+            live.filter_map(|task| task.spec.as_ref())
+                .flat_map(move |spec| references(spec, kind))
+                .map(|reference| reference.id.as_str())
+        };
+        let secrets = shared(used(ObjectKind::Secret), |id| self.state.secret(id));
+        let configs = shared(used(ObjectKind::Config), |id| self.state.config(id));
+        AssignmentSet { version: self.state.index(), tasks, networks, secrets, configs }
     }
 
     fn table(&mut self, network_id: &str) -> Option<Arc<Table>> {
@@ -98,6 +111,14 @@ impl<'a> Tables<'a> {
         self.tables.insert(network_id.to_owned(), table.clone());
         Some(table)
     }
+}
+
+/// The objects of these ids that there are.
+fn shared<'s, T: 's>(
+    ids: impl Iterator<Item = &'s str>,
+    find: impl Fn(&str) -> Option<&'s Arc<T>>,
+) -> BTreeMap<String, Arc<T>> {
+    ids.filter_map(|id| Some((id.to_owned(), find(id)?.clone()))).collect()
 }
 
 /// The network of the routing mesh, which every node with an address there is told of while anything is published:
@@ -228,7 +249,8 @@ impl AssignmentSet {
     }
 
     /// The changes that make `next` out of this set, in an order that can be applied one by one: networks
-    /// before the tasks on them, and gone after them.
+    /// before the tasks on them, and gone after them. Secrets and configs, which can be large, are last
+    /// ([`is_content`]): a task waits for its own.
     #[must_use]
     pub fn diff(&self, next: &AssignmentSet) -> Vec<AssignmentChange> {
         let mut changes = Vec::new();
@@ -249,8 +271,30 @@ impl AssignmentSet {
         changes.extend(gone.map(|id| Kind::RemoveTask(id.clone())));
         let gone = self.networks.keys().filter(|id| !next.networks.contains_key(*id));
         changes.extend(gone.map(|id| Kind::RemoveNetwork(id.clone())));
+        changes
+            .extend(renewed(&self.secrets, &next.secrets).map(|secret| Kind::Secret(Secret::clone(secret))));
+        changes
+            .extend(renewed(&self.configs, &next.configs).map(|config| Kind::Config(Config::clone(config))));
+        changes.extend(missing(&self.secrets, &next.secrets).into_iter().map(Kind::RemoveSecret));
+        changes.extend(missing(&self.configs, &next.configs).into_iter().map(Kind::RemoveConfig));
         changes.into_iter().map(|change| AssignmentChange { change: Some(change) }).collect()
     }
+}
+
+/// Whether a change brings a secret or config: those may come in a message of their own.
+#[must_use]
+pub fn is_content(change: &AssignmentChange) -> bool {
+    matches!(change.change, Some(Kind::Secret(_) | Kind::Config(_)))
+}
+
+fn renewed<'s, T: PartialEq>(
+    before: &'s BTreeMap<String, Arc<T>>,
+    after: &'s BTreeMap<String, Arc<T>>,
+) -> impl Iterator<Item = &'s Arc<T>> {
+    let is_new = |(id, object): &(&String, &Arc<T>)| {
+        before.get(*id).is_none_or(|known| !Arc::ptr_eq(known, object) && known != *object)
+    };
+    after.iter().filter(is_new).map(|(_, object)| object)
 }
 
 impl Table {
@@ -341,6 +385,10 @@ mod tests {
                     let table = Table { network, endpoints, services, nodes, tunnel: table.tunnel };
                     set.networks.insert(table.network.id.clone(), Arc::new(table));
                 }
+                Kind::Secret(secret) => drop(set.secrets.insert(secret.id.clone(), Arc::new(secret))),
+                Kind::RemoveSecret(id) => assert!(set.secrets.remove(&id).is_some()),
+                Kind::Config(config) => drop(set.configs.insert(config.id.clone(), Arc::new(config))),
+                Kind::RemoveConfig(id) => assert!(set.configs.remove(&id).is_some()),
             }
         }
         set.version = to.version;

@@ -2,7 +2,7 @@
 //! that two parts of the manager can never undo one another's work.
 
 use rswarm_proto::model::task::TaskState;
-use rswarm_proto::wire::{Cluster, Network, Node, Service, Task, TaskStatus};
+use rswarm_proto::wire::{Cluster, ContentSpec, Network, Node, Service, Task, TaskStatus};
 
 use crate::state::AnyObject;
 
@@ -25,6 +25,10 @@ pub enum Author {
     Replicated,
     /// One task per node.
     Global,
+    /// Iterations of scheduled jobs.
+    Cron,
+    /// Tasks of jobs.
+    Job,
     /// Replacements.
     Restart,
     /// Rolling updates.
@@ -47,7 +51,7 @@ pub enum Author {
     Pass,
 }
 
-const NAMES: [(Author, &str); 18] = [
+const NAMES: [(Author, &str); 20] = [
     (Author::Bootstrap, "bootstrap"),
     (Author::Control, "control"),
     (Author::Attach, "attach"),
@@ -56,6 +60,8 @@ const NAMES: [(Author, &str); 18] = [
     (Author::Membership, "membership"),
     (Author::Replicated, "replicated"),
     (Author::Global, "global"),
+    (Author::Cron, "cron"),
+    (Author::Job, "job"),
     (Author::Restart, "restart"),
     (Author::Update, "update"),
     (Author::Enforce, "enforce"),
@@ -69,9 +75,11 @@ const NAMES: [(Author, &str); 18] = [
 ];
 
 /// The reconcilers, whose rights a pass has together.
-const RECONCILERS: [Author; 11] = [
+const RECONCILERS: [Author; 13] = [
     Author::Replicated,
     Author::Global,
+    Author::Cron,
+    Author::Job,
     Author::Restart,
     Author::Update,
     Author::Enforce,
@@ -136,6 +144,7 @@ enum Write {
     ServicePendingDelete,
     ServiceEndpoint,
     ServiceUpdateStatus,
+    ServiceJobStatus,
     TaskCreate,
     TaskDelete,
     TaskDesired,
@@ -151,6 +160,7 @@ enum Write {
     NetworkDelete,
     NetworkPendingDelete,
     NetworkAllocation,
+    SecretOrConfig,
     /// A field that nobody changes once it is written.
     Never,
 }
@@ -158,8 +168,8 @@ enum Write {
 impl Write {
     fn writers(self) -> &'static [Author] {
         use Author::{
-            Allocate, Attach, Bootstrap, Ca, Control, Dispatcher, Drain, Enforce, Global, Liveness,
-            Membership, Reap, Replicated, Restart, Schedule, Tunnels, Update,
+            Allocate, Attach, Bootstrap, Ca, Control, Cron, Dispatcher, Drain, Enforce, Global, Job,
+            Liveness, Membership, Reap, Replicated, Restart, Schedule, Tunnels, Update,
         };
         match self {
             Write::ClusterCreate => &[Bootstrap],
@@ -172,13 +182,14 @@ impl Write {
             Write::NodeMembership => &[Membership],
             Write::NodeRole => &[Membership, Ca],
             Write::ServiceCreate | Write::ServicePendingDelete => &[Control],
+            Write::ServiceJobStatus => &[Control, Cron],
             Write::ServiceSpec | Write::ServiceUpdateStatus => &[Control, Update],
             Write::ServiceEndpoint | Write::NetworkAllocation | Write::NodeMesh | Write::ClusterIngress => {
                 &[Allocate]
             }
             Write::ServiceDelete | Write::TaskDelete | Write::NetworkDelete => &[Reap],
-            Write::TaskCreate => &[Replicated, Global, Restart, Update, Attach],
-            Write::TaskDesired => &[Replicated, Global, Restart, Update, Enforce, Reap, Attach],
+            Write::TaskCreate => &[Replicated, Global, Job, Restart, Update, Attach],
+            Write::TaskDesired => &[Replicated, Global, Job, Restart, Update, Enforce, Reap, Attach],
             Write::TaskNode | Write::TaskAssigned => &[Schedule],
             Write::TaskAddresses | Write::TaskPending => &[Allocate],
             Write::TaskOrphaned => &[Liveness],
@@ -188,7 +199,7 @@ impl Write {
             Write::ClusterTunnel | Write::NodeTunnel => &[Tunnels],
             // The ingress network is made with the cluster.
             Write::NetworkCreate => &[Control, Allocate],
-            Write::NetworkPendingDelete => &[Control],
+            Write::NetworkPendingDelete | Write::SecretOrConfig => &[Control],
             Write::Never => &[],
         }
     }
@@ -215,6 +226,7 @@ impl Write {
             Write::ServicePendingDelete => "service.pending_delete",
             Write::ServiceEndpoint => "service.endpoint",
             Write::ServiceUpdateStatus => "service.update_status",
+            Write::ServiceJobStatus => "service.job_status",
             Write::TaskCreate | Write::TaskDelete => "task",
             Write::TaskDesired => "task.desired_state",
             Write::TaskNode => "task.node_id",
@@ -227,6 +239,7 @@ impl Write {
             Write::NetworkCreate | Write::NetworkDelete => "network",
             Write::NetworkPendingDelete => "network.pending_delete",
             Write::NetworkAllocation => "network.ipam",
+            Write::SecretOrConfig => "secret or config",
             Write::Never => "a field that is never changed",
         }
     }
@@ -243,6 +256,12 @@ fn writes(before: Option<&AnyObject>, after: Option<&AnyObject>) -> Vec<Write> {
         (Some(AnyObject::Service(before)), Some(AnyObject::Service(after))) => service(before, after),
         (Some(AnyObject::Task(before)), Some(AnyObject::Task(after))) => task(before, after),
         (Some(AnyObject::Network(before)), Some(AnyObject::Network(after))) => network(before, after),
+        (Some(AnyObject::Secret(before)), Some(AnyObject::Secret(after))) => {
+            vec![relabelled(before.spec.as_ref(), after.spec.as_ref())]
+        }
+        (Some(AnyObject::Config(before)), Some(AnyObject::Config(after))) => {
+            vec![relabelled(before.spec.as_ref(), after.spec.as_ref())]
+        }
         (Some(_), Some(_)) => vec![Write::Never],
     }
 }
@@ -254,6 +273,7 @@ fn create(object: &AnyObject) -> Write {
         AnyObject::Service(_) => Write::ServiceCreate,
         AnyObject::Task(_) => Write::TaskCreate,
         AnyObject::Network(_) => Write::NetworkCreate,
+        AnyObject::Secret(_) | AnyObject::Config(_) => Write::SecretOrConfig,
     }
 }
 
@@ -264,6 +284,7 @@ fn delete(object: &AnyObject) -> Write {
         AnyObject::Service(_) => Write::ServiceDelete,
         AnyObject::Task(_) => Write::TaskDelete,
         AnyObject::Network(_) => Write::NetworkDelete,
+        AnyObject::Secret(_) | AnyObject::Config(_) => Write::SecretOrConfig,
     }
 }
 
@@ -312,6 +333,7 @@ fn service(before: &Service, after: &Service) -> Vec<Write> {
         (before.pending_delete != after.pending_delete, Write::ServicePendingDelete),
         (before.endpoint != after.endpoint, Write::ServiceEndpoint),
         (before.update_status != after.update_status, Write::ServiceUpdateStatus),
+        (before.job_status != after.job_status, Write::ServiceJobStatus),
     ])
 }
 
@@ -330,6 +352,7 @@ fn task(before: &Task, after: &Task) -> Vec<Write> {
         (before.endpoint != after.endpoint, Write::Never),
         (before.start_after != after.start_after, Write::Never),
         (before.replaces != after.replaces, Write::Never),
+        (before.job_iteration != after.job_iteration, Write::Never),
     ]);
     let old = before.status.clone().unwrap_or_default();
     let new = after.status.clone().unwrap_or_default();
@@ -369,6 +392,15 @@ fn network(before: &Network, after: &Network) -> Vec<Write> {
         (before.pending_delete != after.pending_delete, Write::NetworkPendingDelete),
         (before.ipam != after.ipam || before.vni != after.vni, Write::NetworkAllocation),
     ])
+}
+
+/// Of a secret or config, only labels ever change: whoever has read its content has read it for good.
+fn relabelled(before: Option<&ContentSpec>, after: Option<&ContentSpec>) -> Write {
+    let fixed = |spec: Option<&ContentSpec>| {
+        let spec = spec.cloned().unwrap_or_default();
+        (spec.annotations.map(|annotations| annotations.name), spec.data, spec.templating)
+    };
+    if fixed(before) == fixed(after) { Write::SecretOrConfig } else { Write::Never }
 }
 
 #[cfg(test)]

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::{Node, Service};
 
 use crate::author::Author;
+use crate::cron;
 use crate::filter;
 use crate::reconcile::{Env, Plan, Reconciler};
 use crate::replicated::CREATES_MAX;
@@ -22,9 +24,12 @@ impl Reconciler for Global {
 
     fn reconcile(&self, view: &State, env: &mut Env<'_>) -> Plan {
         let mut plan = Plan::default();
-        for service in view.services().filter(|service| !service.pending_delete && slot::is_global(service)) {
+        let services = view.services().filter(|service| !service.pending_delete && slot::is_global(service));
+        for service in services.filter(|service| !cron::is_waiting(service)) {
             let slots = slot::occupied(view, service);
-            let taken: BTreeSet<&str> = slots.iter().map(|slot| slot.latest().node_id.as_str()).collect();
+            // What a node did for an earlier iteration of a job does not count.
+            let own = slots.iter().filter(|slot| slot.latest().job_iteration == service.job_iteration());
+            let taken: BTreeSet<&str> = own.map(|slot| slot.latest().node_id.as_str()).collect();
             let free =
                 view.nodes().filter(|node| !taken.contains(node.id.as_str()) && is_eligible(service, node));
             for node in free {
@@ -32,7 +37,12 @@ impl Reconciler for Global {
                     return plan;
                 }
                 let place = Place { slot: 0, node_id: node.id.clone() };
-                plan.create(slot::new_task(service, place, env.now, env.ids));
+                let mut task = slot::new_task(service, place, env.now, env.ids);
+                let mut earlier = slots.iter().filter(|slot| slot.latest().node_id == node.id);
+                if earlier.any(|slot| !slot.others_stopped(view, "") || slot.is_live()) {
+                    task.desired_state = TaskState::Ready.into();
+                }
+                plan.create(task);
             }
         }
         plan

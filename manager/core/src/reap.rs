@@ -95,6 +95,8 @@ fn excess<'a>(slot: &'a Slot<'_>, limit: Option<usize>) -> impl Iterator<Item = 
         task.id != latest
             && (TaskState::Complete..TaskState::Remove).contains(&task.desired())
             && (task.observed().is_terminal() || task.observed() < TaskState::Assigned)
+            // What a job has completed is counted by what is kept.
+            && (task.job_iteration.is_none() || task.observed() != TaskState::Complete)
     };
     let tasks: Vec<&Task> = slot.tasks.iter().map(|task| task.as_ref()).filter(ended).collect();
     tasks.into_iter().enumerate().filter_map(move |(position, task)| {

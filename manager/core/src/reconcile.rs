@@ -110,7 +110,9 @@ pub fn all() -> Vec<Box<dyn Reconciler>> {
         Box::new(crate::liveness::Liveness),
         Box::new(crate::enforce::Enforce),
         Box::new(crate::replicated::Replicated),
+        Box::new(crate::cron::Crons),
         Box::new(crate::global::Global),
+        Box::new(crate::job::Jobs),
         Box::new(crate::restart::Restart),
         Box::new(crate::update::Update),
         Box::new(crate::allocate::Allocate),
@@ -228,7 +230,11 @@ fn group(object: &AnyObject) -> Group {
         AnyObject::Network(network) if network.spec.as_ref().is_some_and(|spec| spec.ingress) => {
             (ObjectKind::Cluster, String::new(), 0, String::new())
         }
-        AnyObject::Node(_) | AnyObject::Service(_) | AnyObject::Network(_) => {
+        AnyObject::Node(_)
+        | AnyObject::Service(_)
+        | AnyObject::Network(_)
+        | AnyObject::Secret(_)
+        | AnyObject::Config(_) => {
             let (kind, id) = object.key();
             (kind, id.to_owned(), 0, String::new())
         }
@@ -261,6 +267,8 @@ fn with_version(object: &AnyObject, version: u64) -> Object {
         AnyObject::Service(object) => set(object, version),
         AnyObject::Task(object) => set(object, version),
         AnyObject::Network(object) => set(object, version),
+        AnyObject::Secret(object) => set(object, version),
+        AnyObject::Config(object) => set(object, version),
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rswarm_base::{IdGen, Timestamp};
 use rswarm_proto::model::object::Stored;
-use rswarm_proto::model::service::{Mode, RESTART_DELAY};
+use rswarm_proto::model::service::RESTART_DELAY;
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::{
     Endpoint, EndpointSpec, Node, PortConfig, RestartPolicy, Service, Task, TaskSpec, TaskStatus,
@@ -91,6 +91,14 @@ impl<'a> Slot<'a> {
         self.live().next().is_some()
     }
 
+    /// Of a job: whether a task of its iteration ran to completion here.
+    #[must_use]
+    pub fn is_complete(&self, service: &Service) -> bool {
+        let iteration = service.job_iteration();
+        let mut own = self.tasks.iter().filter(|task| task.job_iteration == iteration);
+        own.any(|task| task.observed() == TaskState::Complete)
+    }
+
     fn is_occupied(&self) -> bool {
         self.tasks.iter().any(|task| task.desired() < TaskState::Remove)
     }
@@ -138,6 +146,15 @@ pub fn verdict(service: &Service, slot: &Slot<'_>) -> Verdict {
     let policy = restart_policy(service);
     let latest = slot.latest();
     let told = !ended_by_itself(latest);
+    if service.is_job() {
+        if latest.job_iteration != service.job_iteration() || slot.is_complete(service) {
+            return Verdict::Done;
+        }
+        if told {
+            // Nothing was wrong with it, and nothing is done yet.
+            return Verdict::Replace(Duration::ZERO);
+        }
+    }
     match policy.condition() {
         Condition::None if told && latest.slot == 0 => return Verdict::Replace(Duration::ZERO),
         Condition::None => return Verdict::Done,
@@ -187,6 +204,7 @@ pub fn new_task(service: &Service, place: Place, now: Timestamp, ids: &mut IdGen
         slot: place.slot,
         node_id: place.node_id,
         service_annotations: spec.annotations,
+        job_iteration: service.job_iteration(),
         desired_state: TaskState::Running.into(),
         status: Some(TaskStatus {
             state: TaskState::New.into(),
@@ -276,8 +294,8 @@ pub fn sits_well(spec: &TaskSpec, node: &Node) -> bool {
     })
 }
 
-/// Whether the service runs once per node.
+/// Whether the service runs once per node, as a global service or a global job.
 #[must_use]
 pub fn is_global(service: &Service) -> bool {
-    service.spec.as_ref().is_some_and(|spec| spec.mode_or_default() == Mode::Global)
+    service.spec.as_ref().is_some_and(|spec| spec.mode_or_default().is_global())
 }

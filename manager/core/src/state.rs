@@ -10,8 +10,8 @@ use rswarm_base::ipam::{Family, Subnet, local_prefix};
 use rswarm_proto::model::object::Stored;
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::{
-    Cluster, Network, Node, NodeState, Object, ObjectKind, PortConfig, Service, ServiceSpec, StateSnapshot,
-    Task, object, port_config,
+    Cluster, Config, Network, Node, NodeState, Object, ObjectKind, PortConfig, Secret, Service, ServiceSpec,
+    StateSnapshot, Task, object, port_config,
 };
 
 use crate::allocate::NODE_NETWORKS;
@@ -44,9 +44,13 @@ pub struct State {
     services: Table<Service>,
     tasks: Table<Task>,
     networks: Table<Network>,
+    secrets: Table<Secret>,
+    configs: Table<Config>,
     // Indices. Each is derived from the tables alone, by `link_*` and `unlink_*`.
     service_names: OrdMap<String, String>,
     network_names: OrdMap<String, String>,
+    secret_names: OrdMap<String, String>,
+    config_names: OrdMap<String, String>,
     node_names: OrdSet<(String, String)>,
     tasks_by_service: OrdMap<String, Slots>,
     tasks_by_node: OrdMap<String, Table<Task>>,
@@ -77,6 +81,10 @@ pub enum AnyObject {
     Task(Arc<Task>),
     /// A network.
     Network(Arc<Network>),
+    /// A secret.
+    Secret(Arc<Secret>),
+    /// A config.
+    Config(Arc<Config>),
 }
 
 impl AnyObject {
@@ -89,6 +97,8 @@ impl AnyObject {
             AnyObject::Service(object) => (ObjectKind::Service, &object.id),
             AnyObject::Task(object) => (ObjectKind::Task, &object.id),
             AnyObject::Network(object) => (ObjectKind::Network, &object.id),
+            AnyObject::Secret(object) => (ObjectKind::Secret, &object.id),
+            AnyObject::Config(object) => (ObjectKind::Config, &object.id),
         }
     }
 
@@ -101,6 +111,8 @@ impl AnyObject {
             AnyObject::Service(object) => object.meta().version,
             AnyObject::Task(object) => object.meta().version,
             AnyObject::Network(object) => object.meta().version,
+            AnyObject::Secret(object) => object.meta().version,
+            AnyObject::Config(object) => object.meta().version,
         }
     }
 
@@ -113,6 +125,8 @@ impl AnyObject {
             AnyObject::Service(object) => Arc::unwrap_or_clone(object).into(),
             AnyObject::Task(object) => Arc::unwrap_or_clone(object).into(),
             AnyObject::Network(object) => Arc::unwrap_or_clone(object).into(),
+            AnyObject::Secret(object) => Arc::unwrap_or_clone(object).into(),
+            AnyObject::Config(object) => Arc::unwrap_or_clone(object).into(),
         }
     }
 
@@ -125,6 +139,8 @@ impl AnyObject {
             object::Object::Service(object) => AnyObject::Service(Arc::new(object)),
             object::Object::Task(object) => AnyObject::Task(Arc::new(object)),
             object::Object::Network(object) => AnyObject::Network(Arc::new(object)),
+            object::Object::Secret(object) => AnyObject::Secret(Arc::new(object)),
+            object::Object::Config(object) => AnyObject::Config(Arc::new(object)),
         })
     }
 }
@@ -178,6 +194,18 @@ impl State {
         self.networks.get(id)
     }
 
+    /// A secret by id.
+    #[must_use]
+    pub fn secret(&self, id: &str) -> Option<&Arc<Secret>> {
+        self.secrets.get(id)
+    }
+
+    /// A config by id.
+    #[must_use]
+    pub fn config(&self, id: &str) -> Option<&Arc<Config>> {
+        self.configs.get(id)
+    }
+
     /// An object of any kind by id.
     #[must_use]
     pub fn get(&self, kind: ObjectKind, id: &str) -> Option<AnyObject> {
@@ -187,6 +215,8 @@ impl State {
             ObjectKind::Service => self.services.get(id).cloned().map(AnyObject::Service),
             ObjectKind::Task => self.tasks.get(id).cloned().map(AnyObject::Task),
             ObjectKind::Network => self.networks.get(id).cloned().map(AnyObject::Network),
+            ObjectKind::Secret => self.secrets.get(id).cloned().map(AnyObject::Secret),
+            ObjectKind::Config => self.configs.get(id).cloned().map(AnyObject::Config),
         }
     }
 
@@ -199,6 +229,8 @@ impl State {
             ObjectKind::Service => with_prefix(&self.services, prefix),
             ObjectKind::Task => with_prefix(&self.tasks, prefix),
             ObjectKind::Network => with_prefix(&self.networks, prefix),
+            ObjectKind::Secret => with_prefix(&self.secrets, prefix),
+            ObjectKind::Config => with_prefix(&self.configs, prefix),
         }
     }
 
@@ -222,6 +254,16 @@ impl State {
         self.networks.values()
     }
 
+    /// All secrets, by id.
+    pub fn secrets(&self) -> impl Iterator<Item = &Arc<Secret>> {
+        self.secrets.values()
+    }
+
+    /// All configs, by id.
+    pub fn configs(&self) -> impl Iterator<Item = &Arc<Config>> {
+        self.configs.values()
+    }
+
     /// How many tasks there are.
     #[must_use]
     pub fn task_count(&self) -> usize {
@@ -238,6 +280,18 @@ impl State {
     #[must_use]
     pub fn network_named(&self, name: &str) -> Option<&Arc<Network>> {
         self.networks.get(self.network_names.get(name)?)
+    }
+
+    /// The secret of this name.
+    #[must_use]
+    pub fn secret_named(&self, name: &str) -> Option<&Arc<Secret>> {
+        self.secrets.get(self.secret_names.get(name)?)
+    }
+
+    /// The config of this name.
+    #[must_use]
+    pub fn config_named(&self, name: &str) -> Option<&Arc<Config>> {
+        self.configs.get(self.config_names.get(name)?)
     }
 
     /// The nodes of this name (in the spec, or else their hostname): names of nodes need not be unique.
@@ -437,7 +491,9 @@ impl State {
         let services = self.services.values().cloned().map(AnyObject::Service);
         let tasks = self.tasks.values().cloned().map(AnyObject::Task);
         let networks = self.networks.values().cloned().map(AnyObject::Network);
-        clusters.chain(nodes).chain(services).chain(tasks).chain(networks)
+        let secrets = self.secrets.values().cloned().map(AnyObject::Secret);
+        let configs = self.configs.values().cloned().map(AnyObject::Config);
+        clusters.chain(nodes).chain(services).chain(tasks).chain(networks).chain(secrets).chain(configs)
     }
 
     /// The state that [`State::snapshot`] was taken of, indices and all.
@@ -471,6 +527,15 @@ impl State {
             AnyObject::Service(service) => self.put_service(service),
             AnyObject::Task(task) => self.put_task(task),
             AnyObject::Network(network) => self.put_network(network),
+            // Their names never change.
+            AnyObject::Secret(secret) => {
+                self.secret_names.insert(secret.name().to_owned(), secret.id.clone());
+                self.secrets.insert(secret.id.clone(), secret);
+            }
+            AnyObject::Config(config) => {
+                self.config_names.insert(config.name().to_owned(), config.id.clone());
+                self.configs.insert(config.id.clone(), config);
+            }
         }
     }
 
@@ -495,6 +560,16 @@ impl State {
             ObjectKind::Network => {
                 if let Some(network) = self.networks.remove(id) {
                     self.unlink_network(&network);
+                }
+            }
+            ObjectKind::Secret => {
+                if let Some(secret) = self.secrets.remove(id) {
+                    self.secret_names.remove(secret.name());
+                }
+            }
+            ObjectKind::Config => {
+                if let Some(config) = self.configs.remove(id) {
+                    self.config_names.remove(config.name());
                 }
             }
         }

@@ -12,13 +12,14 @@ use rswarm_base::Timestamp;
 use rswarm_proto::model::service::UPDATE_MONITOR;
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::{
-    Service, ServiceSpec, Task, UpdateConfig, UpdateStatus,
+    Deployment, Service, ServiceSpec, Task, UpdateConfig, UpdateStatus,
     restart_policy::Condition,
     update_config::{FailureAction, Order},
     update_status::State as Phase,
 };
 
 use crate::author::Author;
+use crate::content;
 use crate::global;
 use crate::publish;
 use crate::reconcile::{Env, Plan, Reconciler};
@@ -39,7 +40,8 @@ impl Reconciler for Update {
 
     fn reconcile(&self, view: &State, env: &mut Env<'_>) -> Plan {
         let mut plan = Plan::default();
-        for service in view.services().filter(|service| !service.pending_delete) {
+        // A job that changes begins anew; there is nothing to roll.
+        for service in view.services().filter(|service| !service.pending_delete && !service.is_job()) {
             if !matches!(phase(service), Phase::Paused | Phase::RollbackPaused) {
                 update(view, service, env, &mut plan);
             }
@@ -75,6 +77,38 @@ fn update(view: &State, service: &Arc<Service>, env: &mut Env<'_>, plan: &mut Pl
         plan.update(rollout.completed());
     }
     rollout.wakes(plan);
+}
+
+/// What a task's failure means for its update, in words.
+fn cause(failed: &Task) -> String {
+    let status = failed.status.clone().unwrap_or_default();
+    let why = if status.err.is_empty() { status.message } else { status.err };
+    format!("task {} ({}) failed: {why}", failed.slot_name(), failed.id)
+}
+
+/// How far a service is on the way to its spec.
+#[must_use]
+pub fn deployment(view: &State, service: &Service) -> Deployment {
+    let is_current = |task: &Arc<Task>| !slot::is_dirty(view, service, task);
+    let since = service.update_version;
+    let failed = |task: &&Arc<Task>| {
+        is_current(task)
+            && task.created_version >= since
+            && slot::ended_by_itself(task)
+            && task.observed() != TaskState::Complete
+    };
+    let slots = slot::occupied(view, service);
+    let current = |slot: &Slot<'_>| slot.live().find(|task| is_current(task)).cloned();
+    let updated: Vec<Arc<Task>> = slots.iter().filter_map(current).collect();
+    let running = updated.iter().filter(|task| task.observed() == TaskState::Running);
+    Deployment {
+        cause: service.update_status.as_ref().map(|status| status.cause.clone()).unwrap_or_default(),
+        total: slots.len() as u64,
+        updated: updated.len() as u64,
+        running: running.count() as u64,
+        failed: slots.iter().filter(|slot| slot.tasks.iter().copied().any(|task| failed(&task))).count()
+            as u64,
+    }
 }
 
 /// How far an update has come in one slot.
@@ -257,19 +291,24 @@ impl<'a> Rollout<'a> {
                     "update rolled back due to failure or early termination of task {}",
                     failed.id
                 ),
+                cause: cause(failed),
             });
             return service;
         }
         let phase = if self.is_rollback { Phase::RollbackPaused } else { Phase::Paused };
         let message = format!("update paused due to failure or early termination of task {}", failed.id);
-        self.with_status(phase, 0, message)
+        let mut service = self.with_status(phase, 0, message);
+        service.update_status.get_or_insert_default().cause = cause(failed);
+        service
     }
 
-    /// There is no way back to a network that has gone since, nor to a port that is another service's now.
+    /// There is no way back to a network, secret or config that has gone since, nor to a port that is another
+    /// service's now.
     fn can_return_to(&self, previous: &ServiceSpec) -> bool {
         let lacks_ingress = publish::needs_ingress(previous.endpoint.as_ref()) && self.view.lacks_ingress();
         !lacks_ingress
             && self.view.missing_network(Some(previous)).is_none()
+            && content::missing(self.view, Some(previous)).is_none()
             && publish::spec_conflict(self.view, previous, &self.service.id).is_none()
     }
 
@@ -287,7 +326,10 @@ impl<'a> Rollout<'a> {
 
     fn with_status(&self, phase: Phase, completed_at: i64, message: String) -> Service {
         let started_at = self.started_at.0;
-        let status = UpdateStatus { state: phase.into(), started_at, completed_at, message };
+        // Why it went back is of interest still when it is back.
+        let known = self.service.update_status.as_ref().filter(|_| self.is_rollback);
+        let cause = known.map(|status| status.cause.clone()).unwrap_or_default();
+        let status = UpdateStatus { state: phase.into(), started_at, completed_at, message, cause };
         Service { update_status: Some(status), ..Service::clone(self.service) }
     }
 
@@ -472,6 +514,22 @@ mod tests {
         assert_eq!(phase(&service), Phase::RollbackCompleted);
         assert_eq!(service.previous_spec, None);
         assert_eq!((world.running(&id), images(&world, &id)), (4, ["web:1".to_owned()].into()));
+        let deployment = deployment(&world.state, &service);
+        assert_eq!((deployment.total, deployment.updated, deployment.running), (4, 4, 4));
+        assert!(deployment.cause.starts_with("task web."), "why it went back is still known: {deployment:?}");
+        world.change(&id, |spec| set_image(spec, "web:3"));
+        world.run(Duration::from_secs(20));
+        assert_eq!(super::deployment(&world.state, &world.service(&id)).cause, "", "that was another update");
+    }
+
+    #[test]
+    fn a_deployment_counts_what_is_there_already() {
+        let (mut world, id) = updating(4, UpdateConfig { delay: 60 * SECOND, ..config(1) });
+        world.change(&id, |spec| set_image(spec, "web:2"));
+        world.run(Duration::from_secs(10));
+        let deployment = deployment(&world.state, &world.service(&id));
+        let counts = (deployment.total, deployment.updated, deployment.running, deployment.failed);
+        assert_eq!(counts, (4, 1, 1, 0));
     }
 
     #[test]

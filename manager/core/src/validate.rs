@@ -1,6 +1,8 @@
 //! What is wrong with a spec: all of it at once, in Docker's words where it has some. Nothing is stored
 //! before its spec has passed here, so everything else may rely on it.
 
+mod content;
+
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -13,6 +15,7 @@ use rswarm_proto::wire::{
     endpoint_spec, mount, port_config,
 };
 
+pub use self::content::{CONFIG_BYTES_MAX, SECRET_BYTES_MAX, content};
 use crate::constraint::Constraint;
 use crate::state::{State, address_of};
 
@@ -34,6 +37,9 @@ const PREFIX_MAX: u8 = 29;
 
 /// Encoded bytes of a spec. Every task has a copy of its service's, and some copies must fit one write.
 const SPEC_BYTES_MAX: usize = 1 << 20;
+
+/// Bytes of all labels of a secret or config: beside its data, they must fit one write.
+const LABELS_BYTES_MAX: usize = 16 << 10;
 
 /// One thing that is wrong with a spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,7 +95,8 @@ pub fn service(spec: &ServiceSpec, state: &State) -> Result<(), Vec<Problem>> {
         None => findings.add("TaskSpec", "a task spec must be provided"),
         Some(spec) => task(spec, state, &mut findings),
     }
-    if let Mode::Replicated(replicas) = spec.mode_or_default() {
+    content::templates(spec, &mut findings);
+    if let Mode::Replicated(replicas) | Mode::ReplicatedJob { total: replicas, .. } = spec.mode_or_default() {
         let reason = format!("number of replicas must be at most {REPLICAS_MAX}, not {replicas}");
         findings.add_if(replicas > REPLICAS_MAX, "", reason);
     } else {
@@ -97,8 +104,22 @@ pub fn service(spec: &ServiceSpec, state: &State) -> Result<(), Vec<Problem>> {
         let max = placement.map_or(0, |placement| placement.max_replicas);
         findings.add_if(max > 0, "Placement", "max replicas per node can only be used in replicated mode");
     }
-    update(spec.update.as_ref(), "update", &mut findings);
-    update(spec.rollback.as_ref(), "rollback", &mut findings);
+    let labels = spec.annotations.as_ref().map(|annotations| annotations.labels.clone()).unwrap_or_default();
+    match crate::cron::parse(&labels) {
+        Ok(None) => {}
+        Ok(Some(_)) => {
+            let is_job = spec.mode_or_default().is_job();
+            findings.add_if(!is_job, "", "a schedule needs a job: use mode replicated-job or global-job");
+        }
+        Err(error) => findings.add("", error.to_string()),
+    }
+    if spec.mode_or_default().is_job() {
+        findings.add_if(spec.update.is_some(), "", "Jobs may not have an update config");
+        findings.add_if(spec.rollback.is_some(), "", "Jobs may not have a rollback config");
+    } else {
+        update(spec.update.as_ref(), "update", &mut findings);
+        update(spec.rollback.as_ref(), "rollback", &mut findings);
+    }
     if let Some(spec) = &spec.endpoint {
         endpoint(spec, &mut findings);
     }
@@ -144,6 +165,7 @@ fn task(spec: &TaskSpec, state: &State, findings: &mut Findings) {
         }
     }
     networks(spec, state, findings);
+    content::references(spec, findings);
 }
 
 fn networks(spec: &TaskSpec, state: &State, findings: &mut Findings) {
@@ -751,6 +773,17 @@ mod tests {
             Vec::<String>::new(),
             "Docker ignores options that it does not know"
         );
+    }
+
+    #[test]
+    fn jobs_have_no_updates() {
+        let found = problems(|spec| {
+            let job = rswarm_proto::wire::GlobalJob {};
+            spec.mode = Some(rswarm_proto::wire::service_spec::Mode::GlobalJob(job));
+            spec.update = Some(UpdateConfig::default());
+            spec.rollback = Some(UpdateConfig::default());
+        });
+        assert_eq!(found, ["Jobs may not have an update config", "Jobs may not have a rollback config"]);
     }
 
     #[test]

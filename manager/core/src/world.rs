@@ -131,7 +131,7 @@ impl World {
 
     pub(crate) fn create(&mut self, spec: ServiceSpec) -> String {
         let request = CreateServiceRequest { spec: Some(spec) };
-        self.control(|state, _, ids| control::create_service(state, &request, ids)).expect("created")
+        self.control(|state, now, ids| control::create_service(state, &request, now, ids)).expect("created")
     }
 
     pub(crate) fn change(&mut self, id: &str, change: impl FnOnce(&mut ServiceSpec)) {

@@ -382,11 +382,7 @@ async fn update(
 ) -> Result<Json<types::ContainerUpdated>, ApiError> {
     let mut warnings = Vec::new();
     refuse(!body.resources.cgroup_parent.is_empty(), "changing the cgroup parent (CgroupParent)")?;
-    let mut resources = create::resources(&body.resources, version, &mut warnings)?;
-    if body.resources.pids_limit.is_some_and(|limit| limit <= 0) {
-        // Zero is no limit, too, where leaving it out changes nothing.
-        resources.pids = -1;
-    }
+    let resources = create::resources(&body.resources, version, &mut warnings)?;
     let restart = body.restart_policy.as_ref().filter(|policy| !policy.name.is_empty());
     let restart = restart.map(create::restart_policy).transpose()?;
     warnings.extend(app.engine.update(&id, ContainerUpdate { resources, restart }).await?);

@@ -66,6 +66,8 @@ fn matches(found: &wire::Service, filters: &Filters) -> bool {
     let annotations = spec.annotations.clone().unwrap_or_default();
     let mode = match spec.mode {
         Some(wire::service_spec::Mode::Global(_)) => "global",
+        Some(wire::service_spec::Mode::ReplicatedJob(_)) => "replicated-job",
+        Some(wire::service_spec::Mode::GlobalJob(_)) => "global-job",
         Some(wire::service_spec::Mode::Replicated(_)) | None => "replicated",
     };
     filters.prefix("id", &found.id)

@@ -1,9 +1,11 @@
 //! The stored objects, with what their generated types cannot say.
 
 pub mod container;
+pub mod content;
 pub mod network;
 pub mod object;
 pub mod service;
 pub mod task;
+pub mod template;
 
-pub use crate::wire::{Cluster, Network, Node, Object, ObjectKind, Service, Task};
+pub use crate::wire::{Cluster, Config, Network, Node, Object, ObjectKind, Secret, Service, Task};

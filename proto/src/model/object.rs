@@ -1,6 +1,8 @@
 //! One view of all stored objects: kind, id, name and meta.
 
-use crate::wire::{Annotations, Cluster, Meta, Network, Node, Object, ObjectKind, Service, Task, object};
+use crate::wire::{
+    Annotations, Cluster, Config, Meta, Network, Node, Object, ObjectKind, Secret, Service, Task, object,
+};
 
 /// What every stored object has.
 pub trait Stored: Clone + PartialEq + Into<Object> + 'static {
@@ -65,6 +67,8 @@ stored!(Node, |n| name(n.spec.as_ref().and_then(|spec| spec.annotations.as_ref()
 stored!(Service, |s| name(s.spec.as_ref().and_then(|spec| spec.annotations.as_ref())));
 stored!(Task, |_t| "");
 stored!(Network, |n| name(n.spec.as_ref().and_then(|spec| spec.annotations.as_ref())));
+stored!(Secret, |s| name(s.spec.as_ref().and_then(|spec| spec.annotations.as_ref())));
+stored!(Config, |c| name(c.spec.as_ref().and_then(|spec| spec.annotations.as_ref())));
 
 impl Object {
     /// The table and id of the object inside; `None` for an empty message.
@@ -76,6 +80,8 @@ impl Object {
             object::Object::Service(object) => (ObjectKind::Service, object.id()),
             object::Object::Task(object) => (ObjectKind::Task, object.id()),
             object::Object::Network(object) => (ObjectKind::Network, object.id()),
+            object::Object::Secret(object) => (ObjectKind::Secret, object.id()),
+            object::Object::Config(object) => (ObjectKind::Config, object.id()),
         })
     }
 }

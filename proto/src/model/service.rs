@@ -18,6 +18,29 @@ pub enum Mode {
     Replicated(u64),
     /// One task on every eligible node.
     Global,
+    /// Tasks that run to completion, `total` in all, at most `concurrent` at a time.
+    ReplicatedJob {
+        /// At a time.
+        concurrent: u64,
+        /// In all.
+        total: u64,
+    },
+    /// One task that runs to completion on every eligible node.
+    GlobalJob,
+}
+
+impl Mode {
+    /// Whether its tasks run to completion.
+    #[must_use]
+    pub fn is_job(self) -> bool {
+        matches!(self, Mode::ReplicatedJob { .. } | Mode::GlobalJob)
+    }
+
+    /// Whether it has one task on each node.
+    #[must_use]
+    pub fn is_global(self) -> bool {
+        matches!(self, Mode::Global | Mode::GlobalJob)
+    }
 }
 
 impl ServiceSpec {
@@ -27,12 +50,28 @@ impl ServiceSpec {
         match &self.mode {
             Some(service_spec::Mode::Global(_)) => Mode::Global,
             Some(service_spec::Mode::Replicated(replicated)) => Mode::Replicated(replicated.replicas),
+            Some(service_spec::Mode::ReplicatedJob(job)) => {
+                Mode::ReplicatedJob { concurrent: job.max_concurrent, total: job.total_completions }
+            }
+            Some(service_spec::Mode::GlobalJob(_)) => Mode::GlobalJob,
             None => Mode::Replicated(1),
         }
     }
 }
 
 impl Service {
+    /// Whether its tasks run to completion.
+    #[must_use]
+    pub fn is_job(&self) -> bool {
+        self.spec.as_ref().is_some_and(|spec| spec.mode_or_default().is_job())
+    }
+
+    /// A job's iteration, which its tasks are of; other services and their tasks have none.
+    #[must_use]
+    pub fn job_iteration(&self) -> Option<u64> {
+        self.is_job().then(|| self.job_status.map_or(0, |status| status.iteration))
+    }
+
     /// The task spec; the default one when a stored service has none.
     #[must_use]
     pub fn task_spec(&self) -> TaskSpec {

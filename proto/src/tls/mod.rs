@@ -9,6 +9,7 @@ mod channel;
 mod enroll;
 mod identity;
 mod peer;
+mod seal;
 
 pub use authority::{Authority, AuthorityError, CERTIFICATE_LIFETIME, new_key, signing_request};
 pub use channel::{
@@ -17,6 +18,7 @@ pub use channel::{
 pub use enroll::{EnrollError, Enrollment, join, renew};
 pub use identity::{Credentials, Identity, IdentityError};
 pub use peer::{Peer, Subject, peer, require, require_expired_too};
+pub use seal::Unsealable;
 
 use std::sync::Arc;
 

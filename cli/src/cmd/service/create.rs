@@ -10,7 +10,7 @@ use rswarm_api::types::{
 
 use super::WaitArgs;
 use super::options::{self, Settings};
-use crate::cmd::{CommandError, mount, words};
+use crate::cmd::{CommandError, mount, secret, words};
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -86,6 +86,12 @@ pub struct CreateArgs {
     /// Limit a resource of each process, `NAME=SOFT[:HARD]`
     #[arg(long, value_name = "LIMIT", value_parser = words::ulimit)]
     ulimit: Vec<Ulimit>,
+    /// Give containers a secret, by name or as `source=NAME,target=FILE,uid=0,gid=0,mode=0444`
+    #[arg(long, value_name = "SECRET", value_parser = secret::reference)]
+    pub secret: Vec<secret::Reference>,
+    /// Give containers a config, by name or as `source=NAME,target=FILE,uid=0,gid=0,mode=0444`
+    #[arg(long, value_name = "CONFIG", value_parser = secret::reference)]
+    pub config: Vec<secret::Reference>,
     #[command(flatten)]
     pub wait: WaitArgs,
     /// Image, then arguments instead of the image's command; flags end at the image
@@ -101,10 +107,8 @@ impl CreateArgs {
             "global" => spec.mode.global = Some(Empty {}),
             "global-job" => spec.mode.global_job = Some(Empty {}),
             "replicated-job" => {
-                spec.mode.replicated_job = Some(ReplicatedJob {
-                    max_concurrent: self.max_concurrent.or(Some(1)),
-                    total_completions: Some(1),
-                });
+                let (max_concurrent, total_completions) = (self.max_concurrent, Some(1));
+                spec.mode.replicated_job = Some(ReplicatedJob { max_concurrent, total_completions });
             }
             _ => spec.mode.replicated = Some(ReplicatedService { replicas: Some(1) }),
         }
@@ -114,6 +118,15 @@ impl CreateArgs {
             ));
         }
         self.settings.apply(&mut spec).map_err(CommandError::Usage)?;
+        if let Some(job) = &mut spec.mode.replicated_job {
+            job.max_concurrent = job.max_concurrent.or(job.total_completions);
+        }
+        let is_job = spec.mode.replicated_job.is_some() || spec.mode.global_job.is_some();
+        if is_job && (spec.update_config.is_some() || spec.rollback_config.is_some()) {
+            return Err(CommandError::Usage(
+                "update and rollback configuration is not supported for jobs".into(),
+            ));
+        }
         spec.labels = Some(words::key_values(&self.label));
         let mut ports = Vec::new();
         for text in &self.publish {

@@ -133,6 +133,13 @@ pub fn pretty(service: &Service) -> String {
         line(" Completed", status.completed_at.clone().unwrap_or_default());
         line(" Message", status.message.clone());
     }
+    if let Some(deployment) = &service.deployment {
+        line("Deployment", SECTION.to_owned());
+        let (updated, total) = (deployment.updated, deployment.total);
+        line(" Updated", format!("{updated} of {total} ({} running)", deployment.running));
+        line(" Failed", if deployment.failed > 0 { deployment.failed.to_string() } else { String::new() });
+        line(" Cause", deployment.cause.clone());
+    }
     let placement = spec.task_template.placement.clone().unwrap_or_default();
     line("Placement", placement.constraints.join(", "));
     for (name, config) in [("UpdateConfig", &spec.update_config), ("RollbackConfig", &spec.rollback_config)] {

@@ -10,9 +10,12 @@ mod update;
 use std::collections::BTreeMap;
 
 use clap::{Args, Subcommand};
-use rswarm_api::types::{Service, ServiceCreated, ServiceSpec, ServiceUpdated, Task};
+use rswarm_api::types::{
+    ConfigReferenceSpec, SecretReference, Service, ServiceCreated, ServiceSpec, ServiceUpdated, Task,
+};
 
 use super::container::logs::{LogOptions, print};
+use super::secret::{self, Family, Reference};
 use super::{CommandError, Context, InspectArgs, ListArgs, node};
 use crate::client::{Call, Filters};
 use crate::credentials;
@@ -150,7 +153,9 @@ pub fn inspect_path(name: &str) -> String {
 async fn create_command(context: &Context, args: create::CreateArgs) -> Result<u8, CommandError> {
     let wait = args.wait;
     let with_auth = args.settings.with_registry_auth;
-    let spec = args.spec()?;
+    let (secrets, configs) = (args.secret.clone(), args.config.clone());
+    let mut spec = args.spec()?;
+    give_content(context, &mut spec, &secrets, &configs).await?;
     let call = authorised(Call::post("/services/create").body(&spec), with_auth, &spec)?;
     let created: ServiceCreated = context.client.json(call).await?;
     warn(context, created.warnings);
@@ -166,12 +171,47 @@ async fn update_command(context: &Context, args: update::UpdateArgs) -> Result<u
     let call = if args.rollback {
         call.query("rollback", "previous").body(&service.spec)
     } else {
-        let spec = args.spec(service.spec)?;
+        let (secrets, configs) = (args.secret_add.clone(), args.config_add.clone());
+        let mut spec = service.spec;
+        take_content(&mut spec, &args.secret_rm, &args.config_rm);
+        let mut spec = args.spec(spec)?;
+        give_content(context, &mut spec, &secrets, &configs).await?;
         authorised(call.body(&spec), with_auth, &spec)?
     };
     send_update(context, call).await?;
     context.terminal.line(name)?;
     progress::follow(context, &service.id, wait).await
+}
+
+/// Puts secrets and configs into the spec, each in place of one of the same name.
+async fn give_content(
+    context: &Context,
+    spec: &mut ServiceSpec,
+    secrets: &[Reference],
+    configs: &[Reference],
+) -> Result<(), CommandError> {
+    take_content(spec, &sources(secrets), &sources(configs));
+    let container = spec.task_template.container_spec.get_or_insert_default();
+    for (Reference { source, file }, id) in secret::resolve(context, Family::Secret, secrets).await? {
+        container.secrets.push(SecretReference { file: Some(file), secret_id: id, secret_name: source });
+    }
+    for (Reference { source, file }, id) in secret::resolve(context, Family::Config, configs).await? {
+        let reference =
+            ConfigReferenceSpec { file: Some(file), runtime: None, config_id: id, config_name: source };
+        container.configs.push(reference);
+    }
+    Ok(())
+}
+
+fn sources(references: &[Reference]) -> Vec<String> {
+    references.iter().map(|reference| reference.source.clone()).collect()
+}
+
+fn take_content(spec: &mut ServiceSpec, secrets: &[String], configs: &[String]) {
+    if let Some(container) = &mut spec.task_template.container_spec {
+        container.secrets.retain(|reference| !secrets.contains(&reference.secret_name));
+        container.configs.retain(|reference| !configs.contains(&reference.config_name));
+    }
 }
 
 /// Sends this person's credentials along, for the nodes to pull with.
@@ -222,11 +262,15 @@ async fn scale(context: &Context, args: ScaleArgs) -> Result<u8, CommandError> {
 
 async fn scale_one(context: &Context, name: &str, count: u64) -> Result<String, CommandError> {
     let mut service = inspect(context, name).await?;
-    let Some(replicated) = &mut service.spec.mode.replicated else {
-        let problem = format!("{name}: scale can only be used with replicated or replicated-job mode");
-        return Err(CommandError::Usage(problem));
-    };
-    replicated.replicas = Some(count);
+    let mode = &mut service.spec.mode;
+    match (&mut mode.replicated, &mut mode.replicated_job) {
+        (Some(replicated), _) => replicated.replicas = Some(count),
+        (None, Some(job)) => job.total_completions = Some(count),
+        (None, None) => {
+            let problem = format!("{name}: scale can only be used with replicated or replicated-job mode");
+            return Err(CommandError::Usage(problem));
+        }
+    }
     let call =
         Call::post(format!("{}/update", inspect_path(&service.id))).query("version", service.version.index);
     send_update(context, call.body(&service.spec)).await?;

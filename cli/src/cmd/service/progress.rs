@@ -39,7 +39,7 @@ async fn converge(context: &Context, id: &str, quiet: bool) -> Result<u8, Comman
     loop {
         let service: Service = super::inspect(context, id).await?;
         if service.spec.mode.replicated.is_none() && service.spec.mode.global.is_none() {
-            // Jobs end; there is no state in which they stay.
+            // Jobs end; `service ls` shows how far they are.
             return Ok(0);
         }
         let tasks: Vec<Task> = context.client.json(Call::get("/tasks").filters(&filters)).await?;

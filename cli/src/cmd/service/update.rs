@@ -7,7 +7,7 @@ use rswarm_api::types::{
 
 use super::WaitArgs;
 use super::options::{self, Settings};
-use crate::cmd::{CommandError, mount, words};
+use crate::cmd::{CommandError, mount, secret, words};
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -32,6 +32,18 @@ pub struct UpdateArgs {
     pub rollback: bool,
     #[command(flatten)]
     pub settings: Settings,
+    /// Give containers a secret
+    #[arg(long, value_name = "SECRET", value_parser = secret::reference)]
+    pub secret_add: Vec<secret::Reference>,
+    /// Take a secret from containers
+    #[arg(long, value_name = "SECRET")]
+    pub secret_rm: Vec<String>,
+    /// Give containers a config
+    #[arg(long, value_name = "CONFIG", value_parser = secret::reference)]
+    pub config_add: Vec<secret::Reference>,
+    /// Take a config from containers
+    #[arg(long, value_name = "CONFIG")]
+    pub config_rm: Vec<String>,
     #[command(flatten)]
     changes: Changes,
     #[command(flatten)]

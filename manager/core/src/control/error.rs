@@ -6,6 +6,7 @@ use rswarm_base::{Classify, Kind};
 use rswarm_proto::wire::ObjectKind;
 
 use crate::apply::noun;
+use crate::content::{ContentInUse, ContentMissing};
 use crate::publish::PortTaken;
 use crate::validate::Problem;
 
@@ -74,6 +75,23 @@ pub enum ControlError {
         /// What uses it.
         user: String,
     },
+    /// The name of a secret or config is taken.
+    #[error("{} {name} already exists", noun(*.kind))]
+    ContentExists {
+        /// Whether it is a secret or a config.
+        kind: ObjectKind,
+        /// The name.
+        name: String,
+    },
+    /// More than the labels of a secret or config would change.
+    #[error("only updates to Labels are allowed")]
+    LabelsOnly,
+    /// The spec names secrets or configs that there are not.
+    #[error(transparent)]
+    ContentMissing(#[from] ContentMissing),
+    /// Services use the secret or config.
+    #[error(transparent)]
+    ContentInUse(ContentInUse),
     /// The network is for services alone.
     #[error("network {0} not manually attachable")]
     NotAttachable(String),
@@ -128,13 +146,17 @@ impl Classify for ControlError {
             | ControlError::Ambiguous { .. }
             | ControlError::ModeChange
             | ControlError::Rename
+            | ControlError::LabelsOnly
+            | ControlError::ContentMissing(_)
+            | ControlError::ContentInUse(_)
             | ControlError::ForeignAddress(_)
             | ControlError::PortTaken(_) => Kind::InvalidArgument,
             ControlError::NotAttachable(_) => Kind::PermissionDenied,
             ControlError::NotFound { .. } => Kind::NotFound,
-            ControlError::NameTaken { .. } | ControlError::IngressPresent(_) | ControlError::TaskTaken(_) => {
-                Kind::Conflict
-            }
+            ControlError::NameTaken { .. }
+            | ControlError::ContentExists { .. }
+            | ControlError::IngressPresent(_)
+            | ControlError::TaskTaken(_) => Kind::Conflict,
             ControlError::NoIngress
             | ControlError::IngressInUse(_)
             | ControlError::OutOfSequence
@@ -160,6 +182,9 @@ impl Classify for ControlError {
             ControlError::LastManager => "promote another node first".to_owned(),
             ControlError::QuorumLoss { .. } => "bring the unreachable managers back first".to_owned(),
             ControlError::Ambiguous { .. } => "use the whole id".to_owned(),
+            ControlError::LabelsOnly => {
+                "make one of another name and let the service use that instead of this".to_owned()
+            }
             ControlError::NotAttachable(_) => {
                 "only `network create --attachable` makes overlays for containers of their own".to_owned()
             }
@@ -175,6 +200,9 @@ impl Classify for ControlError {
             | ControlError::ModeChange
             | ControlError::Rename
             | ControlError::NoPreviousSpec(_)
+            | ControlError::ContentExists { .. }
+            | ControlError::ContentMissing(_)
+            | ControlError::ContentInUse(_)
             | ControlError::NetworkInUse { .. } => return None,
         })
     }

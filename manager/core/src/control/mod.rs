@@ -5,6 +5,9 @@
 
 mod attachment;
 mod cluster;
+mod content;
+#[cfg(test)]
+mod content_tests;
 mod error;
 mod network;
 mod node;
@@ -19,6 +22,9 @@ use rswarm_proto::wire::Transaction;
 
 pub use self::attachment::{admission, attach, withdraw};
 pub use self::cluster::{NewTokens, update_cluster};
+pub use self::content::{
+    create_config, create_secret, remove_config, remove_secret, update_config, update_secret,
+};
 pub use self::error::ControlError;
 pub use self::network::{create_network, remove_network};
 pub use self::node::{check_member_removal, leave_manager, remove_node, update_node};

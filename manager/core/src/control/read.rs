@@ -42,6 +42,8 @@ fn named(state: &State, kind: ObjectKind, name: &str) -> Result<Option<AnyObject
                 (_, Some(_)) => return Err(ControlError::Ambiguous { kind, reference: name.to_owned() }),
             }
         }
+        ObjectKind::Secret => state.secret_named(name).cloned().map(AnyObject::Secret),
+        ObjectKind::Config => state.config_named(name).cloned().map(AnyObject::Config),
         ObjectKind::Task => None,
     })
 }
@@ -55,6 +57,8 @@ pub fn list(state: &State, kind: ObjectKind) -> Vec<AnyObject> {
         ObjectKind::Service => state.services().cloned().map(AnyObject::Service).collect(),
         ObjectKind::Task => state.tasks().cloned().map(AnyObject::Task).collect(),
         ObjectKind::Network => state.networks().cloned().map(AnyObject::Network).collect(),
+        ObjectKind::Secret => state.secrets().cloned().map(AnyObject::Secret).collect(),
+        ObjectKind::Config => state.configs().cloned().map(AnyObject::Config).collect(),
     };
     objects.into_iter().filter(is_visible).collect()
 }
@@ -63,11 +67,16 @@ fn is_visible(object: &AnyObject) -> bool {
     match object {
         AnyObject::Service(service) => !service.pending_delete,
         AnyObject::Network(network) => !network.pending_delete,
-        AnyObject::Cluster(_) | AnyObject::Node(_) | AnyObject::Task(_) => true,
+        AnyObject::Cluster(_)
+        | AnyObject::Node(_)
+        | AnyObject::Task(_)
+        | AnyObject::Secret(_)
+        | AnyObject::Config(_) => true,
     }
 }
 
-/// An object as a reply shows it: without the root's key, the encrypted networks' key and without registry credentials.
+/// An object as a reply shows it: without the root's key, the encrypted networks' key, a secret's data and registry
+/// credentials.
 #[must_use]
 pub fn shown(object: &AnyObject) -> Object {
     let mut shown = object.to_object();
@@ -89,7 +98,12 @@ pub fn shown(object: &AnyObject) -> Object {
                 container.registry_auth.clear();
             }
         }
-        Some(object::Object::Node(_) | object::Object::Network(_)) | None => {}
+        Some(object::Object::Secret(secret)) => {
+            if let Some(spec) = &mut secret.spec {
+                spec.data.clear();
+            }
+        }
+        Some(object::Object::Node(_) | object::Object::Network(_) | object::Object::Config(_)) | None => {}
     }
     shown
 }

@@ -2,20 +2,27 @@
 
 use rswarm_base::{IdGen, Timestamp};
 use rswarm_proto::wire::{
-    CreateServiceRequest, ObjectKind, RemoveRequest, Service, ServiceSpec, UpdateServiceRequest,
+    CreateServiceRequest, JobStatus, ObjectKind, RemoveRequest, Service, ServiceSpec, UpdateServiceRequest,
     UpdateStatus, service_spec, update_service_request, update_status,
 };
 
 use super::read::{find_network, find_service, registry_auth};
 use super::{ControlError, Decision, check_version, decided, valid};
 use crate::allocate::NODE_NETWORKS;
+use crate::content;
+use crate::cron;
 use crate::publish;
 use crate::reconcile::Plan;
 use crate::state::State;
 use crate::validate;
 
 /// A new service.
-pub fn create_service(state: &State, request: &CreateServiceRequest, ids: &mut IdGen) -> Decision {
+pub fn create_service(
+    state: &State,
+    request: &CreateServiceRequest,
+    now: Timestamp,
+    ids: &mut IdGen,
+) -> Decision {
     let spec = request.spec.clone().ok_or(ControlError::Incomplete("a service spec must be provided"))?;
     let spec = admitted(state, spec, "")?;
     let name = spec.annotations.as_ref().map_or("", |annotations| annotations.name.as_str());
@@ -24,7 +31,9 @@ pub fn create_service(state: &State, request: &CreateServiceRequest, ids: &mut I
     }
     let id = ids.cluster_id();
     let mut plan = Plan::default();
-    plan.create(Service { id: id.clone(), spec: Some(spec), ..Service::default() });
+    let status = JobStatus { iteration: 0, last_execution: now.0, scheduled_until: now.0 };
+    let job_status = spec.mode_or_default().is_job().then_some(status);
+    plan.create(Service { id: id.clone(), spec: Some(spec), job_status, ..Service::default() });
     decided(plan, &id, ids)
 }
 
@@ -48,6 +57,7 @@ fn admitted(state: &State, mut spec: ServiceSpec, own_id: &str) -> Result<Servic
         }
     }
     valid(validate::service(&spec, state))?;
+    content::missing(state, Some(&spec)).map_or(Ok(()), Err)?;
     check_ports(state, &spec, own_id)?;
     Ok(spec)
 }
@@ -77,15 +87,33 @@ pub fn update_service(
             respecify(state, &mut service, spec, request.registry_auth_from_previous)?;
         }
     }
+    restart_job(&stored, &mut service, now);
     let mut plan = Plan::default();
     plan.update(service);
     decided(plan, &stored.id, ids)
+}
+
+/// Any change of a job begins it anew; one with a schedule waits for its next time, unless it is forced.
+fn restart_job(before: &Service, service: &mut Service, now: Timestamp) {
+    let scheduled = cron::of(service).is_some();
+    let forced = before.task_spec().force_update != service.task_spec().force_update;
+    let labels = |service: &Service| service.spec.clone().and_then(|spec| spec.annotations);
+    let rescheduled = labels(before) != labels(service);
+    let Some(status) = &mut service.job_status else { return };
+    if !scheduled || forced {
+        (status.iteration, status.last_execution) = (status.iteration + 1, now.0);
+    }
+    if rescheduled {
+        status.scheduled_until = now.0;
+    }
+    service.update_status = None;
 }
 
 fn roll_back(state: &State, service: &mut Service, now: Timestamp) -> Result<(), ControlError> {
     let missing = || ControlError::NoPreviousSpec(service.id.clone());
     let previous = service.previous_spec.take().ok_or_else(missing)?;
     valid(validate::service(&previous, state))?;
+    content::missing(state, Some(&previous)).map_or(Ok(()), Err)?;
     check_ports(state, &previous, &service.id)?;
     service.previous_spec = service.spec.replace(previous);
     service.update_status = Some(UpdateStatus {
@@ -93,6 +121,7 @@ fn roll_back(state: &State, service: &mut Service, now: Timestamp) -> Result<(),
         started_at: now.0,
         completed_at: 0,
         message: "manually requested rollback".to_owned(),
+        cause: String::new(),
     });
     Ok(())
 }

@@ -23,7 +23,7 @@ fn text<T>(result: Result<T, ControlError>) -> String {
 
 fn create(world: &mut World, spec: ServiceSpec) -> Result<String, ControlError> {
     let request = CreateServiceRequest { spec: Some(spec) };
-    world.control(|state, _, ids| create_service(state, &request, ids))
+    world.control(|state, now, ids| create_service(state, &request, now, ids))
 }
 
 fn update(world: &mut World, request: UpdateServiceRequest) -> Result<String, ControlError> {
@@ -125,18 +125,18 @@ fn a_manual_rollback_swaps_the_specs() {
 fn credentials_are_kept_and_never_shown() {
     let mut world = World::new(1);
     let mut web = spec("web", 1);
-    *registry_auth(&mut web).expect("a container") = "secret".to_owned();
+    *registry_auth(&mut web).expect("a container") = "hush-hush".to_owned();
     let id = world.create(web);
     world.change(&id, |spec| {
         registry_auth(spec).expect("a container").clear();
         set_image(spec, "web:2");
     });
     let mut stored = world.service(&id).spec.clone().expect("spec");
-    assert_eq!(registry_auth(&mut stored).map(|auth| auth.clone()), Some("secret".to_owned()));
+    assert_eq!(registry_auth(&mut stored).map(|auth| auth.clone()), Some("hush-hush".to_owned()));
     world.run(Duration::from_secs(2));
     for kind in [ObjectKind::Service, ObjectKind::Task] {
         for object in list(&world.state, kind) {
-            assert!(!format!("{:?}", shown(&object)).contains("secret"));
+            assert!(!format!("{:?}", shown(&object)).contains("hush-hush"));
         }
     }
     let root_ca = Some(RootCa { key_pem: b"secret".to_vec(), ..RootCa::default() });

@@ -56,6 +56,8 @@ impl FakeManager {
         let name = |object: &wire::Object| match &object.object {
             Some(wire::object::Object::Service(service)) => service.name().to_owned(),
             Some(wire::object::Object::Network(network)) => network.name().to_owned(),
+            Some(wire::object::Object::Secret(secret)) => secret.name().to_owned(),
+            Some(wire::object::Object::Config(config)) => config.name().to_owned(),
             _ => String::new(),
         };
         let found = objects.iter().find(|object| {
@@ -164,6 +166,59 @@ impl Control for FakeManager {
         _: tonic::Request<wire::UpdateClusterRequest>,
     ) -> Result<Reply<wire::Cluster>, Status> {
         Ok(Reply::new(wire::Cluster::default()))
+    }
+
+    async fn create_secret(
+        &self,
+        request: tonic::Request<wire::CreateSecretRequest>,
+    ) -> Result<Reply<wire::Secret>, Status> {
+        let meta = Some(wire::Meta { version: 7, ..wire::Meta::default() });
+        let secret = wire::Secret { id: "secret1".into(), meta, spec: request.into_inner().spec };
+        self.put(secret.clone());
+        Ok(Reply::new(secret))
+    }
+
+    async fn update_secret(
+        &self,
+        request: tonic::Request<wire::UpdateSecretRequest>,
+    ) -> Result<Reply<wire::Secret>, Status> {
+        match request.into_inner().version {
+            7 => Ok(Reply::new(wire::Secret::default())),
+            _ => Err(Status::failed_precondition("update out of sequence")),
+        }
+    }
+
+    async fn remove_secret(
+        &self,
+        request: tonic::Request<wire::RemoveRequest>,
+    ) -> Result<Reply<wire::RemoveResponse>, Status> {
+        match request.into_inner().id.as_str() {
+            "secret1" => Ok(Reply::new(wire::RemoveResponse {})),
+            _ => Err(Status::invalid_argument("secret 'key' is in use by the following service: web")),
+        }
+    }
+
+    async fn create_config(
+        &self,
+        request: tonic::Request<wire::CreateConfigRequest>,
+    ) -> Result<Reply<wire::Config>, Status> {
+        let config = wire::Config { id: "config1".into(), meta: None, spec: request.into_inner().spec };
+        self.put(config.clone());
+        Ok(Reply::new(config))
+    }
+
+    async fn update_config(
+        &self,
+        _: tonic::Request<wire::UpdateConfigRequest>,
+    ) -> Result<Reply<wire::Config>, Status> {
+        Ok(Reply::new(wire::Config::default()))
+    }
+
+    async fn remove_config(
+        &self,
+        _: tonic::Request<wire::RemoveRequest>,
+    ) -> Result<Reply<wire::RemoveResponse>, Status> {
+        Ok(Reply::new(wire::RemoveResponse {}))
     }
 
     async fn leave_manager(
@@ -459,6 +514,48 @@ async fn membership_calls_that_make_no_sense_are_refused() {
     let (status, answer) = host.call("POST", "/swarm/leave", None).await;
     assert_eq!((status, &answer["hint"]), (503, &json!("use --force")));
     assert_eq!(host.call("POST", "/swarm/leave?force=1", None).await.0, 200);
+}
+
+#[tokio::test]
+async fn secrets_and_configs_have_dockers_paths_and_statuses() {
+    let manager = FakeManager::default();
+    let host = Host::start(Some(manager.clone())).await;
+    let body = json!({"Name": "key", "Labels": {"tier": "a"}, "Data": "aHVzaA=="});
+    let created = host.call("POST", "/secrets/create", Some(body.clone())).await;
+    assert_eq!(created, (201, json!({"ID": "secret1"})));
+    let (_, shown) = host.call("GET", "/secrets/key", None).await;
+    assert_eq!((&shown["ID"], &shown["Version"]), (&json!("secret1"), &json!({"Index": 7})));
+    assert_eq!(shown["Spec"], json!({"Name": "key", "Labels": {"tier": "a"}}), "never the data");
+    host.check("GET", "/secrets/other", None, 404, "secret other not found").await;
+    host.check("POST", "/secrets/key/update", Some(body.clone()), 400, "invalid secret version").await;
+    host.check("POST", "/secrets/key/update?version=6", Some(body.clone()), 400, "update out of sequence")
+        .await;
+    assert_eq!(host.call("POST", "/secrets/key/update?version=7", Some(body.clone())).await.0, 200);
+
+    let put = |id: &str, name: &str| {
+        let annotations = Some(wire::Annotations { name: name.into(), ..wire::Annotations::default() });
+        let spec = Some(wire::ContentSpec { annotations, ..wire::ContentSpec::default() });
+        manager.put(wire::Secret { id: id.into(), spec, meta: None });
+    };
+    put("x9", "keyring");
+    put("y9", "used");
+    let names = async |filters: &str| {
+        let filters = filters.replace('"', "%22").replace('{', "%7B").replace('}', "%7D");
+        let (_, listed) = host.call("GET", &format!("/secrets?filters={filters}"), None).await;
+        let names = listed.as_array().expect("a list").iter().map(|row| row["Spec"]["Name"].clone());
+        names.map(|name| name.as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(r#"{"name":["key"]}"#).await, ["key", "keyring"]);
+    assert_eq!(names(r#"{"names":["key"],"id":["y"]}"#).await, ["key", "used"], "either of them");
+    assert_eq!(names(r#"{"label":["tier=a"]}"#).await, ["key"]);
+    let in_use = "secret 'key' is in use by the following service: web";
+    host.check("DELETE", "/secrets/used", None, 400, in_use).await;
+    assert_eq!(host.call("DELETE", "/secrets/key", None).await.0, 204);
+
+    assert_eq!(host.call("POST", "/configs/create", Some(body)).await, (201, json!({"ID": "config1"})));
+    let (_, shown) = host.call("GET", "/configs/config1", None).await;
+    assert_eq!(shown["Spec"]["Data"], "aHVzaA==");
+    assert_eq!(host.call("DELETE", "/configs/key", None).await.0, 204);
 }
 
 #[tokio::test]

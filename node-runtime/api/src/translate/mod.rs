@@ -4,6 +4,7 @@
 //! had one day, 400 when it makes no sense. Nothing is ignored silently.
 
 pub(crate) mod cluster;
+pub(crate) mod content;
 pub(crate) mod create;
 pub(crate) mod image;
 pub(crate) mod inspect;

@@ -25,7 +25,8 @@ pub(crate) fn task(task: &wire::Task, networks: &BTreeMap<String, wire::Network>
         slot: task.slot,
         node_id: task.node_id.clone(),
         status: status(task),
-        desired_state: task.desired().name().to_owned(),
+        desired_state: desired_name(task).to_owned(),
+        job_iteration: task.job_iteration.map(|index| types::Version { index }),
         networks_attachments: places,
         ..types::Task::default()
     }
@@ -53,6 +54,16 @@ fn state_name(state: wire::TaskState) -> &'static str {
         wire::TaskState::Draining => wire::TaskState::Running.name(),
         other => other.name(),
     }
+}
+
+/// What is wanted of a task: of a job's, that it completes.
+fn desired_name(task: &wire::Task) -> &'static str {
+    let completed =
+        task.desired() == wire::TaskState::Shutdown && task.observed() == wire::TaskState::Complete;
+    if task.job_iteration.is_some() && (task.desired() == wire::TaskState::Running || completed) {
+        return wire::TaskState::Complete.name();
+    }
+    task.desired().name()
 }
 
 fn attachment(

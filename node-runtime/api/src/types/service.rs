@@ -310,6 +310,33 @@ docker! {
         pub update_status: Option<UpdateStatus>,
         #[serde(skip_serializing_if = "crate::types::omit")]
         pub service_status: Option<ServiceStatus>,
+        #[serde(skip_serializing_if = "crate::types::omit")]
+        pub job_status: Option<JobStatus>,
+        #[serde(skip_serializing_if = "crate::types::omit")]
+        pub deployment: Option<Deployment>,
+    }
+
+    /// Ours: how far the service is on the way to its spec.
+    pub struct Deployment {
+        /// The update status' state; empty when there was no update.
+        pub phase: String,
+        /// Why it was paused or rolled back.
+        #[serde(skip_serializing_if = "crate::types::omit")]
+        pub cause: String,
+        /// Slots that have a task.
+        pub total: u64,
+        /// Those whose task is as the spec asks.
+        pub updated: u64,
+        /// Those whose such task runs.
+        pub running: u64,
+        /// Those in which one failed since the update began.
+        pub failed: u64,
+    }
+
+    pub struct JobStatus {
+        pub job_iteration: Version,
+        #[serde(skip_serializing_if = "crate::types::omit")]
+        pub last_execution: String,
     }
 
     pub struct Endpoint {
@@ -352,6 +379,12 @@ docker! {
 
     pub struct ServiceUpdated {
         pub warnings: Option<Vec<String>>,
+    }
+
+    /// The reply to `POST /secrets/create` and `/configs/create`.
+    pub struct IdReply {
+        #[serde(rename = "ID")]
+        pub id: String,
     }
 
     /// One row of `GET /secrets`.

@@ -3,6 +3,8 @@
 mod read;
 mod show;
 
+use std::collections::BTreeSet;
+
 use rswarm_base::Kind;
 use rswarm_proto::model::service as defaults;
 use rswarm_proto::wire;
@@ -21,7 +23,8 @@ pub(crate) fn status(
     tasks: &[wire::Task],
     is_ready: impl Fn(&str) -> bool,
 ) -> types::ServiceStatus {
-    let own = || tasks.iter().filter(|task| task.service_id == service.id);
+    let iteration = service.job_iteration();
+    let own = || tasks.iter().filter(|task| task.service_id == service.id && task.job_iteration == iteration);
     let running = own().filter(|task| {
         task.observed() == wire::TaskState::Running
             && task.desired() == wire::TaskState::Running
@@ -30,11 +33,21 @@ pub(crate) fn status(
     let desired = match service.spec.as_ref().map(wire::ServiceSpec::mode_or_default) {
         Some(defaults::Mode::Replicated(replicas)) => replicas,
         // As many as there are nodes to run one: those whose task should run.
+        Some(defaults::Mode::ReplicatedJob { concurrent, .. }) => concurrent,
+        Some(defaults::Mode::GlobalJob) => own().filter(|task| task.is_live()).count() as u64,
         Some(defaults::Mode::Global) | None => {
             own().filter(|task| task.desired() == wire::TaskState::Running).count() as u64
         }
     };
-    let completed = own().filter(|task| task.observed() == wire::TaskState::Complete).count() as u64;
+    // A slot counts once, even if a node that was given up completed its task as well.
+    let complete = own().filter(|task| task.observed() == wire::TaskState::Complete);
+    let slots: BTreeSet<(u64, &str)> = match iteration {
+        Some(_) => {
+            complete.map(|task| (task.slot, if task.slot == 0 { &*task.node_id } else { "" })).collect()
+        }
+        None => BTreeSet::new(),
+    };
+    let completed = slots.len() as u64;
     types::ServiceStatus {
         running_tasks: running.count() as u64,
         desired_tasks: desired,

@@ -6,7 +6,7 @@ use rswarm_proto::wire;
 use rswarm_proto::wire::{endpoint_spec, restart_policy, service_spec, update_config};
 
 use crate::error::ApiError;
-use crate::translate::{filled, healthcheck, mounts, ports, refuse, ulimits};
+use crate::translate::{content, filled, healthcheck, mounts, ports, refuse, ulimits};
 use crate::types;
 
 /// `networks` gives the identifiers of the networks that [`network_targets`] names.
@@ -39,11 +39,25 @@ fn attachments(spec: &types::ServiceSpec) -> &[types::NetworkAttachmentConfig] {
 }
 
 fn mode(mode: &types::ServiceMode) -> Result<service_spec::Mode, ApiError> {
-    refuse(mode.replicated_job.is_some(), "a service of mode replicated-job")?;
-    refuse(mode.global_job.is_some(), "a service of mode global-job")?;
+    let named = [
+        mode.replicated.is_some(),
+        mode.global.is_some(),
+        mode.replicated_job.is_some(),
+        mode.global_job.is_some(),
+    ];
+    if named.iter().filter(|named| **named).count() > 1 {
+        return Err(ApiError::invalid("must specify only one service mode"));
+    }
+    if let Some(job) = &mode.replicated_job {
+        // As moby: one at a time, and as often as there are at a time.
+        let max_concurrent = job.max_concurrent.unwrap_or(1);
+        let total_completions = job.total_completions.unwrap_or(max_concurrent);
+        let job = wire::ReplicatedJob { max_concurrent, total_completions };
+        return Ok(service_spec::Mode::ReplicatedJob(job));
+    }
     match (&mode.replicated, &mode.global) {
-        (Some(_), Some(_)) => Err(ApiError::invalid("must specify only one service mode")),
-        (None, Some(_)) => Ok(service_spec::Mode::Global(wire::Global {})),
+        _ if mode.global_job.is_some() => Ok(service_spec::Mode::GlobalJob(wire::GlobalJob {})),
+        (_, Some(_)) => Ok(service_spec::Mode::Global(wire::Global {})),
         (replicated, None) => {
             let replicas = replicated.as_ref().and_then(|replicated| replicated.replicas).unwrap_or(1);
             Ok(service_spec::Mode::Replicated(wire::Replicated { replicas }))
@@ -84,15 +98,13 @@ fn task(spec: &types::ServiceSpec, networks: &BTreeMap<String, String>) -> Resul
             .map(|driver| wire::LogDriver { name: driver.name.clone(), options: driver.options.clone() }),
         networks,
         force_update: template.force_update,
+        secrets: content::secret_references(&container_spec.secrets),
+        configs: content::config_references(&container_spec.configs)?,
         attachment: None,
     })
 }
 
 fn container(spec: &types::ContainerSpec) -> Result<wire::ContainerSpec, ApiError> {
-    let later =
-        |error: ApiError| error.hint("pass the value by an environment variable, a mount or the image");
-    refuse(!spec.secrets.is_empty(), "a secret of a service (Secrets)").map_err(later)?;
-    refuse(!spec.configs.is_empty(), "a config of a service (Configs)").map_err(later)?;
     if !matches!(spec.isolation.as_str(), "" | "default") {
         return Err(ApiError::invalid(format!("invalid isolation (\"{}\")", spec.isolation)));
     }

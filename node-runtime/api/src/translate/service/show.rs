@@ -5,7 +5,7 @@ use rswarm_proto::wire;
 use rswarm_proto::wire::{endpoint_spec, restart_policy, update_config, update_status};
 
 use super::read::RUNTIME_LABEL;
-use crate::translate::{healthcheck_out, meta, mounts, nanos, ports, ulimits_out};
+use crate::translate::{content, healthcheck_out, meta, mounts, nanos, ports, ulimits_out};
 use crate::types;
 
 /// The stored service. With `defaults`, its spec shows what the managers assume where it says nothing.
@@ -25,6 +25,23 @@ pub(crate) fn service(service: &wire::Service, defaults: bool) -> types::Service
         endpoint: service.endpoint.as_ref().map(endpoint_out).unwrap_or_default(),
         update_status: service.update_status.as_ref().and_then(update_status_out),
         service_status: None,
+        deployment: service.deployment.as_ref().map(|deployment| types::Deployment {
+            phase: service
+                .update_status
+                .as_ref()
+                .and_then(update_status_out)
+                .map(|status| status.state)
+                .unwrap_or_default(),
+            cause: deployment.cause.clone(),
+            total: deployment.total,
+            updated: deployment.updated,
+            running: deployment.running,
+            failed: deployment.failed,
+        }),
+        job_status: service.job_status.map(|status| types::JobStatus {
+            job_iteration: types::Version { index: status.iteration },
+            last_execution: nanos(status.last_execution),
+        }),
     }
 }
 
@@ -51,12 +68,26 @@ fn mode_out(spec: &wire::ServiceSpec) -> types::ServiceMode {
         defaults::Mode::Global => {
             types::ServiceMode { global: Some(types::Empty {}), ..types::ServiceMode::default() }
         }
+        defaults::Mode::ReplicatedJob { concurrent, total } => types::ServiceMode {
+            replicated_job: Some(types::ReplicatedJob {
+                max_concurrent: Some(concurrent),
+                total_completions: Some(total),
+            }),
+            ..types::ServiceMode::default()
+        },
+        defaults::Mode::GlobalJob => {
+            types::ServiceMode { global_job: Some(types::Empty {}), ..types::ServiceMode::default() }
+        }
     }
 }
 
 pub(crate) fn task_out(task: &wire::TaskSpec) -> types::TaskSpec {
     types::TaskSpec {
-        container_spec: task.container.as_ref().map(container_out),
+        container_spec: task.container.as_ref().map(|container| types::ContainerSpec {
+            secrets: content::secret_references_out(&task.secrets),
+            configs: content::config_references_out(&task.configs),
+            ..container_out(container)
+        }),
         resources: task.resources.as_ref().map(resources_out),
         restart_policy: task.restart.as_ref().map(restart_out),
         placement: task.placement.as_ref().map(placement_out),
@@ -282,8 +313,10 @@ fn insert_defaults(spec: &mut types::ServiceSpec) {
         order: "stop-first".to_owned(),
         ..types::UpdateConfig::default()
     };
-    spec.update_config.get_or_insert_with(update);
-    spec.rollback_config.get_or_insert_with(update);
+    if spec.mode.replicated_job.is_none() && spec.mode.global_job.is_none() {
+        spec.update_config.get_or_insert_with(update);
+        spec.rollback_config.get_or_insert_with(update);
+    }
     let endpoint = spec.endpoint_spec.get_or_insert_default();
     if endpoint.mode.is_empty() {
         endpoint.mode = "vip".to_owned();

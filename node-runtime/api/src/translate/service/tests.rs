@@ -15,6 +15,8 @@ const CREATE: &str = r#"{"Name":"web","Labels":{"tier":"front"},"TaskTemplate":{
 "StopGracePeriod":30000000000,"Healthcheck":{"Test":["CMD-SHELL","true"],"Interval":5000000000,"Retries":2},
 "Hosts":["10.0.0.9 db"],"DNSConfig":{"Nameservers":["9.9.9.9"]},"Isolation":"default","Sysctls":{"net.core.somaxconn":"1024"},
 "CapabilityAdd":["CAP_NET_ADMIN"],"CapabilityDrop":["CAP_MKNOD"],
+"Secrets":[{"File":{"Name":"key","UID":"33","GID":"0","Mode":288},"SecretID":"s1","SecretName":"key_v1"}],
+"Configs":[{"File":{"Name":"/etc/web.conf","UID":"0","GID":"0","Mode":292},"ConfigID":"c1","ConfigName":"web"}],
 "Ulimits":[{"Name":"nofile","Hard":20,"Soft":10}],"OomScoreAdj":7},
 "Resources":{"Limits":{"NanoCPUs":500000000,"MemoryBytes":67108864,"Pids":9},"Reservations":{"NanoCPUs":100000000,"MemoryBytes":33554432},"SwapBytes":33554432,"MemorySwappiness":10},
 "RestartPolicy":{"Condition":"on-failure","Delay":2000000000,"MaxAttempts":3,"Window":60000000000},
@@ -72,8 +74,7 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     let template =
         |fields: &str| format!(r#"{{"TaskTemplate":{{"ContainerSpec":{{"Image":"web"}},{fields}}}}}"#);
     let refused = [
-        (container(r#""Secrets":[{"SecretID":"x"}]"#), Kind::NotImplemented, "Secrets"),
-        (container(r#""Configs":[{"ConfigID":"x"}]"#), Kind::NotImplemented, "Configs"),
+        (container(r#""Configs":[{"Runtime":{},"ConfigID":"x"}]"#), Kind::NotImplemented, "Runtime"),
         (
             container(r#""Privileges":{"CredentialSpec":{"File":"x"}}"#),
             Kind::NotImplemented,
@@ -93,9 +94,10 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         ),
         (template(r#""RestartPolicy":{"Condition":"maybe"}"#), Kind::InvalidArgument, "maybe"),
         (
-            r#"{"Mode":{"ReplicatedJob":{}},"TaskTemplate":{"ContainerSpec":{"Image":"web"}}}"#.to_owned(),
-            Kind::NotImplemented,
-            "replicated-job",
+            r#"{"Mode":{"ReplicatedJob":{},"GlobalJob":{}},"TaskTemplate":{"ContainerSpec":{"Image":"web"}}}"#
+                .to_owned(),
+            Kind::InvalidArgument,
+            "only one service mode",
         ),
         (
             r#"{"Mode":{"Replicated":{},"Global":{}},"TaskTemplate":{"ContainerSpec":{"Image":"web"}}}"#
@@ -192,6 +194,52 @@ fn only_tasks_that_run_on_ready_nodes_count() {
     };
     let status = status(&service, &tasks, |node| node == "up");
     assert_eq!((status.running_tasks, status.desired_tasks, status.completed_tasks), (1, 3, 0));
+}
+
+#[test]
+fn jobs_are_read_with_mobys_defaults_and_counted_by_slot() {
+    let mode = |mode: &str| {
+        let text = format!(r#"{{"Mode":{mode},"TaskTemplate":{{"ContainerSpec":{{"Image":"web"}}}}}}"#);
+        let stored = spec(&parse(&text), &no_networks()).expect("spec");
+        (stored.mode_or_default(), serde_json::to_value(spec_out(&stored).mode).expect("json"))
+    };
+    let five = serde_json::json!({"ReplicatedJob": {"MaxConcurrent": 2, "TotalCompletions": 5}});
+    let job = |concurrent, total| defaults::Mode::ReplicatedJob { concurrent, total };
+    assert_eq!(mode(&five.to_string()), (job(2, 5), five));
+    assert_eq!(mode(r#"{"ReplicatedJob":{}}"#).0, job(1, 1));
+    assert_eq!(mode(r#"{"ReplicatedJob":{"MaxConcurrent":3}}"#).0, job(3, 3));
+    let global = serde_json::json!({"GlobalJob": {}});
+    assert_eq!(mode(&global.to_string()), (defaults::Mode::GlobalJob, global));
+
+    use wire::TaskState::{Complete, Running};
+    let task = |slot: u64, iteration: u64, state: wire::TaskState| wire::Task {
+        service_id: "svc".into(),
+        slot,
+        job_iteration: Some(iteration),
+        status: Some(wire::TaskStatus { state: state.into(), ..wire::TaskStatus::default() }),
+        desired_state: Running.into(),
+        ..wire::Task::default()
+    };
+    let tasks = [
+        task(1, 0, Complete),
+        task(1, 1, Complete),
+        task(1, 1, Complete),
+        task(2, 1, Complete),
+        task(3, 1, Running),
+    ];
+    let text = r#"{"Mode":{"ReplicatedJob":{"MaxConcurrent":2,"TotalCompletions":5}},
+        "TaskTemplate":{"ContainerSpec":{"Image":"web"}}}"#;
+    let service = wire::Service {
+        id: "svc".into(),
+        spec: spec(&parse(text), &no_networks()).ok(),
+        job_status: Some(wire::JobStatus { iteration: 1, ..wire::JobStatus::default() }),
+        ..wire::Service::default()
+    };
+    let status = status(&service, &tasks, |_| true);
+    assert_eq!((status.running_tasks, status.desired_tasks, status.completed_tasks), (1, 2, 2));
+    let shown = serde_json::to_value(super::service(&service, true)).expect("json");
+    assert_eq!(shown["JobStatus"]["JobIteration"], serde_json::json!({"Index": 1}));
+    assert!(shown["Spec"].get("UpdateConfig").is_none(), "jobs have none, not even a default one");
 }
 
 #[test]

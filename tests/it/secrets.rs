@@ -1,0 +1,183 @@
+//! Secrets and configs on real nodes, by docker's own client: from a file to a container's memory and nowhere else.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rswarm_tests::harness::{Lab, eventually, run};
+use rswarm_tests::host::Host;
+
+use crate::support::{converged, running_tasks};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What must never be found on a disk.
+const HUSH: &str = "correct-horse-battery-staple";
+
+#[test]
+fn secrets_and_configs_reach_containers_and_no_disk() -> Result<()> {
+    let mut lab = Lab::start(2)?;
+    lab.form_cluster(1)?;
+    for host in &lab.hosts {
+        host.import_busybox()?;
+    }
+    let dir = tempfile::tempdir()?;
+    let file = |name: &str, text: &str| -> Result<String> {
+        let path = dir.path().join(name);
+        fs::write(&path, text)?;
+        Ok(path.to_str().context("a path")?.to_owned())
+    };
+    let first = &lab.hosts[0];
+    let key = file("key", HUSH)?;
+    let template = file("web.conf", "{{.Service.Name}} {{.Task.Slot}} {{env \"MODE\"}} {{secret \"key\"}}")?;
+    ensure!(first.docker(&["secret", "create", "--label", "tier=a", "key", &key])?.trim().len() == 25);
+    first.docker(&["config", "create", "--template-driver", "golang", "web", &template])?;
+    let again = first.refusal(&["secret", "create", "key", &key])?;
+    ensure!(again.contains("secret key already exists"), "{again}");
+    let shown = first.docker(&["secret", "inspect", "key"])?;
+    ensure!(shown.contains("\"tier\": \"a\"") && !shown.contains("Data"), "{shown}");
+    ensure!(first.rswarm(&["config", "inspect", "--pretty", "web"])?.contains("{{.Service.Name}}"));
+
+    first.docker(&[
+        "service",
+        "create",
+        "--detach",
+        "--name",
+        "web",
+        "--replicas",
+        "2",
+        "--env",
+        "MODE=fast",
+        "--env",
+        "WHERE={{.Node.Hostname}}/{{.Task.Slot}}",
+        "--hostname",
+        "{{.Service.Name}}-{{.Task.Slot}}",
+        "--secret",
+        "source=key,target=key,uid=33,gid=34,mode=0400",
+        "--config",
+        "source=web,target=/etc/web.conf",
+        "--constraint",
+        "node.hostname==h2",
+        "--restart-delay",
+        "100ms",
+        "busybox:latest",
+        "sleep",
+        "1000",
+    ])?;
+    converged(first, "web", 2, PATIENCE)?;
+    seen_inside(&lab.hosts[1])?;
+    nowhere_on_disk(&lab)?;
+
+    let used = first.refusal(&["secret", "rm", "key"])?;
+    ensure!(used.contains("secret 'key' is in use by the following service: web"), "{used}");
+
+    // The node's daemon dies with all it had in memory; its containers keep theirs, and it keeps its tasks.
+    lab.hosts[1].restart_hard()?;
+    lab.hosts[1].ready()?;
+    seen_inside(&lab.hosts[1])?;
+
+    // Another version of the secret is rolled out by our own client.
+    let first = &lab.hosts[0];
+    let next = file("key2", "second")?;
+    first.rswarm(&["secret", "create", "key2", &next])?;
+    first.rswarm(&[
+        "service",
+        "update",
+        "--secret-rm",
+        "key",
+        "--secret-add",
+        "source=key2,target=key",
+        "web",
+    ])?;
+    eventually(PATIENCE, "the new secret is everywhere", || {
+        Ok(running_tasks(first, "web")?.len() == 2
+            && containers(&lab.hosts[1])?.len() == 2
+            && containers(&lab.hosts[1])?.iter().all(|id| {
+                inside(&lab.hosts[1], id, &["cat", "/run/secrets/key"]).is_ok_and(|text| text == "second")
+            }))
+    })?;
+    first.docker(&["secret", "rm", "key"])?;
+    eventually(PATIENCE, "the node has forgotten the old one", || {
+        Ok(fs::read_dir(lab.hosts[1].dir.join("data/swarm/worker/secrets"))?.count() == 1)
+    })?;
+
+    // A stack file brings its own, and takes them along.
+    let stack = file(
+        "stack.yml",
+        "version: '3.8'\nservices:\n  app:\n    image: busybox:latest\n    command: sleep 1000\n    secrets: [token]\n    \
+         configs: [{source: settings, target: /etc/settings}]\nsecrets:\n  token: {file: ./key}\nconfigs:\n  \
+         settings: {file: ./web.conf}\n",
+    )?;
+    first.docker(&["stack", "deploy", "--detach=true", "-c", &stack, "demo"])?;
+    converged(first, "demo_app", 1, PATIENCE)?;
+    let listed = first.docker(&[
+        "secret",
+        "ls",
+        "--filter",
+        "label=com.docker.stack.namespace=demo",
+        "--format",
+        "{{.Name}}",
+    ])?;
+    ensure!(listed.trim() == "demo_token", "{listed}");
+    first.docker(&["stack", "rm", "demo"])?;
+    ensure!(first.docker(&["config", "ls", "-q", "--filter", "name=demo"])?.trim().is_empty());
+
+    first.docker(&["service", "rm", "web"])?;
+    eventually(PATIENCE, "all containers are gone", || {
+        Ok(lab.hosts.iter().all(|host| host.docker(&["ps", "-aq"]).is_ok_and(|ids| ids.trim().is_empty())))
+    })?;
+    eventually(PATIENCE, "no secret is left on the node", || {
+        Ok(fs::read_dir(lab.hosts[1].dir.join("data/swarm/worker/secrets"))?.count() == 0)
+    })?;
+    lab.finish()
+}
+
+fn containers(host: &Host) -> Result<Vec<String>> {
+    let ids = host.docker(&["ps", "-q", "--filter", "label=com.docker.swarm.service.name=web"])?;
+    Ok(ids.split_whitespace().map(str::to_owned).collect())
+}
+
+fn inside(host: &Host, id: &str, command: &[&str]) -> Result<String> {
+    Ok(host.docker(&[&["exec", id], command].concat())?.trim().to_owned())
+}
+
+/// Files as they should be, in memory, and placeholders filled in.
+fn seen_inside(host: &Host) -> Result<()> {
+    let ids = containers(host)?;
+    ensure!(ids.len() == 2, "{ids:?}");
+    let mut slots = Vec::new();
+    for id in &ids {
+        let environment = inside(host, id, &["sh", "-c", "echo $WHERE"])?;
+        let slot = environment.strip_prefix("h2/").with_context(|| environment.clone())?;
+        ensure!(inside(host, id, &["hostname"])? == format!("web-{slot}"));
+        ensure!(inside(host, id, &["cat", "/etc/web.conf"])? == format!("web {slot} fast {HUSH}"));
+        ensure!(inside(host, id, &["cat", "/run/secrets/key"])? == HUSH);
+        let stat = inside(host, id, &["stat", "-c", "%a %u %g", "/run/secrets/key", "/etc/web.conf"])?;
+        ensure!(stat == "400 33 34\n444 0 0", "{stat}");
+        let mounts = inside(host, id, &["cat", "/proc/mounts"])?;
+        for path in ["/run/secrets/key", "/etc/web.conf"] {
+            let line = mounts.lines().find(|line| line.split(' ').nth(1) == Some(path)).context(path)?;
+            ensure!(line.starts_with("tmpfs ") && line.contains(" ro,"), "{line}");
+        }
+        slots.push(slot.to_owned());
+    }
+    slots.sort();
+    ensure!(slots == ["1", "2"], "{slots:?}");
+    Ok(())
+}
+
+/// Neither the managers' log nor the node's files hold the secret as it is.
+fn nowhere_on_disk(lab: &Lab) -> Result<()> {
+    for host in &lab.hosts {
+        let mut command = std::process::Command::new("grep");
+        let found = run(command.args(["-rlF", HUSH]).arg(&host.dir));
+        ensure!(found.is_err(), "the secret is on the disk of {}: {}", host.name, found?);
+    }
+    let sealed: &Path = &lab.hosts[1].dir.join("data/swarm/worker/secrets");
+    ensure!(fs::read_dir(sealed)?.count() == 1, "the node that needs it keeps it sealed");
+    ensure!(
+        fs::read_dir(lab.hosts[0].dir.join("data/swarm/worker/secrets"))?.count() == 0,
+        "others get nothing"
+    );
+    Ok(())
+}
