@@ -390,7 +390,9 @@ fn bridge_spec(network: &Network) -> Result<BridgeSpec, String> {
                 spec.host_binding = Some(value.parse().map_err(|_| wrong())?);
             }
             "com.docker.network.driver.mtu" => spec.mtu = Some(value.parse().map_err(|_| wrong())?),
-            _ => return Err(format!("unknown network option \"{key}\"")),
+            // Words of the user's own, shown again by `inspect`, as Docker's driver leaves them alone too.
+            key if !key.starts_with("com.docker.network.") => {}
+            key => return Err(format!("unknown network option \"{key}\"")),
         }
     }
     Ok(spec)
