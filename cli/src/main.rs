@@ -124,6 +124,15 @@ fn command_line(args: &[OsString]) -> ExitCode {
 }
 
 fn run_daemon(args: DaemonArgs) -> ExitCode {
+    if args.validate {
+        return match daemon::validate(args) {
+            Ok(()) => {
+                let _ = io::stderr().write_all(b"configuration OK\n");
+                ExitCode::SUCCESS
+            }
+            Err(error) => tell(&render::error::describe_plain(&error)),
+        };
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&CommandError::from(error)),

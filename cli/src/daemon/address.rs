@@ -92,8 +92,7 @@ fn parse(text: &str, what: &str) -> Result<SocketAddr, ClusterError> {
         ),
         None => (text, DEFAULT_PORT),
     };
-    let ips: Vec<IpAddr> =
-        candidates()?.into_iter().filter(|(name, _)| name == interface).map(|(_, ip)| ip).collect();
+    let ips: Vec<IpAddr> = addresses(|name, _| name == interface)?.into_iter().map(|(_, ip)| ip).collect();
     match ips.as_slice() {
         [ip] => Ok(SocketAddr::new(*ip, port)),
         [] => Err(invalid(&format!(
@@ -135,17 +134,21 @@ fn source_towards(remote: &str) -> Option<IpAddr> {
     (!ip.is_unspecified()).then_some(ip)
 }
 
-/// IPv4 addresses of this host's interfaces that are up and not ours (bridges of containers are).
+/// IPv4 addresses of this host's interfaces that are not ours (bridges of containers are), nor the loopback.
 fn candidates() -> Result<Vec<(String, IpAddr)>, ClusterError> {
+    addresses(|name, flags| {
+        !flags.contains(InterfaceFlags::IFF_LOOPBACK)
+            && !["rsw", "br-", "docker", "veth"].iter().any(|ours| name.starts_with(ours))
+    })
+}
+
+/// IPv4 addresses of this host's interfaces that are up and `wanted`.
+fn addresses(wanted: impl Fn(&str, InterfaceFlags) -> bool) -> Result<Vec<(String, IpAddr)>, ClusterError> {
     let interfaces = getifaddrs().map_err(|error| {
         ClusterError::new(Kind::Internal, "the interfaces of this host cannot be listed").because(error)
     })?;
     let usable = interfaces.filter(|interface| {
-        let flags = interface.flags;
-        let name = &interface.interface_name;
-        flags.contains(InterfaceFlags::IFF_UP)
-            && !flags.contains(InterfaceFlags::IFF_LOOPBACK)
-            && !["rsw", "br-", "docker", "veth"].iter().any(|ours| name.starts_with(ours))
+        interface.flags.contains(InterfaceFlags::IFF_UP) && wanted(&interface.interface_name, interface.flags)
     });
     let addresses = usable.filter_map(|interface| {
         let ip = interface.address?.as_sockaddr_in()?.ip();
@@ -186,6 +189,12 @@ mod tests {
         assert_eq!(decided.advertise, "10.0.0.2:2377".parse().expect("address"));
         assert_eq!(decided.data_path, "10.1.0.2".parse::<IpAddr>().expect("address"));
         assert_eq!(decided.local(), "127.0.0.1:2377".parse().expect("address"));
+    }
+
+    #[test]
+    fn an_interface_that_is_named_may_be_any() {
+        let decided = Addresses::decide("0.0.0.0:3000", "lo", "", None).expect("the loopback has an address");
+        assert_eq!(decided.advertise, "127.0.0.1:3000".parse().expect("address"));
     }
 
     #[test]

@@ -69,6 +69,18 @@ pub struct DaemonArgs {
     /// Program that is the init [default: this one]
     #[arg(long, value_name = "FILE")]
     pub init_path: Option<PathBuf>,
+    /// IPC mode of containers that choose none: `private` or `shareable` [default: private]
+    #[arg(long, value_name = "MODE")]
+    pub default_ipc_mode: Option<String>,
+    /// Cgroup namespace mode of containers that choose none: `private` or `host` [default: private with cgroups v2]
+    #[arg(long, value_name = "MODE")]
+    pub default_cgroupns_mode: Option<String>,
+    /// Keep containers running while the daemon does not: always so, and false is refused
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub live_restore: Option<bool>,
+    /// Address or interface that this node tells others in a cluster, when `swarm init` and `join` give none
+    #[arg(long, value_name = "ADDRESS")]
+    pub swarm_default_advertise_addr: Option<String>,
     /// Log driver of containers that choose none [default: json-file]
     #[arg(long, value_name = "NAME")]
     pub log_driver: Option<String>,
@@ -81,6 +93,9 @@ pub struct DaemonArgs {
     /// How log lines look
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
+    /// Check the options and the configuration file, and end
+    #[arg(long)]
+    pub validate: bool,
     /// Same as --log-level debug
     #[arg(short = 'D', long)]
     pub debug: bool,
@@ -142,6 +157,10 @@ struct ConfigFile {
     default_runtime: Option<String>,
     init: bool,
     init_path: Option<PathBuf>,
+    default_ipc_mode: Option<String>,
+    default_cgroupns_mode: Option<String>,
+    live_restore: Option<bool>,
+    swarm_default_advertise_addr: Option<String>,
     log_driver: Option<String>,
     log_opts: BTreeMap<String, String>,
     log_level: Option<LogLevel>,
@@ -195,6 +214,12 @@ pub struct Settings {
     pub init: bool,
     /// The init program, when it is another.
     pub init_path: Option<PathBuf>,
+    /// The IPC mode of containers that choose none; empty is `private`.
+    pub ipc_mode: String,
+    /// The cgroup namespace mode of containers that choose none; empty follows the cgroups' version.
+    pub cgroupns_mode: String,
+    /// What this node advertises in a cluster, when nobody says; empty is the only address it has.
+    pub advertise_addr: String,
     /// The log driver of containers that choose none; empty is json-file.
     pub log_driver: String,
     /// Its options.
@@ -209,8 +234,8 @@ pub struct Settings {
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// The file is not there, or not what it should be.
-    #[error("configuration file could not be read")]
-    File(#[source] std::io::Error),
+    #[error("unable to configure the Docker daemon with file {0}")]
+    File(String, #[source] std::io::Error),
     /// An option both in the file and on the command line, as dockerd refuses it.
     #[error("the following directives are specified both as a flag and in the configuration file: {0}")]
     Twice(String),
@@ -226,6 +251,19 @@ pub enum SettingsError {
     /// No IPv6 subnet.
     #[error("invalid fixed-cidr-v6: '{0}' is not a valid IPv6 subnet")]
     FixedCidrV6(String),
+    /// No mode of that name, or none that could be everybody's.
+    #[error("default {what} mode setting ({mode}) is invalid; use \"{}\" or \"{}\"", choice[0], choice[1])]
+    Mode {
+        /// `IPC` or `cgroup namespace`.
+        what: &'static str,
+        /// What was given.
+        mode: String,
+        /// What there is.
+        choice: [&'static str; 2],
+    },
+    /// Shims keep the containers; the daemon has no way to take them along.
+    #[error("live-restore cannot be false: containers always go on without the daemon")]
+    LiveRestore,
     /// Only `none` and the default are known.
     #[error("bridge `{0}` cannot be used: this daemon makes its own; only `none` is accepted")]
     Bridge(String),
@@ -251,6 +289,9 @@ impl Settings {
         let default_runtime = args.default_runtime.or(file.default_runtime).unwrap_or_default();
         if !rswarm_engine::is_builtin_runtime(&default_runtime) && !runtimes.contains_key(&default_runtime) {
             return Err(SettingsError::DefaultRuntime(default_runtime));
+        }
+        if args.live_restore.or(file.live_restore) == Some(false) {
+            return Err(SettingsError::LiveRestore);
         }
         let mut log_opts = file.log_opts;
         log_opts.extend(labels(args.log_opts)?);
@@ -282,6 +323,16 @@ impl Settings {
             default_runtime,
             init: args.init || file.init,
             init_path: args.init_path.or(file.init_path),
+            ipc_mode: mode(args.default_ipc_mode.or(file.default_ipc_mode), "IPC", ["shareable", "private"])?,
+            cgroupns_mode: mode(
+                args.default_cgroupns_mode.or(file.default_cgroupns_mode),
+                "cgroup namespace",
+                ["host", "private"],
+            )?,
+            advertise_addr: args
+                .swarm_default_advertise_addr
+                .or(file.swarm_default_advertise_addr)
+                .unwrap_or_default(),
             log_driver: args.log_driver.or(file.log_driver).unwrap_or_default(),
             log_opts,
             log_level: level.unwrap_or(if debug { LogLevel::Debug } else { LogLevel::Info }),
@@ -291,13 +342,19 @@ impl Settings {
 }
 
 fn read_file(path: Option<&Path>) -> Result<ConfigFile, SettingsError> {
-    let file = fsx::read_json(path.unwrap_or(Path::new(DEFAULT_CONFIG))).map_err(SettingsError::File)?;
-    match (file, path) {
+    let place = path.unwrap_or(Path::new(DEFAULT_CONFIG));
+    let failed = |error| SettingsError::File(place.display().to_string(), error);
+    // dockerd takes an empty file for one without options.
+    let is_empty = std::fs::metadata(place).is_ok_and(|metadata| metadata.is_file() && metadata.len() == 0);
+    if is_empty {
+        return Ok(ConfigFile::default());
+    }
+    match (fsx::read_json(place).map_err(failed)?, path) {
         (Some(file), _) => Ok(file),
         (None, None) => Ok(ConfigFile::default()),
-        (None, Some(path)) => Err(SettingsError::File(std::io::Error::new(
+        (None, Some(path)) => Err(failed(std::io::Error::new(
             std::io::ErrorKind::NotFound,
-            format!("{}: no such file", path.display()),
+            format!("open {}: no such file or directory", path.display()),
         ))),
     }
 }
@@ -317,6 +374,16 @@ fn refuse_twice(args: &DaemonArgs, file: &ConfigFile) -> Result<(), SettingsErro
         ("node-name", args.node_name.is_some() && file.node_name.is_some()),
         ("default-runtime", args.default_runtime.is_some() && file.default_runtime.is_some()),
         ("init-path", args.init_path.is_some() && file.init_path.is_some()),
+        ("default-ipc-mode", args.default_ipc_mode.is_some() && file.default_ipc_mode.is_some()),
+        (
+            "default-cgroupns-mode",
+            args.default_cgroupns_mode.is_some() && file.default_cgroupns_mode.is_some(),
+        ),
+        ("live-restore", args.live_restore.is_some() && file.live_restore.is_some()),
+        (
+            "swarm-default-advertise-addr",
+            args.swarm_default_advertise_addr.is_some() && file.swarm_default_advertise_addr.is_some(),
+        ),
         ("log-driver", args.log_driver.is_some() && file.log_driver.is_some()),
         ("log-level", args.log_level.is_some() && file.log_level.is_some()),
         ("log-format", args.log_format.is_some() && file.log_format.is_some()),
@@ -325,6 +392,19 @@ fn refuse_twice(args: &DaemonArgs, file: &ConfigFile) -> Result<(), SettingsErro
     .filter_map(|(name, twice)| twice.then_some(name))
     .collect();
     if twice.is_empty() { Ok(()) } else { Err(SettingsError::Twice(twice.join(", "))) }
+}
+
+fn mode(
+    given: Option<String>,
+    what: &'static str,
+    choice: [&'static str; 2],
+) -> Result<String, SettingsError> {
+    match given {
+        Some(mode) if !mode.is_empty() && !choice.contains(&mode.as_str()) => {
+            Err(SettingsError::Mode { what, mode, choice })
+        }
+        given => Ok(given.unwrap_or_default()),
+    }
 }
 
 fn default_bridge(name: Option<String>) -> Result<bool, SettingsError> {
@@ -392,6 +472,13 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_file_has_no_options() {
+        assert!(with_file("", DaemonArgs::default()).is_ok());
+        let error = with_file("{", DaemonArgs::default()).expect_err("broken");
+        assert!(error.to_string().starts_with("unable to configure the Docker daemon with file /"));
+    }
+
+    #[test]
     fn an_unknown_key_is_an_error_that_names_it() {
         let error = with_file(r#"{"labls": []}"#, DaemonArgs::default()).expect_err("unknown key");
         assert!(rswarm_base::Chain(&error).to_string().contains("labls"));
@@ -415,6 +502,20 @@ mod tests {
         let file = r#"{"runtimes": {"crun": {"path": "/usr/bin/crun"}}, "log-driver": "local"}"#;
         let settings = with_file(file, DaemonArgs::default()).expect("valid");
         assert_eq!((settings.runtimes.len(), settings.log_driver.as_str()), (1, "local"));
+    }
+
+    #[test]
+    fn modes_of_all_containers_are_among_those_there_are() {
+        let with = |ipc: &str, file: &str| {
+            with_file(file, DaemonArgs { default_ipc_mode: Some(ipc.to_owned()), ..DaemonArgs::default() })
+        };
+        let settings = with("shareable", r#"{"default-cgroupns-mode": "host"}"#).expect("valid");
+        assert_eq!((settings.ipc_mode.as_str(), settings.cgroupns_mode.as_str()), ("shareable", "host"));
+        let error = with("host", "{}").expect_err("everybody's").to_string();
+        assert_eq!(error, "default IPC mode setting (host) is invalid; use \"shareable\" or \"private\"");
+        assert!(with("private", r#"{"default-ipc-mode": "private"}"#).is_err(), "twice");
+        assert!(with("private", r#"{"live-restore": true}"#).is_ok());
+        assert!(matches!(with("private", r#"{"live-restore": false}"#), Err(SettingsError::LiveRestore)));
     }
 
     #[test]

@@ -30,6 +30,10 @@ use args::{Settings, SettingsError};
 use membership::Paths;
 use node::{Node, NodeConfig};
 
+/// How long the last daemon on the same directory may take to be gone.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+/// How often that is looked at.
+const LOCK_LOOK: Duration = Duration::from_millis(50);
 /// How long requests that are being served may take to end.
 const API_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the node's parts may take to end.
@@ -63,6 +67,15 @@ pub enum DaemonError {
     Host(String),
 }
 
+/// Checks the options and the file that they name.
+///
+/// # Errors
+/// When the daemon would refuse them.
+pub fn validate(args: DaemonArgs) -> Result<(), DaemonError> {
+    Settings::merge(args)?;
+    Ok(())
+}
+
 /// Runs the daemon until SIGTERM or SIGINT. Containers go on without it.
 ///
 /// # Errors
@@ -74,8 +87,7 @@ pub async fn run(args: DaemonArgs) -> Result<(), DaemonError> {
         std::fs::create_dir_all(dir).map_err(|error| DaemonError::File(dir.clone(), error))?;
     }
     let (data_root, exec_root) = (real(&settings.data_root)?, real(&settings.exec_root)?);
-    let _lock =
-        fsx::DirLock::acquire(&data_root).map_err(|error| DaemonError::File(data_root.clone(), error))?;
+    let _lock = lock(&data_root).await.map_err(|error| DaemonError::File(data_root.clone(), error))?;
     let pidfile = settings.pidfile.as_deref().map(Pidfile::write).transpose()?;
 
     let root = Scope::root("daemon");
@@ -88,6 +100,7 @@ pub async fn run(args: DaemonArgs) -> Result<(), DaemonError> {
         hostname: hostname(&settings),
         labels: settings.labels.clone(),
         tunnel_port: settings.tunnel_port,
+        advertise_addr: settings.advertise_addr.clone(),
     };
     let node = Node::start(config, node_scope.clone()).await.map_err(DaemonError::Node)?;
     let api_scope = root.child("api");
@@ -104,6 +117,24 @@ pub async fn run(args: DaemonArgs) -> Result<(), DaemonError> {
     engine_scope.shutdown(ENGINE_DEADLINE).await;
     drop(pidfile);
     Ok(())
+}
+
+/// Takes the data root. A daemon that was killed holds it until the kernel has cleared it away: whoever starts the
+/// next one need not know how long that takes.
+async fn lock(data_root: &Path) -> std::io::Result<fsx::DirLock> {
+    let deadline = tokio::time::Instant::now() + LOCK_PATIENCE;
+    loop {
+        match fsx::DirLock::acquire(data_root) {
+            Err(error)
+                if error.kind() == std::io::ErrorKind::WouldBlock
+                    && tokio::time::Instant::now() < deadline =>
+            {
+                // The kernel tells nobody when a lock is free that is not waited for.
+                tokio::time::sleep(LOCK_LOOK).await;
+            }
+            result => return result,
+        }
+    }
 }
 
 fn engine_config(
@@ -128,6 +159,8 @@ fn engine_config(
         init: settings.init,
         // This binary is an init too, by the name that it has in the container.
         init_path: settings.init_path.clone().or_else(|| Some(defaults.exe.clone())),
+        ipc_mode: settings.ipc_mode.clone(),
+        cgroupns_mode: settings.cgroupns_mode.clone(),
         log: LogDriver { name: settings.log_driver.clone(), options: settings.log_opts.clone() },
         ..defaults
     })

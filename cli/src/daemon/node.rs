@@ -44,6 +44,8 @@ pub struct NodeConfig {
     pub labels: Vec<(String, String)>,
     /// The UDP port of encrypted networks.
     pub tunnel_port: u16,
+    /// Address or interface to advertise when a request names none; empty is the only one there is.
+    pub advertise_addr: String,
 }
 
 enum Request {
@@ -238,6 +240,11 @@ impl NodeActor {
         Ok(())
     }
 
+    /// What is asked for, or else what the daemon was set up with.
+    fn advertise<'a>(&'a self, asked: &'a str) -> &'a str {
+        if asked.is_empty() { &self.config.advertise_addr } else { asked }
+    }
+
     // ---- init, join, leave ------------------------------------------------------------------------
 
     async fn init(&mut self, request: InitRequest) -> Result<String, ClusterError> {
@@ -247,8 +254,8 @@ impl NodeActor {
         if self.membership.is_some() {
             return Err(ClusterError::already_in_cluster());
         }
-        let addresses =
-            Addresses::decide(&request.listen_addr, &request.advertise_addr, &request.data_path_addr, None)?;
+        let advertise = self.advertise(&request.advertise_addr);
+        let addresses = Addresses::decide(&request.listen_addr, advertise, &request.data_path_addr, None)?;
         let cluster = NewCluster {
             spec: request.spec,
             address_pools: request.default_addr_pool,
@@ -304,7 +311,7 @@ impl NodeActor {
         };
         let addresses = Addresses::decide(
             &request.listen_addr,
-            &request.advertise_addr,
+            self.advertise(&request.advertise_addr),
             &request.data_path_addr,
             Some(first),
         )?;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use axum::Json;
 use axum::Router;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
-use axum::response::Response;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::{delete, get, post};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -24,8 +24,8 @@ use crate::connection::{Hijacker, Raw};
 use crate::error::ApiError;
 use crate::filters::Filters;
 use crate::request::{JsonBody, Query};
-use crate::router::App;
-use crate::stream::{content_type, json_line, streaming};
+use crate::router::{self, App};
+use crate::stream::{RAW, content_type, json_line, streaming};
 use crate::translate::{create, inspect, ports, refuse, summary};
 use crate::types;
 use crate::version::ApiVersion;
@@ -88,16 +88,33 @@ async fn create(
     State(app): State<App>,
     query: Query,
     version: ApiVersion,
-    JsonBody(body): JsonBody<Option<types::CreateBody>>,
+    JsonBody(body): JsonBody<Option<serde_json::Value>>,
 ) -> Result<(StatusCode, Json<types::ContainerCreated>), ApiError> {
-    let body =
-        body.ok_or_else(|| ApiError::invalid("Config cannot be empty in order to create a container"))?;
+    let body = create_body(body)?;
     let wanted = create::container(&body, version)?;
     check_platform(&app, query.text("platform"), &body.config.image)?;
     let name = query.has("name").then(|| query.text("name")).filter(|name| !name.is_empty());
     let created = app.engine.create(name, wanted.config).await.map_err(creation_error)?;
     let warnings = wanted.warnings.into_iter().chain(created.warnings).collect();
     Ok((StatusCode::CREATED, Json(types::ContainerCreated { id: created.id, warnings })))
+}
+
+/// The body of a create. What is beside the container's own configuration does not make one.
+fn create_body(body: Option<serde_json::Value>) -> Result<types::CreateBody, ApiError> {
+    let body = body.ok_or_else(|| ApiError::invalid("invalid JSON: got EOF while reading request body"))?;
+    let is_config = |key: &String| {
+        !["HostConfig", "NetworkingConfig"].iter().any(|other| other.eq_ignore_ascii_case(key))
+    };
+    if body.as_object().is_some_and(|fields| !fields.keys().any(is_config)) {
+        return Err(ApiError::invalid("config cannot be empty in order to create a container"));
+    }
+    let body: types::CreateBody =
+        serde_json::from_value(body).map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))?;
+    let config = &body.config;
+    if config.image.is_empty() && config.cmd.words().is_empty() && config.entrypoint.words().is_empty() {
+        return Err(ApiError::invalid("no command specified"));
+    }
+    Ok(body)
 }
 
 /// Clients take 404 for "pull the image, and once more": a network or another container that is not there is a
@@ -382,11 +399,27 @@ async fn update(
 ) -> Result<Json<types::ContainerUpdated>, ApiError> {
     let mut warnings = Vec::new();
     refuse(!body.resources.cgroup_parent.is_empty(), "changing the cgroup parent (CgroupParent)")?;
-    let resources = create::resources(&body.resources, version, &mut warnings)?;
+    let mut resources = create::resources(&body.resources, version, &mut warnings)?;
+    resources.pids = pids_update(body.resources.pids_limit, version);
     let restart = body.restart_policy.as_ref().filter(|policy| !policy.name.is_empty());
     let restart = restart.map(create::restart_policy).transpose()?;
     warnings.extend(app.engine.update(&id, ContainerUpdate { resources, restart }).await?);
     Ok(Json(types::ContainerUpdated { warnings: (!warnings.is_empty()).then_some(warnings) }))
+}
+
+/// The limit to set: 0 leaves the one there is, a negative one ends it.
+// moby: postContainerUpdate; versions before 1.40 have no limit of processes to update
+fn pids_update(limit: Option<i64>, version: ApiVersion) -> i64 {
+    match limit {
+        Some(limit) if version.at_least(40) => {
+            if limit > 0 {
+                limit
+            } else {
+                -1
+            }
+        }
+        _ => 0,
+    }
 }
 
 async fn remove(
@@ -475,7 +508,24 @@ pub(crate) fn terminal_size(query: &Query) -> Result<(u16, u16), ApiError> {
     Ok((side("w")?, side("h")?))
 }
 
+/// A refusal is a line of text on the stream that was asked for.
+// moby: postContainersAttach
 async fn attach(
+    app: State<App>,
+    id: Path<String>,
+    query: Query,
+    version: ApiVersion,
+    hijacker: Hijacker,
+    drained: Bytes,
+) -> Response {
+    let attached = attach_streams(app, id, query, version, hijacker, drained).await;
+    attached.unwrap_or_else(|error| {
+        let headers = [(header::CONTENT_TYPE, RAW), (header::CONNECTION, "close")];
+        (router::status(error.kind), headers, format!("{}\r\n", error.message)).into_response()
+    })
+}
+
+async fn attach_streams(
     State(app): State<App>,
     Path(id): Path<String>,
     query: Query,

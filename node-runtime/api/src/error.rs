@@ -1,6 +1,7 @@
 //! A request that failed: what the client gets to read, and of which kind it is.
 
 use axum::Json;
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use rswarm_base::{Chain, Classify, Kind};
 
@@ -42,6 +43,17 @@ impl ApiError {
             message: status.message().to_owned(),
             hint: status.metadata().get("hint").and_then(|hint| hint.to_str().ok()).map(str::to_owned),
         }
+    }
+}
+
+impl ApiError {
+    /// As Go's `http.Error` writes it.
+    pub fn into_text_response(self) -> Response {
+        let headers = [
+            (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
+            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        ];
+        (router::status(self.kind), headers, format!("{}\n", self.message)).into_response()
     }
 }
 

@@ -384,7 +384,8 @@ async fn load(State(app): State<App>, query: Query, request: Request) -> Result<
         return Err(ApiError::unsupported("loading one platform of an archive (platform)"));
     }
     let images: ImageStore = app.engine.images().clone();
-    let (progress, events) = if query.flag("quiet") {
+    let quiet = !query.has("quiet") || query.flag("quiet");
+    let (progress, events) = if quiet {
         let (_, events) = Progress::channel();
         (Progress::silent(), events)
     } else {
@@ -392,9 +393,11 @@ async fn load(State(app): State<App>, query: Query, request: Request) -> Result<
     };
     let body = reader(request.into_body());
     let work = Box::pin(async move { images.load(body, progress).await });
-    // moby: the stream has begun before the archive is read.
-    let lines = rest(events, work, |loaded| loaded.iter().flat_map(image::loaded).collect());
-    Ok(streaming("application/json", app.scope.token(), lines))
+    let mut lines = Box::pin(rest(events, work, |loaded| loaded.iter().flat_map(image::loaded).collect()));
+    // moby: a failure is a line of the stream, and the head goes out with the first line. There are clients that
+    // do not read the body: without progress, the head tells them that the images are there.
+    let first = lines.next().await;
+    Ok(streaming("application/json", app.scope.token(), stream::iter(first).chain(lines)))
 }
 
 /// What the work says while it goes on, then what came of it. A failure before the first word is a status;

@@ -15,6 +15,7 @@ mod events;
 mod exec;
 mod filters;
 mod images;
+mod json_syntax;
 mod listener;
 mod logs;
 mod networks;

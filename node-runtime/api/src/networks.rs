@@ -24,6 +24,7 @@ const FILTERS: [&str; 7] = ["dangling", "driver", "id", "label", "name", "scope"
 pub(crate) fn routes() -> Router<App> {
     Router::new()
         .route("/networks", get(list))
+        .route("/networks/", get(list))
         .route("/networks/create", post(create_network))
         .route("/networks/prune", post(prune))
         .route("/networks/audit", post(audit))

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::ApiError;
 use crate::filters::Filters;
+use crate::json_syntax;
 use crate::version::{self, ApiVersion};
 
 /// Largest JSON body that is read. Specs with embedded seccomp profiles stay far below.
@@ -106,10 +107,8 @@ fn read_json<T: DeserializeOwned>(headers: &HeaderMap, bytes: &Bytes) -> Result<
     check_content_type(headers)?;
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = T::deserialize(&mut reader).map_err(|error| {
-        ApiError::invalid(match error.classify() {
-            serde_json::error::Category::Eof => "invalid JSON: got EOF while reading request body".to_owned(),
-            _ => format!("invalid JSON: {error}"),
-        })
+        let complaint = json_syntax::complaint(bytes).unwrap_or_else(|| error.to_string());
+        ApiError::invalid(format!("invalid JSON: {complaint}"))
     })?;
     reader.end().map_err(|_| ApiError::invalid("unexpected content after JSON"))?;
     Ok(Some(value))
@@ -175,8 +174,11 @@ mod tests {
         );
         assert!(read(json, r#"{"Detach":null}"#).is_ok_and(|body| body == Some(ExecStartBody::default())));
         assert_eq!(read(json, "{} x"), Err("unexpected content after JSON".to_owned()));
-        assert_eq!(read(json, "{"), Err("invalid JSON: got EOF while reading request body".to_owned()));
-        assert!(read(json, "[1}").is_err_and(|text| text.starts_with("invalid JSON: ")));
+        assert_eq!(read(json, "{"), Err("invalid JSON: unexpected EOF".to_owned()));
+        assert_eq!(
+            read(json, "[1}"),
+            Err("invalid JSON: invalid character '}' after array element".to_owned())
+        );
         assert!(
             read("text/plain", "{}").is_err_and(|text| text.starts_with("unsupported Content-Type header"))
         );

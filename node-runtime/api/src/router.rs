@@ -102,7 +102,8 @@ impl Gate {
                 Ok(request) => {
                     self.routes.clone().oneshot(request).await.unwrap_or_else(|never| match never {})
                 }
-                Err(error) => error.into_response(),
+                Err(Refusal::Json(error)) => error.into_response(),
+                Err(Refusal::Text(error)) => error.into_text_response(),
             }
         };
         common_headers(response.headers_mut());
@@ -110,15 +111,32 @@ impl Gate {
     }
 }
 
+/// A request that no route sees.
+enum Refusal {
+    /// In the form of all errors.
+    Json(ApiError),
+    /// To a client so old that it expects text, and would show JSON as it is.
+    Text(ApiError),
+}
+
+impl From<ApiError> for Refusal {
+    fn from(error: ApiError) -> Refusal {
+        Refusal::Json(error)
+    }
+}
+
 /// The request as the routes know it: without a version in its path.
-fn admit(mut request: Request<Body>) -> Result<Request<Body>, ApiError> {
+fn admit(mut request: Request<Body>) -> Result<Request<Body>, Refusal> {
     let (asked, path) = version::split(request.uri().path());
     if path == "/_ping" {
         // How clients find out what we speak; never refused.
         *request.uri_mut() = Uri::from_static("/_ping");
         return Ok(request);
     }
-    let version = version::check(asked)?;
+    let version = version::check(asked).map_err(|error| match asked {
+        Some(text) if version::expects_text(text) => Refusal::Text(error),
+        _ => Refusal::Json(error),
+    })?;
     let path_and_query = match request.uri().query() {
         Some(query) => format!("{path}?{query}"),
         None => path.to_owned(),

@@ -12,6 +12,7 @@ use rswarm_base::Timestamp;
 use rswarm_engine::{Engine, EngineInfo};
 use rswarm_image::RegistryAuth;
 use rswarm_proto::wire;
+use tracing::level_filters::LevelFilter;
 
 use crate::error::ApiError;
 use crate::node::{ClusterInfo, LocalState};
@@ -94,7 +95,18 @@ async fn version_info(State(app): State<App>) -> Json<types::VersionBody> {
 
 async fn info(State(app): State<App>) -> Json<types::InfoBody> {
     let swarm = swarm_info(&app).await;
-    Json(info_body(&app.engine, &app.engine.info(), swarm))
+    let mut body = info_body(&app.engine, &app.engine.info(), swarm);
+    body.debug = LevelFilter::current() >= LevelFilter::DEBUG;
+    body.n_fd = open_files();
+    // What stands for goroutines: the runtime's tasks.
+    let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    body.n_goroutines = i64::try_from(tasks).unwrap_or(i64::MAX);
+    Json(body)
+}
+
+/// This process's file descriptors; 0 where they cannot be counted.
+fn open_files() -> i64 {
+    std::fs::read_dir("/proc/self/fd").map_or(0, |entries| i64::try_from(entries.count()).unwrap_or(i64::MAX))
 }
 
 fn info_body(engine: &Engine, info: &EngineInfo, swarm: types::SwarmInfo) -> types::InfoBody {
@@ -160,11 +172,15 @@ fn info_body(engine: &Engine, info: &EngineInfo, swarm: types::SwarmInfo) -> typ
 }
 
 fn registry_config(mirrors: &[String], insecure: &[String]) -> types::RegistryServiceConfig {
-    let (networks, hosts): (Vec<String>, Vec<String>) =
-        insecure.iter().cloned().partition(|entry| entry.contains('/'));
+    // What is on this machine is reached without TLS, whoever says nothing.
+    let local = ["::1/128", "127.0.0.0/8"].map(str::to_owned);
+    let entries = insecure.iter().cloned().chain(local);
+    let (networks, hosts): (Vec<String>, Vec<String>) = entries.partition(|entry| entry.contains('/'));
+    let mirrors: Vec<String> =
+        mirrors.iter().map(|mirror| format!("{}/", mirror.trim_end_matches('/'))).collect();
     let hub = types::IndexInfo {
         name: "docker.io".to_owned(),
-        mirrors: mirrors.to_vec(),
+        mirrors: mirrors.clone(),
         secure: true,
         official: true,
     };
@@ -175,7 +191,7 @@ fn registry_config(mirrors: &[String], insecure: &[String]) -> types::RegistrySe
     types::RegistryServiceConfig {
         insecure_registry_cidrs: networks,
         index_configs: others.chain([("docker.io".to_owned(), hub)]).collect(),
-        mirrors: Some(mirrors.to_vec()),
+        mirrors: Some(mirrors),
     }
 }
 

@@ -45,6 +45,12 @@ pub(crate) fn split(path: &str) -> (Option<&str>, &str) {
     prefixed.map_or((None, path), |(version, rest)| (Some(version), rest))
 }
 
+/// Whether a client of this version expects errors as text: only those that we do not speak with any more.
+// moby: server.go, versions before 1.24
+pub(crate) fn expects_text(text: &str) -> bool {
+    ApiVersion::parse(text).is_some_and(|version| version < MIN)
+}
+
 /// The version to answer in, or Docker's sentence about the one that was asked for.
 pub(crate) fn check(text: Option<&str>) -> Result<ApiVersion, ApiError> {
     let Some(text) = text else { return Ok(MAX) };

@@ -12,6 +12,7 @@ use crate::request::{JsonBody, Query};
 use crate::router::App;
 use crate::translate::refuse;
 use crate::types;
+use crate::version::ApiVersion;
 
 pub(crate) fn routes() -> Router<App> {
     Router::new()
@@ -84,9 +85,14 @@ async fn update() -> ApiError {
     ApiError::unsupported("updating a cluster volume")
 }
 
-async fn prune(State(app): State<App>, query: Query) -> Result<Json<types::VolumesPruned>, ApiError> {
+async fn prune(
+    State(app): State<App>,
+    query: Query,
+    version: ApiVersion,
+) -> Result<Json<types::VolumesPruned>, ApiError> {
     let filters = query.filters(&["all", "label", "label!"])?;
-    let all = filters.flag("all")?.unwrap_or(false);
+    // Before 1.42, volumes with a name were not spared.
+    let all = filters.flag("all")?.unwrap_or(false) || !version.at_least(42);
     let mut pruned = types::VolumesPruned::default();
     let deleted = pruned.volumes_deleted.get_or_insert_default();
     for found in app.engine.list_volumes() {

@@ -54,6 +54,11 @@ pub struct EngineConfig {
     pub init_path: Option<PathBuf>,
     /// Whether containers that do not say get an init.
     pub init: bool,
+    /// The IPC mode of containers that choose none: `shareable`, `private`, or empty for the latter.
+    pub ipc_mode: String,
+    /// The cgroup namespace mode of containers that choose none: `host`, `private`, or empty for what the version of
+    /// the host's cgroups makes usual.
+    pub cgroupns_mode: String,
     /// How long `stop` waits for a container that does not say.
     pub stop_timeout: Duration,
 }
@@ -101,6 +106,8 @@ impl EngineConfig {
             dns: DnsDefaults::default(),
             init_path: None,
             init: false,
+            ipc_mode: String::new(),
+            cgroupns_mode: String::new(),
             stop_timeout: Duration::from_secs(10),
         }
     }

@@ -100,9 +100,17 @@ fn reserve(shared: &Shared, name: Option<String>, id: &str) -> Result<Reservatio
 /// Fills in what follows from the rest.
 fn complete(config: &mut ContainerConfig, shared: &Shared) {
     if config.spec.cgroupns_mode.is_empty() {
-        // moby: private where cgroups are version 2, the host's where they are not, and for privileged ones.
-        let private = shared.host.cgroup_v2 && !config.spec.privileged;
+        // moby: private where cgroups are version 2, the host's where they are not; there privileged ones have it
+        // whatever the daemon's default is.
+        let private = match shared.config.cgroupns_mode.as_str() {
+            _ if config.spec.privileged && !shared.host.cgroup_v2 => false,
+            "" => shared.host.cgroup_v2,
+            mode => mode == "private",
+        };
         config.spec.cgroupns_mode = if private { "private" } else { "host" }.to_owned();
+    }
+    if config.spec.ipc_mode.is_empty() {
+        config.spec.ipc_mode.clone_from(&shared.config.ipc_mode);
     }
     logfile::complete(&mut config.log, &shared.config.log);
     if Mode::of(&config.network_mode) == Mode::Host && config.spec.hostname.is_empty() {
@@ -136,6 +144,7 @@ fn check(shared: &Shared, config: &ContainerConfig) -> Result<(), CreateError> {
     check_policy(config)?;
     check_modes(config)?;
     check_mounts(&spec.mounts)?;
+    check_binds_of_root(&spec.mounts, &shared.config.data_root)?;
     spec::check(spec, &shared.host).map_err(CreateError::Invalid)?;
     spec::check_resources(&config.resources, &shared.host).map_err(CreateError::Invalid)?;
     Security::parse(spec).map_err(CreateError::Invalid)?;
@@ -258,6 +267,30 @@ fn check_mounts(mounts: &[Mount]) -> Result<(), CreateError> {
     Ok(())
 }
 
+/// Whether a bind shows what the daemon keeps: its directory, something in it, or what it is in.
+fn shows_root(source: &str, root: &Path) -> bool {
+    let source = Path::new(source);
+    source.starts_with(root) || root.starts_with(source)
+}
+
+/// Such a bind must not hold on to what the daemon unmounts.
+// moby: daemon/volumes_linux.go, validateBindDaemonRoot
+fn check_binds_of_root(mounts: &[Mount], root: &Path) -> Result<(), CreateError> {
+    for mount in mounts.iter().filter(|mount| mount.r#type() == mount::Type::Bind) {
+        let source = clean_path(&mount.source);
+        let propagation = mount.propagation.as_str();
+        if shows_root(&source, root) && !matches!(propagation, "" | "rslave" | "rshared") {
+            return Err(CreateError::Invalid(format!(
+                "invalid mount config: must use either propagation mode \"rslave\" or \"rshared\" when mount \
+                 source is within the daemon root, daemon root: \"{}\", bind mount source: \"{source}\", \
+                 propagation: \"{propagation}\"",
+                root.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
 const PROPAGATIONS: [&str; 7] = ["", "private", "rprivate", "shared", "rshared", "slave", "rslave"];
 
 /// Volumes, layers, directory and record; undone when one of them fails.
@@ -373,7 +406,7 @@ fn resolve_mounts(
         shared.volumes.claim(&mount.name, &container.id);
     }
     let mut mounts = inherited;
-    for asked in &container.config.spec.mounts {
+    for asked in container.config.spec.mounts.iter().filter(|mount| !mount.tmpfs_map) {
         match resolve(shared, container, asked) {
             Ok(mount) => mounts.push(mount),
             Err(error) => return (mounts, Err(error)),
@@ -399,7 +432,11 @@ fn resolve(shared: &Shared, container: &Container, asked: &Mount) -> Result<Moun
         mount::Type::Bind => {
             point.kind = MountKind::Bind;
             point.source = bind_source(asked)?;
-            let propagation = if asked.propagation.is_empty() { "rprivate" } else { &asked.propagation };
+            let propagation = match asked.propagation.as_str() {
+                "" if shows_root(&point.source, &shared.config.data_root) => "rslave",
+                "" => "rprivate",
+                asked => asked,
+            };
             propagation.clone_into(&mut point.propagation);
         }
         mount::Type::Volume => {
@@ -465,4 +502,32 @@ fn fill_volumes(shared: &Shared, container: &Container, layers: &Layers) -> Resu
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn binds_of_the_daemons_root_follow_the_hosts_mounts() {
+        let check = |source: &str, propagation: &str| {
+            let mount =
+                Mount { source: source.to_owned(), propagation: propagation.to_owned(), ..Mount::default() };
+            check_binds_of_root(&[mount], Path::new("/var/lib/rswarm")).map_err(|error| error.to_string())
+        };
+        for source in ["/", "/var/lib", "/var/lib/rswarm/", "/var/lib/rswarm/volumes"] {
+            assert!(shows_root(source, Path::new("/var/lib/rswarm")), "{source}");
+            assert_eq!(check(source, ""), Ok(()));
+            assert_eq!(check(source, "rslave"), Ok(()));
+        }
+        assert_eq!(
+            check("/var", "private"),
+            Err("invalid mount config: must use either propagation mode \"rslave\" or \"rshared\" when mount source \
+                 is within the daemon root, daemon root: \"/var/lib/rswarm\", bind mount source: \"/var\", \
+                 propagation: \"private\""
+                .to_owned())
+        );
+        assert!(!shows_root("/var/lib/rswarm2", Path::new("/var/lib/rswarm")));
+        assert_eq!(check("/srv", "private"), Ok(()));
+    }
 }

@@ -205,6 +205,11 @@ impl Execs {
         own.filter(|entry| entry.ended.is_none()).map(|entry| entry.exec.id.clone()).collect()
     }
 
+    /// Forgets the execs that a run of their container did not start: the next run is another one.
+    pub(crate) fn forget_unstarted(&self, container_id: &str) {
+        self.lock().retain(|_, entry| entry.started || entry.exec.container_id != container_id);
+    }
+
     /// Forgets the execs of a removed container.
     pub(crate) fn forget(&self, container_id: &str) {
         self.lock().retain(|_, entry| entry.exec.container_id != container_id);

@@ -459,7 +459,9 @@ fn bridge_spec(network: &Network) -> Result<BridgeSpec, String> {
                 spec.mtu = Some(mtu).filter(|mtu| MTUS.contains(mtu));
                 spec.mtu.ok_or_else(wrong)?;
             }
-            _ => return Err(format!("unknown network option \"{key}\"")),
+            // Words of the user's own, shown again by `inspect`, as Docker's driver leaves them alone too.
+            key if !key.starts_with("com.docker.network.") => {}
+            key => return Err(format!("unknown network option \"{key}\"")),
         }
     }
     Ok(spec)

@@ -34,6 +34,9 @@ pub struct ImportOptions {
 /// Why nothing was imported.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
+    /// Only Linux runs here.
+    #[error("operating system is not supported")]
+    System,
     /// A `--change` that cannot be made.
     #[error(transparent)]
     Change(#[from] ChangeError),
@@ -52,7 +55,7 @@ impl Classify for ImportError {
     fn kind(&self) -> Kind {
         match self {
             Self::Change(error) => error.kind(),
-            Self::Archive(_) | Self::Read(_) => Kind::InvalidArgument,
+            Self::System | Self::Archive(_) | Self::Read(_) => Kind::InvalidArgument,
             Self::Store(_) => Kind::Internal,
         }
     }
@@ -75,6 +78,9 @@ pub(crate) async fn import(
     tar: impl AsyncRead + Send + Unpin,
     options: ImportOptions,
 ) -> Result<Image, ImportError> {
+    if options.platform.as_ref().is_some_and(|platform| platform.os != "linux") {
+        return Err(ImportError::System);
+    }
     let mut config = ImageConfig::default();
     apply_changes(&mut config, &options.changes)?;
     let (sender, reader) = pipe();

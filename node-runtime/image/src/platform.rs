@@ -20,10 +20,89 @@ pub struct Platform {
     pub variant: String,
 }
 
-/// A text that names no platform.
+/// A text that names no platform. The words are those of containerd's parser, which Docker's clients know.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("\"{0}\": unknown operating system or architecture: invalid argument")]
-pub struct PlatformError(String);
+pub enum PlatformError {
+    /// What stands first is no name of an operating system.
+    #[error(
+        "\"{part}\" is an invalid OS component of \"{text}\": OSAndVersion specifier component must match \
+         \"^([A-Za-z0-9_-]+)(?:\\\\(([A-Za-z0-9_.-]*)\\\\))?$\": invalid argument"
+    )]
+    Os {
+        /// The component.
+        part: String,
+        /// All of it.
+        text: String,
+    },
+    /// Another component is no word.
+    #[error(
+        "\"{part}\" is an invalid component of \"{text}\": platform specifier component must match \
+         \"^[A-Za-z0-9_.-]+$\": invalid argument"
+    )]
+    Component {
+        /// The component.
+        part: String,
+        /// All of it.
+        text: String,
+    },
+    /// A single word that is neither an operating system nor an architecture.
+    #[error("\"{0}\": unknown operating system or architecture: invalid argument")]
+    Unknown(String),
+    /// More than three components.
+    #[error("\"{0}\": cannot parse platform specifier: invalid argument")]
+    Parts(String),
+    /// A pattern of platforms.
+    #[error("\"{0}\": wildcards not yet supported: invalid argument")]
+    Wildcard(String),
+}
+
+/// What Go builds for.
+// containerd: platforms/database.go
+const SYSTEMS: [&str; 17] = [
+    "aix",
+    "android",
+    "darwin",
+    "dragonfly",
+    "freebsd",
+    "hurd",
+    "illumos",
+    "ios",
+    "js",
+    "linux",
+    "nacl",
+    "netbsd",
+    "openbsd",
+    "plan9",
+    "solaris",
+    "windows",
+    "zos",
+];
+const ARCHITECTURES: [&str; 24] = [
+    "386",
+    "amd64",
+    "amd64p32",
+    "arm",
+    "armbe",
+    "arm64",
+    "arm64be",
+    "ppc64",
+    "ppc64le",
+    "loong64",
+    "mips",
+    "mipsle",
+    "mips64",
+    "mips64le",
+    "mips64p32",
+    "mips64p32le",
+    "ppc",
+    "riscv",
+    "riscv64",
+    "s390",
+    "s390x",
+    "sparc",
+    "sparc64",
+    "wasm",
+];
 
 impl Classify for PlatformError {
     fn kind(&self) -> Kind {
@@ -77,21 +156,26 @@ impl FromStr for Platform {
     type Err = PlatformError;
 
     fn from_str(text: &str) -> Result<Platform, PlatformError> {
-        let refused = || PlatformError(text.to_owned());
-        let parts: Vec<String> = text.split('/').map(str::to_ascii_lowercase).collect();
-        let is_word = |part: &String| {
-            !part.is_empty()
-                && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
-        };
-        if !parts.iter().all(is_word) {
-            return Err(refused());
+        if text.contains('*') {
+            return Err(PlatformError::Wildcard(text.to_owned()));
         }
-        let (os, architecture, variant) = match parts.as_slice() {
-            [os] if os == "linux" => (os.clone(), Platform::host().architecture, String::new()),
-            [architecture] => ("linux".to_owned(), architecture.clone(), String::new()),
-            [os, architecture] => (os.clone(), architecture.clone(), String::new()),
-            [os, architecture, variant] => (os.clone(), architecture.clone(), variant.clone()),
-            _ => return Err(refused()),
+        let mut parts = text.splitn(4, '/');
+        let first = parts.next().unwrap_or_default();
+        let os = system(first)
+            .ok_or_else(|| PlatformError::Os { part: first.to_owned(), text: text.to_owned() })?;
+        let mut rest = Vec::new();
+        for part in parts {
+            if !is_word(part, b"_-.") {
+                return Err(PlatformError::Component { part: part.to_owned(), text: text.to_owned() });
+            }
+            rest.push(part.to_ascii_lowercase());
+        }
+        let (os, architecture, variant) = match rest.as_slice() {
+            [] if SYSTEMS.contains(&os.as_str()) => (os, Platform::host().architecture, String::new()),
+            [] => ("linux".to_owned(), known_architecture(text)?, String::new()),
+            [architecture] => (os, architecture.clone(), String::new()),
+            [architecture, variant] => (os, architecture.clone(), variant.clone()),
+            _ => return Err(PlatformError::Parts(text.to_owned())),
         };
         let (architecture, implied) = match canonical(&architecture, &variant) {
             (architecture, _) if variant.is_empty() && architecture != "arm" => (architecture, String::new()),
@@ -99,6 +183,31 @@ impl FromStr for Platform {
         };
         Ok(Platform { os, architecture, variant: implied })
     }
+}
+
+/// One or more letters, digits and what else may be.
+fn is_word(text: &str, also: &[u8]) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || also.contains(&byte))
+}
+
+/// The operating system in `OS[(VERSION)]`; the version says nothing about a machine with Linux.
+fn system(part: &str) -> Option<String> {
+    let name = match part.strip_suffix(')').map(|part| part.split_once('(')) {
+        None => part,
+        Some(Some((name, version))) if version.is_empty() || is_word(version, b"_-.") => name,
+        Some(_) => return None,
+    };
+    let name = is_word(name, b"_-").then(|| name.to_ascii_lowercase())?;
+    Some(if name == "macos" { "darwin".to_owned() } else { name })
+}
+
+/// An architecture that stands alone has to be one.
+fn known_architecture(text: &str) -> Result<String, PlatformError> {
+    let (architecture, _) = canonical(&text.to_ascii_lowercase(), "");
+    if ARCHITECTURES.contains(&architecture.as_str()) {
+        return Ok(text.to_ascii_lowercase());
+    }
+    Err(PlatformError::Unknown(text.to_owned()))
 }
 
 impl fmt::Display for Platform {
@@ -141,7 +250,27 @@ mod tests {
         assert_eq!(platform("linux/aarch64").to_string(), "linux/arm64");
         assert_eq!(platform("x86_64").to_string(), "linux/amd64");
         assert_eq!(platform("linux/arm").to_string(), "linux/arm/v7");
-        assert!("linux/".parse::<Platform>().is_err());
-        assert!("a/b/c/d".parse::<Platform>().is_err());
+        assert_eq!(
+            platform("LINUX").to_string(),
+            Platform { variant: String::new(), ..Platform::host() }.to_string()
+        );
+        assert_eq!(platform("macos/arm64").to_string(), "darwin/arm64");
+        assert_eq!(platform("armhf").to_string(), "linux/arm/v7");
+        assert_eq!(platform("windows(10.0.17763)/amd64").to_string(), "windows/amd64");
+        let refused = |text: &str| text.parse::<Platform>().expect_err(text).to_string();
+        assert_eq!(
+            refused("/"),
+            r#""" is an invalid OS component of "/": OSAndVersion specifier component must match "^([A-Za-z0-9_-]+)(?:\\(([A-Za-z0-9_.-]*)\\))?$": invalid argument"#
+        );
+        assert_eq!(
+            refused("linux/"),
+            r#""" is an invalid component of "linux/": platform specifier component must match "^[A-Za-z0-9_.-]+$": invalid argument"#
+        );
+        assert_eq!(
+            refused("nintendo64"),
+            "\"nintendo64\": unknown operating system or architecture: invalid argument"
+        );
+        assert_eq!(refused("a/b/c/d"), "\"a/b/c/d\": cannot parse platform specifier: invalid argument");
+        assert!(refused("linux/*").contains("wildcards") && refused("a)b").contains("OS component"));
     }
 }

@@ -394,8 +394,23 @@ async fn unknown_paths_and_wrong_methods_are_not_found_and_versions_are_checked(
     let new = "client version 1.99 is too new. Maximum supported API version is 1.51";
     host.check("GET", "/v1.99/info", None, 400, new).await;
     let old = "client version 1.12 is too old. Minimum supported API version is 1.24, please upgrade your client to a newer version";
-    host.check("GET", "/v1.12/info", None, 400, old).await;
+    // As text: a client that old would show JSON as it is.
+    assert_eq!(host.call("GET", "/v1.12/info", None).await, (400, Value::String(format!("{old}\n"))));
     assert_eq!(host.call("OPTIONS", "/anything", None).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_container_needs_a_configuration_and_attaching_is_refused_in_text() {
+    let host = Host::start(None).await;
+    let create = "/containers/create";
+    let empty = "config cannot be empty in order to create a container";
+    host.check("POST", create, Some(serde_json::json!({})), 400, empty).await;
+    host.check("POST", create, Some(serde_json::json!({"HostConfig": {}})), 400, empty).await;
+    host.check("POST", create, Some(serde_json::json!({"Image": ""})), 400, "no command specified").await;
+    let nothing = "invalid JSON: got EOF while reading request body";
+    host.check("POST", create, None, 400, nothing).await;
+    let refused = host.call("POST", "/containers/nope/attach?stream=1", None).await;
+    assert_eq!(refused, (404, Value::String("No such container: nope\r\n".to_owned())));
 }
 
 #[tokio::test]
@@ -410,7 +425,7 @@ async fn bodies_are_json_by_dockers_rules() {
     let json = "Content-Type: application/json\r\n";
     for (content_type, body, text) in [
         (json, "{} {}", "unexpected content after JSON"),
-        (json, "{\"ListenAddr\":", "invalid JSON: got EOF while reading request body"),
+        (json, "{\"ListenAddr\":", "invalid JSON: unexpected EOF"),
         (json, "{\"ListenAddr\":7}", "invalid JSON: invalid type"),
         (
             "Content-Type: text/plain\r\n",

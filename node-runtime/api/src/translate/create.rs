@@ -261,7 +261,8 @@ pub(crate) fn resources(
         memory: limits.memory,
         memory_swap: limits.memory_swap,
         memory_reservation: limits.memory_reservation,
-        pids: limits.pids_limit.unwrap_or_default(),
+        // Zero and less are no limit, and shown as if nothing had been said.
+        pids: limits.pids_limit.unwrap_or_default().max(0),
         cpu_shares: limits.cpu_shares,
         cpu_quota: limits.cpu_quota,
         cpu_period: limits.cpu_period,

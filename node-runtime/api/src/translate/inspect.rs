@@ -184,14 +184,14 @@ fn host_config(config: &ContainerConfig) -> types::HostConfig {
 fn needs_object(mount: &wire::Mount) -> bool {
     match mount.r#type() {
         wire::mount::Type::Bind => mounts::bind_out(mount).is_none(),
-        wire::mount::Type::Tmpfs => mount.tmpfs_size != 0 || mount.tmpfs_mode != 0,
+        wire::mount::Type::Tmpfs => !mount.tmpfs_map,
         wire::mount::Type::Volume => false,
     }
 }
 
 fn tmpfs(mounts: &[wire::Mount]) -> types::StringMap {
-    let simple = |mount: &&wire::Mount| mount.r#type() == wire::mount::Type::Tmpfs && !needs_object(mount);
-    mounts.iter().filter(simple).map(|mount| (mount.target.clone(), mount.tmpfs_options.clone())).collect()
+    let mapped = mounts.iter().filter(|mount| mount.tmpfs_map);
+    mapped.map(|mount| (mount.target.clone(), mount.tmpfs_options.clone())).collect()
 }
 
 fn resources(config: &ContainerConfig) -> types::HostResources {
@@ -225,7 +225,7 @@ fn resources(config: &ContainerConfig) -> types::HostResources {
         cpu_realtime_runtime: limits.cpu_realtime_runtime,
         memory_reservation: limits.memory_reservation,
         memory_swap: limits.memory_swap,
-        pids_limit: (limits.pids != 0).then_some(limits.pids),
+        pids_limit: (limits.pids != 0).then_some(limits.pids.max(0)),
         ulimits: Some(ulimits_out(&config.spec.ulimits)),
         ..types::HostResources::default()
     }

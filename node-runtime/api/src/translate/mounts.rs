@@ -205,8 +205,12 @@ pub(crate) fn parse_tmpfs(target: &str, options: &str) -> Result<wire::Mount, Ap
     if !target.starts_with('/') {
         return Err(ApiError::invalid(format!("invalid mount path: '{target}' mount path must be absolute")));
     }
+    let target = clean(target);
+    if target == "/" {
+        return Err(ApiError::invalid("invalid specification: destination can't be '/'"));
+    }
     let mut mount =
-        wire::Mount { target: clean(target), tmpfs_options: options.to_owned(), ..wire::Mount::default() };
+        wire::Mount { target, tmpfs_options: options.to_owned(), tmpfs_map: true, ..wire::Mount::default() };
     mount.set_type(Type::Tmpfs);
     Ok(mount)
 }

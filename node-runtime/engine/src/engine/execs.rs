@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use super::Engine;
 use crate::blocking::blocking;
-use crate::container::{Container, Request};
+use crate::container::{Container, Request, Status};
 use crate::error::{Cause, ExecError, RuntimeWords};
 use crate::exec::{self, Exec, ExecConfig, ExecStream};
 use crate::signal;
@@ -21,6 +21,12 @@ impl Engine {
         let handle = self.find(reference)?;
         if config.command.is_empty() {
             return Err(ExecError::Invalid("No exec command specified".to_owned()));
+        }
+        if handle.container().state.status == Status::Paused {
+            // moby: the name that was asked for, where a start says the identifier.
+            return Err(ExecError::Conflict(format!(
+                "Container {reference} is paused, unpause the container before exec"
+            )));
         }
         handle.ask(Request::Shim).await??;
         let container = handle.container();

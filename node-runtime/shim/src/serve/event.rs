@@ -118,8 +118,9 @@ impl Shim {
     fn turn(&mut self) -> io::Result<()> {
         let happened = self.poll()?;
         let outputs = self.processes.iter_mut().flat_map(Process::outputs_mut);
-        let gathered = outputs.fold(false, |any, output| std::mem::take(&mut output.gathering) || any);
-        if happened.is_empty() && !gathered {
+        let gathered =
+            outputs.filter_map(|output| std::mem::take(&mut output.gathering).then_some(())).count();
+        if happened.is_empty() && gathered == 0 {
             self.rest();
         }
         for (source, flags) in happened {

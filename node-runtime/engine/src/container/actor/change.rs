@@ -158,12 +158,17 @@ impl Actor {
 
     pub(super) fn shim_for_exec(&self) -> Result<Shim, ExecError> {
         let container = self.container();
-        let conflict = |why: &str| Err(ExecError::Conflict(format!("container {} is {why}", container.id)));
+        let id = &container.id;
+        let conflict = |why: String| Err(ExecError::Conflict(why));
         match (&self.run, container.state.status) {
-            (_, Status::Paused) => conflict("paused, unpause the container before exec"),
-            (_, Status::Restarting) => conflict("restarting, wait until the container is running"),
+            (_, Status::Paused) => {
+                conflict(format!("Container {id} is paused, unpause the container before exec"))
+            }
+            (_, Status::Restarting) => {
+                conflict(format!("Container {id} is restarting, wait until the container is running"))
+            }
             (Some(run), _) => Ok(run.shim.clone()),
-            (None, _) => conflict("not running"),
+            (None, _) => conflict(format!("container {id} is not running")),
         }
     }
 

@@ -163,6 +163,7 @@ impl Actor {
         let ran_for = exit.at.since(self.container().state.started_at);
         let left_networks = self.container().clone();
         self.record_exit(&exit);
+        self.shared.execs.forget_unstarted(&self.container().id);
         let stopping = self.stopping.take();
         let policy = self.container().config.restart;
         let delay = if self.record.stopped_by_hand || stopping.is_some() {
