@@ -529,6 +529,8 @@ mod tests {
             assert!(bridge_spec(&network).is_err(), "{absurd}");
         }
         network.options = [("colour".to_owned(), "red".to_owned())].into();
+        assert!(bridge_spec(&network).is_ok(), "a word of the user's own");
+        set(&mut network, "com.docker.network.bridge.colour", "red");
         assert!(bridge_spec(&network).is_err());
     }
 }

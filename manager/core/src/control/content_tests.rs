@@ -127,11 +127,7 @@ fn a_service_and_the_removal_of_its_secret_are_not_both_applied() {
         spec: Some(with_secret(spec("web", 1), &id, "key")),
         ..rswarm_proto::wire::Service::default()
     };
-    let transaction = |changes| Transaction {
-        id: 1,
-        author: Author::Control.name().to_owned(),
-        changes,
-    };
+    let transaction = |changes| Transaction { id: 1, author: Author::Control.name().to_owned(), changes };
     let (mut create, mut delete) = (Plan::default(), Plan::default());
     create.create(service);
     delete.delete(ObjectKind::Secret, &id);

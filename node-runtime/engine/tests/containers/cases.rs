@@ -339,7 +339,7 @@ fn bad_requests() -> Result<()> {
             change(&mut config);
             config
         };
-        let cases: [(&str, Kind, ContainerConfig); 9] = [
+        let cases: [(&str, Kind, ContainerConfig); 8] = [
             ("No such image: gone:latest", Kind::NotFound, with(|c| c.spec.image = "gone".into())),
             (
                 "no command specified",
@@ -381,7 +381,6 @@ fn bad_requests() -> Result<()> {
                     (c.auto_remove, c.restart.name) = (true, RestartName::Always);
                 }),
             ),
-            ("network nowhere not found", Kind::NotFound, with(|c| c.network_mode = "nowhere".into())),
         ];
         for (words, kind, mut config) in cases {
             if words == "no command specified" {
@@ -393,6 +392,12 @@ fn bad_requests() -> Result<()> {
                 "{error:?}"
             );
         }
+        // A network is looked for at the start, as Docker does: it may be the cluster's.
+        let nowhere = with(|c| c.network_mode = "nowhere".into());
+        let id = engine.create(Some("bad"), nowhere).await.context("created")?.id;
+        let error = engine.start(&id).await.expect_err("no network");
+        ensure!(rswarm_base::Chain(&error).to_string().contains("network nowhere not found"), "{error:?}");
+        engine.remove(&id, RemoveOptions { force: true, volumes: true }).await.context("removed")?;
         let error = engine.create(Some("b/d"), sh("true")).await.expect_err("name");
         ensure!(matches!(error, CreateError::Name(_)));
         ensure!(engine.list().is_empty() && engine.list_volumes().is_empty(), "nothing is left of them");
