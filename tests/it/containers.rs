@@ -15,7 +15,7 @@ fn options_reach_the_container_and_are_shown_again() -> Result<()> {
     let lab = Lab::start(1)?;
     let host = &lab.hosts[0];
     host.import_busybox()?;
-    let checks: [Check; 10] = [
+    let checks: [Check; 11] = [
         ("top", top),
         ("stats", stats),
         ("update", update),
@@ -23,6 +23,7 @@ fn options_reach_the_container_and_are_shown_again() -> Result<()> {
         ("namespaces", namespaces),
         ("privileges", privileges),
         ("mounts", mounts),
+        ("propagation", propagation),
         ("waits and restarts", waits_and_restarts),
         ("files", files),
         ("refusals", refusals),
@@ -175,6 +176,13 @@ fn update(host: &Host) -> Result<()> {
     ensure!(shown.trim() == "67108864 500000000 512 on-failure 3", "{shown}");
     host.docker(&["update", "--pids-limit", "-1", &id])?;
     ensure!(cgroup_file(host, &id, "pids", "pids.max", "pids.max")? == "max");
+    // In the API zero is no limit too, and no word of it changes nothing.
+    let path = format!("/containers/{id}/update");
+    for (body, wanted) in [("{\"PidsLimit\":60}", "60"), ("{}", "60"), ("{\"PidsLimit\":0}", "max")] {
+        let (status, said) = host.api("POST", &path, body)?;
+        ensure!(status == 200, "{body}: {said}");
+        ensure!(cgroup_file(host, &id, "pids", "pids.max", "pids.max")? == wanted, "{body}");
+    }
     let wrong = host.refusal(&["update", "--memory", "1g", &id])?;
     ensure!(wrong.contains("update the memoryswap at the same time"), "{wrong}");
     let wrong = host.refusal(&["update", "--cpu-quota", "50000", &id])?;
@@ -353,6 +361,54 @@ fn mounts(host: &Host) -> Result<()> {
     host.docker(&["volume", "rm", "shared"]).map(drop)
 }
 
+/// A tmpfs of the test's own, with what is mounted below it.
+struct Mounted(tempfile::TempDir);
+
+impl Mounted {
+    fn make(how: &str) -> Result<Mounted> {
+        let mounted = Mounted(tempfile::tempdir()?);
+        run(Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(mounted.0.path()))?;
+        run(Command::new("mount").arg(how).arg(mounted.0.path()))?;
+        std::fs::create_dir(mounted.0.path().join("sub"))?;
+        Ok(mounted)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").args(["--recursive", "--lazy"]).arg(self.0.path()).status();
+    }
+}
+
+fn propagation(host: &Host) -> Result<()> {
+    let (private, shared) = (Mounted::make("--make-private")?, Mounted::make("--make-shared")?);
+    let bind = |source: &Mounted, mode: &str| format!("{}:/b:{mode}", source.0.path().display());
+    for (mode, wanted) in [("rshared", "shared"), ("shared", "shared"), ("rslave", "shared or slave")] {
+        let said = host.refusal(&["run", "--rm", "-v", &bind(&private, mode), "busybox", "true"])?;
+        let path = private.0.path().display();
+        let words = format!("path {path} is mounted on {path} but it is not a {wanted} mount");
+        ensure!(said.contains(&words), "{mode}: {said}");
+    }
+    for (mode, leaves, arrives) in
+        [("rshared", true, true), ("rslave", false, true), ("rprivate", false, false)]
+    {
+        let id = sleeper(host, &["--cap-add", "SYS_ADMIN", "-v", &bind(&shared, mode)])?;
+        let shown = host.docker(&["inspect", "--format", "{{(index .Mounts 0).Propagation}}", &id])?;
+        ensure!(shown.trim() == mode, "{shown}");
+        host.docker(&["exec", &id, "mount", "-t", "tmpfs", "inner", "/b/sub"])?;
+        let sub = shared.0.path().join("sub");
+        let machines = std::fs::read_to_string("/proc/self/mountinfo")?;
+        ensure!(machines.contains(&format!(" {} ", sub.display())) == leaves, "{mode}: {machines}");
+        host.docker(&["exec", &id, "umount", "/b/sub"])?;
+        run(Command::new("mount").args(["-t", "tmpfs", "outer"]).arg(&sub))?;
+        let containers = host.docker(&["exec", &id, "cat", "/proc/self/mounts"])?;
+        ensure!(containers.contains("outer /b/sub ") == arrives, "{mode}: {containers}");
+        run(Command::new("umount").arg(&sub))?;
+        remove(host, &id)?;
+    }
+    Ok(())
+}
+
 fn waits_and_restarts(host: &Host) -> Result<()> {
     let id = sleeper(host, &["--restart", "on-failure:2", "--name", "held"])?;
     // A kill by hand ends it for good.
@@ -434,7 +490,7 @@ fn refusals(host: &Host) -> Result<()> {
         (&["--security-opt", "magic=1"], "invalid --security-opt"),
         (&["--runtime", "magic"], "unknown or invalid runtime name: magic"),
         (&["--device-read-bps", "/dev/gone:1mb"], "stat /dev/gone: no such file or directory"),
-        (&["--mount", "type=bind,source=/tmp,target=/x,bind-propagation=rshared"], "rshared"),
+        (&["--storage-opt", "size=1g"], "only for overlay over xfs with 'pquota' mount option"),
     ];
     for (options, words) in cases {
         let mut args = vec!["run", "--rm"];

@@ -199,7 +199,8 @@ fn exchange(from: &Member, to: &Member, address: IpAddr) -> Result<()> {
         for length in [5, DATAGRAM] {
             socket.send_to(&sent[..length], udp_at)?;
             let mut back = vec![0; DATAGRAM + 1];
-            let (count, _) = socket.recv_from(&mut back)?;
+            let (count, _) =
+                socket.recv_from(&mut back).with_context(|| format!("a datagram of {length} bytes"))?;
             ensure!(
                 count == length && back[..count] == sent[..length],
                 "{count} of {length} bytes came back"

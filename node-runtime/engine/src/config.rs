@@ -149,6 +149,10 @@ pub struct ContainerConfig {
     pub isolation: String,
     /// The driver of volumes that are named in binds; only shown again by `inspect`.
     pub volume_driver: String,
+    /// What it cannot see of the kernel; `None` is Docker's list, [`crate::MASKED_PATHS`].
+    pub masked_paths: Option<Vec<String>>,
+    /// What it cannot change of it; `None` is Docker's list, [`crate::READONLY_PATHS`].
+    pub readonly_paths: Option<Vec<String>>,
     /// Files put into the container, held in memory only: never on a disk, gone with the daemon.
     #[serde(skip)]
     pub files: Vec<InjectedFile>,

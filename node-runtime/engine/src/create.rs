@@ -252,14 +252,6 @@ fn check_mounts(mounts: &[Mount]) -> Result<(), CreateError> {
         if !PROPAGATIONS.contains(&mount.propagation.as_str()) {
             return wrong(format!("invalid propagation mode: {}", mount.propagation));
         }
-        // A container's mounts are made below its shim's, which take the host's but do not give theirs.
-        if matches!(mount.propagation.as_str(), "shared" | "rshared") {
-            return wrong(format!(
-                "bind propagation {} is not supported: mounts made in the container would not reach the host; \
-                 use rslave for mounts made on the host",
-                mount.propagation
-            ));
-        }
         if !targets.insert(target.clone()) {
             return Err(CreateError::Invalid(format!("Duplicate mount point: {target}")));
         }

@@ -60,6 +60,8 @@ pub(crate) fn container(body: &CreateBody, version: ApiVersion) -> Result<Wanted
         isolation: host.isolation.clone(),
         volume_driver: host.volume_driver.clone(),
         console_size: console_size(host.console_size)?,
+        masked_paths: host.masked_paths.clone(),
+        readonly_paths: host.readonly_paths.clone(),
         attach: AttachedStreams {
             stdin: config.attach_stdin,
             stdout: config.attach_stdout,
@@ -80,12 +82,14 @@ fn refuse_host(host: &HostConfig) -> Result<(), ApiError> {
     refuse(filled(host.links.as_ref()), "--link (Links)").map_err(|error| {
         error.hint("put both containers on a network of their own: they find each other by name")
     })?;
-    refuse(!host.storage_opt.is_empty(), "--storage-opt (StorageOpt)")?;
+    if !host.storage_opt.is_empty() {
+        // As moby's overlay2 where it has no quotas.
+        let why = "--storage-opt is supported only for overlay over xfs with 'pquota' mount option";
+        return Err(ApiError::new(rswarm_base::Kind::Internal, why.to_owned()));
+    }
     if !matches!(host.isolation.as_str(), "" | "default") {
         return Err(ApiError::invalid(format!("invalid isolation (\"{}\")", host.isolation)));
     }
-    let masked = filled(host.masked_paths.as_ref()) || filled(host.readonly_paths.as_ref());
-    refuse(masked, "a list of MaskedPaths or ReadonlyPaths")?;
     if !matches!(host.volume_driver.as_str(), "" | "local") && filled(host.binds.as_ref()) {
         return Err(ApiError::new(
             rswarm_base::Kind::NotFound,
@@ -186,10 +190,6 @@ fn confine(spec: &mut wire::ContainerSpec, host: &HostConfig) {
     spec.cap_drop = host.cap_drop.clone().unwrap_or_default();
     spec.privileged = host.privileged;
     spec.security_opt = host.security_opt.clone().unwrap_or_default();
-    // How the client says `--security-opt systempaths=unconfined`.
-    if host.masked_paths.is_some() && host.readonly_paths.is_some() {
-        spec.security_opt.push("systempaths=unconfined".to_owned());
-    }
     spec.sysctls = host.sysctls.clone();
     spec.ulimits = ulimits(host.resources.ulimits.as_deref().unwrap_or_default());
     spec.init = host.init;

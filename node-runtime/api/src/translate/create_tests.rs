@@ -66,8 +66,7 @@ fn commands_are_words_or_one_string_and_an_empty_entry_point_clears() {
 fn known_options_that_cannot_be_honoured_are_refused_by_name() {
     let refused = [
         (r#"{"Links":["a:b"]}"#, "Links"),
-        (r#"{"StorageOpt":{"size":"1G"}}"#, "StorageOpt"),
-        (r#"{"MaskedPaths":["/proc/x"]}"#, "MaskedPaths"),
+        (r#"{"StorageOpt":{"size":"1G"}}"#, "--storage-opt is supported only for overlay over xfs"),
     ];
     for (host, name) in refused {
         let error = with_host(host).expect_err(host);
@@ -103,8 +102,9 @@ fn contradictions_are_invalid() {
 
 #[test]
 fn unconfined_system_paths_are_two_empty_lists() {
-    let spec = with_host(r#"{"MaskedPaths":[],"ReadonlyPaths":[]}"#).expect("container").config.spec;
-    assert_eq!(spec.security_opt, ["systempaths=unconfined"]);
+    let config = with_host(r#"{"MaskedPaths":[],"ReadonlyPaths":["/proc/fs"]}"#).expect("container").config;
+    assert_eq!(config.masked_paths, Some(Vec::new()));
+    assert_eq!(config.readonly_paths, Some(vec!["/proc/fs".to_owned()]));
 }
 
 #[test]

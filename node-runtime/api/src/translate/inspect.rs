@@ -132,8 +132,10 @@ fn host_config(config: &ContainerConfig) -> types::HostConfig {
     let binds: Vec<String> = spec.mounts.iter().filter_map(mounts::bind_out).collect();
     let unconfined =
         spec.privileged || spec.security_opt.iter().any(|option| option == "systempaths=unconfined");
-    let paths = |paths: &[&str]| {
-        if unconfined { Vec::new() } else { paths.iter().map(ToString::to_string).collect() }
+    let paths = |asked: &Option<Vec<String>>, paths: &[&str]| match asked {
+        _ if unconfined => Vec::new(),
+        Some(asked) => asked.clone(),
+        None => paths.iter().map(ToString::to_string).collect(),
     };
     types::HostConfig {
         resources: resources(config),
@@ -173,8 +175,8 @@ fn host_config(config: &ContainerConfig) -> types::HostConfig {
         isolation: config.isolation.clone(),
         volume_driver: config.volume_driver.clone(),
         mounts: spec.mounts.iter().filter(|mount| needs_object(mount)).map(mounts::mount_out).collect(),
-        masked_paths: Some(paths(MASKED_PATHS)),
-        readonly_paths: Some(paths(READONLY_PATHS)),
+        masked_paths: Some(paths(&config.masked_paths, MASKED_PATHS)),
+        readonly_paths: Some(paths(&config.readonly_paths, READONLY_PATHS)),
         init: spec.init,
         ..types::HostConfig::default()
     }

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::record::Record;
 use super::wiring::{self, Wired};
-use super::{Container, Endpoint, MountKind, inject, logfile, shm};
+use super::{Container, Endpoint, MountKind, inject, logfile, propagation, shm};
 use crate::blocking::blocking;
 use crate::config::EngineConfig;
 use crate::error::{Cause, FileError, RuntimeWords, StartError};
@@ -175,6 +175,8 @@ async fn generate(
     };
     let cgroup = shared.cgroup(container);
     let shm = shm_of(shared, container).await?;
+    let propagation =
+        propagation::of_root(&container.mounts, &shared.config.data_root).map_err(Cause::new)?;
     let input = Input {
         container,
         host: &shared.host,
@@ -192,7 +194,11 @@ async fn generate(
         init: if wants_init(shared, config) { shared.config.init_path.as_deref() } else { None },
         ulimits: &shared.config.ulimits,
     };
-    spec::generate(&input).map_err(StartError::Invalid)
+    let mut spec = spec::generate(&input).map_err(StartError::Invalid)?;
+    if let (Some(linux), Some(propagation)) = (spec.linux_mut(), propagation) {
+        linux.set_rootfs_propagation(Some(propagation.to_owned()));
+    }
+    Ok(spec)
 }
 
 /// The `/dev/shm` that it shares with others: its own, or that of the container whose IPC namespace it joins.

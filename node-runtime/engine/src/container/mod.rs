@@ -6,6 +6,7 @@ pub(crate) mod health;
 mod inject;
 pub(crate) mod launch;
 pub(crate) mod logfile;
+mod propagation;
 pub(crate) mod record;
 pub(crate) mod restart;
 mod shm;

@@ -160,8 +160,11 @@ fn process(input: &Input<'_>) -> Result<Process, String> {
 fn linux(input: &Input<'_>) -> Result<Linux, String> {
     let config = &input.container.config.spec;
     let open = config.privileged || input.security.unmasked;
-    let paths =
-        |paths: &[&str]| if open { Vec::new() } else { paths.iter().map(ToString::to_string).collect() };
+    let paths = |asked: &Option<Vec<String>>, paths: &[&str]| match asked {
+        _ if open => Vec::new(),
+        Some(asked) => asked.clone(),
+        None => paths.iter().map(ToString::to_string).collect(),
+    };
     let mut linux = Linux::default();
     linux
         .set_namespaces(Some(namespaces(input)))
@@ -170,8 +173,8 @@ fn linux(input: &Input<'_>) -> Result<Linux, String> {
         .set_cgroups_path(Some(PathBuf::from(input.cgroup)))
         .set_sysctl(Some(sysctls(input)?))
         .set_seccomp(seccomp(input)?)
-        .set_masked_paths(Some(paths(MASKED_PATHS)))
-        .set_readonly_paths(Some(paths(READONLY_PATHS)));
+        .set_masked_paths(Some(paths(&input.container.config.masked_paths, MASKED_PATHS)))
+        .set_readonly_paths(Some(paths(&input.container.config.readonly_paths, READONLY_PATHS)));
     Ok(linux)
 }
 

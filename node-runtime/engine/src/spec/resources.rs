@@ -340,6 +340,17 @@ pub(crate) fn merge(
     if update.blkio_weight != 0 {
         merged.blkio_weight = update.blkio_weight;
     }
+    for (own, new) in [
+        (&mut merged.blkio_weight_devices, &update.blkio_weight_devices),
+        (&mut merged.blkio_read_bps, &update.blkio_read_bps),
+        (&mut merged.blkio_write_bps, &update.blkio_write_bps),
+        (&mut merged.blkio_read_iops, &update.blkio_read_iops),
+        (&mut merged.blkio_write_iops, &update.blkio_write_iops),
+    ] {
+        if !new.is_empty() {
+            own.clone_from(new);
+        }
+    }
     if !update.cpuset_cpus.is_empty() {
         merged.cpuset_cpus.clone_from(&update.cpuset_cpus);
     }
@@ -660,9 +671,13 @@ mod tests {
     fn an_update_keeps_what_it_does_not_name() {
         let current =
             ResourceLimits { memory: 64 << 20, memory_swap: 128 << 20, pids: 5, ..ResourceLimits::default() };
-        let update = ResourceLimits { memory: 100 << 20, ..ResourceLimits::default() };
+        let rates = vec![DeviceRate { path: "/dev/sda".into(), rate: 5 }];
+        let current = ResourceLimits { blkio_write_bps: rates.clone(), ..current };
+        let update =
+            ResourceLimits { memory: 100 << 20, blkio_read_bps: rates.clone(), ..ResourceLimits::default() };
         let merged = merge(&current, &update, &host()).expect("merged");
         assert_eq!((merged.memory, merged.pids), (100 << 20, 5));
+        assert_eq!((&merged.blkio_read_bps, &merged.blkio_write_bps), (&rates, &rates));
         let beyond_swap = ResourceLimits { memory: 200 << 20, ..ResourceLimits::default() };
         assert!(merge(&current, &beyond_swap, &host()).expect_err("refused").contains("memoryswap"));
     }

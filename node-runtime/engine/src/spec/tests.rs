@@ -100,6 +100,19 @@ fn a_plain_container_is_confined() {
 }
 
 #[test]
+fn hidden_paths_can_be_the_users() {
+    let config = ContainerConfig {
+        masked_paths: Some(vec!["/proc/keys".to_owned()]),
+        readonly_paths: Some(Vec::new()),
+        ..ContainerConfig::default()
+    };
+    let spec = spec_of(config, Vec::new(), Namespace::Own).expect("spec");
+    let linux = spec.linux().as_ref().expect("linux");
+    assert_eq!(linux.masked_paths().as_deref(), Some(&["/proc/keys".to_owned()][..]));
+    assert_eq!(linux.readonly_paths().as_deref(), Some(&[][..]));
+}
+
+#[test]
 fn a_default_limit_is_clamped_and_an_explicit_one_beyond_is_an_error() {
     let spec = spec_of(ContainerConfig::default(), Vec::new(), Namespace::Own).expect("spec");
     let limit = &spec.process().as_ref().expect("process").rlimits().as_ref().expect("limits")[0];

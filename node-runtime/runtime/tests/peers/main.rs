@@ -1,11 +1,12 @@
-//! Debian's podman and containerd with this runtime in the place of theirs: containers run, are looked into,
-//! paused, stopped and removed. Needs root, a static busybox, podman and containerd; it says which of them it
+//! Debian's podman, containerd and dockerd with this runtime in the place of theirs: containers run, are looked into,
+//! paused, stopped and removed. Needs root, a static busybox, podman, containerd and docker.io; it says which of them it
 //! misses, and fails for it where `CI=true`.
 //!
 //! Everything happens in mount and network namespaces of the test's own, on temporary roots. The program is
 //! the runtime too, under the name that it is linked to.
 
 mod containerd;
+mod dockerd;
 mod podman;
 mod program;
 
@@ -28,6 +29,7 @@ type Case = (&'static str, &'static [&'static str], fn(&Place) -> Result<()>);
 const CASES: &[Case] = &[
     ("podman", &["podman", "conmon"], podman::runs_containers),
     ("containerd", &["containerd", "ctr", "containerd-shim-runc-v2"], containerd::runs_containers),
+    ("dockerd", &["dockerd", "docker", "docker-init", "containerd-shim-runc-v2"], dockerd::runs_containers),
 ];
 
 fn main() -> ExitCode {
@@ -91,7 +93,7 @@ impl Place {
             fs::create_dir_all(root.join(name))?;
         }
         fs::copy(BUSYBOX, root.join("bin/busybox"))?;
-        for name in ["sh", "sleep", "cat", "echo", "id", "ls", "tty", "true", "pwd", "hostname"] {
+        for name in ["sh", "sleep", "cat", "echo", "id", "ls", "tty", "touch", "true", "pwd", "hostname"] {
             symlink("busybox", root.join("bin").join(name))?;
         }
         fs::write(root.join("bin/broken"), "no program")?;
@@ -128,8 +130,10 @@ impl Place {
             }
             fs::remove_dir(&dir).with_context(|| format!("remove {}", dir.display()))?;
         }
-        // containerd's root for the runtime, with a directory for its namespace; and the runtime's own.
-        for state in [self.path("runtime").join(&self.parent), PathBuf::from("/run/rswarm/runtime")] {
+        // containerd's and dockerd's roots for the runtime, with directories for their namespaces; and its own.
+        let dockerds = self.path("state").join("runtime-rswarm/moby");
+        for state in [self.path("runtime").join(&self.parent), dockerds, PathBuf::from("/run/rswarm/runtime")]
+        {
             let remembered = fs::read_dir(&state).map(Iterator::count).unwrap_or(0);
             ensure!(remembered == 0, "{remembered} containers are remembered in {}", state.display());
         }

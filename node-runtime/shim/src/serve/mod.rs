@@ -29,7 +29,8 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rswarm_base::fsx;
 use rswarm_runtime::{Failure, Stdio};
-use rustix::mount::{MountPropagationFlags, UnmountFlags};
+use rustix::fs::CWD;
+use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use rustix::pipe::PipeFlags;
 
 use self::container::{Container, keep_oom_score};
@@ -132,7 +133,7 @@ fn launch(state_dir: &Path) -> Result<Shim, Failure> {
         .map_err(io::Error::from)
         .map_err(failed("become a subreaper"))?;
     let listener = listen(&launch.state_dir).map_err(failed("listen on shim.sock"))?;
-    leave_mounts(&launch.detach_mounts)?;
+    leave_mounts(&launch.detach_mounts, &shared_sources(&spec))?;
     let made = launch.rootfs.mount(&root).and_then(|()| create(&launch, &spec, oom_score));
     let (container, process) = made.inspect_err(|_| {
         let _ = fs::remove_file(launch.state_dir.join(SOCKET));
@@ -178,14 +179,38 @@ fn listen(state_dir: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// A mount namespace of the shim's own, where the machine's mounts still arrive and none of ours leaves.
-fn leave_mounts(pinned: &[PathBuf]) -> Result<(), Failure> {
+/// What the container shares with the machine: mounts that it makes there are the machine's too.
+fn shared_sources(spec: &oci_spec::runtime::Spec) -> Vec<PathBuf> {
+    let is_shared = |mount: &&oci_spec::runtime::Mount| {
+        mount.options().iter().flatten().any(|option| matches!(option.as_str(), "shared" | "rshared"))
+    };
+    let shared = spec.mounts().iter().flatten().filter(is_shared);
+    shared.filter_map(|mount| mount.source().clone()).collect()
+}
+
+/// A mount namespace of the shim's own, where the machine's mounts still arrive and none of ours leaves, but for
+/// what is `shared`.
+fn leave_mounts(pinned: &[PathBuf], shared: &[PathBuf]) -> Result<(), Failure> {
+    let failed_at = |what: &str, path: &Path| {
+        let what = format!("{what} `{}`", path.display());
+        move |error: rustix::io::Errno| Failure::os(what, error)
+    };
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    let mut kept = Vec::new();
+    for path in shared {
+        kept.push((path, rustix::mount::open_tree(CWD, path, flags).map_err(failed_at("share", path))?));
+    }
     nix::sched::unshare(CloneFlags::CLONE_NEWNS)
         .map_err(io::Error::from)
         .map_err(failed("make mount namespace"))?;
     rustix::mount::mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
         .map_err(io::Error::from)
         .map_err(failed("make mounts not propagate"))?;
+    for (path, tree) in kept {
+        rustix::mount::move_mount(tree, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .map_err(failed_at("share", path))?;
+    }
     for path in pinned {
         match rustix::mount::unmount(path, UnmountFlags::DETACH) {
             // Not mounted, or gone: nothing is pinned.

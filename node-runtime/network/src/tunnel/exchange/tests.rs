@@ -1,3 +1,5 @@
+//! Packets between exchanges as values: keys in every order, removed peers, roaming, noise.
+
 use std::collections::VecDeque;
 
 use super::*;
