@@ -177,6 +177,8 @@ fn exchange(from: &Member, to: &Member, address: IpAddr) -> Result<()> {
         let mut all = Vec::new();
         stream.read_to_end(&mut all)?;
         stream.write_all(&all)?;
+        // The client reads to the end.
+        drop(stream);
         udp.set_read_timeout(Some(PATIENCE))?;
         let mut buffer = vec![0; DATAGRAM + 1];
         for _ in 0..2 {
