@@ -58,6 +58,10 @@ impl LastStep<'_> {
         let terminal = self.terminal.take();
         self.close_descriptors(channel, terminal.as_ref())?;
         let program = self.give_up(channel)?;
+        if matches!(self.gate, Gate::Fifo(_)) {
+            // What stops a container stops one that was never started, too: from when it is said to be there.
+            sys::end_on(&[Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM]);
+        }
         channel.ready(terminal.as_ref())?;
         drop(terminal);
         match self.gate {
@@ -66,8 +70,6 @@ impl LastStep<'_> {
                 self.go(channel, &program)
             }
             Gate::Fifo(fifo) => {
-                // What stops a container stops one that was never started, too.
-                sys::end_on(&[Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM]);
                 // Opening it waits for a reader, which then reads why this failed, or the silence of success.
                 let fifo = self.proc.reopen_own(fifo, OFlags::WRONLY).context("wait for start")?;
                 self.go(channel, &program).inspect_err(|failure| {
