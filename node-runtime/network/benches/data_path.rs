@@ -7,6 +7,7 @@
 #[path = "../tests/it/lab.rs"]
 #[allow(dead_code, reason = "the tests use more of it")]
 mod lab;
+mod measure;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -22,6 +23,7 @@ use rswarm_network::{
 };
 
 use lab::{Container, Daemon, Dir, Lab, Space, config, request};
+use measure::{median, throughput};
 
 const ID: &str = "n9ov8wj2k0c3x5z7b9d1f3h5k";
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 200);
@@ -98,7 +100,7 @@ fn compare(what: &str, client: &Space, ways: &[(&str, IpAddr, u16)]) {
         for turn in 0..ways.len() {
             let way = (round + turn) % ways.len();
             let (_, address, added) = ways[way];
-            bytes[way].push(throughput(client, SocketAddr::new(address, STREAM + added)));
+            bytes[way].push(throughput(client, SocketAddr::new(address, STREAM + added), ROUND));
             connections[way].push(setups(client, SocketAddr::new(address, GREET + added)));
         }
     }
@@ -114,24 +116,6 @@ fn compare(what: &str, client: &Space, ways: &[(&str, IpAddr, u16)]) {
             connections[way] / connections[0],
         );
     }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-/// Bytes per second.
-fn throughput(client: &Space, to: SocketAddr) -> f64 {
-    client.run(move || {
-        let mut stream = TcpStream::connect(to).expect("connect");
-        let mut buffer = vec![0; 256 << 10];
-        let (started, mut bytes) = (Instant::now(), 0);
-        while started.elapsed() < ROUND {
-            bytes += stream.read(&mut buffer).expect("read");
-        }
-        bytes as f64 / started.elapsed().as_secs_f64()
-    })
 }
 
 /// Connections per second, one after the other.

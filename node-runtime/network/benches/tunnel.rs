@@ -7,11 +7,12 @@
 #[path = "../tests/it/lab.rs"]
 #[allow(dead_code, reason = "the tests use more of it")]
 mod lab;
+mod measure;
 
 use std::ffi::OsString;
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::time::{Duration, Instant};
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::time::Duration;
 
 use rswarm_network::tunnel::{Secret, process};
 use rswarm_network::{
@@ -19,6 +20,7 @@ use rswarm_network::{
 };
 
 use lab::{Container, Daemon, Dir, Lab, Space, config, request};
+use measure::{median, throughput};
 
 const PORT: u16 = 7000;
 const ROUNDS: usize = 7;
@@ -59,7 +61,7 @@ async fn compare() {
     for round in 0..ROUNDS {
         for turn in [round % 2, (round + 1) % 2] {
             let (containers, to) = &ways[turn];
-            rates[turn].push(throughput(&containers[0].space, SocketAddr::new(*to, PORT)));
+            rates[turn].push(throughput(&containers[0].space, SocketAddr::new(*to, PORT), ROUND));
         }
     }
     let [plain, encrypted] = rates.map(median);
@@ -73,24 +75,6 @@ async fn compare() {
     for daemon in &daemons {
         daemon.networks.close_all().await.expect("close");
     }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-/// Bytes per second.
-fn throughput(client: &Space, to: SocketAddr) -> f64 {
-    client.run(move || {
-        let mut stream = TcpStream::connect(to).expect("connect");
-        let mut buffer = vec![0; 256 << 10];
-        let (started, mut bytes) = (Instant::now(), 0);
-        while started.elapsed() < ROUND {
-            bytes += stream.read(&mut buffer).expect("read");
-        }
-        bytes as f64 / started.elapsed().as_secs_f64()
-    })
 }
 
 /// Sends to whoever connects, for as long as this process lives.

@@ -30,8 +30,8 @@ const NEW_GENERATION: u8 = 15;
 const GENERATION: u16 = 1;
 /// The attributes of each message that make up a table's shape (`enum nft_chain_attributes` and so on): no
 /// handles, counters or users.
-const CHAIN: [u16; 4] = [3, 4, 5, 7];
-const RULE: [u16; 2] = [2, 4];
+const CHAIN: [u16; 4] = [CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_TYPE];
+const RULE: [u16; 2] = [RULE_CHAIN, RULE_EXPRESSIONS];
 const SET: [u16; 6] = [2, 3, 4, 5, 6, 7];
 /// The attribute that names the table, in all of them.
 const TABLE: u16 = 1;

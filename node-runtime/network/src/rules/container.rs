@@ -35,9 +35,9 @@ pub fn dns(name: &str, server: Ipv4Addr, udp_port: u16, tcp_port: u16) -> Table 
     }
 }
 
-/// The table, of the subnet's family, of a container that has an interface in the mesh: what came by it from outside its subnet is
-/// answered by it, whatever the container's default route is. Which node it came through only the sandbox
-/// knows.
+/// The table, of the subnet's family, of a container that has an interface in the mesh: what came by it from
+/// outside its subnet is answered by it, whatever the container's default route is. Which node it came through
+/// only the sandbox knows.
 #[must_use]
 pub fn mesh_member(interface: &str, subnet: Subnet, answers: Option<IpAddr>) -> Table {
     let by_mesh = || Expr::Interface { field: Field::Iifname, equal: true, name: interface.to_owned() };

@@ -118,8 +118,7 @@ impl Shim {
     fn turn(&mut self) -> io::Result<()> {
         let happened = self.poll()?;
         let outputs = self.processes.iter_mut().flat_map(Process::outputs_mut);
-        let gathered =
-            outputs.filter_map(|output| std::mem::take(&mut output.gathering).then_some(())).count();
+        let gathered: usize = outputs.map(|output| usize::from(std::mem::take(&mut output.gathering))).sum();
         if happened.is_empty() && gathered == 0 {
             self.rest();
         }
