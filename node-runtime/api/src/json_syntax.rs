@@ -75,14 +75,15 @@ impl Scanner<'_> {
     }
 
     fn value(&mut self, depth: usize) -> Result<(), Fault> {
-        if depth > DEPTH_MAX {
-            return Err(Fault::Depth);
-        }
         let byte = self.past_space()?;
         self.value_from(byte, depth)
     }
 
+    /// Every way into a value leads through here, an array's first one too: the depth is bounded here alone.
     fn value_from(&mut self, first: u8, depth: usize) -> Result<(), Fault> {
+        if depth > DEPTH_MAX {
+            return Err(Fault::Depth);
+        }
         match first {
             b'{' => self.object(depth + 1),
             b'[' => self.array(depth + 1),
@@ -266,6 +267,8 @@ mod tests {
 
     #[test]
     fn brackets_without_end_do_not_exhaust_the_stack() {
-        assert_eq!(complaint("[".repeat(1 << 20).as_bytes()), None);
+        for opening in ["[", "{\"a\":", "[0,", "[{\"a\":["] {
+            assert_eq!(complaint(opening.repeat(1 << 20).as_bytes()), None, "{opening}");
+        }
     }
 }
