@@ -310,18 +310,15 @@ pub(super) fn change(mount: &OwnedFd, options: &Options) -> Result<(), Failure> 
 
 /// A bind mount whose options say something about flags has those and no others, as with runc; where a user
 /// namespace may not take off the others that the source has, they stay. One whose options say nothing of them
-/// has the source's.
+/// has the source's. The source's rules for access times stay until others are named: to take back what the
+/// source has does not name one.
 fn change_bind(mount: &OwnedFd, options: &Options) -> Result<(), Failure> {
     let named = options.attributes;
-    if named == MountAttributes::default() {
+    if named == MountAttributes::default() && options.times.is_none() {
         return change_below(mount, options);
     }
     let mut all = named;
     all.add(0, PLAIN & !named.set);
-    if named.set & libc::MOUNT_ATTR_NODIRATIME != 0 {
-        // A rule for directories comes with the kernel's own for files, unless another is named.
-        all.clear |= libc::MOUNT_ATTR__ATIME;
-    }
     match sys::mount_setattr(mount, false, all) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             // The one that the kernel never locks goes anyway.
