@@ -160,7 +160,8 @@ impl Site<'_> {
         let attributes = MountAttrFlags::from_bits_retain(u32::try_from(attributes).unwrap_or(u32::MAX));
         let made = self.make(planned, typ, &place, attributes)?;
         if typ == "tmpfs" && options.copy_up {
-            copy::contents(&place.fd, &made).context("tmpcopyup")?;
+            let has_owner = options.data.iter().any(|(key, _)| matches!(key.as_str(), "uid" | "gid"));
+            copy::contents(&place.fd, &made, !has_owner).context("tmpcopyup")?;
         }
         if typ == "mqueue"
             && let Some(label) = self.label

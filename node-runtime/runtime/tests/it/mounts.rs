@@ -307,16 +307,25 @@ fn a_tmpfs_can_start_with_what_it_covers() -> Result<()> {
 }
 
 fn a_tmpfs_has_the_mode_of_what_it_covers() -> Result<()> {
-    let mut bundle = Bundle::sh("stat -c %a /there /asked /fresh")?;
-    for name in ["there", "asked"] {
-        let dir = bundle.path("bundle/rootfs").join(name);
-        fs::create_dir(&dir)?;
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o2751))?;
+    let mut bundle = Bundle::sh("stat -c '%a %u %g' /there /asked /fresh")?;
+    for copied in [false, true] {
+        bundle.spec["mounts"].as_array_mut().context("mounts")?.retain(|mount| mount["type"] != "tmpfs");
+        for name in ["there", "asked"] {
+            let dir = bundle.path("bundle/rootfs").join(name);
+            fs::create_dir_all(&dir)?;
+            std::os::unix::fs::chown(&dir, Some(5), Some(6))?;
+            fs::set_permissions(&dir, fs::Permissions::from_mode(0o2751))?;
+        }
+        for (name, options) in [("/there", ""), ("/asked", "mode=1700,uid=7"), ("/fresh", "")] {
+            let options = if copied { format!("{options},tmpcopyup") } else { options.to_owned() };
+            add(&mut bundle, mount(name, "tmpfs", "tmpfs", &options))?;
+        }
+        // What is asked for counts; a copy takes the owner along, too.
+        let there = if copied { "2751 5 6" } else { "2751 0 0" };
+        let said = run(&bundle)?;
+        ensure!(said == format!("{there}\n1700 7 0\n1777 0 0\n"), "{copied}: {said}");
+        fs::remove_dir(bundle.path("bundle/rootfs/fresh"))?;
     }
-    for (name, options) in [("/there", ""), ("/asked", "mode=700"), ("/fresh", "")] {
-        add(&mut bundle, mount(name, "tmpfs", "tmpfs", options))?;
-    }
-    ensure!(run(&bundle)? == "2751\n700\n1777\n");
     Ok(())
 }
 
