@@ -16,6 +16,7 @@ use super::options::Options;
 use super::path::{self, Missing, Place};
 use super::{cgroups, copy, idmap, is_procfs};
 use crate::cgroup::Cgroup;
+use crate::channel::{Channel, IdMap};
 use crate::failure::{Context, Failure};
 use crate::sys::{self, MountAttributes};
 
@@ -56,6 +57,8 @@ pub(super) struct Site<'a> {
     pub host_pids: bool,
     /// SELinux' label for files of new file systems.
     pub label: Option<&'a str>,
+    /// Who maps ids for a user namespace, which may not.
+    pub parent: Option<&'a Channel>,
     /// Mounts that become read-only when everything inside them is made.
     pub readonly_later: Vec<OwnedFd>,
 }
@@ -116,7 +119,7 @@ impl Site<'_> {
         let source = self.bundle.join(source);
         let recursive = planned.options.bind == Some(true);
         if let (Some(below), Some(namespace)) = (planned.options.id_map, &planned.id_namespace) {
-            return idmap::clone_mapped(&source, recursive, below, namespace);
+            return self.mapped(&source, recursive, below, namespace);
         }
         if planned.options.id_map.is_some()
             && let Some(tree) = prepared()
@@ -131,6 +134,22 @@ impl Site<'_> {
             },
             tree => tree.with_context(what),
         }
+    }
+
+    /// A source that only init sees, under other ids.
+    fn mapped(
+        &self,
+        source: &Path,
+        recursive: bool,
+        below: bool,
+        namespace: &OwnedFd,
+    ) -> Result<OwnedFd, Failure> {
+        let Some(parent) = self.parent else {
+            return idmap::clone_mapped(source, recursive, below, namespace);
+        };
+        let tree = clone_tree(source, recursive).with_context(|| format!("open {}", source.display()))?;
+        parent.id_map(&IdMap { tree: tree.as_fd(), namespace: namespace.as_fd(), below })?;
+        Ok(tree)
     }
 
     fn remount(&self, planned: &Planned<'_>) -> Result<(), Failure> {
