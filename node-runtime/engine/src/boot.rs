@@ -162,12 +162,15 @@ async fn resume(
 async fn find(shared: &Shared, record: &mut Record, answer: Option<(Shim, ShimState)>) -> Found {
     let id = record.container.id.clone();
     let ran = record.container.state.status.is_live();
+    if let Some((_, ShimState::Running { .. } | ShimState::Stopped(_))) = answer {
+        // The last daemon may have gone between the start and its record of it.
+        record.started_by_hand = true;
+    }
     match answer {
         Some((shim, ShimState::Running { pid, started_at, paused, log_dropped: _ })) => {
             let state = &mut record.container.state;
             state.status = if paused { Status::Paused } else { Status::Running };
             if state.started_at != started_at {
-                // The last daemon went between the start and its record of it.
                 state.exit_code = 0;
                 state.error.clear();
                 state.health = None;
