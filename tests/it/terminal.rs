@@ -1,6 +1,7 @@
 //! docker's client at a terminal and on pipes: what is typed arrives, what is said is seen, codes are kept.
 
 use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ fn clients_at_terminals_and_pipes_behave_as_on_dockerd() -> Result<()> {
     let lab = Lab::start(1)?;
     let host = &lab.hosts[0];
     host.import_busybox()?;
-    let checks: [Check; 10] = [
+    let checks: [Check; 11] = [
         ("a shell on a terminal", shell),
         ("detach and attach", detach_and_attach),
         ("exec on a terminal", exec_on_a_terminal),
@@ -29,6 +30,7 @@ fn clients_at_terminals_and_pipes_behave_as_on_dockerd() -> Result<()> {
         ("all output arrives", output_is_complete),
         ("many watch one", many_watch_one),
         ("signals are passed on", signals_are_passed_on),
+        ("attach over a websocket", attach_over_a_websocket),
         ("a client that vanishes", a_client_that_vanishes_is_forgotten),
     ];
     all_pass(host, &checks)?;
@@ -47,6 +49,60 @@ fn output(host: &Host, args: &[&str]) -> Result<Output> {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// As Portainer does it: messages without frames, both ways. RFC 6455 has the bytes.
+fn attach_over_a_websocket(host: &Host) -> Result<()> {
+    host.docker(&["run", "-d", "-i", "--name", "talk", "busybox", "sh", "-c", "echo before; exec cat >&2"])?;
+    let path = "/v1.43/containers/talk/attach/ws?logs=1&stream=1&stdin=1&stdout=1&stderr=1";
+    let (code, said) = host.api("GET", path, "")?;
+    ensure!(code == 400 && said.contains("no websocket handshake"), "{code} {said}");
+    eventually(
+        Duration::from_secs(10),
+        "it is logged",
+        || Ok(host.docker(&["logs", "talk"])? == "before\n"),
+    )?;
+
+    let mut socket = UnixStream::connect(host.dir.join("rswarm.sock"))?;
+    socket.set_read_timeout(Some(Duration::from_secs(60)))?;
+    write!(
+        socket,
+        "GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )?;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        socket.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    let head = text(&head);
+    ensure!(head.starts_with("HTTP/1.1 101 ") && head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{head}");
+    ensure!(message(&mut socket)? == (0x82, b"before\n".to_vec()));
+    // One message in two frames, with a ping between them; the mask is all zeros.
+    socket.write_all(b"\x01\x83\0\0\0\0hel\x89\x81\0\0\0\0?\x80\x83\0\0\0\0lo\n")?;
+    let (mut pong, mut heard) = (false, Vec::new());
+    while !pong || heard != b"hello\n" {
+        match message(&mut socket)? {
+            (0x8a, payload) => pong = payload == b"?",
+            (0x82, payload) => heard.extend(payload),
+            other => anyhow::bail!("{other:?}"),
+        }
+    }
+    socket.write_all(b"\x88\x80\0\0\0\0")?;
+    ensure!(message(&mut socket)?.0 == 0x88, "a close is answered by one");
+    ensure!(socket.read(&mut [0])? == 0);
+    ensure!(host.docker(&["inspect", "--format", "{{.State.Running}}", "talk"])?.trim() == "true");
+    host.docker(&["rm", "-f", "talk"]).map(drop)
+}
+
+/// A short server's frame: its first byte and its payload.
+fn message(socket: &mut UnixStream) -> Result<(u8, Vec<u8>)> {
+    let mut head = [0; 2];
+    socket.read_exact(&mut head)?;
+    let mut payload = vec![0; head[1].into()];
+    socket.read_exact(&mut payload)?;
+    Ok((head[0], payload))
 }
 
 fn shell(host: &Host) -> Result<()> {
