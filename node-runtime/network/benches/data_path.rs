@@ -307,6 +307,7 @@ fn service(n: u16, address: Ipv4Addr) -> OverlayService {
         name: format!("s{n}"),
         aliases: Vec::new(),
         addresses: vec![address.into()],
+        balancing: Default::default(),
     }
 }
 
@@ -318,6 +319,7 @@ fn mesh(here: u8) -> Mesh {
         published: target + 2000,
         target,
         service_id: "s0".into(),
+        balancing: Default::default(),
     };
     Mesh {
         addresses: vec![inside(210 + here)],
