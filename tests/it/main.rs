@@ -13,6 +13,7 @@ mod identity;
 mod jobs;
 mod mesh;
 mod playground;
+mod recovery;
 mod refusals;
 mod secrets;
 mod support;
