@@ -131,6 +131,9 @@ pub struct ContainerConfig {
     pub exposed: Vec<String>,
     /// Containers whose binds and volumes it gets too: `NAME[:ro|:rw]`.
     pub volumes_from: Vec<String>,
+    /// Containers that it knows by names of its own, `NAME[:ALIAS]`; on the default bridge with all that is
+    /// exposed of them.
+    pub links: Vec<String>,
     /// Publish every exposed port on a free one.
     pub publish_all: bool,
     /// The cgroup to be below: a path or a systemd slice's name; empty for the engine's.
@@ -186,6 +189,8 @@ pub struct EndpointConfig {
     pub mac: Option<[u8; 6]>,
     /// Further names on this network.
     pub aliases: Vec<String>,
+    /// Names for others on this network that only this container knows, `NAME[:ALIAS]`.
+    pub links: Vec<String>,
     /// The network with the greatest gives the default route; then the first by name.
     pub gateway_priority: i32,
     /// Driver options, shown again by `inspect`.

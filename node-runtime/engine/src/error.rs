@@ -267,6 +267,9 @@ pub enum StartError {
     /// The configuration asks for what this machine cannot give.
     #[error("{0}")]
     Invalid(String),
+    /// A container that it links to is not there for it; why.
+    #[error("{0}")]
+    Link(String),
     /// A network.
     #[error(transparent)]
     Network(#[from] NetworkError),
@@ -308,6 +311,8 @@ impl Classify for StartError {
             StartError::AlreadyRunning(_) => Kind::NotModified,
             StartError::Conflict(_) => Kind::Conflict,
             StartError::Invalid(_) => Kind::InvalidArgument,
+            // moby has no kind for it.
+            StartError::Link(_) => Kind::Internal,
             StartError::Network(error) => error.kind(),
             StartError::Volume(error) => error.kind(),
             // moby: a command that cannot be executed is the caller's mistake.
@@ -327,6 +332,7 @@ impl Classify for StartError {
             | StartError::AlreadyRunning(_)
             | StartError::Conflict(_)
             | StartError::Invalid(_)
+            | StartError::Link(_)
             | StartError::Network(_)
             | StartError::Volume(_) => None,
         }

@@ -118,7 +118,7 @@ impl Network {
 
     /// The `bridge` network, where containers are not found by name.
     pub(crate) fn is_default_bridge(&self) -> bool {
-        self.name == DEFAULT_BRIDGE && self.driver == "bridge"
+        is_default(&self.name) && self.driver == "bridge"
     }
 
     /// Whether containers on it find each other by name.
@@ -153,6 +153,11 @@ impl Network {
             interface: String::new(),
         }
     }
+}
+
+/// Whether that is the name of the default bridge.
+pub(crate) fn is_default(name: &str) -> bool {
+    name == DEFAULT_BRIDGE
 }
 
 /// A container on a network, as `network inspect` shows it.

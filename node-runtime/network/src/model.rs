@@ -279,8 +279,21 @@ impl Attached {
 pub struct DnsConfig {
     /// The networks whose names it sees, most important first.
     pub networks: Vec<String>,
+    /// Names that it alone knows for others.
+    pub aliases: Vec<DnsAlias>,
     /// Servers for all other names, asked in order from the daemon's namespace (at most three are used).
     pub upstream: Vec<IpAddr>,
+}
+
+/// One container's own name for another one, on one network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DnsAlias {
+    /// The network.
+    pub network: String,
+    /// What it asks for.
+    pub alias: String,
+    /// What is looked up instead.
+    pub name: String,
 }
 
 /// An overlay network as this node should have it: all of it, each time.

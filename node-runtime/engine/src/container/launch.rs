@@ -21,7 +21,7 @@ use crate::error::{Cause, FileError, RuntimeWords, StartError};
 use crate::merge::clean_path;
 use crate::shared::Shared;
 use crate::spec::{self, Input, Namespace, Security, VolumeSource};
-use crate::{host, merged, signal};
+use crate::{host, links, merged, signal};
 
 /// The built-in runtime's names; `runc` is what Docker's clients call the default.
 const BUILT_IN: [&str; 4] = ["", "rswarm", "runc", "io.containerd.runc.v2"];
@@ -192,6 +192,7 @@ async fn generate(
         shm: shm.as_deref(),
         security: &security,
         init: if wants_init(shared, config) { shared.config.init_path.as_deref() } else { None },
+        linked: &links::environment(&shared.registry, container),
         ulimits: &shared.config.ulimits,
     };
     let mut spec = spec::generate(&input).map_err(StartError::Invalid)?;

@@ -79,6 +79,8 @@ pub(crate) struct Input<'a> {
     pub security: &'a Security,
     /// The program that runs as the first process, when there is one.
     pub init: Option<&'a Path>,
+    /// Variables that tell of linked containers.
+    pub linked: &'a [String],
     /// The daemon's default ulimits.
     pub ulimits: &'a [Ulimit],
 }
@@ -148,7 +150,7 @@ fn process(input: &Input<'_>) -> Result<Process, String> {
     process
         .set_terminal(Some(config.tty))
         .set_args(Some(args))
-        .set_env(Some(merge::environment(config, &host_name(input.container))))
+        .set_env(Some(merge::environment(config, &host_name(input.container), input.linked)))
         .set_cwd(PathBuf::from(merge::clean_path(cwd)))
         .set_capabilities(Some(capabilities::capabilities(config, input.host)?))
         .set_rlimits(Some(rlimits(&config.ulimits, input.ulimits, input.host)?))

@@ -24,6 +24,7 @@ pub(crate) fn container(config: ContainerConfig, mounts: Vec<MountPoint>) -> Con
         mounts: Arc::new(mounts),
         endpoints: Arc::default(),
         exposed: Arc::default(),
+        links: Arc::default(),
         dir: "/data/containers/x".into(),
         log_path: None,
         exits: 0,
@@ -62,6 +63,7 @@ fn spec_of(config: ContainerConfig, mounts: Vec<MountPoint>, network: Namespace)
         shm: None,
         security: &security,
         init: None,
+        linked: &["DB_NAME=/web/db".to_owned()],
         ulimits: &[Ulimit { name: "nofile".into(), soft: 1 << 20, hard: 1 << 20 }],
     })
 }
