@@ -9,6 +9,7 @@ mod dual;
 mod encrypted;
 mod engine;
 mod faults;
+mod frozen;
 mod identity;
 mod jobs;
 mod links;
