@@ -14,6 +14,7 @@ mod identity;
 mod jobs;
 mod links;
 mod mesh;
+mod options;
 mod playground;
 mod refusals;
 mod secrets;

@@ -49,6 +49,12 @@ pub(crate) async fn restore(shared: &Arc<Shared>) -> Result<(), OpenError> {
     while let Some(result) = restored.next().await {
         later.extend(result);
     }
+    for container in shared.registry.list().iter().filter(|container| container.state.status.is_live()) {
+        // All are known by now, those that are linked to as well.
+        if let Err(error) = wiring::open_links(shared, container, &container.endpoints).await {
+            tracing::warn!(container.id = container.id, error = %Chain(&error), "linked containers are out of reach");
+        }
+    }
     for (handle, targets) in later {
         shared.scope.spawn(start_after(shared.clone(), handle, targets));
     }

@@ -134,6 +134,9 @@ fn complete(config: &mut ContainerConfig, shared: &Shared) {
     if config.spec.ipc_mode.is_empty() {
         config.spec.ipc_mode.clone_from(&shared.config.ipc_mode);
     }
+    if config.spec.shm_size == 0 {
+        config.spec.shm_size = shared.config.shm_size;
+    }
     logfile::complete(&mut config.log, &shared.config.log);
     if Mode::of(&config.network_mode) == Mode::Host && config.spec.hostname.is_empty() {
         let name = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned());
@@ -170,7 +173,7 @@ fn check(shared: &Shared, config: &ContainerConfig) -> Result<(), CreateError> {
     check_binds_of_root(&spec.mounts, &shared.config.data_root)?;
     spec::check(spec, &shared.host).map_err(CreateError::Invalid)?;
     spec::check_resources(&config.resources, &shared.host).map_err(CreateError::Invalid)?;
-    Security::parse(spec).map_err(CreateError::Invalid)?;
+    Security::parse(spec, Security::of_daemon(&shared.config)).map_err(CreateError::Invalid)?;
     files::check_hosts(spec).map_err(CreateError::Invalid)?;
     ResolvConf::for_container(spec, &shared.config.dns, &ResolvConf::default())
         .map_err(CreateError::Invalid)?;

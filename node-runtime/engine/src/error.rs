@@ -120,6 +120,9 @@ pub enum OpenError {
     /// The default log driver or one of its options is not known; why.
     #[error("the default log driver cannot be used: {0}")]
     LogDriver(String),
+    /// The default profile of system calls is none; why.
+    #[error("the default seccomp profile cannot be used: {0}")]
+    Seccomp(String),
     /// A stored object cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
@@ -132,7 +135,7 @@ impl Classify for OpenError {
     fn kind(&self) -> Kind {
         match self {
             OpenError::DataRoot { .. } => Kind::FailedPrecondition,
-            OpenError::LogDriver(_) => Kind::InvalidArgument,
+            OpenError::LogDriver(_) | OpenError::Seccomp(_) => Kind::InvalidArgument,
             OpenError::File(error) => error.kind(),
             OpenError::Below(error) => error.kind(),
         }
@@ -140,7 +143,7 @@ impl Classify for OpenError {
 
     fn hint(&self) -> Option<String> {
         match self {
-            OpenError::DataRoot { .. } | OpenError::LogDriver(_) => None,
+            OpenError::DataRoot { .. } | OpenError::LogDriver(_) | OpenError::Seccomp(_) => None,
             OpenError::File(error) => error.hint(),
             OpenError::Below(error) => error.hint(),
         }

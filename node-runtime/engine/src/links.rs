@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use rswarm_base::ipam::Family;
+use rswarm_network::{Opening, Protocol};
 
 use crate::config::ContainerConfig;
 use crate::container::wiring::Mode;
@@ -142,6 +143,26 @@ pub(crate) fn hosts(registry: &Registry, container: &Container) -> String {
         }
     }
     text
+}
+
+/// What a container may reach of those that it links to, on a bridge where nobody reaches anybody else. `own` are its
+/// endpoints.
+pub(crate) fn openings(registry: &Registry, container: &Container, own: &[Endpoint]) -> Vec<Opening> {
+    let from = own.iter().find(|endpoint| is_default(&endpoint.network_name)).and_then(|own| own.address);
+    let Some((from, _)) = from else { return Vec::new() };
+    let mut all = Vec::new();
+    for (_, target) in followed(registry, container) {
+        let Some(to) = addresses(&target).find(|to| Family::of(*to) == Family::of(from)) else { continue };
+        all.extend(ports(&target.exposed).into_iter().filter_map(|(protocol, port)| {
+            let protocol = match protocol {
+                "tcp" => Protocol::Tcp,
+                "udp" => Protocol::Udp,
+                _ => return None,
+            };
+            Some(Opening { target: target.id.clone(), from, to, protocol, port })
+        }));
+    }
+    all
 }
 
 /// `/etc/hosts` after a linked container came up with other addresses; `None` when nothing changes.

@@ -167,7 +167,8 @@ async fn generate(
     rootfs: &Path,
 ) -> Result<oci_spec::runtime::Spec, StartError> {
     let config = &container.config.spec;
-    let security = Security::parse(config).map_err(StartError::Invalid)?;
+    let security =
+        Security::parse(config, Security::of_daemon(&shared.config)).map_err(StartError::Invalid)?;
     let devices = if config.privileged {
         host::all_devices()
     } else {

@@ -256,6 +256,7 @@ async fn attach_all(
     if let Some(dns) = &dns {
         shared.networks.serve_dns(netns, &container.id, dns.clone()).await.map_err(Cause::new)?;
     }
+    open_links(shared, container, &attached).await?;
     let gateway = gateway.and_then(|n| attached[n].gateway);
     write_files(shared, container, &attached, gateway, dns.is_some()).await?;
     Ok(attached)
@@ -507,12 +508,30 @@ fn aliases(endpoints: &[Endpoint]) -> Vec<DnsAlias> {
     links.filter_map(alias).collect()
 }
 
+/// Lets a container reach those that it links to, where containers on the default bridge are kept apart.
+pub(crate) async fn open_links(
+    shared: &Shared,
+    container: &Container,
+    endpoints: &[Endpoint],
+) -> Result<(), StartError> {
+    if shared.config.bridge.icc || container.links.is_empty() {
+        return Ok(());
+    }
+    let openings = links::openings(&shared.registry, container, endpoints);
+    Ok(shared.networks.open_links(&container.id, openings).await.map_err(Cause::new)?)
+}
+
 /// Takes note that a linked container came up, perhaps with other addresses.
-pub(crate) async fn relink(container: &Container, target: &Container) -> Result<(), FileError> {
+pub(crate) async fn relink(
+    shared: &Shared,
+    container: &Container,
+    target: &Container,
+) -> Result<(), StartError> {
+    open_links(shared, container, &container.endpoints).await?;
     let links = container.links.iter().filter(|link| link.target == target.id);
     let aliases: Vec<String> = links.map(|link| link.alias.clone()).collect();
     let (path, target) = (container.hosts_path(), target.clone());
-    let write = move || {
+    let write = move || -> Result<(), FileError> {
         for alias in &aliases {
             let hosts = std::fs::read_to_string(&path).map_err(FileError::read(&path))?;
             if let Some(hosts) = links::readdress(&hosts, alias, &target) {
@@ -521,12 +540,16 @@ pub(crate) async fn relink(container: &Container, target: &Container) -> Result<
         }
         Ok(())
     };
-    blocking(write).await
+    Ok(blocking(write).await?)
 }
 
-/// Writes a running container's files anew, after its links have changed.
+/// Brings a running container's files and its way to others in line with its links.
 pub(crate) async fn rewrite(shared: &Shared, container: &Container) -> Result<(), StartError> {
     let endpoints = &container.endpoints;
+    if !shared.config.bridge.icc {
+        let openings = links::openings(&shared.registry, container, endpoints);
+        shared.networks.open_links(&container.id, openings).await.map_err(Cause::new)?;
+    }
     let named = |endpoint: &Endpoint| shared.local.find(&endpoint.network_id).is_ok_and(|n| n.has_names());
     let gateway = endpoints.iter().find_map(|endpoint| endpoint.gateway);
     write_files(shared, container, endpoints, gateway, endpoints.iter().any(named)).await

@@ -7,7 +7,7 @@ mod profile;
 mod resources;
 mod security;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
@@ -16,6 +16,7 @@ use oci_spec::runtime::{
 };
 use rswarm_proto::model::container::{ContainerSpec, Ulimit};
 
+use crate::config::SeccompProfile;
 use crate::container::Container;
 use crate::merge;
 
@@ -192,6 +193,17 @@ fn seccomp(input: &Input<'_>) -> Result<Option<LinuxSeccomp>, String> {
         Seccomp::Default => Ok(Some(rswarm_runtime::seccomp::docker_default(&capabilities))),
         Seccomp::Unconfined => Ok(None),
         Seccomp::Profile(json) => profile::parse(json, &capabilities).map(Some),
+    }
+}
+
+/// Checks the profile of containers that choose none.
+///
+/// # Errors
+/// What is wrong with it, in one sentence.
+pub(crate) fn check_profile(profile: &SeccompProfile) -> Result<(), String> {
+    match profile {
+        SeccompProfile::Builtin | SeccompProfile::Unconfined => Ok(()),
+        SeccompProfile::File { json, .. } => profile::parse(json, &HashSet::new()).map(drop),
     }
 }
 

@@ -47,7 +47,7 @@ fn host() -> Host {
 
 fn spec_of(config: ContainerConfig, mounts: Vec<MountPoint>, network: Namespace) -> Result<Spec, String> {
     let container = container(config, mounts);
-    let security = Security::parse(&container.config.spec)?;
+    let security = Security::parse(&container.config.spec, Security::default())?;
     generate(&Input {
         container: &container,
         host: &host(),

@@ -118,7 +118,7 @@ impl Actor {
         if self.run.is_none() {
             return;
         }
-        if let Err(error) = wiring::relink(self.container(), target).await {
+        if let Err(error) = wiring::relink(&self.shared, self.container(), target).await {
             let id = &self.container().id;
             tracing::warn!(container.id = id, error = %Chain(&error), "a linked container is not found by its new address");
         }
