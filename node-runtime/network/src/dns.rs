@@ -361,7 +361,7 @@ impl Resolver {
         let config = self.config.load_full();
         let (name, kind) = (question.name(), question.query_type());
         let local = match question.query_class() {
-            DNSClass::IN => self.local(&config.networks, name, kind),
+            DNSClass::IN => self.local(&config, name, kind),
             _ => None,
         };
         match local {
@@ -371,14 +371,14 @@ impl Resolver {
     }
 
     /// What the networks know; `None` when they do not know the name.
-    fn local(&self, networks: &[String], name: &Name, kind: RecordType) -> Option<Vec<Record>> {
+    fn local(&self, config: &DnsConfig, name: &Name, kind: RecordType) -> Option<Vec<Record>> {
         let text = name.to_ascii();
         if kind == RecordType::PTR {
-            let found = self.names.reverse(networks, parse_arpa(&text)?)?;
+            let found = self.names.reverse(&config.networks, parse_arpa(&text)?)?;
             let target = Name::from_ascii(format!("{found}.")).ok()?;
             return Some(vec![Record::from_rdata(name.clone(), TTL, RData::PTR(PTR(target)))]);
         }
-        let mut addresses = self.names.resolve(networks, &text)?;
+        let mut addresses = self.addresses(config, &text)?;
         shuffle(&mut addresses);
         let records = addresses.into_iter().filter_map(|address| match (address, kind) {
             (IpAddr::V4(v4), RecordType::A) => Some(RData::A(A(v4))),
@@ -387,6 +387,20 @@ impl Resolver {
             _ => None,
         });
         Some(records.map(|data| Record::from_rdata(name.clone(), TTL, data)).collect())
+    }
+
+    /// What a name leads to. An alias goes before all names, and hides what its network has of that name.
+    // moby: Sandbox.ResolveName
+    fn addresses(&self, config: &DnsConfig, name: &str) -> Option<Vec<IpAddr>> {
+        let bare = name.trim_end_matches('.');
+        let aliases = || config.aliases.iter().filter(|alias| alias.alias.eq_ignore_ascii_case(bare));
+        let found =
+            aliases().find_map(|alias| self.names.resolve(std::slice::from_ref(&alias.network), &alias.name));
+        found.or_else(|| {
+            let is_open = |network: &&String| aliases().all(|alias| alias.network != **network);
+            let open: Vec<String> = config.networks.iter().filter(is_open).cloned().collect();
+            self.names.resolve(&open, name)
+        })
     }
 }
 
@@ -517,6 +531,7 @@ async fn ask_tcp(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::DnsAlias;
     use crate::names::NameTable;
     use hickory_proto::op::Query;
 
@@ -527,7 +542,7 @@ mod tests {
             table.add_container(&["many".to_owned()], &[IpAddr::from([10, 0, 0, n])]);
         }
         names.publish("n", table);
-        let config = DnsConfig { networks: vec!["n".into()], upstream: Vec::new() };
+        let config = DnsConfig { networks: vec!["n".into()], ..DnsConfig::default() };
         let config = Arc::new(ArcSwap::from_pointee(config));
         Resolver::new(names, config, Arc::new(Semaphore::new(UPSTREAM_ALL)))
     }
@@ -558,6 +573,25 @@ mod tests {
         assert!(answer.to_vec().expect("message").len() <= usize::from(UDP_BYTES));
         let answer = ask(&resolver, "many.", RecordType::A, Transport::Tcp).await;
         assert_eq!((answer.metadata.truncation, answer.answers.len()), (false, 200));
+    }
+
+    #[tokio::test]
+    async fn an_alias_goes_before_the_names_of_its_network() {
+        let resolver = resolver(1);
+        let answers = async |resolver: &Resolver, name: &str| {
+            let answer = ask(resolver, name, RecordType::A, Transport::Udp).await;
+            (answer.metadata.response_code, answer.answers.len())
+        };
+        let with = |alias: &str, name: &str| {
+            let alias = DnsAlias { network: "n".to_owned(), alias: alias.to_owned(), name: name.to_owned() };
+            let config = DnsConfig { networks: vec!["n".into()], aliases: vec![alias], upstream: Vec::new() };
+            resolver.config.store(Arc::new(config));
+        };
+        with("db", "many");
+        assert_eq!(answers(&resolver, "DB.").await, (ResponseCode::NoError, 1));
+        assert_eq!(answers(&resolver, "many.").await, (ResponseCode::NoError, 1));
+        with("many", "gone");
+        assert_eq!(answers(&resolver, "many.").await, (ResponseCode::NXDomain, 0), "not somebody else's");
     }
 
     #[tokio::test]

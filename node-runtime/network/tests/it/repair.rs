@@ -203,7 +203,7 @@ async fn a_containers_rules_are_put_right() {
         ..request("task1", ID)
     };
     let container = Container::start(&daemon.networks, task).await;
-    let dns = rswarm_network::DnsConfig { networks: vec![ID.into()], upstream: Vec::new() };
+    let dns = rswarm_network::DnsConfig { networks: vec![ID.into()], ..rswarm_network::DnsConfig::default() };
     daemon.networks.serve_dns(&container.netns, "task1", dns.clone()).await.expect("dns");
     let names = || container.space.try_sh("busybox nslookup web 127.0.0.11").0;
     until("name", names);
