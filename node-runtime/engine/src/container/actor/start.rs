@@ -1,5 +1,7 @@
 //! The way up: from a request or a policy to a running program and its health check.
 
+use std::sync::Arc;
+
 use rswarm_base::Chain;
 use rswarm_shim::client::Shim;
 use tokio::sync::oneshot;
