@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rswarm_manager_core::State;
 use rswarm_proto::model::{Cluster, Node};
 use rswarm_proto::tls::Identity;
 
@@ -39,6 +40,15 @@ pub enum Boot {
     /// The only manager left of a cluster that lost its quorum: it keeps all data and becomes the only member.
     /// The members it forgets must never be started with their old data again.
     ForceNewCluster,
+    /// The first manager of a cluster that goes on from a backup.
+    Restore(Box<Revival>),
+}
+
+/// The state that a cluster goes on from, and its new manager; made by [`Backup::revive`](crate::Backup::revive).
+#[derive(Debug, Clone)]
+pub struct Revival {
+    pub(crate) state: State,
+    pub(crate) node: Node,
 }
 
 /// The objects that a new cluster starts with; made by [`found`](crate::found).

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod attachments;
+mod backup;
 mod blocking;
 mod ca;
 mod config;
@@ -26,7 +27,8 @@ mod store;
 mod transport;
 mod wal;
 
-pub use config::{Boot, Founding, ManagerConfig, TICK};
+pub use backup::{Backup, BackupError, Header};
+pub use config::{Boot, Founding, ManagerConfig, Revival, TICK};
 pub use found::{ADDRESS_POOL, DATA_PATH_PORT, FoundError, NewCluster, SUBNET_SIZE, found};
 pub use manager::{Leader, Manager};
 pub use raft::{Ended, StateError};

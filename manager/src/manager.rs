@@ -3,20 +3,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rswarm_base::Scope;
+use rswarm_base::{Clock, Scope, SystemClock};
 use rswarm_manager_core::State;
 use rswarm_proto::tls::{Credentials, Identity};
 use tokio::sync::watch;
 use tonic::service::Routes;
 
+use crate::backup::Backup;
+use crate::blocking::blocking;
 use crate::ca;
 use crate::config::{Boot, ManagerConfig};
+use crate::forward::propose_status;
 use crate::raft::Ended;
 use crate::start::{self, StartError};
-use crate::store::StoreHandle;
+use crate::store::{NO_LEADER, StoreHandle};
 
 /// How long leadership may take to go to another when this manager stops.
 const HANDOVER: Duration = Duration::from_secs(1);
+/// A backup's read that takes longer has no quorum behind it.
+const READ_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the tasks may take to end.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
@@ -72,6 +77,18 @@ impl Manager {
     /// When the state has no root, or does not know this node as a manager.
     pub fn renew_own(&self, identity: &Identity) -> Result<Credentials, tonic::Status> {
         ca::renew_own(&self.store.state(), identity)
+    }
+
+    /// The whole state as a file, for [`Backup::decode`]: it holds all that was acknowledged before this call.
+    ///
+    /// # Errors
+    /// Without a quorum, which could tell.
+    pub async fn backup(&self) -> Result<Vec<u8>, tonic::Status> {
+        let state = match tokio::time::timeout(READ_TIMEOUT, self.store.read()).await {
+            Ok(read) => read.map_err(|error| propose_status(&error))?,
+            Err(_) => return Err(tonic::Status::unavailable(NO_LEADER)),
+        };
+        Ok(blocking(move || Backup::encode(&state, SystemClock.now())).await)
     }
 
     /// Who leads; `None` while nobody is known to.

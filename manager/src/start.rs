@@ -20,6 +20,7 @@ use tonic::Status;
 use tonic::service::Routes;
 
 use crate::attachments::AttachmentsService;
+use crate::backup::revived_state;
 use crate::blocking::blocking;
 use crate::ca::CaService;
 use crate::config::{Boot, Founding, ManagerConfig};
@@ -226,12 +227,20 @@ async fn open(config: &ManagerConfig, boot: Boot) -> Result<Opened, StartError> 
     let exists = Wal::exists(&dir);
     let key = WrappingKey::derive(&config.identity.credentials().key_pem);
     match boot {
-        Boot::Bootstrap(_) if exists => Err(StartError::Exists(dir)),
+        Boot::Bootstrap(_) | Boot::Restore(_) if exists => Err(StartError::Exists(dir)),
         Boot::Restart | Boot::ForceNewCluster if !exists => Err(StartError::Absent(dir)),
         Boot::Bootstrap(founding) => {
             let member = Member { raft_id: random_raft_id(), seeds: Vec::new() };
             let state = first_state(*founding, member.raft_id, &config.advertise_addr)?;
             let first = peer::bootstrap(member.raft_id, encode_state(&state));
+            create(dir, key, member, first).await
+        }
+        Boot::Restore(revival) => {
+            let member = Member { raft_id: random_raft_id(), seeds: Vec::new() };
+            let addr = &config.advertise_addr;
+            let revived = revived_state(*revival, member.raft_id, addr, SystemClock.now());
+            let (index, state) = revived.map_err(StartError::Found)?;
+            let first = peer::bootstrap_at(member.raft_id, index, encode_state(&state));
             create(dir, key, member, first).await
         }
         Boot::Join { via } if !exists => {

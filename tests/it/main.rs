@@ -16,6 +16,7 @@ mod links;
 mod mesh;
 mod options;
 mod playground;
+mod recovery;
 mod refusals;
 mod secrets;
 mod support;

@@ -1,10 +1,17 @@
 //! The cluster: make one, join one, leave it, see and change what it is told.
 
+use std::io;
+use std::path::PathBuf;
+
+use bytes::Bytes;
 use clap::{Args, Subcommand};
+use futures_util::stream;
+use http_body_util::BodyExt;
 use rswarm_api::types::{InfoBody, SwarmInitBody, SwarmInspect, SwarmJoinBody, SwarmSpec, UnlockKeyBody};
+use rswarm_base::fsx;
 
 use super::{CommandError, Context};
-use crate::client::Call;
+use crate::client::{Call, ClientError};
 use crate::units::parse_nanos;
 
 /// What comes after `swarm`.
@@ -24,6 +31,15 @@ pub enum SwarmCommand {
     Update(UpdateArgs),
     /// Print the root certificate, or replace the root
     Ca(CaArgs),
+    /// Go on with this manager alone, after the others are lost for good
+    #[command(after_help = RECOVER_HELP)]
+    Recover,
+    /// Write the whole state of the cluster to a file
+    #[command(after_help = BACKUP_HELP)]
+    Backup(BackupArgs),
+    /// Start the cluster of a backup anew, with this node as its manager
+    #[command(after_help = RESTORE_HELP)]
+    Restore(RestoreArgs),
     /// Unlock a manager after a restart
     Unlock,
     /// Print or replace the key that unlocks managers
@@ -38,6 +54,42 @@ Examples:
 pub const JOIN_EXAMPLES: &str = "\
 Example:
   rswarm swarm join --token SWMTKN-1-... 10.0.0.1:2377     as `rswarm swarm join-token worker` prints it";
+
+const RECOVER_HELP: &str = "\
+Containers go on as they are. The same as `rswarm swarm init --force-new-cluster`. The lost managers must not be
+started with their old data again: let them leave (`rswarm swarm leave --force`), then join.";
+
+const BACKUP_HELP: &str = "\
+The file holds the key of the root certificate, secrets and join tokens: keep it as you keep those.";
+
+const RESTORE_HELP: &str = "\
+For a cluster whose managers are all lost. Workers go on with their containers, and come back by themselves when this
+node has the address of a manager that they knew. A manager that returns must have lost its data, or leave first.";
+
+/// `swarm backup`
+#[derive(Debug, Clone, Args)]
+pub struct BackupArgs {
+    /// Where to
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+}
+
+/// `swarm restore`
+#[derive(Debug, Clone, Args)]
+pub struct RestoreArgs {
+    /// Address that other nodes reach this one at, `ADDRESS|INTERFACE[:PORT]`
+    #[arg(long, value_name = "ADDRESS")]
+    advertise_addr: Option<String>,
+    /// Address to listen on
+    #[arg(long, default_value = "0.0.0.0:2377", value_name = "ADDRESS")]
+    listen_addr: String,
+    /// Address for traffic between containers
+    #[arg(long, value_name = "ADDRESS")]
+    data_path_addr: Option<String>,
+    /// What `rswarm swarm backup` wrote
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+}
 
 /// Settings that `init` and `update` share.
 #[derive(Debug, Clone, Args)]
@@ -175,6 +227,9 @@ impl SwarmCommand {
             SwarmCommand::JoinToken(args) => join_token(context, args).await,
             SwarmCommand::Update(args) => update(context, args).await,
             SwarmCommand::Ca(args) => ca(context, args).await,
+            SwarmCommand::Recover => recover(context).await,
+            SwarmCommand::Backup(args) => backup(context, args).await,
+            SwarmCommand::Restore(args) => restore(context, args).await,
             SwarmCommand::Unlock => unlock(context).await,
             SwarmCommand::UnlockKey(args) => unlock_key(context, args).await,
         }
@@ -316,10 +371,47 @@ async fn ca(context: &Context, args: CaArgs) -> Result<u8, CommandError> {
     Ok(0)
 }
 
+async fn recover(context: &Context) -> Result<u8, CommandError> {
+    let body = SwarmInitBody { force_new_cluster: true, ..SwarmInitBody::default() };
+    let node: String = context.client.json(Call::post("/swarm/init").body(&body)).await?;
+    context.terminal.line(format!("Swarm recovered: current node ({node}) is now its only manager.\n"))?;
+    context.terminal.print(&join_instructions(context, "manager").await?)?;
+    Ok(0)
+}
+
+/// Readable by its owner alone: who reads it has the cluster.
+const BACKUP_MODE: u32 = 0o600;
+
+async fn backup(context: &Context, args: BackupArgs) -> Result<u8, CommandError> {
+    let call = Call::get("/swarm/backup");
+    let name = call.to_string();
+    let body = context.client.send(call).await?.into_body().collect().await;
+    let bytes = body.map_err(|source| ClientError::Exchange { call: name, source })?.to_bytes();
+    fsx::write_atomic_mode(&args.file, &bytes, BACKUP_MODE)
+        .map_err(|source| CommandError::Write { path: args.file.clone(), source })?;
+    context.terminal.line(args.file.display())?;
+    Ok(0)
+}
+
+async fn restore(context: &Context, args: RestoreArgs) -> Result<u8, CommandError> {
+    let bytes =
+        std::fs::read(&args.file).map_err(|source| CommandError::Read { path: args.file.clone(), source })?;
+    let body = stream::once(async { Ok::<_, io::Error>(Bytes::from(bytes)) });
+    let call = Call::post("/swarm/restore")
+        .query("listenAddr", &args.listen_addr)
+        .maybe("advertiseAddr", args.advertise_addr)
+        .maybe("dataPathAddr", args.data_path_addr)
+        .stream("application/octet-stream", body);
+    let node: String = context.client.json(call).await?;
+    context.terminal.line(format!("Swarm restored: current node ({node}) is now its only manager.\n"))?;
+    context.terminal.print(&join_instructions(context, "manager").await?)?;
+    Ok(0)
+}
+
 async fn unlock(context: &Context) -> Result<u8, CommandError> {
     context.terminal.print("Please enter unlock key: ")?;
     let mut key = String::new();
-    std::io::stdin().read_line(&mut key)?;
+    io::stdin().read_line(&mut key)?;
     let body = UnlockKeyBody { unlock_key: key.trim().to_owned() };
     context.client.done(Call::post("/swarm/unlock").body(&body)).await?;
     Ok(0)

@@ -4,18 +4,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use rswarm_api::{
     ClusterError, ClusterInfo, ClusterNode, InitRequest, JoinRequest, LocalState, RemoteManager,
+    RestoreRequest,
 };
 use rswarm_base::{Chain, Kind, Scope, Timestamp};
 use rswarm_engine::Engine;
-use rswarm_manager::{Boot, NewCluster, found};
+use rswarm_manager::{Backup, Boot, Manager, NewCluster, found};
 use rswarm_proto::tls::{self, EnrollError, Enrollment, Identity};
 use rswarm_proto::token::JoinToken;
 use rswarm_proto::wire::control_client::ControlClient;
 use rswarm_proto::wire::logs_client::LogsClient;
 use rswarm_proto::wire::{
-    LeaveManagerRequest, ListRequest, Node as NodeObject, NodeRole, NodeState, ObjectKind,
+    LeaveManagerRequest, ListRequest, Node as NodeObject, NodeAvailability, NodeRole, ObjectKind,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::transport::Channel;
@@ -52,6 +54,8 @@ enum Request {
     Init(InitRequest, oneshot::Sender<Result<String, ClusterError>>),
     Join(JoinRequest, oneshot::Sender<Result<(), ClusterError>>),
     Leave(bool, oneshot::Sender<Result<(), ClusterError>>),
+    Restore(RestoreRequest, oneshot::Sender<Result<String, ClusterError>>),
+    Manager(oneshot::Sender<Result<Manager, ClusterError>>),
 }
 
 /// How control calls of the API reach the manager in this process: over its own port, as any other client.
@@ -140,6 +144,18 @@ impl ClusterNode for Node {
         self.ask(|reply| Request::Leave(force, reply)).await
     }
 
+    async fn backup(&self) -> Result<Bytes, ClusterError> {
+        let manager = self.ask(Request::Manager).await?;
+        let refused = |status: tonic::Status| {
+            ClusterError::new(rswarm_proto::status::kind(status.code()), status.message())
+        };
+        manager.backup().await.map(Bytes::from).map_err(refused)
+    }
+
+    async fn restore(&self, request: RestoreRequest) -> Result<String, ClusterError> {
+        self.ask(|reply| Request::Restore(request, reply)).await
+    }
+
     async fn control(&self) -> Result<ControlClient<Channel>, ClusterError> {
         Ok(ControlClient::new(self.channel().await?).max_decoding_message_size(tls::MESSAGE_BYTES_MAX))
     }
@@ -185,6 +201,14 @@ impl NodeActor {
             }
             Request::Leave(force, reply) => {
                 let _ = reply.send(self.leave(force).await);
+            }
+            Request::Restore(request, reply) => {
+                let _ = reply.send(self.restore(request).await);
+            }
+            Request::Manager(reply) => {
+                let manager = self.membership.as_ref().and_then(|membership| membership.manager.clone());
+                let missing = || ClusterError::no_control(self.info.borrow().state);
+                let _ = reply.send(manager.ok_or_else(missing));
             }
         }
     }
@@ -249,7 +273,7 @@ impl NodeActor {
 
     async fn init(&mut self, request: InitRequest) -> Result<String, ClusterError> {
         if request.force_new_cluster {
-            return self.force_new_cluster().await;
+            return self.force_new_cluster(&request).await;
         }
         if self.membership.is_some() {
             return Err(ClusterError::already_in_cluster());
@@ -272,10 +296,24 @@ impl NodeActor {
     }
 
     /// The only survivor of a cluster without quorum goes on alone, workloads untouched.
-    async fn force_new_cluster(&mut self) -> Result<String, ClusterError> {
+    async fn force_new_cluster(&mut self, request: &InitRequest) -> Result<String, ClusterError> {
         match self.membership.take() {
             Some(membership) if membership.role() == NodeRole::Manager => {
                 let (identity, addresses) = (membership.identity.clone(), membership.addresses.clone());
+                let addresses = match request.advertise_addr.as_str() {
+                    // It goes on where it is.
+                    "" => addresses,
+                    elsewhere => {
+                        let data_path = &request.data_path_addr;
+                        match Addresses::decide(&request.listen_addr, elsewhere, data_path, None) {
+                            Ok(addresses) => addresses,
+                            Err(error) => {
+                                self.membership = Some(membership);
+                                return Err(error);
+                            }
+                        }
+                    }
+                };
                 membership.detach().await;
                 self.enter(identity.clone(), addresses, Boot::ForceNewCluster, Vec::new()).await?;
                 Ok(identity.subject().node_id)
@@ -290,6 +328,29 @@ impl NodeActor {
             )
             .hint("start a new cluster with `rswarm init`")),
         }
+    }
+
+    /// The cluster of a backup goes on with this node as a new one, and its only manager.
+    async fn restore(&mut self, request: RestoreRequest) -> Result<String, ClusterError> {
+        if self.membership.is_some() {
+            return Err(ClusterError::already_in_cluster());
+        }
+        let advertise = self.advertise(&request.advertise_addr);
+        let addresses = Addresses::decide(&request.listen_addr, advertise, &request.data_path_addr, None)?;
+        let backup = Backup::decode(&request.backup).map_err(ClusterError::from_error)?;
+        let header = backup.header.clone();
+        let hostname = self.config.hostname.clone();
+        let (boot, identity) = backup
+            .revive(hostname, NodeAvailability::Active, Timestamp::wall())
+            .map_err(ClusterError::from_error)?;
+        let node_id = identity.subject().node_id;
+        self.enter_or_wipe(identity, addresses, boot, Vec::new()).await?;
+        tracing::warn!(
+            cluster.id = header.cluster,
+            index = header.index,
+            "the cluster goes on from a backup"
+        );
+        Ok(node_id)
     }
 
     async fn join(&mut self, request: JoinRequest) -> Result<(), ClusterError> {
@@ -478,11 +539,9 @@ async fn managers_of(membership: &Membership) -> Vec<NodeObject> {
 
 /// Docker's words for a manager that would leave without force (moby `daemon/cluster/swarm.go`).
 fn leave_refusal(managers: &[NodeObject]) -> String {
-    let reachable = managers
-        .iter()
-        .filter(|node| node.status.as_ref().is_some_and(|status| status.state() == NodeState::ReadyNode))
-        .count()
-        .max(1);
+    let is_reachable =
+        |node: &&NodeObject| node.manager_status.as_ref().is_some_and(|status| status.reachable);
+    let reachable = managers.iter().filter(is_reachable).count().max(1);
     let total = managers.len().max(1);
     let mut text =
         "You are attempting to leave the swarm on a node that is participating as a manager. ".to_owned();
@@ -490,7 +549,7 @@ fn leave_refusal(managers: &[NodeObject]) -> String {
         text.push_str("Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. ");
         return text;
     }
-    if reachable - 1 < (total / 2) + 1 {
+    if reachable - 1 < total - reachable + 2 {
         text.push_str(&format!(
             "Removing this node leaves {} managers out of {total}. Without a Raft quorum your swarm will be inaccessible. ",
             reachable - 1
@@ -520,26 +579,26 @@ async fn leave_members(membership: &Membership) {
 
 #[cfg(test)]
 mod tests {
-    use rswarm_proto::wire::{ManagerStatus, NodeStatus};
+    use rswarm_proto::wire::ManagerStatus;
 
     use super::*;
 
-    fn manager(state: NodeState) -> NodeObject {
-        NodeObject {
-            status: Some(NodeStatus { state: state.into(), ..NodeStatus::default() }),
-            manager_status: Some(ManagerStatus::default()),
-            ..NodeObject::default()
-        }
+    fn manager(reachable: bool) -> NodeObject {
+        let manager_status = Some(ManagerStatus { reachable, ..ManagerStatus::default() });
+        NodeObject { manager_status, ..NodeObject::default() }
     }
 
     #[test]
     fn the_last_manager_is_told_what_it_would_erase() {
-        assert!(leave_refusal(&[manager(NodeState::ReadyNode)]).contains("Removing the last manager erases"));
+        assert!(leave_refusal(&[manager(true)]).contains("Removing the last manager erases"));
     }
 
     #[test]
     fn a_manager_whose_leaving_breaks_the_quorum_is_told_the_numbers() {
-        let two = [manager(NodeState::ReadyNode), manager(NodeState::ReadyNode)];
-        assert!(leave_refusal(&two).contains("leaves 1 managers out of 2"));
+        let refused =
+            |reachable: &[bool]| leave_refusal(&reachable.iter().copied().map(manager).collect::<Vec<_>>());
+        assert!(refused(&[true, true]).contains("leaves 1 managers out of 2"));
+        assert!(refused(&[true, false, true]).contains("leaves 1 managers out of 3"));
+        assert!(refused(&[true; 3]).contains("Doing so may lose the consensus"));
     }
 }

@@ -49,7 +49,8 @@ use rswarm_engine::Engine;
 
 pub use listener::Listener;
 pub use node::{
-    Availability, ClusterError, ClusterInfo, ClusterNode, InitRequest, JoinRequest, LocalState, RemoteManager,
+    Availability, ClusterError, ClusterInfo, ClusterNode, InitRequest, JoinRequest, LocalState,
+    RemoteManager, RestoreRequest,
 };
 
 use crate::router::{App, Gate};

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use rswarm_base::{Classify, Kind};
 use rswarm_proto::wire;
 use rswarm_proto::wire::control_client::ControlClient;
@@ -110,6 +111,19 @@ pub struct JoinRequest {
     pub data_path_addr: String,
     /// This node's own availability.
     pub availability: Availability,
+}
+
+/// How a cluster is brought back from a backup.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RestoreRequest {
+    /// The backup, as [`ClusterNode::backup`] gave it.
+    pub backup: Bytes,
+    /// `ADDRESS[:PORT]` or an interface's name.
+    pub listen_addr: String,
+    /// `ADDRESS[:PORT]` or an interface's name; empty: the only address there is.
+    pub advertise_addr: String,
+    /// Address or interface of overlay traffic; empty: as advertised.
+    pub data_path_addr: String,
 }
 
 /// A membership call that failed, in the words that the client gets.
@@ -248,6 +262,12 @@ pub trait ClusterNode: Send + Sync + 'static {
 
     /// Leaves the cluster. A manager leaves only with `force`.
     async fn leave(&self, force: bool) -> Result<(), ClusterError>;
+
+    /// The state of the whole cluster as a file; on managers only, else [`ClusterError::no_control`].
+    async fn backup(&self) -> Result<Bytes, ClusterError>;
+
+    /// Starts the cluster of a backup anew, with this node as its only manager; returns the node's id.
+    async fn restore(&self, request: RestoreRequest) -> Result<String, ClusterError>;
 
     /// A client of a manager's control service; on managers only, else [`ClusterError::no_control`].
     async fn control(&self) -> Result<ControlClient<Channel>, ClusterError>;

@@ -2,20 +2,24 @@
 
 use axum::Json;
 use axum::Router;
+use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use rswarm_base::Kind;
 use rswarm_proto::model::object::Stored;
 use rswarm_proto::wire::{self, Object};
 
 use crate::error::ApiError;
-use crate::node::{InitRequest, JoinRequest};
+use crate::node::{InitRequest, JoinRequest, RestoreRequest};
 use crate::request::{JsonBody, Query};
 use crate::router::App;
 use crate::translate::{cluster as translate, node, refuse};
 use crate::types;
 
+/// The largest backup that is taken in: some millions of tasks, as of raft snapshots.
+const BACKUP_BYTES_MAX: usize = 2 << 30;
 /// VXLAN's own port.
 const DATA_PATH_PORTS: std::ops::RangeInclusive<u32> = 1024..=49151;
 
@@ -28,6 +32,9 @@ pub(crate) fn routes() -> Router<App> {
         .route("/swarm/update", post(update))
         .route("/swarm/unlockkey", get(unlock_key))
         .route("/swarm/unlock", post(unlock))
+        // Not Docker's: the whole state in one file, and back.
+        .route("/swarm/backup", get(backup))
+        .route("/swarm/restore", post(restore))
 }
 
 // ---- asking the managers --------------------------------------------------------------------------------
@@ -165,6 +172,24 @@ async fn update(
     };
     app.control().await?.update_cluster(request).await.map_err(|status| ApiError::from_status(&status))?;
     Ok(StatusCode::OK)
+}
+
+async fn backup(State(app): State<App>) -> Result<impl IntoResponse, ApiError> {
+    let bytes: Bytes = app.cluster.backup().await?;
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], bytes))
+}
+
+async fn restore(State(app): State<App>, query: Query, body: Body) -> Result<Json<String>, ApiError> {
+    let backup = axum::body::to_bytes(body, BACKUP_BYTES_MAX)
+        .await
+        .map_err(|error| ApiError::invalid(format!("the backup could not be read: {error}")))?;
+    let request = RestoreRequest {
+        backup,
+        listen_addr: query.text("listenAddr").to_owned(),
+        advertise_addr: query.text("advertiseAddr").to_owned(),
+        data_path_addr: query.text("dataPathAddr").to_owned(),
+    };
+    Ok(Json(app.cluster.restore(request).await?))
 }
 
 async fn unlock_key(State(app): State<App>) -> Result<Json<types::UnlockKeyBody>, ApiError> {

@@ -12,7 +12,7 @@ use oci_spec::runtime::{ContainerState, Spec};
 
 use crate::attributes;
 use crate::cgroup::{Cgroup, container_path};
-use crate::channel::{Channel, Said, Word};
+use crate::channel::{Channel, IdMap, Said, Word};
 use crate::confine;
 use crate::failure::{Context, Failure};
 use crate::hooks::{self, State};
@@ -258,6 +258,11 @@ impl Parent {
                 Said::Hooks => {
                     hooks::run_in_runtime(spec, &self.state)?;
                     channel.tell(Word::HooksDone)?;
+                }
+                Said::IdMap(IdMap { tree, namespace, below }) => {
+                    sys::id_map_mount(&tree, below, &namespace)
+                        .context("id-map what the container sees (can its file system be id-mapped?)")?;
+                    channel.tell(Word::IdMapped)?;
                 }
                 Said::Listener(number) => {
                     notify::hand_over(spec, &self.state, &self.child, number)?;

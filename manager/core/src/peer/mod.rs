@@ -30,7 +30,7 @@ pub use self::face::{
 };
 use self::log::Log;
 use self::member::{conf_change, decode_change};
-pub use self::recovery::{bootstrap, bootstrap_index};
+pub use self::recovery::{bootstrap, bootstrap_at, bootstrap_index};
 pub use raft::eraftpb;
 
 /// Bytes of entries in one append message: one message then takes well under a heartbeat on a slow link.

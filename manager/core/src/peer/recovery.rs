@@ -8,15 +8,21 @@ use super::{BOOTSTRAP_INDEX, MemberChange, Persist, Restored};
 /// What a new cluster's first manager writes to its disk before it starts its peer from it.
 #[must_use]
 pub fn bootstrap(id: u64, state: Vec<u8>) -> Persist {
+    bootstrap_at(id, BOOTSTRAP_INDEX, state)
+}
+
+/// [`bootstrap`] with a state of this raft index, which the log goes on from.
+#[must_use]
+pub fn bootstrap_at(id: u64, index: u64, state: Vec<u8>) -> Persist {
     let mut snapshot = Snapshot::default();
     snapshot.set_data(state.into());
     let metadata = snapshot.mut_metadata();
-    metadata.set_index(BOOTSTRAP_INDEX);
+    metadata.set_index(index);
     metadata.set_term(1);
     metadata.mut_conf_state().set_voters(vec![id]);
     let mut hard_state = HardState::default();
     hard_state.set_term(1);
-    hard_state.set_commit(BOOTSTRAP_INDEX);
+    hard_state.set_commit(index);
     Persist { snapshot: Some(snapshot), entries: Vec::new(), hard_state: Some(hard_state), sync: true }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Mutex;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use rswarm_engine::EngineConfig;
 use rswarm_proto::model::object::Stored as _;
 use rswarm_proto::wire;
@@ -14,7 +15,7 @@ use tonic::{Response as Reply, Status};
 
 use super::*;
 use crate::connection;
-use crate::node::{ClusterError, ClusterInfo, InitRequest, JoinRequest, LocalState};
+use crate::node::{ClusterError, ClusterInfo, InitRequest, JoinRequest, LocalState, RestoreRequest};
 
 #[test]
 fn the_table_of_statuses_is_dockers() {
@@ -267,6 +268,17 @@ impl ClusterNode for FakeNode {
         }
     }
 
+    async fn backup(&self) -> Result<Bytes, ClusterError> {
+        self.control().await.map(|_| Bytes::from_static(b"the state"))
+    }
+
+    async fn restore(&self, request: RestoreRequest) -> Result<String, ClusterError> {
+        if self.control.is_some() {
+            return Err(ClusterError::already_in_cluster());
+        }
+        Ok(format!("{}@{}", String::from_utf8_lossy(&request.backup), request.advertise_addr))
+    }
+
     async fn control(&self) -> Result<ControlClient<Channel>, ClusterError> {
         self.control.clone().ok_or_else(|| ClusterError::no_control(self.info().state))
     }
@@ -451,7 +463,7 @@ async fn a_connection_is_kept_for_the_next_request_even_when_a_body_was_not_read
 #[tokio::test]
 async fn a_taken_connection_carries_raw_bytes_with_and_without_an_upgrade() {
     use axum::routing::post;
-    async fn echo(hijacker: connection::Hijacker, _body: bytes::Bytes) -> Response {
+    async fn echo(hijacker: connection::Hijacker, _body: Bytes) -> Response {
         hijacker
             .take(|mut raw| async move {
                 crate::attach::accept(&mut raw, crate::stream::MULTIPLEXED).await.expect("head");
