@@ -157,6 +157,7 @@ pub(crate) fn openings(registry: &Registry, container: &Container, own: &[Endpoi
             let protocol = match protocol {
                 "tcp" => Protocol::Tcp,
                 "udp" => Protocol::Udp,
+                "sctp" => Protocol::Sctp,
                 _ => return None,
             };
             Some(Opening { target: target.id.clone(), from, to, protocol, port })

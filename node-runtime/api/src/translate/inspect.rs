@@ -321,7 +321,6 @@ pub(crate) fn endpoint_settings(
         global_ipv6_address,
         global_ipv6_prefix_len,
         dns_names: (!endpoint.names.is_empty()).then(|| endpoint.names.clone()),
-        ..types::EndpointSettings::default()
     }
 }
 
