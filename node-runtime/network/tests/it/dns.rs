@@ -75,6 +75,7 @@ async fn containers_find_each_other_and_ask_upstream_for_the_rest() {
     let dns = |upstream: &[[u8; 4]]| DnsConfig {
         networks: vec!["app0000000000".into()],
         upstream: upstream.iter().copied().map(IpAddr::from).collect(),
+        ..DnsConfig::default()
     };
     networks.serve_dns(&web.netns, &web.id, dns(&[[10, 88, 0, 8], [10, 88, 0, 9]])).await.expect("dns");
     let space = web.space.clone();
@@ -123,7 +124,7 @@ async fn a_flood_of_one_container_is_bounded() {
     let mut containers = Vec::new();
     for name in ["loud", "quiet"] {
         let container = Container::start(&networks, request(name, "app0000000000")).await;
-        let dns = DnsConfig { networks: vec!["app0000000000".into()], upstream: Vec::new() };
+        let dns = DnsConfig { networks: vec!["app0000000000".into()], ..DnsConfig::default() };
         networks.serve_dns(&container.netns, name, dns).await.expect("dns");
         containers.push(container);
     }

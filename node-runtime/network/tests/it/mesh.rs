@@ -38,6 +38,7 @@ fn ingress(here: u8, nodes: &[u8], tasks: &[u8], ports: &[(u16, u16)]) -> Overla
         node_addr: node(n).into(),
         local: n == here,
         ready: true,
+        started: true,
     };
     let mac = |n: u8| Mac([0x02, 0x42, 10, 0, 0, 200 + n]);
     let router =
