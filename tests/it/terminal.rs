@@ -56,8 +56,7 @@ const ATTACH: &str = "/v1.43/containers/talk/attach/ws?logs=1&stream=1&stdin=1&s
 
 /// As Portainer does it: messages without frames, both ways. RFC 6455 has the bytes.
 fn attach_over_a_websocket(host: &Host) -> Result<()> {
-    let program =
-        "echo before; head -c 200000 /dev/zero | tr '\\0' x; echo; while read word; do echo \"$word\" >&2; done";
+    let program = "echo before; head -c 200000 /dev/zero | tr '\\0' x; echo; while read word; do echo \"$word\" >&2; done";
     host.docker(&["run", "-d", "-i", "--name", "talk", "busybox", "sh", "-c", program])?;
     let long = format!("before\n{}\n", "x".repeat(200_000));
     eventually(Duration::from_secs(10), "it is logged", || Ok(host.docker(&["logs", "talk"])? == long))?;
