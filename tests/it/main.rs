@@ -2,6 +2,7 @@
 //! Needs root; every test makes its own lab and leaves nothing.
 
 mod attach;
+mod balance;
 mod churn;
 mod cluster;
 mod containers;
@@ -11,7 +12,9 @@ mod engine;
 mod faults;
 mod identity;
 mod jobs;
+mod lan;
 mod mesh;
+mod partition;
 mod playground;
 mod recovery;
 mod refusals;
