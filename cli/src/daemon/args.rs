@@ -1,5 +1,9 @@
 //! The daemon's options: flags as dockerd's, a JSON file with the same names, every default in one table.
 
+mod defaults;
+mod fixed;
+mod network;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -7,6 +11,10 @@ use clap::{Args, ValueEnum};
 use rswarm_base::fsx;
 use rswarm_base::ipam::{Family, Subnet};
 use serde::Deserialize;
+
+use defaults::{DefaultOptions, DefaultSettings};
+use fixed::FixedOptions;
+use network::{NetworkOptions, NetworkSettings};
 
 /// Flags of `rswarm daemon`, also taken under the name `dockerd`.
 #[derive(Debug, Clone, Default, Args)]
@@ -93,6 +101,15 @@ pub struct DaemonArgs {
     /// How log lines look
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
+    /// Layers that are downloaded at one time [default: 3]
+    #[arg(long, value_name = "COUNT")]
+    pub max_concurrent_downloads: Option<usize>,
+    #[command(flatten)]
+    pub network: NetworkOptions,
+    #[command(flatten)]
+    pub defaults: DefaultOptions,
+    #[command(flatten)]
+    pub fixed: FixedOptions,
     /// Check the options and the configuration file, and end
     #[arg(long)]
     pub validate: bool,
@@ -122,6 +139,8 @@ pub enum LogLevel {
     /// What will heal itself.
     Warn,
     /// What someone must act on.
+    #[value(alias = "fatal")]
+    #[serde(alias = "fatal")]
     Error,
 }
 
@@ -137,7 +156,7 @@ pub enum LogFormat {
 
 /// What `daemon.json` may hold; an unknown key is an error.
 #[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+#[serde(rename_all = "kebab-case", default)]
 struct ConfigFile {
     data_root: Option<PathBuf>,
     exec_root: Option<PathBuf>,
@@ -166,6 +185,16 @@ struct ConfigFile {
     log_level: Option<LogLevel>,
     log_format: Option<LogFormat>,
     debug: bool,
+    max_concurrent_downloads: Option<usize>,
+    #[serde(flatten)]
+    network: NetworkOptions,
+    #[serde(flatten)]
+    defaults: DefaultOptions,
+    #[serde(flatten)]
+    fixed: FixedOptions,
+    /// What none of these knows.
+    #[serde(flatten)]
+    unknown: BTreeMap<String, serde_json::Value>,
 }
 
 /// A runtime in `daemon.json`.
@@ -224,6 +253,12 @@ pub struct Settings {
     pub log_driver: String,
     /// Its options.
     pub log_opts: BTreeMap<String, String>,
+    /// Layers that are downloaded at one time; 0 is the default.
+    pub downloads_max: usize,
+    /// Networks.
+    pub network: NetworkSettings,
+    /// Containers that do not say otherwise.
+    pub defaults: DefaultSettings,
     /// Least severe level that is logged.
     pub log_level: LogLevel,
     /// How log lines look.
@@ -239,6 +274,22 @@ pub enum SettingsError {
     /// An option both in the file and on the command line, as dockerd refuses it.
     #[error("the following directives are specified both as a flag and in the configuration file: {0}")]
     Twice(String),
+    /// A key of the file that is no option.
+    #[error("the following directives don't match any configuration option: {0}")]
+    Unknown(String),
+    /// A value that an option cannot have; why.
+    #[error("invalid {option} `{value}`: {why}")]
+    Invalid {
+        /// The option's name.
+        option: &'static str,
+        /// What was given.
+        value: String,
+        /// What there is.
+        why: String,
+    },
+    /// The profile that was named is not there.
+    #[error("opening seccomp profile ({0}) failed")]
+    Seccomp(String, #[source] std::io::Error),
     /// A label without `=`.
     #[error("bad attribute format: {0}: want KEY=VALUE")]
     Label(String),
@@ -278,7 +329,21 @@ impl Settings {
     /// When the file or a value cannot be used.
     pub fn merge(args: DaemonArgs) -> Result<Settings, SettingsError> {
         let file = read_file(args.config_file.as_deref())?;
-        refuse_twice(&args, &file)?;
+        if !file.unknown.is_empty() {
+            let unknown: Vec<&str> = file.unknown.keys().map(String::as_str).collect();
+            return Err(SettingsError::Unknown(unknown.join(", ")));
+        }
+        let mut twice = twice(&args, &file);
+        args.fixed.check()?;
+        file.fixed.check()?;
+        let network = NetworkOptions::merge(args.network, file.network, &mut twice)?;
+        let defaults = DefaultOptions::merge(args.defaults, file.defaults, &mut twice)?;
+        let downloads_max = twice.either(
+            "max-concurrent-downloads",
+            args.max_concurrent_downloads,
+            file.max_concurrent_downloads,
+        );
+        twice.refuse()?;
         let exec_root = args.exec_root.or(file.exec_root).unwrap_or_else(|| "/run/rswarm".into());
         let mut hosts = [args.hosts, file.hosts].concat();
         if hosts.is_empty() {
@@ -335,6 +400,9 @@ impl Settings {
                 .unwrap_or_default(),
             log_driver: args.log_driver.or(file.log_driver).unwrap_or_default(),
             log_opts,
+            downloads_max: downloads_max.unwrap_or_default(),
+            network,
+            defaults,
             log_level: level.unwrap_or(if debug { LogLevel::Debug } else { LogLevel::Info }),
             log_format: args.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
         })
@@ -359,9 +427,26 @@ fn read_file(path: Option<&Path>) -> Result<ConfigFile, SettingsError> {
     }
 }
 
-/// An option with one value may be given in one place only; lists add up.
-fn refuse_twice(args: &DaemonArgs, file: &ConfigFile) -> Result<(), SettingsError> {
-    let twice: Vec<&str> = [
+/// Options that were given in two places. One with one value may be given in one only; lists add up.
+#[derive(Debug, Default)]
+struct Twice(Vec<&'static str>);
+
+impl Twice {
+    /// The flag's value, or the file's.
+    fn either<T>(&mut self, option: &'static str, flag: Option<T>, file: Option<T>) -> Option<T> {
+        if flag.is_some() && file.is_some() {
+            self.0.push(option);
+        }
+        flag.or(file)
+    }
+
+    fn refuse(self) -> Result<(), SettingsError> {
+        if self.0.is_empty() { Ok(()) } else { Err(SettingsError::Twice(self.0.join(", "))) }
+    }
+}
+
+fn twice(args: &DaemonArgs, file: &ConfigFile) -> Twice {
+    let twice = [
         ("data-root", args.data_root.is_some() && file.data_root.is_some()),
         ("exec-root", args.exec_root.is_some() && file.exec_root.is_some()),
         ("hosts", !args.hosts.is_empty() && !file.hosts.is_empty()),
@@ -389,9 +474,8 @@ fn refuse_twice(args: &DaemonArgs, file: &ConfigFile) -> Result<(), SettingsErro
         ("log-format", args.log_format.is_some() && file.log_format.is_some()),
     ]
     .into_iter()
-    .filter_map(|(name, twice)| twice.then_some(name))
-    .collect();
-    if twice.is_empty() { Ok(()) } else { Err(SettingsError::Twice(twice.join(", "))) }
+    .filter_map(|(name, twice)| twice.then_some(name));
+    Twice(twice.collect())
 }
 
 fn mode(
@@ -448,80 +532,4 @@ fn labels(texts: Vec<String>) -> Result<Vec<(String, String)>, SettingsError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn with_file(text: &str, mut args: DaemonArgs) -> Result<Settings, SettingsError> {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let path = dir.path().join("daemon.json");
-        std::fs::write(&path, text).expect("write");
-        args.config_file = Some(path);
-        Settings::merge(args)
-    }
-
-    #[test]
-    fn flags_file_and_defaults_are_merged() {
-        let args = DaemonArgs { exec_root: Some("/x".into()), ..DaemonArgs::default() };
-        let settings = with_file(r#"{"labels": ["a=b"], "bridge": "none"}"#, args).expect("valid");
-        assert_eq!(settings.hosts, ["unix:///x/rswarm.sock"]);
-        assert_eq!(settings.labels, [("a".to_owned(), "b".to_owned())]);
-        assert!(!settings.default_bridge);
-        assert_eq!(settings.firewall, rswarm_engine::FirewallMode::Open);
-        let settings = with_file(r#"{"firewall-mode": "input"}"#, DaemonArgs::default()).expect("valid");
-        assert_eq!(settings.firewall, rswarm_engine::FirewallMode::Input);
-    }
-
-    #[test]
-    fn an_empty_file_has_no_options() {
-        assert!(with_file("", DaemonArgs::default()).is_ok());
-        let error = with_file("{", DaemonArgs::default()).expect_err("broken");
-        assert!(error.to_string().starts_with("unable to configure the Docker daemon with file /"));
-    }
-
-    #[test]
-    fn an_unknown_key_is_an_error_that_names_it() {
-        let error = with_file(r#"{"labls": []}"#, DaemonArgs::default()).expect_err("unknown key");
-        assert!(rswarm_base::Chain(&error).to_string().contains("labls"));
-    }
-
-    #[test]
-    fn runtimes_are_named_and_the_default_is_one_of_them() {
-        let with = |runtimes: &[&str], default: Option<&str>| {
-            let runtimes = runtimes.iter().map(ToString::to_string).collect();
-            let default_runtime = default.map(str::to_owned);
-            with_file("{}", DaemonArgs { runtimes, default_runtime, ..DaemonArgs::default() })
-        };
-        let settings = with(&["crun=/usr/bin/crun", "runc=/usr/sbin/runc"], Some("crun")).expect("valid");
-        assert_eq!(settings.runtimes["runc"], Path::new("/usr/sbin/runc"));
-        assert_eq!(settings.default_runtime, "crun");
-        assert!(with(&[], Some("runc")).is_ok());
-        assert!(matches!(with(&[], Some("kata")), Err(SettingsError::DefaultRuntime(_))));
-        for wrong in ["crun", "crun=", "=/x", "rswarm=/x"] {
-            assert!(matches!(with(&[wrong], None), Err(SettingsError::Runtime(_))), "{wrong}");
-        }
-        let file = r#"{"runtimes": {"crun": {"path": "/usr/bin/crun"}}, "log-driver": "local"}"#;
-        let settings = with_file(file, DaemonArgs::default()).expect("valid");
-        assert_eq!((settings.runtimes.len(), settings.log_driver.as_str()), (1, "local"));
-    }
-
-    #[test]
-    fn modes_of_all_containers_are_among_those_there_are() {
-        let with = |ipc: &str, file: &str| {
-            with_file(file, DaemonArgs { default_ipc_mode: Some(ipc.to_owned()), ..DaemonArgs::default() })
-        };
-        let settings = with("shareable", r#"{"default-cgroupns-mode": "host"}"#).expect("valid");
-        assert_eq!((settings.ipc_mode.as_str(), settings.cgroupns_mode.as_str()), ("shareable", "host"));
-        let error = with("host", "{}").expect_err("everybody's").to_string();
-        assert_eq!(error, "default IPC mode setting (host) is invalid; use \"shareable\" or \"private\"");
-        assert!(with("private", r#"{"default-ipc-mode": "private"}"#).is_err(), "twice");
-        assert!(with("private", r#"{"live-restore": true}"#).is_ok());
-        assert!(matches!(with("private", r#"{"live-restore": false}"#), Err(SettingsError::LiveRestore)));
-    }
-
-    #[test]
-    fn one_option_in_two_places_is_refused() {
-        let args = DaemonArgs { data_root: Some("/a".into()), ..DaemonArgs::default() };
-        let error = with_file(r#"{"data-root": "/b"}"#, args).expect_err("twice");
-        assert!(error.to_string().ends_with("data-root"));
-    }
-}
+mod tests;

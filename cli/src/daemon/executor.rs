@@ -127,8 +127,10 @@ impl EngineExecutor {
         let limits = resources.limits.unwrap_or_default();
         let endpoints: Vec<EndpointConfig> = task.networks.iter().map(endpoint).collect();
         let ports = task.endpoint.clone().unwrap_or_default().ports;
+        let mut container = spec.container.unwrap_or_default();
+        container.hosts = container.hosts.iter().flat_map(|line| host_entries(line)).collect();
         ContainerConfig {
-            spec: spec.container.unwrap_or_default(),
+            spec: container,
             resources: rswarm_proto::wire::ResourceLimits {
                 nano_cpus: limits.nano_cpus,
                 memory: limits.memory,
@@ -150,6 +152,16 @@ impl EngineExecutor {
             }),
             ..ContainerConfig::default()
         }
+    }
+}
+
+/// A service's line of `/etc/hosts`, `ADDRESS NAME [NAME…]`, as a container has it: `NAME:ADDRESS` for each name.
+fn host_entries(line: &str) -> Vec<String> {
+    let mut words = line.split_whitespace();
+    match (words.next(), words.clone().next()) {
+        (Some(address), Some(_)) => words.map(|name| format!("{name}:{address}")).collect(),
+        // Those before us stored it as a container has it.
+        _ => vec![line.to_owned()],
     }
 }
 
@@ -373,4 +385,15 @@ fn gone(task: &Task) -> ExecError {
 
 pub(super) fn failure<E: std::error::Error>(error: &E) -> ExecError {
     ExecError(Chain(error).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_hosts_is_one_entry_for_each_name() {
+        assert_eq!(host_entries("fd00::1  db\tstore"), ["db:fd00::1", "store:fd00::1"]);
+        assert_eq!(host_entries("db:10.0.0.9"), ["db:10.0.0.9"]);
+    }
 }

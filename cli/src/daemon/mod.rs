@@ -161,6 +161,14 @@ fn engine_config(
         init_path: settings.init_path.clone().or_else(|| Some(defaults.exe.clone())),
         ipc_mode: settings.ipc_mode.clone(),
         cgroupns_mode: settings.cgroupns_mode.clone(),
+        bridge: settings.network.bridge.clone(),
+        bridge_pools: settings.network.pools.clone(),
+        dns: settings.network.dns.clone(),
+        ulimits: settings.defaults.ulimits.clone(),
+        shm_size: settings.defaults.shm_size,
+        no_new_privileges: settings.defaults.no_new_privileges,
+        seccomp: settings.defaults.seccomp.clone(),
+        downloads_max: settings.downloads_max,
         log: LogDriver { name: settings.log_driver.clone(), options: settings.log_opts.clone() },
         ..defaults
     })

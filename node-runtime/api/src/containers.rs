@@ -54,6 +54,7 @@ pub(crate) fn routes() -> Router<App> {
         .route("/containers/create", post(create))
         .route("/containers/prune", post(prune))
         .route("/containers/{id}", delete(remove))
+        .route("/containers/{id}/{alias}", delete(remove_link))
         .route("/containers/{id}/json", get(inspect))
         .route("/containers/{id}/start", post(start))
         .route("/containers/{id}/stop", post(stop))
@@ -153,6 +154,7 @@ async fn inspect(
 ) -> Result<Json<types::ContainerInspect>, ApiError> {
     let container = app.engine.inspect(&id)?;
     let mut shown = inspect::container(&container, version);
+    shown.host_config.links = Some(app.engine.links(&container)).filter(|links| !links.is_empty());
     let execs = app.engine.exec_ids(&container.id);
     shown.exec_ids = (!execs.is_empty()).then_some(execs);
     if query.flag("size") {
@@ -198,9 +200,12 @@ async fn list(
         .filter(|container| all || container.state.status.is_running())
         .filter(|container| selection.matches(container))
         .take(limit.unwrap_or(usize::MAX));
+    let links = app.engine.link_names();
     let mut rows = Vec::new();
     for container in chosen {
         let mut row = summary::container(container, now, version);
+        row.names.extend(links.get(&container.id).into_iter().flatten().cloned());
+        row.names.sort();
         if query.flag("size") {
             (row.size_rw, row.size_root_fs) = sizes(&app, container).await?;
         }
@@ -424,10 +429,25 @@ async fn remove(
     query: Query,
 ) -> Result<StatusCode, ApiError> {
     if query.flag("link") {
-        return Err(ApiError::unsupported("removing a link"));
+        app.engine.remove_link(&id).await?;
+        return Ok(StatusCode::NO_CONTENT);
     }
     let options = RemoveOptions { force: query.flag("force"), volumes: query.flag("v") };
     app.engine.remove(&id, options).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// `rm --link /parent/alias`: clients do not quote the slash in it.
+async fn remove_link(
+    State(app): State<App>,
+    Path((parent, alias)): Path<(String, String)>,
+    query: Query,
+) -> Result<StatusCode, ApiError> {
+    let name = format!("{parent}/{alias}");
+    if !query.flag("link") {
+        return Err(ApiError::new(Kind::NotFound, format!("No such container: {name}")));
+    }
+    app.engine.remove_link(&name).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -9,7 +9,8 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use rswarm_base::Timestamp;
-use rswarm_engine::{Engine, EngineInfo};
+use rswarm_engine::config::SeccompProfile;
+use rswarm_engine::{Engine, EngineConfig, EngineInfo};
 use rswarm_image::RegistryAuth;
 use rswarm_proto::wire;
 use tracing::level_filters::LevelFilter;
@@ -161,14 +162,37 @@ fn info_body(engine: &Engine, info: &EngineInfo, swarm: types::SwarmInfo) -> typ
         swarm,
         // Shims own the containers: every restart of the daemon is a live restore.
         live_restore_enabled: true,
-        security_options: vec!["name=seccomp,profile=builtin".to_owned()],
+        security_options: security_options(config, info),
+        warnings: warnings(config),
         default_address_pools: config
             .bridge_pools
             .iter()
-            .map(|pool| types::AddressPool { base: pool.to_string(), size: pool.prefix().into() })
+            .map(|pool| types::AddressPool { base: pool.base.to_string(), size: pool.size.into() })
             .collect(),
         ..types::InfoBody::default()
     }
+}
+
+// moby: fillSecurityOptions
+fn security_options(config: &EngineConfig, info: &EngineInfo) -> Vec<String> {
+    let mut options = vec![format!("name=seccomp,profile={}", config.seccomp.name())];
+    // Private where nothing says otherwise, if the cgroups are version 2.
+    let private = match config.cgroupns_mode.as_str() {
+        "" => info.cgroup_version == "2",
+        mode => mode == "private",
+    };
+    if private {
+        options.push("name=cgroupns".to_owned());
+    }
+    if config.no_new_privileges {
+        options.push("name=no-new-privileges".to_owned());
+    }
+    options
+}
+
+fn warnings(config: &EngineConfig) -> Option<Vec<String>> {
+    let is_builtin = config.seccomp == SeccompProfile::Builtin;
+    (!is_builtin).then(|| vec!["WARNING: daemon is not using the default seccomp profile".to_owned()])
 }
 
 fn registry_config(mirrors: &[String], insecure: &[String]) -> types::RegistryServiceConfig {

@@ -50,8 +50,14 @@ pub(crate) async fn restore(shared: &Arc<Shared>) -> Result<(), OpenError> {
     while let Some(result) = restored.next().await {
         later.extend(result);
     }
-    for (handle, target) in later {
-        shared.scope.spawn(start_after(shared.clone(), handle, target));
+    for container in shared.registry.list().iter().filter(|container| container.state.status.is_live()) {
+        // All are known by now, those that are linked to as well.
+        if let Err(error) = wiring::open_links(shared, container, &container.endpoints).await {
+            tracing::warn!(container.id = container.id, error = %Chain(&error), "linked containers are out of reach");
+        }
+    }
+    for (handle, targets) in later {
+        shared.scope.spawn(start_after(shared.clone(), handle, targets));
     }
     if let Err(error) = shared.networks.settle().await {
         tracing::warn!(error = %Chain(&error), "published ports of the last daemon may stay behind");
@@ -59,11 +65,15 @@ pub(crate) async fn restore(shared: &Arc<Shared>) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Starts a container that shares another one's namespace, once that one runs.
-async fn start_after(shared: Arc<Shared>, handle: Handle, target: String) {
+/// Starts a container that shares another one's namespace or links to others, once they run.
+async fn start_after(shared: Arc<Shared>, handle: Handle, targets: Vec<String>) {
     let runs = async {
-        let mut state = shared.registry.find(&target).ok()?.state;
-        state.wait_for(|container| container.state.status.is_live()).await.ok().map(drop)
+        for target in &targets {
+            // One that is gone is not waited for.
+            let Ok(target) = shared.registry.find(target) else { continue };
+            let mut state = target.state;
+            drop(state.wait_for(|container| container.state.status.is_live()).await);
+        }
     };
     // Started even so: the failure then says why.
     let _ = tokio::time::timeout(TARGET_DEADLINE, runs).await;
@@ -75,15 +85,16 @@ async fn start_after(shared: Arc<Shared>, handle: Handle, target: String) {
     }
 }
 
-/// The container whose namespace this one shares.
-fn target(container: &Container) -> Option<String> {
+/// The containers whose namespaces this one shares, and those that it links to.
+fn targets(container: &Container) -> Vec<String> {
     let spec = &container.config.spec;
     let modes = [&container.config.network_mode, &spec.pid_mode, &spec.ipc_mode];
-    modes.into_iter().find_map(|mode| mode.strip_prefix("container:")).map(str::to_owned)
+    let donors = modes.into_iter().filter_map(|mode| mode.strip_prefix("container:"));
+    donors.chain(container.links.iter().map(|link| link.target.as_str())).map(str::to_owned).collect()
 }
 
-/// Gives back the container, and the one that it has to wait for, when it is to be started later.
-async fn restore_one(shared: &Arc<Shared>, record: Record) -> Option<(Handle, String)> {
+/// Gives back the container, and those that it has to wait for, when it is to be started later.
+async fn restore_one(shared: &Arc<Shared>, record: Record) -> Option<(Handle, Vec<String>)> {
     let container = &record.container;
     let id = container.id.clone();
     for mount in container.mounts.iter().filter(|mount| !mount.name.is_empty()) {
@@ -117,8 +128,8 @@ async fn resume_later(shared: Arc<Shared>, actor: Actor, handle: Handle) {
         }
     };
     tracing::info!(container.id = &*handle.id, "a container is within reach again");
-    if let Some((handle, target)) = resume(&shared, actor, handle, answer).await {
-        start_after(shared, handle, target).await;
+    if let Some((handle, targets)) = resume(&shared, actor, handle, answer).await {
+        start_after(shared, handle, targets).await;
     }
 }
 
@@ -138,11 +149,11 @@ async fn resume(
     mut actor: Actor,
     handle: Handle,
     answer: Option<(Shim, ShimState)>,
-) -> Option<(Handle, String)> {
+) -> Option<(Handle, Vec<String>)> {
     let found = find(shared, actor.record_mut(), answer).await;
     let record = actor.record_mut();
     let starts = matches!(found, Found::Still) && starts_at_boot(record);
-    let waits_for = target(&record.container).filter(|_| starts);
+    let waits_for = Some(targets(&record.container)).filter(|targets| starts && !targets.is_empty());
     match found {
         Found::Alive(shim) => actor.adopt(shim),
         Found::Exited(exit) => {
@@ -157,7 +168,7 @@ async fn resume(
         return None;
     }
     shared.scope.spawn(actor.run());
-    waits_for.map(|target| (handle, target))
+    waits_for.map(|targets| (handle, targets))
 }
 
 async fn find(shared: &Shared, record: &mut Record, answer: Option<(Shim, ShimState)>) -> Found {

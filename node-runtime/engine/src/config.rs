@@ -36,14 +36,24 @@ pub struct EngineConfig {
     pub default_bridge_ipv6: bool,
     /// The IPv6 subnet of the `bridge` network; `None` takes a free one.
     pub fixed_cidr_v6: Option<Subnet>,
-    /// Where user-defined bridges get their subnets from; empty for Docker's pools.
-    pub bridge_pools: Vec<Subnet>,
+    /// What is asked of the `bridge` network.
+    pub bridge: rswarm_network::DefaultBridge,
+    /// Where bridges get their subnets from; empty for Docker's pools.
+    pub bridge_pools: Vec<rswarm_network::AddressPool>,
     /// Whether published ports are open by themselves.
     pub firewall: rswarm_network::FirewallMode,
     /// Logging of containers that choose no driver. An empty name is `json-file`.
     pub log: LogDriver,
     /// Limits that apply unless a container names the same one. Clamped to what the daemon itself may have.
     pub ulimits: Vec<Ulimit>,
+    /// Bytes of `/dev/shm` of containers that do not say; 0 is Docker's default.
+    pub shm_size: i64,
+    /// Whether programs of containers that do not say gain no privileges.
+    pub no_new_privileges: bool,
+    /// The system call filter of containers that choose none.
+    pub seccomp: SeccompProfile,
+    /// Layers that are fetched at one time; 0 is Docker's default.
+    pub downloads_max: usize,
     /// Other OCI runtimes, by name.
     pub runtimes: BTreeMap<String, PathBuf>,
     /// The runtime of containers that name none; empty is the built-in one.
@@ -61,6 +71,35 @@ pub struct EngineConfig {
     pub cgroupns_mode: String,
     /// How long `stop` waits for a container that does not say.
     pub stop_timeout: Duration,
+}
+
+/// A system call filter for all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum SeccompProfile {
+    /// Docker's default profile.
+    #[default]
+    Builtin,
+    /// None.
+    Unconfined,
+    /// A profile in Docker's JSON format.
+    File {
+        /// Where it was read from.
+        path: PathBuf,
+        /// What it says.
+        json: String,
+    },
+}
+
+impl SeccompProfile {
+    /// As dockerd's `info` shows it.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            SeccompProfile::Builtin => "builtin".to_owned(),
+            SeccompProfile::Unconfined => "unconfined".to_owned(),
+            SeccompProfile::File { path, .. } => path.display().to_string(),
+        }
+    }
 }
 
 /// Name resolution of containers that do not ask for their own.
@@ -97,10 +136,15 @@ impl EngineConfig {
             default_bridge: true,
             default_bridge_ipv6: false,
             fixed_cidr_v6: None,
+            bridge: rswarm_network::DefaultBridge::default(),
             bridge_pools: Vec::new(),
             firewall: rswarm_network::FirewallMode::Open,
             log: LogDriver::default(),
             ulimits: Vec::new(),
+            shm_size: 0,
+            no_new_privileges: false,
+            seccomp: SeccompProfile::Builtin,
+            downloads_max: 0,
             runtimes: BTreeMap::new(),
             default_runtime: String::new(),
             dns: DnsDefaults::default(),
@@ -131,6 +175,9 @@ pub struct ContainerConfig {
     pub exposed: Vec<String>,
     /// Containers whose binds and volumes it gets too: `NAME[:ro|:rw]`.
     pub volumes_from: Vec<String>,
+    /// Containers that it knows by names of its own, `NAME[:ALIAS]`; on the default bridge with all that is
+    /// exposed of them.
+    pub links: Vec<String>,
     /// Publish every exposed port on a free one.
     pub publish_all: bool,
     /// The cgroup to be below: a path or a systemd slice's name; empty for the engine's.
@@ -186,6 +233,8 @@ pub struct EndpointConfig {
     pub mac: Option<[u8; 6]>,
     /// Further names on this network.
     pub aliases: Vec<String>,
+    /// Names for others on this network that only this container knows, `NAME[:ALIAS]`.
+    pub links: Vec<String>,
     /// The network with the greatest gives the default route; then the first by name.
     pub gateway_priority: i32,
     /// Driver options, shown again by `inspect`.

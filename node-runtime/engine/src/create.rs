@@ -17,16 +17,17 @@ use crate::config::{ContainerConfig, RestartName};
 use crate::container::actor::Actor;
 use crate::container::record::Record;
 use crate::container::wiring::{self, Mode};
-use crate::container::{Container, MountKind, MountPoint, Recursion, State, launch, logfile};
+use crate::container::{Container, Endpoint, Link, MountKind, MountPoint, Recursion, State, launch, logfile};
 use crate::engine::Created;
 use crate::error::{Cause, CreateError, FileError, NameError};
 use crate::files::{self, ResolvConf};
 use crate::merge::{self, clean_path};
+use crate::network::is_default;
 use crate::registry::Reservation;
 use crate::shared::Shared;
 use crate::spec::{self, Security, VolumeSource};
 use crate::volume::{self, VolumeCreate};
-use crate::{names, signal};
+use crate::{links, names, signal};
 
 /// [`crate::Engine::create`].
 pub(crate) async fn create(
@@ -53,7 +54,8 @@ pub(crate) async fn create(
     });
     let mut warnings = warnings(&config);
     warnings.extend(spec::discard_unsupported(&mut config.resources, &shared.host.support));
-    let endpoints = wiring::endpoints(shared, &id, &reservation.name, &config)?;
+    let mut endpoints = wiring::endpoints(shared, &id, &reservation.name, &config)?;
+    let links = links(shared, &config, &mut endpoints)?;
     let container = Container {
         dir: shared.containers_dir().join(&id),
         name: reservation.name.clone(),
@@ -67,6 +69,7 @@ pub(crate) async fn create(
         mounts: Arc::default(),
         endpoints: Arc::new(endpoints),
         exposed: Arc::new(exposed),
+        links: Arc::new(links),
         log_path: None,
         exits: 0,
         last_exit_code: 0,
@@ -81,6 +84,25 @@ pub(crate) async fn create(
     shared.registry.insert(handle);
     shared.scope.spawn(actor.run());
     Ok(Created { id, warnings })
+}
+
+/// The links on the default bridge. What was asked for without a network holds there, or on the network that is the
+/// container's first: clients say it either way.
+fn links(
+    shared: &Shared,
+    config: &ContainerConfig,
+    endpoints: &mut [Endpoint],
+) -> Result<Vec<Link>, CreateError> {
+    let mut asked = config.links.clone();
+    if let Some(first) = endpoints.first_mut().filter(|first| !is_default(&first.network_name)) {
+        let known = &mut first.config.links;
+        asked.retain(|link| !known.contains(link));
+        known.append(&mut asked);
+    }
+    for endpoint in endpoints.iter().filter(|endpoint| is_default(&endpoint.network_name)) {
+        asked.extend(endpoint.config.links.iter().cloned());
+    }
+    links::resolve(&shared.registry, &asked)
 }
 
 fn reserve(shared: &Shared, name: Option<String>, id: &str) -> Result<Reservation, NameError> {
@@ -111,6 +133,9 @@ fn complete(config: &mut ContainerConfig, shared: &Shared) {
     }
     if config.spec.ipc_mode.is_empty() {
         config.spec.ipc_mode.clone_from(&shared.config.ipc_mode);
+    }
+    if config.spec.shm_size == 0 {
+        config.spec.shm_size = shared.config.shm_size;
     }
     logfile::complete(&mut config.log, &shared.config.log);
     if Mode::of(&config.network_mode) == Mode::Host && config.spec.hostname.is_empty() {
@@ -143,11 +168,12 @@ fn check(shared: &Shared, config: &ContainerConfig) -> Result<(), CreateError> {
     let spec = &config.spec;
     check_policy(config)?;
     check_modes(config)?;
+    links::check(config).map_err(CreateError::Invalid)?;
     check_mounts(&spec.mounts)?;
     check_binds_of_root(&spec.mounts, &shared.config.data_root)?;
     spec::check(spec, &shared.host).map_err(CreateError::Invalid)?;
     spec::check_resources(&config.resources, &shared.host).map_err(CreateError::Invalid)?;
-    Security::parse(spec).map_err(CreateError::Invalid)?;
+    Security::parse(spec, Security::of_daemon(&shared.config)).map_err(CreateError::Invalid)?;
     files::check_hosts(spec).map_err(CreateError::Invalid)?;
     ResolvConf::for_container(spec, &shared.config.dns, &ResolvConf::default())
         .map_err(CreateError::Invalid)?;

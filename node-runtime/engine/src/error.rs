@@ -131,6 +131,9 @@ pub enum OpenError {
     /// The default log driver or one of its options is not known; why.
     #[error("the default log driver cannot be used: {0}")]
     LogDriver(String),
+    /// The default profile of system calls is none; why.
+    #[error("the default seccomp profile cannot be used: {0}")]
+    Seccomp(String),
     /// A stored object cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
@@ -143,7 +146,7 @@ impl Classify for OpenError {
     fn kind(&self) -> Kind {
         match self {
             OpenError::DataRoot { .. } => Kind::FailedPrecondition,
-            OpenError::LogDriver(_) => Kind::InvalidArgument,
+            OpenError::LogDriver(_) | OpenError::Seccomp(_) => Kind::InvalidArgument,
             OpenError::File(error) => error.kind(),
             OpenError::Below(error) => error.kind(),
         }
@@ -151,7 +154,7 @@ impl Classify for OpenError {
 
     fn hint(&self) -> Option<String> {
         match self {
-            OpenError::DataRoot { .. } | OpenError::LogDriver(_) => None,
+            OpenError::DataRoot { .. } | OpenError::LogDriver(_) | OpenError::Seccomp(_) => None,
             OpenError::File(error) => error.hint(),
             OpenError::Below(error) => error.hint(),
         }
@@ -278,6 +281,9 @@ pub enum StartError {
     /// The configuration asks for what this machine cannot give.
     #[error("{0}")]
     Invalid(String),
+    /// A container that it links to is not there for it; why.
+    #[error("{0}")]
+    Link(String),
     /// A network.
     #[error(transparent)]
     Network(#[from] NetworkError),
@@ -319,6 +325,8 @@ impl Classify for StartError {
             StartError::AlreadyRunning(_) => Kind::NotModified,
             StartError::Conflict(_) => Kind::Conflict,
             StartError::Invalid(_) => Kind::InvalidArgument,
+            // moby has no kind for it.
+            StartError::Link(_) => Kind::Internal,
             StartError::Network(error) => error.kind(),
             StartError::Volume(error) => error.kind(),
             // moby: a command that cannot be executed is the caller's mistake.
@@ -338,6 +346,7 @@ impl Classify for StartError {
             | StartError::AlreadyRunning(_)
             | StartError::Conflict(_)
             | StartError::Invalid(_)
+            | StartError::Link(_)
             | StartError::Network(_)
             | StartError::Volume(_) => None,
         }

@@ -249,10 +249,15 @@ pub(crate) fn user_numbers(root: impl std::os::fd::AsFd, user: &str) -> Result<(
     rswarm_runtime::user::numbers(passwd, group, user).map_err(|failure| failure.to_string())
 }
 
-/// What the shim is asked for.
-pub(crate) fn request(exec: &Exec, container: &Container, console_size: Option<(u16, u16)>) -> ExecRequest {
+/// What the shim is asked for. `linked` are the variables that tell of linked containers.
+pub(crate) fn request(
+    exec: &Exec,
+    container: &Container,
+    linked: &[String],
+    console_size: Option<(u16, u16)>,
+) -> ExecRequest {
     let config = &exec.config;
-    let base = merge::environment(&container.config.spec, &spec::host_name(container));
+    let base = merge::environment(&container.config.spec, &spec::host_name(container), linked);
     let mut env = merge::override_env(base, &config.env);
     if config.tty && !env.iter().any(|entry| entry.starts_with("TERM=")) {
         env.push("TERM=xterm".to_owned());
@@ -271,11 +276,15 @@ pub(crate) fn request(exec: &Exec, container: &Container, console_size: Option<(
 }
 
 /// A request of the engine's own: as the container's user, without input.
-pub(crate) fn internal_request(container: &Container, command: Vec<String>) -> ExecRequest {
+pub(crate) fn internal_request(
+    container: &Container,
+    linked: &[String],
+    command: Vec<String>,
+) -> ExecRequest {
     ExecRequest {
         id: rswarm_base::id::engine_id(),
         args: command,
-        env: merge::environment(&container.config.spec, &spec::host_name(container)),
+        env: merge::environment(&container.config.spec, &spec::host_name(container), linked),
         ..ExecRequest::default()
     }
 }
@@ -335,7 +344,7 @@ mod tests {
         config.spec.env = vec!["A=container".into(), "B=container".into()];
         let container = spec::tests::container(config, Vec::new());
         let config = ExecConfig { env: vec!["A=exec".into()], tty: true, ..ExecConfig::default() };
-        let request = request(&Execs::default().create("c1", config), &container, Some((80, 25)));
+        let request = request(&Execs::default().create("c1", config), &container, &[], Some((80, 25)));
         assert_eq!(request.env[2..], ["A=exec", "B=container", "TERM=xterm"]);
         assert_eq!((request.console_size, request.user, request.cwd), (Some((80, 25)), None, None));
     }

@@ -23,11 +23,12 @@ pub(crate) fn write_in_place(path: &Path, content: &str) -> io::Result<()> {
     file.write_all(content.as_bytes())
 }
 
-/// A container's `/etc/hosts`: the standard lines, the user's (`name:address`), then a line for each of its
-/// own addresses.
+/// A container's `/etc/hosts`: the standard lines, the user's (`name:address`), those of linked containers, then a
+/// line for each of its own addresses.
 pub(crate) fn hosts(
     spec: &ContainerSpec,
     host_name: &str,
+    linked: &str,
     own: &[IpAddr],
     gateway: Option<IpAddr>,
 ) -> String {
@@ -36,6 +37,7 @@ pub(crate) fn hosts(
          ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
     );
     text.push_str(&extra_hosts(spec, gateway));
+    text.push_str(linked);
     let domain = &spec.domainname;
     let names =
         if domain.is_empty() { host_name.to_owned() } else { format!("{host_name}.{domain} {host_name}") };
@@ -194,8 +196,9 @@ mod tests {
             ..ContainerSpec::default()
         };
         assert_eq!(check_hosts(&spec), Ok(()));
-        let text = hosts(&spec, "web", &[address("172.17.0.2")], Some(address("172.17.0.1")));
-        let tail = "10.1.2.3\tdb\n172.17.0.1\tgw\nfd00::1\tsix\n172.17.0.2\tweb.lan web\n";
+        let text =
+            hosts(&spec, "web", "172.17.0.9\tdb\n", &[address("172.17.0.2")], Some(address("172.17.0.1")));
+        let tail = "10.1.2.3\tdb\n172.17.0.1\tgw\nfd00::1\tsix\n172.17.0.9\tdb\n172.17.0.2\tweb.lan web\n";
         assert!(text.ends_with(tail), "{text}");
         assert!(text.starts_with("127.0.0.1\tlocalhost\n"));
     }

@@ -19,6 +19,7 @@ pub mod exec;
 mod files;
 pub mod filesystem;
 mod host;
+mod links;
 pub mod logs;
 mod merge;
 mod merged;

@@ -78,13 +78,14 @@ fn key_of(entry: &str) -> &str {
     entry.split_once('=').map_or(entry, |(key, _)| key)
 }
 
-/// The process's environment: the defaults, then the merged one. `KEY` alone removes a variable; of
-/// duplicates the last value wins, at the first one's place.
-pub(crate) fn environment(spec: &ContainerSpec, hostname: &str) -> Vec<String> {
+/// The process's environment: the defaults, what links tell, then the merged one. `KEY` alone removes a variable;
+/// of duplicates the last value wins, at the first one's place.
+pub(crate) fn environment(spec: &ContainerSpec, hostname: &str, linked: &[String]) -> Vec<String> {
     let mut defaults = vec![format!("PATH={DEFAULT_PATH}"), format!("HOSTNAME={hostname}")];
     if spec.tty {
         defaults.push("TERM=xterm".to_owned());
     }
+    defaults.extend_from_slice(linked);
     override_env(defaults, &spec.env)
 }
 
@@ -177,8 +178,8 @@ mod tests {
         let image =
             ImageConfig { env: strings(&["PATH=/bin", "A=image", "C=image"]), ..ImageConfig::default() };
         with_image(&mut config, &image);
-        let env = environment(&config.spec, "abc");
-        assert_eq!(env, ["PATH=/bin", "TERM=xterm", "A=user", "B=2", "C=image"]);
+        let env = environment(&config.spec, "abc", &["DB_NAME=/web/db".to_owned(), "B=link".to_owned()]);
+        assert_eq!(env, ["PATH=/bin", "TERM=xterm", "DB_NAME=/web/db", "B=2", "A=user", "C=image"]);
     }
 
     #[test]

@@ -4,13 +4,13 @@
 mod drivers;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rswarm_base::ipam::{Family, Subnet};
 use rswarm_base::{Chain, Timestamp, fsx};
-use rswarm_network::{DEFAULT_BRIDGE, Networks, Overlay};
+use rswarm_network::{DEFAULT_BRIDGE, DefaultBridge, Networks, Overlay};
 use serde::{Deserialize, Serialize};
 
 use crate::blocking::blocking;
@@ -130,7 +130,7 @@ impl Network {
 
     /// The `bridge` network, where containers are not found by name.
     pub(crate) fn is_default_bridge(&self) -> bool {
-        self.name == DEFAULT_BRIDGE && self.driver == "bridge"
+        is_default(&self.name) && self.driver == "bridge"
     }
 
     /// Whether containers on it find each other by name.
@@ -168,6 +168,11 @@ impl Network {
             config_from: String::new(),
         }
     }
+}
+
+/// Whether that is the name of the default bridge.
+pub(crate) fn is_default(name: &str) -> bool {
+    name == DEFAULT_BRIDGE
 }
 
 /// A container on a network, as `network inspect` shows it.
@@ -215,12 +220,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl LocalNetworks {
-    /// Reads what is stored and has every bridge made or taken over. One that cannot be is left out with a
+    /// Reads what is stored and has every bridge made or taken over. `bridge` is the default bridge, if there is one. One that cannot be is left out with a
     /// warning: its containers say so when they start.
     pub(crate) async fn open(
         path: PathBuf,
         networks: Networks,
-        default_bridge: bool,
+        bridge: Option<&DefaultBridge>,
     ) -> Result<LocalNetworks, FileError> {
         let stored: Stored = fsx::read_json(&path).map_err(FileError::read(&path))?.unwrap_or_default();
         let mut table = Table::default();
@@ -229,18 +234,22 @@ impl LocalNetworks {
         }
         for (name, driver) in PREDEFINED {
             let known = table.networks.values().any(|network| network.name == name);
-            if !known && (default_bridge || name != DEFAULT_BRIDGE) {
+            if !known && (bridge.is_some() || name != DEFAULT_BRIDGE) {
                 let network = Network::new(name, driver);
                 table.networks.insert(network.id.clone(), Arc::new(network));
             }
         }
-        if !default_bridge {
+        if bridge.is_none() {
             table.networks.retain(|_, network| !network.is_default_bridge());
         }
         let local =
             LocalNetworks { path: Arc::new(path), networks, table: Arc::default(), writing: Arc::default() };
         for network in table.networks.values_mut() {
             local.restore(network).await;
+            if let Some(bridge) = bridge.filter(|_| network.is_default_bridge()) {
+                let options = default_options(bridge, &network.interface);
+                Arc::make_mut(network).options = options;
+            }
         }
         *lock(&local.table) = table;
         local.persist().await?;
@@ -456,6 +465,23 @@ fn take_info(network: &mut Network, interface: &str, subnets: &[(Subnet, IpAddr)
     network.ipam = subnets.iter().map(made).collect();
     network.enable_ipv6 = network.has(Family::V6);
 }
+
+/// The default bridge's options, by the names that others' have.
+fn default_options(bridge: &DefaultBridge, interface: &str) -> BTreeMap<String, String> {
+    let binding = bridge.host_binding.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let options = [
+        ("com.docker.network.bridge.default_bridge", "true".to_owned()),
+        ("com.docker.network.bridge.enable_icc", bridge.icc.to_string()),
+        ("com.docker.network.bridge.enable_ip_masquerade", bridge.masquerade.to_string()),
+        ("com.docker.network.bridge.host_binding_ipv4", binding.to_string()),
+        ("com.docker.network.bridge.name", interface.to_owned()),
+        ("com.docker.network.driver.mtu", bridge.mtu.unwrap_or(MTU).to_string()),
+    ];
+    options.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+/// Ethernet's.
+const MTU: u32 = 1500;
 
 fn check(request: &NetworkCreate) -> Result<(), NetworkError> {
     let invalid = |reason: String| Err(NetworkError::Invalid(reason));

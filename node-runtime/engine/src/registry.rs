@@ -37,6 +37,15 @@ struct Index {
     containers: BTreeMap<String, Handle>,
 }
 
+impl Index {
+    fn linked(&self, parent: &str, alias: &str) -> Option<&Handle> {
+        let parent = self.containers.get(self.names.get(parent)?)?;
+        let container = parent.container();
+        let link = container.links.iter().find(|link| link.alias == alias)?;
+        self.containers.get(&link.target)
+    }
+}
+
 /// A name that is held for a container that does not exist yet; let go of unless [`Reservation::keep`] is called.
 #[derive(Debug)]
 pub(crate) struct Reservation {
@@ -93,7 +102,8 @@ impl Registry {
         index.names.remove(name);
     }
 
-    /// By full identifier, else by name, else by unique prefix of the identifier.
+    /// By full identifier, else by name (its own, or `parent/alias` of a link to it), else by unique prefix of the
+    /// identifier.
     pub(crate) fn find(&self, reference: &str) -> Result<Handle, LookupError> {
         let index = self.lock();
         if let Some(handle) = index.containers.get(reference) {
@@ -101,6 +111,9 @@ impl Registry {
         }
         let name = reference.strip_prefix('/').unwrap_or(reference);
         if let Some(handle) = index.names.get(name).and_then(|id| index.containers.get(id)) {
+            return Ok(handle.clone());
+        }
+        if let Some(handle) = name.split_once('/').and_then(|(parent, alias)| index.linked(parent, alias)) {
             return Ok(handle.clone());
         }
         let not_found = || LookupError::NotFound(reference.to_owned());
@@ -114,6 +127,13 @@ impl Registry {
             (Some(_), Some(_)) => Err(LookupError::Ambiguous(reference.to_owned())),
             (None, _) => Err(not_found()),
         }
+    }
+
+    /// The containers with a link to this one.
+    pub(crate) fn linked_to(&self, id: &str) -> Vec<Handle> {
+        let index = self.lock();
+        let links = |handle: &&Handle| handle.state.borrow().links.iter().any(|link| link.target == id);
+        index.containers.values().filter(links).cloned().collect()
     }
 
     /// Every container's handle.
@@ -133,11 +153,17 @@ impl Registry {
 mod tests {
     use super::*;
     use crate::config::ContainerConfig;
+    use crate::container::Link;
 
     fn add(registry: &Registry, id: &str, name: &str) {
+        add_linked(registry, id, name, Vec::new());
+    }
+
+    fn add_linked(registry: &Registry, id: &str, name: &str, links: Vec<Link>) {
         let mut container = crate::spec::tests::container(ContainerConfig::default(), Vec::new());
         container.id = id.to_owned();
         container.name = name.to_owned();
+        container.links = Arc::new(links);
         registry.reserve(name, id).expect("free").keep();
         registry.insert(Handle {
             id: id.into(),
@@ -163,6 +189,18 @@ mod tests {
         assert_eq!(registry.find("aa").expect_err("two"), LookupError::Ambiguous("aa".into()));
         assert_eq!(registry.find("zz").expect_err("none").to_string(), "No such container: zz");
         assert!(registry.find("").is_err());
+    }
+
+    #[test]
+    fn a_link_is_a_name_too() {
+        let registry = Registry::default();
+        add(&registry, "1", "db");
+        add_linked(&registry, "2", "web", vec![Link { target: "1".into(), alias: "data".into() }]);
+        assert_eq!(found(&registry, "/web/data"), "db");
+        assert_eq!(found(&registry, "web/data"), "db");
+        assert!(registry.find("web/db").is_err() && registry.find("db/data").is_err());
+        assert_eq!(registry.linked_to("1").len(), 1);
+        assert!(registry.linked_to("2").is_empty());
     }
 
     #[test]

@@ -272,6 +272,15 @@ pub fn pair_name(container: &str, network: &str) -> String {
     format!("veth{}", digits.collect::<String>())
 }
 
+/// Containers that are kept apart ask for each other's link address in vain. The host answers in their place, and
+/// its rules say what goes on: what is open between two.
+// Documentation/networking/ip-sysctl.rst, proxy_arp_pvlan; RFC 3069
+fn lead_through_host(interface: &str) {
+    set_sysctl(&format!("ipv4/conf/{interface}/proxy_arp_pvlan"), "1");
+    set_sysctl(&format!("ipv4/conf/{interface}/send_redirects"), "0");
+    set_sysctl(&format!("ipv4/neigh/{interface}/proxy_delay"), "0");
+}
+
 impl Bridge {
     /// Makes the bridge, or takes it over. `uplinks_v6` is what a daemon before us gave it for ways out.
     pub async fn open(
@@ -299,7 +308,7 @@ impl Bridge {
     async fn apply(&self) -> Result<(), KernelError> {
         let plan = self.plan();
         let interface = self.info.interface.clone();
-        let name = interface.clone();
+        let (name, icc) = (interface.clone(), self.spec.icc);
         let make = move || {
             let mut route = Route::open()?;
             let v4_only = |address: &Address| address.address.is_ipv4();
@@ -314,6 +323,9 @@ impl Bridge {
             }
             route.reconcile(&plan, None)?;
             set_sysctl(&format!("ipv4/conf/{name}/route_localnet"), "1");
+            if !icc {
+                lead_through_host(&name);
+            }
             Ok(())
         };
         self.context.home.act(format!("bridge `{interface}` could not be created"), make).await?;

@@ -363,7 +363,7 @@ impl Resolver {
         let config = self.config.load_full();
         let (name, kind) = (question.name(), question.query_type());
         let local = match question.query_class() {
-            DNSClass::IN => self.local(&config.networks, name, kind),
+            DNSClass::IN => self.local(&config, name, kind),
             _ => None,
         };
         let is_short = config.keep_short && !name.to_ascii().trim_end_matches('.').contains('.');
@@ -379,20 +379,20 @@ impl Resolver {
     }
 
     /// What the networks know; `None` when they do not know the name.
-    fn local(&self, networks: &[String], name: &Name, kind: RecordType) -> Option<Known> {
+    fn local(&self, config: &DnsConfig, name: &Name, kind: RecordType) -> Option<Known> {
         let text = name.to_ascii();
         if kind == RecordType::SRV
-            && let Some(served) = self.names.served(networks, &text)
+            && let Some(served) = self.names.served(&config.networks, &text)
         {
-            return Some(self.services(networks, name, served));
+            return Some(self.services(&config.networks, name, served));
         }
         if kind == RecordType::PTR {
-            let found = self.names.reverse(networks, parse_arpa(&text)?)?;
+            let found = self.names.reverse(&config.networks, parse_arpa(&text)?)?;
             let target = Name::from_ascii(format!("{found}.")).ok()?;
             let record = Record::from_rdata(name.clone(), TTL, RData::PTR(PTR(target)));
             return Some(Known { answers: vec![record], ..Known::default() });
         }
-        let mut addresses = self.names.resolve(networks, &text)?;
+        let mut addresses = self.addresses(config, &text)?;
         shuffle(&mut addresses);
         // A name that is known and has nothing of this kind: an empty answer, never somebody else's.
         addresses.retain(
@@ -414,6 +414,20 @@ impl Resolver {
             known.answers.push(Record::from_rdata(question.clone(), TTL, data));
         }
         known
+    }
+
+    /// What a name leads to. An alias goes before all names, and hides what its network has of that name.
+    // moby: Sandbox.ResolveName
+    fn addresses(&self, config: &DnsConfig, name: &str) -> Option<Vec<IpAddr>> {
+        let bare = name.trim_end_matches('.');
+        let aliases = || config.aliases.iter().filter(|alias| alias.alias.eq_ignore_ascii_case(bare));
+        let found =
+            aliases().find_map(|alias| self.names.resolve(std::slice::from_ref(&alias.network), &alias.name));
+        found.or_else(|| {
+            let is_open = |network: &&String| aliases().all(|alias| alias.network != **network);
+            let open: Vec<String> = config.networks.iter().filter(is_open).cloned().collect();
+            self.names.resolve(&open, name)
+        })
     }
 }
 
@@ -584,6 +598,7 @@ async fn ask_tcp(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::DnsAlias;
     use crate::names::NameTable;
     use hickory_proto::op::Query;
 
@@ -687,6 +702,26 @@ mod tests {
         assert!(answer.to_vec().expect("message").len() <= usize::from(UDP_BYTES));
         let answer = ask(&resolver, "many.", RecordType::A, Transport::Tcp).await;
         assert_eq!((answer.metadata.truncation, answer.answers.len()), (false, 200));
+    }
+
+    #[tokio::test]
+    async fn an_alias_goes_before_the_names_of_its_network() {
+        let resolver = resolver(1);
+        let answers = async |resolver: &Resolver, name: &str| {
+            let answer = ask(resolver, name, RecordType::A, Transport::Udp).await;
+            (answer.metadata.response_code, answer.answers.len())
+        };
+        let with = |alias: &str, name: &str| {
+            let alias = DnsAlias { network: "n".to_owned(), alias: alias.to_owned(), name: name.to_owned() };
+            let config =
+                DnsConfig { networks: vec!["n".into()], aliases: vec![alias], ..DnsConfig::default() };
+            resolver.config.store(Arc::new(config));
+        };
+        with("db", "many");
+        assert_eq!(answers(&resolver, "DB.").await, (ResponseCode::NoError, 1));
+        assert_eq!(answers(&resolver, "many.").await, (ResponseCode::NoError, 1));
+        with("many", "gone");
+        assert_eq!(answers(&resolver, "many.").await, (ResponseCode::NXDomain, 0), "not somebody else's");
     }
 
     #[tokio::test]

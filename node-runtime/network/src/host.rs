@@ -16,7 +16,7 @@ use self::port::reserve;
 use crate::check::{self, Exposed, Exposure, Finding, MeshServices, Owned};
 use crate::conntrack::{self, Doomed};
 use crate::error::{AttachError, KernelError};
-use crate::model::{BoundPort, FirewallMode, PortBinding, Protocol};
+use crate::model::{BoundPort, FirewallMode, Opening, PortBinding, Protocol};
 use crate::netns::{self, Netns, forward_ipv6, set_sysctl};
 use crate::nft::{self, Held, Settled, Table};
 use crate::rules::{self, BridgeRules, HostPort, InFamily, Target};
@@ -90,6 +90,8 @@ pub struct Host {
     table: String,
     firewall: FirewallMode,
     bridges: BTreeMap<String, BridgeRules>,
+    /// What containers may reach of neighbours that they are kept from, by container.
+    openings: BTreeMap<String, Vec<Opening>>,
     leases: BTreeMap<HostPort, Lease>,
     /// What a daemon before us published, until its containers are adopted or [`Host::settle`].
     inherited: BTreeMap<HostPort, Target>,
@@ -120,9 +122,19 @@ impl Host {
         };
         let (families, inherited, mesh) =
             home.act(format!("rules of table `{table}` could not be listed"), read).await?;
-        let (bridges, leases) = (BTreeMap::new(), BTreeMap::new());
-        let (applied, closed) = (Vec::new(), false);
-        Ok(Host { home, families, table, firewall, bridges, leases, inherited, mesh, applied, closed })
+        Ok(Host {
+            home,
+            families,
+            table,
+            firewall,
+            bridges: BTreeMap::new(),
+            openings: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            inherited,
+            mesh,
+            applied: Vec::new(),
+            closed: false,
+        })
     }
 
     /// Adds or changes a bridge's rules.
@@ -142,6 +154,27 @@ impl Host {
     pub async fn remove_bridge(&mut self, interface: &str) -> Result<(), KernelError> {
         self.bridges.remove(interface);
         self.apply().await
+    }
+
+    /// Replaces what a container may reach of its neighbours.
+    pub async fn open_links(&mut self, container: String, openings: Vec<Opening>) -> Result<(), KernelError> {
+        let before = if openings.is_empty() {
+            self.openings.remove(&container).unwrap_or_default()
+        } else {
+            self.openings.insert(container, openings.clone()).unwrap_or_default()
+        };
+        if before == openings { Ok(()) } else { self.apply().await }
+    }
+
+    /// Forgets a container that has left: what it might reach, and what might reach it.
+    pub async fn close_links(&mut self, container: &str) -> Result<(), KernelError> {
+        let count = |all: &BTreeMap<String, Vec<Opening>>| all.values().map(Vec::len).sum::<usize>();
+        let before = count(&self.openings);
+        self.openings.remove(container);
+        for openings in self.openings.values_mut() {
+            openings.retain(|opening| opening.target != container);
+        }
+        if count(&self.openings) == before { Ok(()) } else { self.apply().await }
     }
 
     /// Publishes ports: all of them, or none.
@@ -233,6 +266,7 @@ impl Host {
         self.closed = true;
         self.leases.clear();
         self.bridges.clear();
+        self.openings.clear();
         self.inherited.clear();
         self.mesh = MeshPorts::default();
         self.applied.clear();
@@ -246,7 +280,8 @@ impl Host {
         let mut ports = self.inherited.clone();
         ports.extend(self.leases.iter().map(|(port, lease)| (*port, lease.target)));
         let mesh = self.mesh.targets();
-        let table = |family| rules::host(family, &self.table, &self.bridges, &ports, &mesh);
+        let openings = || self.openings.values().flatten();
+        let table = |family| rules::host(family, &self.table, &self.bridges, openings(), &ports, &mesh);
         let mut wanted: Vec<Table> = self.families.iter().copied().map(table).collect();
         let before = std::mem::take(&mut self.applied);
         let action = format!("rules of table `{}` could not be changed", self.table);

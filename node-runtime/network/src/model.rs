@@ -27,14 +27,55 @@ pub struct Config {
     pub tunnel_exe: PathBuf,
     /// Whether there is a default bridge. Without one, overlays have no way out and publish no ports.
     pub default_bridge: bool,
+    /// What is asked of it.
+    pub bridge: DefaultBridge,
     /// Whether containers on the default bridge have IPv6 addresses.
     pub default_bridge_ipv6: bool,
     /// The default bridge's IPv6 subnet; `None` takes a free one.
     pub fixed_cidr_v6: Option<Subnet>,
-    /// Subnets that bridges are given when none is asked for, in order; empty means Docker's own.
-    pub bridge_pools: Vec<Subnet>,
+    /// Pools of subnets that bridges are given when none is asked for, in order; empty means Docker's own.
+    pub bridge_pools: Vec<AddressPool>,
     /// Whether published ports are open by themselves.
     pub firewall: FirewallMode,
+}
+
+/// A subnet whose parts are given to networks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AddressPool {
+    /// All of it.
+    pub base: Subnet,
+    /// The length of one network's prefix.
+    pub size: u8,
+}
+
+/// What is asked of the default bridge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DefaultBridge {
+    /// Its own address and the length of its subnet's prefix; `None` takes a free subnet.
+    pub address: Option<(IpAddr, u8)>,
+    /// The part of the subnet that addresses are chosen from.
+    pub range: Option<Subnet>,
+    /// Whether containers on it reach each other.
+    pub icc: bool,
+    /// Whether what leaves it carries the host's address.
+    pub masquerade: bool,
+    /// The interfaces' MTU; `None` is 1500.
+    pub mtu: Option<u32>,
+    /// Where ports are published when a binding names no address; `None` is all addresses.
+    pub host_binding: Option<IpAddr>,
+}
+
+impl Default for DefaultBridge {
+    fn default() -> DefaultBridge {
+        DefaultBridge {
+            address: None,
+            range: None,
+            icc: true,
+            masquerade: true,
+            mtu: None,
+            host_binding: None,
+        }
+    }
 }
 
 /// Whether published ports are open by themselves.
@@ -373,6 +414,8 @@ impl Attached {
 pub struct DnsConfig {
     /// The networks whose names it sees, most important first.
     pub networks: Vec<String>,
+    /// Names that it alone knows for others.
+    pub aliases: Vec<DnsAlias>,
     /// Servers for all other names, asked in order from the daemon's namespace (at most three are used).
     pub upstream: Vec<IpAddr>,
     /// Addresses of the container itself: asking one of them would ask it its own question again, without end.
@@ -385,6 +428,32 @@ pub struct DnsConfig {
     pub internal: bool,
     /// Names without a dot are left to the search list.
     pub keep_short: bool,
+}
+
+/// A port of one container that another one may reach on a bridge that keeps them apart.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Opening {
+    /// The container that is reached.
+    pub target: String,
+    /// Who may reach it.
+    pub from: IpAddr,
+    /// Its address, of the same family.
+    pub to: IpAddr,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port.
+    pub port: u16,
+}
+
+/// One container's own name for another one, on one network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DnsAlias {
+    /// The network.
+    pub network: String,
+    /// What it asks for.
+    pub alias: String,
+    /// What is looked up instead.
+    pub name: String,
 }
 
 /// An overlay network as this node should have it: all of it, each time.

@@ -25,8 +25,8 @@ use crate::host::Host;
 use crate::lan::{self, Lan, Parent};
 use crate::link::Route;
 use crate::model::{
-    AttachRequest, Attached, BridgeInfo, BridgeSpec, Config, DEFAULT_BRIDGE, DnsConfig, LanInfo, LanSpec,
-    Overlay, Pool,
+    AddressPool, AttachRequest, Attached, BridgeInfo, BridgeSpec, Config, DEFAULT_BRIDGE, DefaultBridge,
+    DnsConfig, LanInfo, LanSpec, Opening, Overlay, Pool,
 };
 use crate::names::Names;
 use crate::netns::{self, Netns, Pins};
@@ -106,7 +106,7 @@ impl Networks {
         let dns = Owner::spawn(&scope, servers);
         let networks = Networks(Arc::new(Shared { context, directory, registry, dns }));
         if config.default_bridge {
-            let mut spec = BridgeSpec::new(DEFAULT_BRIDGE, DEFAULT_BRIDGE);
+            let mut spec = default_bridge(&config.bridge);
             spec.interface = Some(format!("rsw-{}", config.daemon_id));
             if config.default_bridge_ipv6 {
                 spec.families.push(Family::V6);
@@ -265,6 +265,9 @@ impl Networks {
         let container = container_id.to_owned();
         // Servers that ended with the daemon hold nothing any more.
         let _ = self.0.dns.call(move |dns| Box::pin(async move { dns.stop(&container).await })).await;
+        let (host, container) = (&self.0.context.host, container_id.to_owned());
+        let closed = host.call(move |host| Box::pin(async move { host.close_links(&container).await })).await;
+        closed.map_err(|_| shutting_down())??;
         let networks: Vec<Network> = self.0.directory.load().values().cloned().collect();
         let all = join_all(networks.iter().map(|network| network.detach(container_id))).await;
         all.into_iter().collect()
@@ -344,6 +347,18 @@ impl Networks {
     /// When the kernel refuses.
     pub async fn settle(&self) -> Result<(), KernelError> {
         self.0.context.host.call(|host| Box::pin(host.settle())).await.map_err(|_| shutting_down())?
+    }
+
+    /// Replaces the ports that a container may reach of neighbours on a bridge that keeps them apart. They are shut
+    /// again when it, or who is reached, is detached.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn open_links(&self, container_id: &str, openings: Vec<Opening>) -> Result<(), KernelError> {
+        let container = container_id.to_owned();
+        let host = &self.0.context.host;
+        let opened = host.call(move |host| Box::pin(host.open_links(container, openings))).await;
+        opened.map_err(|_| shutting_down())?
     }
 
     /// Replaces the names by which a container is found in a network that a user made on this host (rename,
@@ -629,12 +644,14 @@ impl Registry {
         let routed = || Route::open()?.routed_subnets();
         let routed = self.context.home.act("routes could not be listed", routed).await?;
         let is_free = |subnet: &Subnet| !taken.iter().chain(&routed).any(|other| other.overlaps(*subnet));
-        let configured = self.config.bridge_pools.iter().copied().filter(|one| one.family() == pool.family);
-        let mut pools: Vec<Subnet> = configured.collect();
+        let of_family = |one: &AddressPool| one.base.family() == pool.family;
+        let configured = self.config.bridge_pools.iter().copied().filter(of_family);
+        let mut pools: Vec<AddressPool> = configured.collect();
         if pools.is_empty() {
-            pools = self.default_pools(pool.family);
+            let whole = |base| AddressPool { base, size: default_prefix(base) };
+            pools = self.default_pools(pool.family).into_iter().map(whole).collect();
         }
-        let mut subnets = pools.into_iter().flat_map(|pool| pool.split(default_prefix(pool)));
+        let mut subnets = pools.into_iter().flat_map(|pool| pool.base.split(pool.size));
         subnets.find(is_free).ok_or(CreateBridgeError::NoFreePool)
     }
 
@@ -835,6 +852,20 @@ fn default_prefix(pool: Subnet) -> u8 {
         Family::V4 => pool.prefix(),
         Family::V6 => pool.prefix().max(64),
     }
+}
+
+/// The default bridge as asked for, but for its interface and IPv6.
+fn default_bridge(asked: &DefaultBridge) -> BridgeSpec {
+    let mut spec = BridgeSpec::new(DEFAULT_BRIDGE, DEFAULT_BRIDGE);
+    (spec.icc, spec.masquerade) = (asked.icc, asked.masquerade);
+    (spec.mtu, spec.host_binding) = (asked.mtu, asked.host_binding);
+    // What is asked of addresses holds in the range's subnet when there is no other.
+    let subnet = asked.address.and_then(|(address, prefix)| Subnet::new(address, prefix)).or(asked.range);
+    if subnet.is_some() {
+        let gateway = asked.address.map(|(address, _)| address);
+        spec.pools.push(Pool { subnet, range: asked.range, gateway, ..Pool::any(Family::V4) });
+    }
+    spec
 }
 
 /// The interface of a user-defined bridge, named as Docker names it.

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use rswarm_base::ipam::{Family, Subnet};
 
-use crate::model::Protocol;
+use crate::model::{Opening, Protocol};
 use crate::nft::{Chain, Expr, Field, Hook, Map, Point, Table, endpoint, interface, key, octets};
 
 pub use consent::require_consent;
@@ -108,19 +108,23 @@ fn number(protocol: Protocol) -> u8 {
     }
 }
 
-/// The daemon's table of a family: isolation of bridges by interface name, masquerading, published ports.
+/// The daemon's table of a family: isolation of bridges by interface name, and what is open in it; masquerading,
+/// published ports.
 #[must_use]
-pub fn host(
+pub fn host<'a>(
     family: Family,
     name: &str,
     bridges: &BTreeMap<String, BridgeRules>,
+    openings: impl Iterator<Item = &'a Opening>,
     ports: &BTreeMap<HostPort, Target>,
     mesh: &BTreeMap<HostPort, Target>,
 ) -> Table {
+    let mut maps = host_maps(family, bridges, ports, mesh);
+    maps.push(linked(family, openings));
     Table {
         family,
         name: name.to_owned(),
-        maps: host_maps(family, bridges, ports, mesh),
+        maps,
         chains: vec![
             base("guard", "filter", Point::Prerouting, RAW, vec![guard(family)]),
             Chain { name: "published".to_owned(), hook: None, rules: published() },
@@ -169,6 +173,19 @@ fn host_maps(
         ports(ANY, &[Field::Protocol, Field::Dport], true),
         port_map(family, MESH, mesh),
     ]
+}
+
+/// Who may reach which neighbour's port.
+const LINKED: &[Field] = &[Field::Saddr, Field::Daddr, Field::Protocol, Field::Dport];
+
+fn linked<'a>(family: Family, openings: impl Iterator<Item = &'a Opening>) -> Map {
+    let of_family = |one: &&Opening| Family::of(one.from) == family && Family::of(one.to) == family;
+    let element = |one: &Opening| {
+        let (from, to) = (octets(one.from), octets(one.to));
+        (key(&[&from, &to, &[number(one.protocol)], &one.port.to_be_bytes()]), Vec::new())
+    };
+    let elements = openings.filter(of_family).map(element).collect();
+    Map { name: "linked", key: LINKED, value: &[], elements }
 }
 
 /// Where a protocol's port leads.
@@ -255,6 +272,7 @@ fn isolation() -> Vec<Vec<Expr>> {
     vec![
         vec![Expr::Established, Expr::Accept],
         vec![Expr::InSet(&[Field::Iifname, Field::Oifname], "talking"), Expr::Accept],
+        vec![Expr::InSet(LINKED, "linked"), Expr::Accept],
         vec![Expr::InSet(&[Field::Iifname], "internal"), Expr::Drop],
         vec![Expr::Translated, Expr::Accept],
         vec![Expr::InSet(&[Field::Oifname], "bridges"), Expr::Drop],
@@ -310,7 +328,7 @@ mod tests {
             let target = Target { address: address(target), port: 80 };
             let ports = BTreeMap::from([(port, target)]);
             for family in Family::ALL {
-                let table = host(family, "t", &BTreeMap::new(), &ports, &BTreeMap::new());
+                let table = host(family, "t", &BTreeMap::new(), [].iter(), &ports, &BTreeMap::new());
                 let elements: Vec<_> = table.maps.iter().flat_map(|map| &map.elements).collect();
                 let read: Vec<_> =
                     elements.iter().filter_map(|(key, value)| read_port(family, (key, value))).collect();

@@ -49,6 +49,7 @@ pub(crate) fn container(body: &CreateBody, version: ApiVersion) -> Result<Wanted
         ports,
         exposed,
         volumes_from: host.volumes_from.clone().unwrap_or_default(),
+        links: host.links.clone().unwrap_or_default(),
         publish_all: host.publish_all_ports,
         log: wire::LogDriver {
             name: host.log_config.kind.clone(),
@@ -79,9 +80,6 @@ fn refuse_config(config: &types::ContainerConfig) -> Result<(), ApiError> {
 
 fn refuse_host(host: &HostConfig) -> Result<(), ApiError> {
     refuse(!host.cgroup.is_empty(), "Cgroup")?;
-    refuse(filled(host.links.as_ref()), "--link (Links)").map_err(|error| {
-        error.hint("put both containers on a network of their own: they find each other by name")
-    })?;
     if !host.storage_opt.is_empty() {
         // As moby's overlay2 where it has no quotas.
         let why = "--storage-opt is supported only for overlay over xfs with 'pquota' mount option";
@@ -362,7 +360,6 @@ pub(crate) fn endpoint(
     network: &str,
     settings: &types::EndpointSettings,
 ) -> Result<EndpointConfig, ApiError> {
-    refuse(filled(settings.links.as_ref()), "Links")?;
     let ipam = settings.ipam_config.clone().unwrap_or_default();
     refuse(!ipam.link_local_ips.is_empty(), "--link-local-ip (LinkLocalIPs)")?;
     let mac = &settings.mac_address;
@@ -372,6 +369,7 @@ pub(crate) fn endpoint(
         address_v6: address(&ipam.ipv6_address)?,
         mac: if mac.is_empty() { None } else { Some(parse_mac(mac).ok_or_else(|| invalid_mac(mac))?) },
         aliases: settings.aliases.clone().unwrap_or_default(),
+        links: settings.links.clone().unwrap_or_default(),
         gateway_priority: i32::try_from(settings.gw_priority)
             .map_err(|_| ApiError::invalid("GwPriority does not fit 32 bits"))?,
         driver_options: settings.driver_opts.clone().unwrap_or_default(),

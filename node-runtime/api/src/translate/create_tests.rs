@@ -65,7 +65,6 @@ fn commands_are_words_or_one_string_and_an_empty_entry_point_clears() {
 #[test]
 fn known_options_that_cannot_be_honoured_are_refused_by_name() {
     let refused = [
-        (r#"{"Links":["a:b"]}"#, Kind::NotImplemented, "Links"),
         // moby's kind for it.
         (
             r#"{"StorageOpt":{"size":"1G"}}"#,

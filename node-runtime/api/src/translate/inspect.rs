@@ -307,6 +307,7 @@ pub(crate) fn endpoint_settings(
     types::EndpointSettings {
         ipam_config: (fixed != types::EndpointIpamConfig::default()).then_some(fixed),
         aliases: (!aliases.is_empty()).then_some(aliases),
+        links: (!config.links.is_empty()).then(|| config.links.clone()),
         // What is asked for is shown before the container has it.
         mac_address: mac(endpoint.mac.or(config.mac)),
         driver_opts: (!config.driver_options.is_empty()).then(|| config.driver_options.clone()),
@@ -376,6 +377,7 @@ pub(crate) mod tests {
             mounts: Arc::default(),
             endpoints: Arc::new(vec![endpoint]),
             exposed: Arc::new(vec!["53/udp".into(), "80/tcp".into()]),
+            links: Arc::default(),
             dir: "/var/lib/rswarm/containers/x".into(),
             log_path: None,
             exits: 0,

@@ -10,8 +10,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{Container, Health, HealthStatus, Probe, Request, Status};
-use crate::exec;
 use crate::shared::Shared;
+use crate::{exec, links};
 
 /// Docker's defaults.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -122,7 +122,8 @@ pub(crate) async fn probe_loop(
 /// One probe; one that takes too long is killed.
 async fn probe(shared: &Shared, check: &Check, shim: &Shim, container: &Container) -> Probe {
     let start = Timestamp::now();
-    let request = exec::internal_request(container, check.command.clone());
+    let linked = links::environment(&shared.registry, container);
+    let request = exec::internal_request(container, &linked, check.command.clone());
     let id = request.id.clone();
     for action in ["exec_create", "exec_start"] {
         shared.exec_event(container, action, &id, &check.command);

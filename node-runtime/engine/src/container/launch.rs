@@ -22,7 +22,7 @@ use crate::error::{Cause, FileError, RuntimeWords, StartError};
 use crate::merge::clean_path;
 use crate::shared::Shared;
 use crate::spec::{self, Input, Namespace, Security, VolumeSource};
-use crate::{host, merged, signal};
+use crate::{host, links, merged, signal};
 
 /// The built-in runtime's names; `runc` is what Docker's clients call the default.
 const BUILT_IN: [&str; 4] = ["", "rswarm", "runc", "io.containerd.runc.v2"];
@@ -172,7 +172,8 @@ async fn generate(
     rootfs: &Path,
 ) -> Result<oci_spec::runtime::Spec, StartError> {
     let config = &container.config.spec;
-    let security = Security::parse(config).map_err(StartError::Invalid)?;
+    let security =
+        Security::parse(config, Security::of_daemon(&shared.config)).map_err(StartError::Invalid)?;
     let devices = if config.privileged {
         host::all_devices()
     } else {
@@ -197,6 +198,7 @@ async fn generate(
         shm: shm.as_deref(),
         security: &security,
         init: if wants_init(shared, config) { shared.config.init_path.as_deref() } else { None },
+        linked: &links::environment(&shared.registry, container),
         ulimits: &shared.config.ulimits,
     };
     let mut spec = spec::generate(&input).map_err(StartError::Invalid)?;

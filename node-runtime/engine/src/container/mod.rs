@@ -15,6 +15,6 @@ pub(crate) mod wiring;
 
 pub(crate) use actor::Request;
 pub use state::{
-    Attributes, BoundPort, Container, Endpoint, Health, HealthStatus, MountKind, MountPoint, Probe,
+    Attributes, BoundPort, Container, Endpoint, Health, HealthStatus, Link, MountKind, MountPoint, Probe,
     Recursion, State, Status,
 };

@@ -37,6 +37,9 @@ pub struct Container {
     pub endpoints: Arc<Vec<Endpoint>>,
     /// Exposed ports, image's and own: `80/tcp`.
     pub exposed: Arc<Vec<String>>,
+    /// Others on the default bridge that it knows.
+    #[serde(default)]
+    pub links: Arc<Vec<Link>>,
     /// Directory of the files below.
     #[serde(skip)]
     pub dir: PathBuf,
@@ -69,6 +72,15 @@ impl Container {
     pub fn resolv_conf_path(&self) -> PathBuf {
         self.dir.join("resolv.conf")
     }
+}
+
+/// One container's knowledge of another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// The other's identifier.
+    pub target: String,
+    /// What it is called by the one that has the link.
+    pub alias: String,
 }
 
 /// How a container is.

@@ -9,7 +9,8 @@ use rswarm_base::Chain;
 use rswarm_base::id::is_cluster_id;
 use rswarm_base::ipam::Family;
 use rswarm_network::{
-    AttachRequest, Attached, BoundPort as KernelPort, DnsConfig, Mac, Netns, Placed, PortBinding, Protocol,
+    AttachRequest, Attached, BoundPort as KernelPort, DnsAlias, DnsConfig, Mac, Netns, Placed, PortBinding,
+    Protocol,
 };
 use rswarm_proto::model::container::PortConfig;
 
@@ -19,10 +20,10 @@ use crate::blocking::blocking;
 use crate::config::{ContainerConfig, EndpointConfig};
 use crate::error::{Cause, FileError, NetworkError, StartError};
 use crate::files::{self, ResolvConf};
-use crate::host;
-use crate::network::Network;
+use crate::network::{Network, is_default};
 use crate::shared::Shared;
 use crate::spec::{self, Namespace};
+use crate::{host, links};
 
 /// The network mode, understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -204,6 +205,7 @@ pub(crate) async fn wire(shared: &Shared, container: &Container) -> Result<Wired
             Ok(plain(Namespace::Path(netns.fd_path()), other.dir.clone(), Some(netns)))
         }
         Mode::None | Mode::Networks => {
+            links::check_start(&shared.registry, container)?;
             let netns = shared.networks.create_netns().await.map_err(Cause::new)?;
             let wired = attach_all(shared, container, &netns).await;
             if wired.is_err() {
@@ -261,6 +263,7 @@ async fn attach_all(
     if let Some(dns) = &dns {
         shared.networks.serve_dns(netns, &container.id, dns.clone()).await.map_err(Cause::new)?;
     }
+    open_links(shared, container, &attached).await?;
     let gateway = gateway.and_then(|n| attached[n].gateway);
     write_files(shared, container, &attached, gateway, dns.is_some()).await?;
     Ok(attached)
@@ -507,6 +510,65 @@ fn dns(networks: &[&Network], endpoints: &[Endpoint], resolv: &ResolvConf) -> Op
     (!named.is_empty()).then(|| dns_config(named, internal, endpoints, resolv))
 }
 
+/// What links are where containers are found by name: names of the container's own.
+fn aliases(endpoints: &[Endpoint]) -> Vec<DnsAlias> {
+    let links =
+        endpoints.iter().flat_map(|endpoint| endpoint.config.links.iter().map(move |l| (endpoint, l)));
+    let alias = |(endpoint, link): (&Endpoint, &String)| {
+        let (name, alias) = links::parse(link).ok()?;
+        let network = endpoint.network_id.clone();
+        Some(DnsAlias { network, alias: alias.to_owned(), name: name.to_owned() })
+    };
+    links.filter_map(alias).collect()
+}
+
+/// Lets a container reach those that it links to, where containers on the default bridge are kept apart.
+pub(crate) async fn open_links(
+    shared: &Shared,
+    container: &Container,
+    endpoints: &[Endpoint],
+) -> Result<(), StartError> {
+    if shared.config.bridge.icc || container.links.is_empty() {
+        return Ok(());
+    }
+    let openings = links::openings(&shared.registry, container, endpoints);
+    Ok(shared.networks.open_links(&container.id, openings).await.map_err(Cause::new)?)
+}
+
+/// Takes note that a linked container came up, perhaps with other addresses.
+pub(crate) async fn relink(
+    shared: &Shared,
+    container: &Container,
+    target: &Container,
+) -> Result<(), StartError> {
+    open_links(shared, container, &container.endpoints).await?;
+    let links = container.links.iter().filter(|link| link.target == target.id);
+    let aliases: Vec<String> = links.map(|link| link.alias.clone()).collect();
+    let (path, target) = (container.hosts_path(), target.clone());
+    let write = move || -> Result<(), FileError> {
+        for alias in &aliases {
+            let hosts = std::fs::read_to_string(&path).map_err(FileError::read(&path))?;
+            if let Some(hosts) = links::readdress(&hosts, alias, &target) {
+                files::write_in_place(&path, &hosts).map_err(FileError::write(&path))?;
+            }
+        }
+        Ok(())
+    };
+    Ok(blocking(write).await?)
+}
+
+/// Brings a running container's files and its way to others in line with its links.
+pub(crate) async fn rewrite(shared: &Shared, container: &Container) -> Result<(), StartError> {
+    let endpoints = &container.endpoints;
+    if !shared.config.bridge.icc {
+        let openings = links::openings(&shared.registry, container, endpoints);
+        shared.networks.open_links(&container.id, openings).await.map_err(Cause::new)?;
+    }
+    let named = |endpoint: &Endpoint| shared.local.find(&endpoint.network_id).is_ok_and(|n| n.has_names());
+    let gateway = endpoints.iter().find_map(|endpoint| endpoint.gateway);
+    write_files(shared, container, endpoints, gateway, endpoints.iter().any(named)).await
+}
+
 fn dns_config(
     networks: Vec<String>,
     internal: bool,
@@ -520,6 +582,7 @@ fn dns_config(
     let seconds = resolv.option("timeout").map(|seconds| seconds.clamp(1, TIMEOUT_SECONDS_MAX));
     DnsConfig {
         networks,
+        aliases: aliases(endpoints),
         // Asked from the daemon's namespace, so that the host's loopback servers are fine.
         upstream: resolv.servers.clone(),
         own: own.flatten().map(|(address, _)| address).collect(),
@@ -613,7 +676,9 @@ async fn write_files(
     let own = endpoints.iter().flat_map(|endpoint| [endpoint.address, endpoint.address_v6]);
     let own: Vec<IpAddr> = own.flatten().map(|(address, _)| address).collect();
     let gateway = gateway.or(on_host.then_some(IpAddr::V4(Ipv4Addr::LOCALHOST)));
-    let mut hosts = files::hosts(&config.spec, &name, &own, gateway);
+    let on_bridge = endpoints.iter().any(|endpoint| is_default(&endpoint.network_name));
+    let linked = if on_bridge { links::hosts(&shared.registry, container) } else { String::new() };
+    let mut hosts = files::hosts(&config.spec, &name, &linked, &own, gateway);
     if on_host {
         hosts = host::hosts() + &files::extra_hosts(&config.spec, gateway);
     }

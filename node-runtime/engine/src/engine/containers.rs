@@ -1,5 +1,6 @@
 //! What is done to containers, and what there is to see of them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::error::{ControlError, CreateError, LogsError, LookupError, NameError,
 use crate::logs::{self, LogOptions, LogStream};
 use crate::stats::Sample;
 use crate::top::{self, Top};
-use crate::{create, names, signal, stats};
+use crate::{create, links, names, signal, stats};
 
 /// A container that was created.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -182,6 +183,46 @@ impl Engine {
         }
         let name = self.shared.registry.reserve(&name, &handle.id).map_err(refused)?;
         handle.ask(|reply| Request::Rename { name, reply }).await?
+    }
+
+    /// Lets go of a link, `/parent/alias`; the container that it leads to stays.
+    ///
+    /// # Errors
+    /// When there is no such link.
+    pub async fn remove_link(&self, reference: &str) -> Result<(), ControlError> {
+        let name = reference.trim_start_matches('/');
+        let Some((parent, alias)) = name.split_once('/') else {
+            self.find(name)?;
+            return Err(ControlError::Conflict(
+                "Conflict, cannot remove the default link name of the container".to_owned(),
+            ));
+        };
+        let gone = || LookupError::NotFound(reference.to_owned());
+        let parent = self.find(parent).map_err(|_| gone())?;
+        if parent.container().links.iter().all(|link| link.alias != alias) {
+            return Err(gone().into());
+        }
+        parent.ask(|reply| Request::Unlink { alias: alias.to_owned(), reply }).await?
+    }
+
+    /// The further names that links give to containers, `/parent/alias`, by container identifier.
+    #[must_use]
+    pub fn link_names(&self) -> BTreeMap<String, Vec<String>> {
+        let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for parent in self.list() {
+            for link in parent.links.iter() {
+                let name = format!("/{}/{}", parent.name, link.alias);
+                names.entry(link.target.clone()).or_default().push(name);
+            }
+        }
+        names
+    }
+
+    /// A container's links as `inspect` shows them: `/name:/parent/alias`.
+    #[must_use]
+    pub fn links(&self, container: &Container) -> Vec<String> {
+        let links = links::followed(&self.shared.registry, container);
+        links.map(|(link, target)| format!("/{}:/{}/{}", target.name, container.name, link.alias)).collect()
     }
 
     /// Changes limits and restart policy; those of a running container at once. Returns warnings.

@@ -10,7 +10,7 @@ use crate::blocking::blocking;
 use crate::container::{Container, Request, Status};
 use crate::error::{Cause, ExecError, RuntimeWords};
 use crate::exec::{self, Exec, ExecConfig, ExecStream};
-use crate::signal;
+use crate::{links, signal};
 
 impl Engine {
     /// Prepares a process inside a running container; returns its identifier.
@@ -53,7 +53,12 @@ impl Engine {
         let shim = handle.ask(Request::Shim).await??;
         let exec = self.shared.execs.begin(id)?;
         let container = handle.container();
-        let request = exec::request(&exec, &container, console_size);
+        let request = exec::request(
+            &exec,
+            &container,
+            &links::environment(&self.shared.registry, &container),
+            console_size,
+        );
         let (started, stream) = match shim.exec(request).await {
             Ok(started) => started,
             Err(error) => {

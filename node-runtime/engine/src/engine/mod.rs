@@ -25,6 +25,7 @@ use crate::exec::Execs;
 use crate::network::LocalNetworks;
 use crate::registry::{Handle, Registry};
 use crate::shared::Shared;
+use crate::spec;
 use crate::volume::Volumes;
 use crate::{boot, host};
 
@@ -78,6 +79,7 @@ impl Engine {
     /// When what is stored cannot be read, or networking cannot be set up.
     pub async fn open(config: EngineConfig, scope: Scope) -> Result<Engine, OpenError> {
         logfile::parse(&config.log, Path::new("")).map_err(OpenError::LogDriver)?;
+        spec::check_profile(&config.seccomp).map_err(OpenError::Seccomp)?;
         for dir in [&config.data_root, &config.exec_root.join("containers")] {
             std::fs::create_dir_all(dir).map_err(FileError::write(dir))?;
         }
@@ -90,12 +92,14 @@ impl Engine {
             default_bridge: config.default_bridge,
             default_bridge_ipv6: config.default_bridge_ipv6,
             fixed_cidr_v6: config.fixed_cidr_v6,
+            bridge: config.bridge.clone(),
             bridge_pools: config.bridge_pools.clone(),
             firewall: config.firewall,
         };
         let networks = Networks::open(networking, scope.child("networks")).await.map_err(Cause::new)?;
         let path = config.data_root.join("networks.json");
-        let local = LocalNetworks::open(path, networks.clone(), config.default_bridge).await?;
+        let bridge = config.default_bridge.then_some(&config.bridge);
+        let local = LocalNetworks::open(path, networks.clone(), bridge).await?;
         let volumes = config.data_root.join("volumes");
         let volumes = blocking(|| Volumes::open(volumes)).await?;
         let shared = Arc::new(Shared {
@@ -210,6 +214,9 @@ async fn open_images(config: &EngineConfig) -> Result<ImageStore, OpenError> {
     let mut store = StoreConfig::new(config.data_root.join("image"));
     store.mirrors.clone_from(&config.registry_mirrors);
     store.insecure_registries.clone_from(&config.insecure_registries);
+    if config.downloads_max > 0 {
+        store.downloads_max = config.downloads_max;
+    }
     let open = blocking(|| ImageStore::open(store)).await;
     Ok(open.map_err(Cause::new)?)
 }

@@ -7,7 +7,7 @@ mod profile;
 mod resources;
 mod security;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
@@ -16,6 +16,7 @@ use oci_spec::runtime::{
 };
 use rswarm_proto::model::container::{ContainerSpec, Ulimit};
 
+use crate::config::SeccompProfile;
 use crate::container::Container;
 use crate::merge;
 
@@ -79,6 +80,8 @@ pub(crate) struct Input<'a> {
     pub security: &'a Security,
     /// The program that runs as the first process, when there is one.
     pub init: Option<&'a Path>,
+    /// Variables that tell of linked containers.
+    pub linked: &'a [String],
     /// The daemon's default ulimits.
     pub ulimits: &'a [Ulimit],
 }
@@ -148,7 +151,7 @@ fn process(input: &Input<'_>) -> Result<Process, String> {
     process
         .set_terminal(Some(config.tty))
         .set_args(Some(args))
-        .set_env(Some(merge::environment(config, &host_name(input.container))))
+        .set_env(Some(merge::environment(config, &host_name(input.container), input.linked)))
         .set_cwd(PathBuf::from(merge::clean_path(cwd)))
         .set_capabilities(Some(capabilities::capabilities(config, input.host)?))
         .set_rlimits(Some(rlimits(&config.ulimits, input.ulimits, input.host)?))
@@ -190,6 +193,17 @@ fn seccomp(input: &Input<'_>) -> Result<Option<LinuxSeccomp>, String> {
         Seccomp::Default => Ok(Some(rswarm_runtime::seccomp::docker_default(&capabilities))),
         Seccomp::Unconfined => Ok(None),
         Seccomp::Profile(json) => profile::parse(json, &capabilities).map(Some),
+    }
+}
+
+/// Checks the profile of containers that choose none.
+///
+/// # Errors
+/// What is wrong with it, in one sentence.
+pub(crate) fn check_profile(profile: &SeccompProfile) -> Result<(), String> {
+    match profile {
+        SeccompProfile::Builtin | SeccompProfile::Unconfined => Ok(()),
+        SeccompProfile::File { json, .. } => profile::parse(json, &HashSet::new()).map(drop),
     }
 }
 

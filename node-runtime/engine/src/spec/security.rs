@@ -2,6 +2,8 @@
 
 use rswarm_proto::model::container::ContainerSpec;
 
+use crate::config::{EngineConfig, SeccompProfile};
+
 /// What the security options come to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Security {
@@ -28,12 +30,25 @@ pub(crate) enum Seccomp {
 }
 
 impl Security {
-    /// Reads the options.
+    /// What holds for containers that have no options.
+    pub(crate) fn of_daemon(config: &EngineConfig) -> Security {
+        Security {
+            no_new_privileges: config.no_new_privileges,
+            seccomp: match &config.seccomp {
+                SeccompProfile::Builtin => Seccomp::Default,
+                SeccompProfile::Unconfined => Seccomp::Unconfined,
+                SeccompProfile::File { json, .. } => Seccomp::Profile(json.clone()),
+            },
+            ..Security::default()
+        }
+    }
+
+    /// Reads the options, on top of what holds without them.
     ///
     /// # Errors
     /// The option that cannot be served, in Docker's words.
-    pub(crate) fn parse(spec: &ContainerSpec) -> Result<Security, String> {
-        let mut security = Security::default();
+    pub(crate) fn parse(spec: &ContainerSpec, defaults: Security) -> Result<Security, String> {
+        let mut security = defaults;
         for option in &spec.security_opt {
             security.take(option)?;
         }
@@ -81,7 +96,7 @@ mod tests {
 
     fn parse(options: &[&str]) -> Result<Security, String> {
         let security_opt = options.iter().map(|option| (*option).to_owned()).collect();
-        Security::parse(&ContainerSpec { security_opt, ..ContainerSpec::default() })
+        Security::parse(&ContainerSpec { security_opt, ..ContainerSpec::default() }, Security::default())
     }
 
     #[test]
@@ -94,6 +109,19 @@ mod tests {
         assert!(parse(&["writable-cgroups=true"]).expect("valid").writable_cgroups);
         assert!(!parse(&["writable-cgroups=0"]).expect("valid").writable_cgroups);
         assert_eq!(parse(&["apparmor=unconfined", "label=disable"]), Ok(Security::default()));
+    }
+
+    #[test]
+    fn options_go_before_what_holds_for_all() {
+        let strict =
+            Security { no_new_privileges: true, seccomp: Seccomp::Unconfined, ..Security::default() };
+        let with = |options: &[&str]| {
+            let security_opt = options.iter().map(|option| (*option).to_owned()).collect();
+            let spec = ContainerSpec { security_opt, ..ContainerSpec::default() };
+            Security::parse(&spec, strict.clone()).expect("valid")
+        };
+        assert_eq!(with(&[]), strict);
+        assert_eq!(with(&["no-new-privileges=false", "seccomp=builtin"]), Security::default());
     }
 
     #[test]

@@ -24,6 +24,7 @@ pub(crate) fn container(config: ContainerConfig, mounts: Vec<MountPoint>) -> Con
         mounts: Arc::new(mounts),
         endpoints: Arc::default(),
         exposed: Arc::default(),
+        links: Arc::default(),
         dir: "/data/containers/x".into(),
         log_path: None,
         exits: 0,
@@ -46,7 +47,7 @@ fn host() -> Host {
 
 fn spec_of(config: ContainerConfig, mounts: Vec<MountPoint>, network: Namespace) -> Result<Spec, String> {
     let container = container(config, mounts);
-    let security = Security::parse(&container.config.spec)?;
+    let security = Security::parse(&container.config.spec, Security::default())?;
     generate(&Input {
         container: &container,
         host: &host(),
@@ -62,6 +63,7 @@ fn spec_of(config: ContainerConfig, mounts: Vec<MountPoint>, network: Namespace)
         shm: None,
         security: &security,
         init: None,
+        linked: &["DB_NAME=/web/db".to_owned()],
         ulimits: &[Ulimit { name: "nofile".into(), soft: 1 << 20, hard: 1 << 20 }],
     })
 }

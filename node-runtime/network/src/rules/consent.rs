@@ -28,7 +28,7 @@ mod tests {
     #[test]
     fn what_was_open_needs_a_mark() {
         let (bridges, none) = (BTreeMap::new(), BTreeMap::new());
-        let open = crate::rules::host(Family::V4, "t", &bridges, &none, &none);
+        let open = crate::rules::host(Family::V4, "t", &bridges, [].iter(), &none, &none);
         let mut closed = open.clone();
         require_consent(&mut closed);
         let rules =

@@ -73,6 +73,23 @@ async fn bridges_are_kept_apart() {
     s1.space.sh(&format!("ip route add {neighbour}/32 via 172.19.0.1"));
     assert!(!s1.space.pings(neighbour), "nor by way of the host");
     assert!(s1.space.pings(ip("10.88.0.9")));
+    s1.space.sh(&format!("ip route del {neighbour}/32"));
+
+    let _neighbours = s2.space.whoami(80);
+    let IpAddr::V4(v4) = neighbour else { panic!("IPv4") };
+    assert!(s1.space.asks(v4.octets(), 80).is_none());
+    let opening = rswarm_network::Opening {
+        target: "s2".to_owned(),
+        from: s1.address(),
+        to: neighbour,
+        protocol: rswarm_network::Protocol::Tcp,
+        port: 80,
+    };
+    networks.open_links("s1", vec![opening]).await.expect("open");
+    assert!(s1.space.asks(v4.octets(), 80).is_some(), "what is open is reached");
+    assert!(!s1.space.pings(neighbour), "and nothing else");
+    networks.open_links("s1", Vec::new()).await.expect("shut");
+    assert!(s1.space.asks(v4.octets(), 80).is_none());
 
     let _server = outside.whoami(80);
     assert!(s1.space.asks([10, 88, 0, 9], 80).is_some());

@@ -223,6 +223,7 @@ pub fn config(id: &str, dir: &std::path::Path) -> Config {
         tunnel_dir: dir.join(format!("{id}-tunnel")),
         tunnel_exe: std::env::current_exe().expect("a running test has a path"),
         default_bridge: true,
+        bridge: rswarm_network::DefaultBridge::default(),
         default_bridge_ipv6: false,
         fixed_cidr_v6: None,
         bridge_pools: Vec::new(),

@@ -150,6 +150,21 @@ impl Cgroup {
         self.release_killed(init)
     }
 
+    /// Lets processes end that were sent SIGKILL while version 1 has them frozen, in this cgroup or in one around it;
+    /// others need no help. `init` is among them wherever it is.
+    ///
+    /// # Errors
+    /// The failing read's.
+    pub fn release_frozen(&self, init: i32) -> io::Result<()> {
+        let Some(dir) = self.directory("freezer") else { return Ok(()) };
+        match fs::read_to_string(dir.join("freezer.state")) {
+            Ok(state) if state.trim() != "THAWED" => self.release_killed(Some(init)),
+            Ok(_) => Ok(()),
+            Err(error) if is_gone(&error) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     fn release_killed(&self, init: Option<i32>) -> io::Result<()> {
         let Some(index) = self.layout.v1_index("freezer") else { return Ok(()) };
         let top = self.layout.v1[index].mount.join("cgroup.procs");

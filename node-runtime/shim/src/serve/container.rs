@@ -107,7 +107,13 @@ impl Container {
     pub(super) fn kill(&self, signal: i32, all: bool) -> io::Result<()> {
         match (&self.maker, all) {
             (Maker::Other { runtime, .. }, _) => runtime.kill(signal, all).map_err(io::Error::other),
-            (Maker::Us(created), false) => rswarm_runtime::send_signal(&created.pidfd, signal),
+            (Maker::Us(created), false) => {
+                rswarm_runtime::send_signal(&created.pidfd, signal)?;
+                if signal == Signal::SIGKILL as i32 {
+                    created.cgroup.release_frozen(created.pid)?;
+                }
+                Ok(())
+            }
             (Maker::Us(created), true) if signal == Signal::SIGKILL as i32 => created.cgroup.kill(),
             (Maker::Us(created), true) => created.cgroup.signal(Signal::try_from(signal)?),
         }

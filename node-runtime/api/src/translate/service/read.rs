@@ -155,21 +155,12 @@ fn runtime(spec: &types::ContainerSpec) -> String {
     }
 }
 
-/// `ADDRESS NAME [NAME…]`, as in `/etc/hosts`, to `NAME:ADDRESS` each.
+/// `ADDRESS NAME [NAME…]`, as in `/etc/hosts`, kept as they are.
 fn hosts(lines: &[String]) -> Result<Vec<String>, ApiError> {
-    let mut entries = Vec::new();
-    for line in lines {
-        let mut words = line.split_whitespace();
-        let (address, names) = (words.next(), words);
-        let before = entries.len();
-        if let Some(address) = address {
-            entries.extend(names.map(|name| format!("{name}:{address}")));
-        }
-        if entries.len() == before {
-            return Err(ApiError::invalid(format!("invalid host \"{line}\": want ADDRESS NAME")));
-        }
+    match lines.iter().find(|line| line.split_whitespace().count() < 2) {
+        Some(line) => Err(ApiError::invalid(format!("invalid host \"{line}\": want ADDRESS NAME"))),
+        None => Ok(lines.to_vec()),
     }
-    Ok(entries)
 }
 
 /// A service's privileges in the words of `--security-opt`, which is what containers have.

@@ -15,6 +15,11 @@ pub(crate) fn service(service: &wire::Service, defaults: bool) -> types::Service
     if defaults {
         insert_defaults(&mut spec);
     }
+    let mut endpoint = service.endpoint.as_ref().map(endpoint_out).unwrap_or_default();
+    if service.spec.as_ref().is_none_or(|spec| spec.endpoint.is_none()) {
+        // moby: what nobody asked for has no mode.
+        endpoint.spec.mode.clear();
+    }
     types::Service {
         id: service.id.clone(),
         version,
@@ -22,7 +27,7 @@ pub(crate) fn service(service: &wire::Service, defaults: bool) -> types::Service
         updated_at,
         spec,
         previous_spec: service.previous_spec.as_ref().map(spec_out),
-        endpoint: service.endpoint.as_ref().map(endpoint_out).unwrap_or_default(),
+        endpoint,
         update_status: service.update_status.as_ref().and_then(update_status_out),
         service_status: None,
         deployment: service.deployment.as_ref().map(|deployment| types::Deployment {
@@ -148,8 +153,11 @@ fn container_out(spec: &wire::ContainerSpec) -> types::ContainerSpec {
     }
 }
 
-/// `NAME:ADDRESS` as `ADDRESS NAME`.
+/// A line of `/etc/hosts`; `NAME:ADDRESS`, which those before us stored, as `ADDRESS NAME`.
 fn host_out(entry: &str) -> Option<String> {
+    if entry.contains(char::is_whitespace) {
+        return Some(entry.to_owned());
+    }
     entry.split_once(':').map(|(name, address)| format!("{address} {name}"))
 }
 

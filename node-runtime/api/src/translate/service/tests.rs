@@ -13,7 +13,7 @@ const CREATE: &str = r#"{"Name":"web","Labels":{"tier":"front"},"TaskTemplate":{
 "NoNewPrivileges":true},"Init":true,"StopSignal":"SIGQUIT","TTY":true,"ReadOnly":true,
 "Mounts":[{"Type":"volume","Source":"data","Target":"/data"},{"Type":"bind","Source":"/a","Target":"/b","ReadOnly":true}],
 "StopGracePeriod":30000000000,"Healthcheck":{"Test":["CMD-SHELL","true"],"Interval":5000000000,"Retries":2},
-"Hosts":["10.0.0.9 db"],"DNSConfig":{"Nameservers":["9.9.9.9"]},"Isolation":"default","Sysctls":{"net.core.somaxconn":"1024"},
+"Hosts":["10.0.0.9 db  store"],"DNSConfig":{"Nameservers":["9.9.9.9"]},"Isolation":"default","Sysctls":{"net.core.somaxconn":"1024"},
 "CapabilityAdd":["CAP_NET_ADMIN"],"CapabilityDrop":["CAP_MKNOD"],
 "Secrets":[{"File":{"Name":"key","UID":"33","GID":"0","Mode":288},"SecretID":"s1","SecretName":"key_v1"}],
 "Configs":[{"File":{"Name":"/etc/web.conf","UID":"0","GID":"0","Mode":292},"ConfigID":"c1","ConfigName":"web"}],

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use rswarm_base::Chain;
 use rswarm_proto::model::container::ResourceLimits;
 use rswarm_shim::client::Shim;
 
@@ -12,7 +13,8 @@ use crate::config::{EndpointConfig, RestartName};
 use crate::container::{Endpoint, Status, wiring};
 use crate::engine::{Attachment, ContainerUpdate};
 use crate::error::{Cause, ControlError, ExecError, NetworkError};
-use crate::network::Network;
+use crate::links;
+use crate::network::{Network, is_default};
 use crate::registry::Reservation;
 
 impl Actor {
@@ -81,6 +83,20 @@ impl Actor {
         self.record.container.endpoints = Arc::new(endpoints);
         self.save_fact().await;
         self.event("rename", &[("oldName", format!("/{old}"))]);
+        Ok(())
+    }
+
+    pub(super) async fn unlink(&mut self, alias: &str) -> Result<(), ControlError> {
+        let mut links = self.container().links.to_vec();
+        links.retain(|link| link.alias != alias);
+        self.record.container.links = Arc::new(links);
+        self.save().await?;
+        if self.run.is_some()
+            && let Err(error) = wiring::rewrite(&self.shared, self.container()).await
+        {
+            let id = &self.container().id;
+            tracing::warn!(container.id = id, error = %Chain(&error), "a removed link stays in its files");
+        }
         Ok(())
     }
 
@@ -242,6 +258,17 @@ impl Actor {
     ) -> Result<Endpoint, NetworkError> {
         let container = self.container();
         self.check_connect(network)?;
+        if is_default(&network.name) && !asked.links.is_empty() {
+            // The docker CLI's words.
+            return Err(NetworkError::Invalid(
+                "links are only supported for user-defined networks".to_owned(),
+            ));
+        }
+        asked
+            .links
+            .iter()
+            .try_for_each(|link| links::parse(link).map(drop))
+            .map_err(NetworkError::Invalid)?;
         let endpoint =
             wiring::new_endpoint(network, &container.id, &container.name, &container.config, asked)?;
         if self.run.is_none() {

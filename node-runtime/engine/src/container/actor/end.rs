@@ -120,10 +120,13 @@ impl Actor {
     /// SIGKILL, also of a frozen container.
     pub(super) async fn kill_now(&mut self) {
         self.send_signal(signal::KILL).await;
+        let runtime = launch::runtime(&self.shared.config, &self.container().config.spec.runtime);
         if self.container().state.status == Status::Paused
             && let Some(run) = &self.run
+            && let Ok(Some(_)) = runtime
         {
-            // Version 1's freezer holds back even SIGKILL. That the shim refuses means: it has ended.
+            // Version 1's freezer holds back even SIGKILL. Our own runtime sees to that; whether another one does is
+            // not known. That the shim refuses means: it has ended.
             let _ = run.shim.resume().await;
         }
     }

@@ -84,6 +84,13 @@ pub(crate) enum Request {
     },
     /// Its files, for as long as the answer is held.
     Files(Reply<Access>),
+    /// Lets go of a link, by its alias.
+    Unlink {
+        alias: String,
+        reply: Reply<Result<(), ControlError>>,
+    },
+    /// A container that it links to has come up.
+    Linked(Arc<Container>),
     /// A health check's result.
     Probed(Probe),
 }
@@ -328,6 +335,8 @@ impl Actor {
             Request::Connect { endpoint, reply } => answer(reply, self.connect(endpoint).await),
             Request::Disconnect { network, reply } => answer(reply, self.disconnect(&network).await),
             Request::Files(reply) => answer(reply, self.access().await),
+            Request::Unlink { alias, reply } => answer(reply, self.unlink(&alias).await),
+            Request::Linked(target) => self.on_linked(&target).await,
             Request::Probed(probe) => self.on_probe(probe).await,
         }
         Next::Continue

@@ -1,13 +1,15 @@
 //! The way up: from a request or a policy to a running program and its health check.
 
+use std::sync::Arc;
+
 use rswarm_base::Chain;
 use rswarm_shim::client::Shim;
 use tokio::sync::oneshot;
 
-use super::{Actor, Run};
+use super::{Actor, Request, Run};
 use crate::container::health::{self, Check};
 use crate::container::restart::Backoff;
-use crate::container::{Health, Probe, Status, launch, wiring};
+use crate::container::{Container, Health, Probe, Status, launch, wiring};
 use crate::error::StartError;
 
 impl Actor {
@@ -95,8 +97,30 @@ impl Actor {
         tracing::info!(container.id = self.container().id, pid = started.pid, "running");
         self.shared.network_events(self.container(), "connect");
         self.event("start", &[]);
+        self.tell_linked();
         self.watch_run(shim);
         Ok(())
+    }
+
+    /// Tells those that link to this container that it may have other addresses.
+    fn tell_linked(&self) {
+        let own = Arc::new(self.container().clone());
+        for parent in self.shared.registry.linked_to(&own.id) {
+            let own = own.clone();
+            // One that is busy hears it when it is not: nobody waits for it.
+            self.shared.scope.spawn(async move { drop(parent.requests.send(Request::Linked(own)).await) });
+        }
+    }
+
+    /// Takes note that a linked container came up.
+    pub(super) async fn on_linked(&mut self, target: &Container) {
+        if self.run.is_none() {
+            return;
+        }
+        if let Err(error) = wiring::relink(&self.shared, self.container(), target).await {
+            let id = &self.container().id;
+            tracing::warn!(container.id = id, error = %Chain(&error), "a linked container is not found by its new address");
+        }
     }
 
     /// Waits for the shim's exit from now on, and probes the container's health.
