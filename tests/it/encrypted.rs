@@ -50,6 +50,7 @@ fn an_encrypted_network_shows_nothing_takes_nothing_forged_and_loses_nothing() -
     let echo = Echo::start(&places[1])?;
 
     nothing_can_be_read(&lab, &places, &echo)?;
+    sessions_are_shown(&lab)?;
     nothing_forged_is_taken(&lab, &places, &echo)?;
     mtu_leaves_room(&places)?;
     new_keys_and_a_dead_daemon_lose_nothing(&mut lab, &places)?;
@@ -385,6 +386,24 @@ impl Flow {
         self.end.store(true, Ordering::Relaxed);
         join(self.thread)
     }
+}
+
+/// By a manager with all that it knows of its peers, by a worker with whom it has a way to.
+fn sessions_are_shown(lab: &Lab) -> Result<()> {
+    for host in &lab.hosts[..2] {
+        let (status, body) = host.api("GET", "/networks/vault?verbose=true", "")?;
+        ensure!(status == 200, "{body}");
+        let shown: serde_json::Value = serde_json::from_str(&body)?;
+        let peers = shown["Peers"].as_array().context("peers")?;
+        let with_session = |peer: &&serde_json::Value| peer["Tunnel"]["HandshakeSeconds"].is_u64();
+        let addresses: Vec<&str> =
+            peers.iter().filter(with_session).filter_map(|peer| peer["IP"].as_str()).collect();
+        let others = lab.hosts.iter().filter(|other| other.address != host.address);
+        for other in others {
+            ensure!(addresses.contains(&other.address.to_string().as_str()), "{}: {body}", host.name);
+        }
+    }
+    Ok(())
 }
 
 /// The node's own key, and which shared key it goes with.

@@ -2,6 +2,7 @@
 //! Needs root; every test makes its own lab and leaves nothing.
 
 mod attach;
+mod balance;
 mod churn;
 mod cluster;
 mod containers;
@@ -12,9 +13,11 @@ mod faults;
 mod frozen;
 mod identity;
 mod jobs;
+mod lan;
 mod links;
 mod mesh;
 mod options;
+mod partition;
 mod playground;
 mod recovery;
 mod refusals;

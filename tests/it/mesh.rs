@@ -21,16 +21,20 @@ fn what_is_published_answers_on_every_host_and_loses_no_request() -> Result<()> 
     deploy(first, "client", 1)?;
     let create = ["service", "create", "--detach", "--name", "web", "--replicas", "2", "--network", "app"];
     first.docker(&[&create[..], &["-p", "8080:80", "demo:latest"]].concat())?;
+    let create = ["service", "create", "--detach", "--name", "direct", "--endpoint-mode", "dnsrr"];
+    first.docker(&[&create[..], &["--replicas", "2", "--network", "app", "demo:latest"]].concat())?;
     converged(first, "web", 2, PATIENCE)?;
+    converged(first, "direct", 2, PATIENCE)?;
     converged(first, "client", 1, PATIENCE)?;
 
     shown_as_docker_shows_it(first)?;
     every_host_answers(&lab)?;
     names_lead_to_the_virtual_address(&lab)?;
+    nothing_is_wrong_and_what_is_open_is_told(&lab)?;
     no_request_is_lost(&lab)?;
     ports_change_without_the_tasks(&lab)?;
 
-    first.docker(&["service", "rm", "web", "client"])?;
+    first.docker(&["service", "rm", "web", "direct", "client"])?;
     eventually(PATIENCE, "all containers are gone", || {
         Ok(lab.hosts.iter().all(|host| host.docker(&["ps", "-aq"]).is_ok_and(|ids| ids.trim().is_empty())))
     })?;
@@ -113,6 +117,20 @@ fn names_lead_to_the_virtual_address(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+fn nothing_is_wrong_and_what_is_open_is_told(lab: &Lab) -> Result<()> {
+    for host in &lab.hosts {
+        eventually(PATIENCE, &format!("nothing is wrong on {}", host.name), || {
+            let checked = host.rswarm(&["network", "check"])?;
+            ensure!(checked.contains("ingress") && checked.contains("app"), "{checked}");
+            Ok(true)
+        })?;
+        let audit = host.rswarm(&["network", "audit"])?;
+        let open = audit.lines().find(|line| line.contains("8080")).with_context(|| audit.clone())?;
+        ensure!(open.contains("anywhere"), "{audit}");
+    }
+    Ok(())
+}
+
 /// Asks again and again until told to end; the failures, and how often it asked.
 fn hammer(end: &AtomicBool, ask: impl Fn() -> Result<String>) -> (Vec<String>, usize) {
     let (mut failures, mut count) = (Vec::new(), 0);
@@ -134,9 +152,10 @@ fn no_request_is_lost(lab: &Lab) -> Result<()> {
     std::thread::scope(|scope| {
         let mesh = scope.spawn(|| hammer(&end, || ask(&lab.hosts[2], &lab.hosts[1], 8080)));
         let vip = scope.spawn(|| hammer(&end, || fetch_inside(client, &task.id, "http://web/")));
-        let changed = tasks_come_and_go(&lab.hosts[0]);
+        let direct = scope.spawn(|| hammer(&end, || fetch_inside(client, &task.id, "http://direct/")));
+        let changed = tasks_come_and_go(&lab.hosts[0], "direct").and(tasks_come_and_go(&lab.hosts[0], "web"));
         end.store(true, Ordering::Relaxed);
-        for (way, hammered) in [("mesh", mesh), ("virtual address", vip)] {
+        for (way, hammered) in [("mesh", mesh), ("virtual address", vip), ("names of tasks", direct)] {
             let (failures, count) = hammered.join().expect("the client does not panic");
             println!("{count} requests through the {way}, {} failed", failures.len());
             ensure!(failures.is_empty(), "through the {way}: {failures:#?}");
@@ -146,31 +165,31 @@ fn no_request_is_lost(lab: &Lab) -> Result<()> {
     })
 }
 
-fn tasks_come_and_go(first: &Host) -> Result<()> {
-    first.docker(&["service", "scale", "--detach", "web=4"])?;
-    converged(first, "web", 4, PATIENCE)?;
-    first.docker(&["service", "scale", "--detach", "web=2"])?;
-    converged(first, "web", 2, PATIENCE)?;
-    let before = running_ids(first)?;
-    first.docker(&["service", "update", "--detach", "--force", "--update-monitor", "1s", "web"])?;
+fn tasks_come_and_go(first: &Host, service: &str) -> Result<()> {
+    for replicas in [4, 2] {
+        first.docker(&["service", "scale", "--detach", &format!("{service}={replicas}")])?;
+        converged(first, service, replicas, PATIENCE)?;
+    }
+    let before = running_ids(first, service)?;
+    first.docker(&["service", "update", "--detach", "--force", "--update-monitor", "1s", service])?;
     eventually(PATIENCE * 2, "every task is replaced", || {
-        let state = first.docker(&["service", "inspect", "web", "--format", "{{.UpdateStatus.State}}"])?;
+        let state = first.docker(&["service", "inspect", service, "--format", "{{.UpdateStatus.State}}"])?;
         Ok(state.trim() == "completed")
     })?;
-    converged(first, "web", 2, PATIENCE)?;
-    let after = running_ids(first)?;
+    converged(first, service, 2, PATIENCE)?;
+    let after = running_ids(first, service)?;
     ensure!(after.iter().all(|id| !before.contains(id)), "{before:?}, then {after:?}");
     Ok(())
 }
 
-fn running_ids(first: &Host) -> Result<Vec<String>> {
-    let args = ["service", "ps", "web", "-q", "--no-trunc", "--filter", "desired-state=running"];
+fn running_ids(first: &Host, service: &str) -> Result<Vec<String>> {
+    let args = ["service", "ps", service, "-q", "--no-trunc", "--filter", "desired-state=running"];
     Ok(first.docker(&args)?.lines().map(str::to_owned).collect())
 }
 
 fn ports_change_without_the_tasks(lab: &Lab) -> Result<()> {
     let first = &lab.hosts[0];
-    let before = running_ids(first)?;
+    let before = running_ids(first, "web")?;
     let changes = ["--publish-rm", "80", "--publish-add", "published=8081,target=80"];
     first.docker(&[&["service", "update", "--detach"], &changes[..], &["web"]].concat())?;
     for server in &lab.hosts {
@@ -185,7 +204,7 @@ fn ports_change_without_the_tasks(lab: &Lab) -> Result<()> {
         })?;
     }
     ensure!(
-        running_tasks(first, "web")?.len() == 2 && running_ids(first)? == before,
+        running_tasks(first, "web")?.len() == 2 && running_ids(first, "web")? == before,
         "the tasks were replaced"
     );
     Ok(())

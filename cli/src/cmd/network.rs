@@ -4,8 +4,8 @@ mod diagnose;
 
 use clap::{Args, Subcommand};
 use rswarm_api::types::{
-    Ipam, IpamConfig, NetworkConnectBody, NetworkCreateBody, NetworkCreated, NetworkDisconnectBody,
-    NetworkInspect,
+    ConfigReference, Ipam, IpamConfig, NetworkConnectBody, NetworkCreateBody, NetworkCreated,
+    NetworkDisconnectBody, NetworkInspect,
 };
 use rswarm_base::clock::Timestamp;
 use serde_json::json;
@@ -66,7 +66,7 @@ pub struct LsArgs {
 
 #[derive(Debug, Args)]
 pub struct CreateArgs {
-    /// Driver: bridge on this node, overlay across the cluster
+    /// Driver: bridge, macvlan or ipvlan on this node, overlay across the cluster
     #[arg(short, long, default_value = "bridge")]
     driver: String,
     /// Subnet, as in `10.5.0.0/24`
@@ -90,6 +90,12 @@ pub struct CreateArgs {
     /// Make it the cluster's routing mesh
     #[arg(long)]
     ingress: bool,
+    /// Make only words for other networks
+    #[arg(long)]
+    config_only: bool,
+    /// Take the words from this network
+    #[arg(long, value_name = "NETWORK")]
+    config_from: Option<String>,
     /// Hand out IPv4 addresses
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     ipv4: Option<bool>,
@@ -248,6 +254,8 @@ fn body(args: &CreateArgs) -> Result<NetworkCreateBody, String> {
         internal: args.internal,
         attachable: args.attachable,
         ingress: args.ingress,
+        config_only: args.config_only,
+        config_from: args.config_from.clone().map(|network| ConfigReference { network }),
         options: Some(words::key_values(&args.opt)),
         labels: Some(words::key_values(&args.label)),
         ..NetworkCreateBody::default()

@@ -180,7 +180,9 @@ impl Executor for EngineExecutor {
             engine: Some(EngineDescription {
                 version: env!("CARGO_PKG_VERSION").into(),
                 labels: self.labels.clone(),
-                network_drivers: ["bridge", "host", "null", "overlay"].map(Into::into).into(),
+                network_drivers: ["bridge", "host", "ipvlan", "macvlan", "null", "overlay"]
+                    .map(Into::into)
+                    .into(),
                 volume_drivers: vec!["local".into()],
                 log_drivers: vec!["json-file".into(), "local".into(), "none".into()],
             }),

@@ -8,8 +8,8 @@ use rswarm_base::ipam::Subnet;
 use rswarm_engine::network::OverlayFacts;
 use rswarm_network::tunnel::Secret;
 use rswarm_network::{
-    Balancing, Mac, Mesh, MeshNode, MeshPort, Overlay, OverlayEndpoint, OverlayService, OverlayTunnel, Pick,
-    Protocol, TunnelPeer,
+    Balancing, Mac, Mesh, MeshNode, MeshPort, NamedPort, Overlay, OverlayEndpoint, OverlayService,
+    OverlayTunnel, Pick, Protocol, TunnelPeer,
 };
 use rswarm_proto::wire::{NetworkEndpoint, NetworkNode, NetworkService, PortConfig, balancing};
 use rswarm_worker::ExecError;
@@ -138,6 +138,7 @@ fn overlay_endpoint(
         node_addr: if local { data_path } else { way_to(view, &endpoint.node_id, &endpoint.node_addr)? },
         local,
         ready: endpoint.ready,
+        started: endpoint.started,
     })
 }
 
@@ -156,6 +157,7 @@ fn overlay_service(service: &NetworkService) -> Result<OverlayService, ExecError
         aliases: service.aliases.clone(),
         addresses: addresses(&service.address, &service.addresses)?,
         balancing: balancing(service),
+        ports: named_ports(service)?,
     })
 }
 
@@ -200,14 +202,8 @@ fn port(number: u32) -> Result<u16, ExecError> {
 }
 
 fn mesh_port(service: &NetworkService, port: &PortConfig) -> Result<MeshPort, ExecError> {
-    let protocol = match port.protocol.as_str() {
-        "tcp" => Protocol::Tcp,
-        "udp" => Protocol::Udp,
-        "sctp" => Protocol::Sctp,
-        other => return Err(ExecError(format!("the manager sent `{other}` where a protocol belongs"))),
-    };
     Ok(MeshPort {
-        protocol,
+        protocol: protocol(&port.protocol)?,
         published: self::port(port.published)?,
         target: self::port(port.target)?,
         service_id: service.service_id.clone(),
@@ -215,9 +211,35 @@ fn mesh_port(service: &NetworkService, port: &PortConfig) -> Result<MeshPort, Ex
     })
 }
 
+fn protocol(name: &str) -> Result<Protocol, ExecError> {
+    match name {
+        "tcp" => Ok(Protocol::Tcp),
+        "udp" => Ok(Protocol::Udp),
+        "sctp" => Ok(Protocol::Sctp),
+        other => Err(ExecError(format!("the manager sent `{other}` where a protocol belongs"))),
+    }
+}
+
+/// The ports that have names.
+fn named_ports(service: &NetworkService) -> Result<Vec<NamedPort>, ExecError> {
+    let named = service.ports.iter().filter(|port| !port.name.is_empty());
+    let read = |port: &PortConfig| {
+        Ok(NamedPort {
+            name: port.name.clone(),
+            protocol: protocol(&port.protocol)?,
+            port: self::port(port.target)?,
+        })
+    };
+    named.map(read).collect()
+}
+
 /// All addresses; a manager of an earlier version sends one.
 fn addresses(one: &str, all: &[String]) -> Result<Vec<IpAddr>, ExecError> {
-    if all.is_empty() { Ok(vec![address(one)?]) } else { all.iter().map(|text| address(text)).collect() }
+    match (one, all) {
+        ("", []) => Ok(Vec::new()),
+        (one, []) => Ok(vec![address(one)?]),
+        (_, all) => all.iter().map(|text| address(text)).collect(),
+    }
 }
 
 /// An address, with or without a prefix length.

@@ -8,7 +8,7 @@ use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::assignment_change::Change as Kind;
 use rswarm_proto::wire::{
     AssignmentChange, Balancing, Config, Network, NetworkAttachment, NetworkEndpoint, NetworkNode,
-    NetworkService, NetworkTable, Node, ObjectKind, Secret, Service, Task, TunnelSecret,
+    NetworkService, NetworkTable, Node, ObjectKind, PortConfig, Secret, Service, Task, TunnelSecret,
 };
 
 use crate::content::references;
@@ -156,14 +156,22 @@ fn network_service(service: &Service, network: &Network) -> Option<NetworkServic
     let task = service.spec.as_ref().and_then(|spec| spec.task.as_ref());
     let config = task.and_then(|task| task.networks.iter().find(|config| config.target == network.id));
     let labels = service.spec.as_ref().and_then(|spec| Some(&spec.annotations.as_ref()?.labels));
-    let published = ingress_ports(&endpoint.ports).filter(|port| port.published != 0);
+    let ports: Vec<PortConfig> = if is_ingress(network) {
+        ingress_ports(&endpoint.ports).filter(|port| port.published != 0).cloned().collect()
+    } else {
+        endpoint.ports.iter().filter(|port| !port.name.is_empty()).cloned().collect()
+    };
+    // Without an address it is only looked up by its ports' names.
+    if addresses.is_empty() && (ports.is_empty() || is_ingress(network)) {
+        return None;
+    }
     Some(NetworkService {
         service_id: service.id.clone(),
         name: service.name().to_owned(),
-        address: addresses.first()?.clone(),
+        address: addresses.first().cloned().unwrap_or_default(),
         addresses,
         aliases: config.map(|config| config.aliases.clone()).unwrap_or_default(),
-        ports: if is_ingress(network) { published.cloned().collect() } else { Vec::new() },
+        ports,
         // Labels are checked when the spec is taken in; those of a cluster from before say nothing.
         balancing: labels.and_then(|labels| balancing(labels).ok()).filter(|b| *b != Balancing::default()),
     })
@@ -232,6 +240,7 @@ fn endpoint(state: &State, task: &Task, network_id: &str) -> Option<NetworkEndpo
         node_addr: node.map_or_else(String::new, |node| data_path_addr(node).to_owned()),
         aliases: attachment.aliases.clone(),
         ready: running && !state.is_node_lost(&task.node_id),
+        started: task.observed() >= TaskState::Starting && !state.is_node_lost(&task.node_id),
         task_name: if task.is_attachment() { String::new() } else { task.slot_name() },
         names: task.attachment().map(|attachment| attachment.names.clone()).unwrap_or_default(),
     })
@@ -471,6 +480,34 @@ mod tests {
         world.change(&id, |spec| spec.endpoint.get_or_insert_default().set_mode(endpoint_spec::Mode::Dnsrr));
         world.reconcile();
         assert!(services(&world).is_empty(), "its name leads to its tasks");
+    }
+
+    #[test]
+    fn ports_with_names_are_told_with_or_without_a_virtual_address() {
+        let (mut world, id, network) = networked(1);
+        let named = PortConfig { name: "http".into(), ..port(0, 80) };
+        world.change(&id, |spec| spec.endpoint.get_or_insert_default().ports = vec![named, port(0, 81)]);
+        world.run(Duration::from_secs(2));
+        let told = |world: &World| {
+            let table = assignments(&world.state, "n1").networks.get(&network).cloned();
+            let table = table.unwrap_or_else(|| assignments(&world.state, "n2").networks[&network].clone());
+            let entry = table.services[&id].clone();
+            let ports: Vec<(String, u32)> =
+                entry.ports.iter().map(|port| (port.name.clone(), port.target)).collect();
+            (entry.address.is_empty(), ports, table.endpoints.values().all(|one| one.started))
+        };
+        let http = vec![("http".to_owned(), 80)];
+        assert_eq!(told(&world), (false, http.clone(), true));
+        world.change(&id, |spec| {
+            let endpoint = spec.endpoint.get_or_insert_default();
+            endpoint.set_mode(endpoint_spec::Mode::Dnsrr);
+            endpoint
+                .ports
+                .iter_mut()
+                .for_each(|port| port.set_mode(rswarm_proto::wire::port_config::Mode::Host));
+        });
+        world.run(Duration::from_secs(2));
+        assert_eq!(told(&world), (true, http, true));
     }
 
     #[test]

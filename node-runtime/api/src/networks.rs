@@ -6,6 +6,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use rswarm_base::{Kind, Timestamp};
+use rswarm_engine::TunnelPeerStatus;
 use rswarm_engine::network::NetworkMember;
 use rswarm_proto::wire;
 
@@ -117,19 +118,26 @@ async fn inspect(
         networks.retain(|found| found.scope == query.text("scope"));
     }
     let mut found = find(&networks, &id).cloned()?;
-    // A worker knows its own containers alone.
-    if query.flag("verbose") && found.scope == "swarm" && app.cluster.info().control_available {
-        on_network(&app).await?.describe(&mut found);
+    if query.flag("verbose") && found.scope == "swarm" {
+        let is_encrypted = found.options.as_ref().is_some_and(|options| options.contains_key("encrypted"));
+        let tunnel = if is_encrypted { app.engine.tunnel_peers().await } else { Vec::new() };
+        if app.cluster.info().control_available {
+            on_network(&app, tunnel).await?.describe(&mut found);
+        } else {
+            // A worker knows its own containers alone, and whom it has a way to.
+            found.peers = verbose::tunnel_peers(&tunnel);
+        }
     }
     Ok(Json(found))
 }
 
 /// What the managers know of who is on networks.
-async fn on_network(app: &App) -> Result<verbose::Cluster, ApiError> {
+async fn on_network(app: &App, tunnel: Vec<TunnelPeerStatus>) -> Result<verbose::Cluster, ApiError> {
     Ok(verbose::Cluster {
         services: swarm::list(app).await?,
         tasks: swarm::list(app).await?,
         nodes: swarm::list(app).await?,
+        tunnel,
     })
 }
 

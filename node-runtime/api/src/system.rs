@@ -125,7 +125,7 @@ fn info_body(engine: &Engine, info: &EngineInfo, swarm: types::SwarmInfo) -> typ
         driver: "overlay2".to_owned(),
         plugins: types::PluginsInfo {
             volume: list(&["local"]),
-            network: list(&["bridge", "host", "null", "overlay"]),
+            network: list(&["bridge", "host", "ipvlan", "macvlan", "null", "overlay"]),
             authorization: None,
             log: list(&["json-file", "local", "none"]),
         },

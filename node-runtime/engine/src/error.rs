@@ -507,6 +507,9 @@ pub enum NetworkError {
     /// None has that name or identifier.
     #[error("network {0} not found")]
     NotFound(String),
+    /// Something that the request names is not there.
+    #[error("{0}")]
+    Missing(String),
     /// There is no such driver.
     #[error("plugin \"{0}\" not found")]
     NoDriver(String),
@@ -558,7 +561,9 @@ pub enum NetworkError {
 impl Classify for NetworkError {
     fn kind(&self) -> Kind {
         match self {
-            NetworkError::NotFound(_) | NetworkError::NoDriver(_) => Kind::NotFound,
+            NetworkError::NotFound(_) | NetworkError::Missing(_) | NetworkError::NoDriver(_) => {
+                Kind::NotFound
+            }
             NetworkError::Exists(_) => Kind::Conflict,
             NetworkError::Ambiguous(_) | NetworkError::Invalid(_) => Kind::InvalidArgument,
             NetworkError::Predefined(..)
@@ -579,6 +584,7 @@ impl Classify for NetworkError {
             NetworkError::File(error) => error.hint(),
             NetworkError::InUse { .. } => Some("remove or disconnect those containers first".to_owned()),
             NetworkError::NotFound(_)
+            | NetworkError::Missing(_)
             | NetworkError::NoDriver(_)
             | NetworkError::Ambiguous(_)
             | NetworkError::Exists(_)

@@ -159,6 +159,12 @@ impl ResolvConf {
         self.print([EMBEDDED_DNS.to_owned()].into_iter(), &options)
     }
 
+    /// The number of an option that has one, as in `timeout:2`; of several the last.
+    pub(crate) fn option(&self, name: &str) -> Option<u32> {
+        let value = |option: &String| option.strip_prefix(name)?.strip_prefix(':')?.parse().ok();
+        self.options.iter().rev().find_map(value)
+    }
+
     fn print(&self, servers: impl Iterator<Item = String>, options: &[String]) -> String {
         let mut text = String::new();
         for server in servers {
@@ -227,6 +233,7 @@ mod tests {
         let conf = ResolvConf::for_container(&spec, &DnsDefaults::default(), &host).expect("conf");
         assert_eq!(conf.direct(true), "nameserver 9.9.9.9\noptions ndots:2\n");
         assert_eq!(conf.embedded(), "nameserver 127.0.0.11\noptions ndots:2\n");
+        assert_eq!((conf.option("ndots"), conf.option("timeout")), (Some(2), None));
         let bad = ContainerSpec { dns: vec!["nine".into()], ..ContainerSpec::default() };
         assert!(ResolvConf::for_container(&bad, &DnsDefaults::default(), &host).is_err());
     }

@@ -41,5 +41,5 @@ pub use engine::{
     RemoveOptions, WaitCondition, Waited,
 };
 pub use merge::clean_path;
-pub use rswarm_network::{Exposed, Exposure, Filter, Finding, FirewallMode, Owned};
+pub use rswarm_network::{Exposed, Exposure, Filter, Finding, FirewallMode, Owned, TunnelPeerStatus};
 pub use spec::{MASKED_PATHS, READONLY_PATHS};

@@ -1,6 +1,8 @@
 //! Local networks: `bridge`, `host`, `none` and the bridges that users make; and the cluster's overlays, as far
 //! as containers here are on them. This module knows the networks; `rswarm_network` makes them.
 
+mod drivers;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -8,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rswarm_base::ipam::{Family, Subnet};
 use rswarm_base::{Chain, Timestamp, fsx};
-use rswarm_network::{BridgeSpec, DEFAULT_BRIDGE, DefaultBridge, Networks, Overlay, Pool};
+use rswarm_network::{DEFAULT_BRIDGE, DefaultBridge, Networks, Overlay};
 use serde::{Deserialize, Serialize};
 
 use crate::blocking::blocking;
@@ -35,6 +37,10 @@ pub struct NetworkCreate {
     pub options: BTreeMap<String, String>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
+    /// Nothing but words for other networks: no container can be on it.
+    pub config_only: bool,
+    /// The network whose words these are; empty for one that has its own.
+    pub config_from: String,
 }
 
 /// One subnet of a network.
@@ -82,7 +88,7 @@ pub struct Network {
     pub id: String,
     /// Its name.
     pub name: String,
-    /// `bridge`, `host`, `null` or `overlay`.
+    /// `bridge`, `host`, `null`, `macvlan`, `ipvlan` or `overlay`.
     pub driver: String,
     /// When it was made.
     pub created: Timestamp,
@@ -108,6 +114,12 @@ pub struct Network {
     pub labels: BTreeMap<String, String>,
     /// The host's interface; empty where there is none.
     pub interface: String,
+    /// See [`NetworkCreate::config_only`].
+    #[serde(default)]
+    pub config_only: bool,
+    /// See [`NetworkCreate::config_from`].
+    #[serde(default)]
+    pub config_from: String,
 }
 
 impl Network {
@@ -123,7 +135,8 @@ impl Network {
 
     /// Whether containers on it find each other by name.
     pub(crate) fn has_names(&self) -> bool {
-        !self.is_default_bridge() && matches!(self.driver.as_str(), "bridge" | "overlay")
+        !self.is_default_bridge()
+            && matches!(self.driver.as_str(), "bridge" | "macvlan" | "ipvlan" | "overlay")
     }
 
     /// Whether endpoints on it have an address of the family.
@@ -151,6 +164,8 @@ impl Network {
             options: BTreeMap::new(),
             labels: BTreeMap::new(),
             interface: String::new(),
+            config_only: false,
+            config_from: String::new(),
         }
     }
 }
@@ -244,23 +259,34 @@ impl LocalNetworks {
     async fn restore(&self, network: &mut Arc<Network>) {
         if network.is_default_bridge() {
             if let Some(info) = self.networks.bridge(DEFAULT_BRIDGE) {
-                take_info(Arc::make_mut(network), &info);
+                take_info(Arc::make_mut(network), &info.interface, &info.subnets);
             }
             return;
         }
-        if network.driver != "bridge" {
+        if network.is_predefined() || network.config_only {
             return;
         }
-        let spec = match bridge_spec(network) {
-            Ok(spec) => spec,
-            Err(reason) => return tracing::warn!(network = network.name, reason, "network was not restored"),
-        };
-        match self.networks.create_bridge(spec).await {
-            Ok(info) => take_info(Arc::make_mut(network), &info),
-            Err(error) => {
-                tracing::warn!(network = network.name, error = %Chain(&error), "network was not restored");
+        if let Err(error) = self.bring_about(Arc::make_mut(network)).await {
+            tracing::warn!(network = network.name, error = %Chain(&error), "network was not restored");
+        }
+    }
+
+    /// Has the kernel hold what the network needs, and takes note of what was chosen for it.
+    async fn bring_about(&self, network: &mut Network) -> Result<(), NetworkError> {
+        match network.driver.as_str() {
+            "macvlan" | "ipvlan" => {
+                let spec = drivers::lan_spec(network).map_err(NetworkError::Invalid)?;
+                let info = self.networks.create_lan(spec).await.map_err(Cause::new)?;
+                network.internal = info.internal;
+                take_info(network, &info.parent, &info.subnets);
+            }
+            _ => {
+                let spec = drivers::bridge_spec(network).map_err(NetworkError::Invalid)?;
+                let info = self.networks.create_bridge(spec).await.map_err(Cause::new)?;
+                take_info(network, &info.interface, &info.subnets);
             }
         }
+        Ok(())
     }
 
     async fn persist(&self) -> Result<(), FileError> {
@@ -275,7 +301,7 @@ impl LocalNetworks {
         blocking(write).await
     }
 
-    /// Makes a bridge network.
+    /// Makes a network of this host.
     pub(crate) async fn create(&self, request: NetworkCreate) -> Result<Arc<Network>, NetworkError> {
         check(&request)?;
         {
@@ -297,8 +323,8 @@ impl LocalNetworks {
         let network = made?;
         if let Err(error) = self.persist().await {
             lock(&self.table).networks.remove(&network.id);
-            if let Err(error) = self.networks.remove_bridge(&network.id).await {
-                tracing::warn!(network = name, error = %Chain(&error), "a bridge stays behind");
+            if let Err(error) = self.networks.remove_local(&network.id).await {
+                tracing::warn!(network = name, error = %Chain(&error), "a network's interface stays behind");
             }
             return Err(error.into());
         }
@@ -306,7 +332,10 @@ impl LocalNetworks {
     }
 
     async fn make(&self, request: NetworkCreate) -> Result<Arc<Network>, NetworkError> {
-        let mut network = Network::new(&request.name, "bridge");
+        let driver = if request.driver.is_empty() { "bridge" } else { &request.driver };
+        // Docker calls it so: there is nothing in the kernel.
+        let driver = if request.config_only { "null" } else { driver };
+        let mut network = Network::new(&request.name, driver);
         network.internal = request.internal;
         network.attachable = request.attachable;
         network.enable_ipv6 = request.enable_ipv6;
@@ -314,10 +343,27 @@ impl LocalNetworks {
         network.ipam = request.ipam;
         network.options = request.options;
         network.labels = request.labels;
-        let spec = bridge_spec(&network).map_err(NetworkError::Invalid)?;
-        let info = self.networks.create_bridge(spec).await.map_err(Cause::new)?;
-        take_info(&mut network, &info);
+        network.config_only = request.config_only;
+        if !request.config_from.is_empty() {
+            let config = self.config(&request.config_from)?;
+            network.enable_ipv6 = config.enable_ipv6;
+            network.without_ipv4 = config.without_ipv4;
+            network.ipam.clone_from(&config.ipam);
+            network.options.clone_from(&config.options);
+            network.labels.clone_from(&config.labels);
+            network.config_from.clone_from(&config.name);
+        }
+        if !network.config_only {
+            self.bring_about(&mut network).await?;
+        }
         Ok(Arc::new(network))
+    }
+
+    /// A network that is there for its words.
+    fn config(&self, name: &str) -> Result<Arc<Network>, NetworkError> {
+        let found = self.find(name).ok().filter(|network| network.config_only);
+        // As Docker says it.
+        found.ok_or_else(|| NetworkError::Missing(format!("configuration network \"{name}\" does not exist")))
     }
 
     /// Removes a network that nobody is on.
@@ -336,7 +382,11 @@ impl LocalNetworks {
         if network.swarm {
             return Err(NetworkError::Forbidden(format!("network {} belongs to the cluster", network.name)));
         }
-        self.networks.remove_bridge(&network.id).await.map_err(Cause::new)?;
+        if network.config_only && self.list().iter().any(|other| other.config_from == network.name) {
+            let reason = format!("configuration network \"{}\" is in use", network.name);
+            return Err(NetworkError::Forbidden(reason));
+        }
+        self.networks.remove_local(&network.id).await.map_err(Cause::new)?;
         lock(&self.table).networks.remove(&network.id);
         self.persist().await?;
         Ok(network)
@@ -400,10 +450,11 @@ impl LocalNetworks {
     }
 }
 
-fn take_info(network: &mut Network, info: &rswarm_network::BridgeInfo) {
-    network.interface.clone_from(&info.interface);
+fn take_info(network: &mut Network, interface: &str, subnets: &[(Subnet, IpAddr)]) {
+    interface.clone_into(&mut network.interface);
     let made = |(subnet, gateway): &(Subnet, IpAddr)| {
-        let asked = network.ipam.iter().find(|pool| pool.family() == subnet.family());
+        let of_subnet = network.ipam.iter().find(|pool| pool.subnet == Some(*subnet));
+        let asked = of_subnet.or_else(|| network.ipam.iter().find(|pool| pool.family() == subnet.family()));
         NetworkPool {
             subnet: Some(*subnet),
             gateway: Some(*gateway),
@@ -411,7 +462,7 @@ fn take_info(network: &mut Network, info: &rswarm_network::BridgeInfo) {
             auxiliary: asked.map(|pool| pool.auxiliary.clone()).unwrap_or_default(),
         }
     };
-    network.ipam = info.subnets.iter().map(made).collect();
+    network.ipam = subnets.iter().map(made).collect();
     network.enable_ipv6 = network.has(Family::V6);
 }
 
@@ -440,57 +491,41 @@ fn check(request: &NetworkCreate) -> Result<(), NetworkError> {
             request.name
         )));
     }
-    if !matches!(request.driver.as_str(), "" | "bridge") {
+    if !matches!(request.driver.as_str(), "" | "bridge" | "macvlan" | "ipvlan") && !request.config_only {
         return Err(NetworkError::NoDriver(request.driver.clone()));
     }
     if request.name.trim().is_empty() {
         return invalid("invalid name: name is empty".to_owned());
     }
-    Ok(())
+    check_config(request)
 }
 
-/// What IPv4 requires of a link (RFC 791), and the most that one can carry.
-const MTUS: std::ops::RangeInclusive<u32> = 68..=65535;
-
-/// Docker's driver options, understood; one that is not known is an error.
-fn bridge_spec(network: &Network) -> Result<BridgeSpec, String> {
-    let mut spec = BridgeSpec::new(&network.id, &network.name);
-    spec.internal = network.internal;
-    let wanted = |family: &Family| match family {
-        Family::V4 => !network.without_ipv4,
-        Family::V6 => network.enable_ipv6,
-    };
-    spec.families = Family::ALL.into_iter().filter(wanted).collect();
-    let pool = |pool: &NetworkPool| Pool {
-        subnet: pool.subnet,
-        family: pool.family(),
-        range: pool.ip_range,
-        gateway: pool.gateway,
-        reserved: pool.auxiliary.values().copied().collect(),
-    };
-    spec.pools = network.ipam.iter().map(pool).collect();
-    for (key, value) in &network.options {
-        let wrong = || format!("invalid value for network option \"{key}\": \"{value}\"");
-        match key.as_str() {
-            "com.docker.network.bridge.name" => spec.interface = Some(value.clone()),
-            "com.docker.network.bridge.enable_icc" => spec.icc = value.parse().map_err(|_| wrong())?,
-            "com.docker.network.bridge.enable_ip_masquerade" => {
-                spec.masquerade = value.parse().map_err(|_| wrong())?;
-            }
-            "com.docker.network.bridge.host_binding_ipv4" => {
-                spec.host_binding = Some(value.parse().map_err(|_| wrong())?);
-            }
-            "com.docker.network.driver.mtu" => {
-                let mtu = value.parse().map_err(|_| wrong())?;
-                spec.mtu = Some(mtu).filter(|mtu| MTUS.contains(mtu));
-                spec.mtu.ok_or_else(wrong)?;
-            }
-            // Words of the user's own, shown again by `inspect`, as Docker's driver leaves them alone too.
-            key if !key.starts_with("com.docker.network.") => {}
-            key => return Err(format!("unknown network option \"{key}\"")),
-        }
+/// What a network of words may say, and one that takes its words from another.
+fn check_config(request: &NetworkCreate) -> Result<(), NetworkError> {
+    let forbidden = |reason: &str| Err(NetworkError::Forbidden(reason.to_owned()));
+    if request.config_only && (request.internal || request.attachable) {
+        return forbidden(
+            "configuration network can only contain network specific fields. Network operator fields like \
+             [ ingress | internal | attachable | scope ] are not supported.",
+        );
     }
-    Ok(spec)
+    if request.config_from.is_empty() {
+        return Ok(());
+    }
+    if request.config_only {
+        return forbidden("a configuration network cannot depend on another configuration network");
+    }
+    if request.enable_ipv6 || !request.labels.is_empty() || !request.ipam.is_empty() {
+        return forbidden(
+            "user specified configurations are not supported if the network depends on a configuration network",
+        );
+    }
+    if !request.options.is_empty() {
+        return forbidden(
+            "network driver options are not supported if the network depends on a configuration network",
+        );
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -505,9 +540,22 @@ mod tests {
     fn requests_that_cannot_be_served_are_refused() {
         assert!(matches!(check(&named("host")), Err(NetworkError::Forbidden(_))));
         assert!(matches!(check(&named(" ")), Err(NetworkError::Invalid(_))));
-        let driver = NetworkCreate { driver: "macvlan".into(), ..named("x") };
+        let driver = NetworkCreate { driver: "weave".into(), ..named("x") };
         assert!(matches!(check(&driver), Err(NetworkError::NoDriver(_))));
         assert!(check(&named("x")).is_ok() && check(&named("a b")).is_ok());
+    }
+
+    #[test]
+    fn words_are_a_networks_own_or_anothers() {
+        let config = NetworkCreate { config_only: true, ..named("words") };
+        assert!(check(&config).is_ok());
+        assert!(check(&NetworkCreate { internal: true, ..config.clone() }).is_err());
+        let nested = NetworkCreate { config_from: "other".into(), ..config };
+        assert!(matches!(check(&nested), Err(NetworkError::Forbidden(_))));
+        let from = NetworkCreate { config_from: "words".into(), driver: "macvlan".into(), ..named("lan") };
+        assert!(check(&from).is_ok());
+        let both = NetworkCreate { options: [("parent".to_owned(), "eth0".to_owned())].into(), ..from };
+        assert!(matches!(check(&both), Err(NetworkError::Forbidden(_))));
     }
 
     #[test]
@@ -522,22 +570,18 @@ mod tests {
         };
         network.ipam =
             vec![pool("fd00:7::/64", "router", "fd00:7::1"), pool("10.7.0.0/24", "host", "10.7.0.9")];
-        let spec = bridge_spec(&network).expect("spec");
+        let spec = drivers::bridge_spec(&network).expect("spec");
         assert_eq!(spec.families, Family::ALL);
         assert_eq!(spec.pools[0].reserved, ["fd00:7::1".parse::<IpAddr>().expect("address")]);
         let made = |subnet: &str, gateway: &str| {
             (subnet.parse().expect("subnet"), gateway.parse().expect("address"))
         };
-        let info = rswarm_network::BridgeInfo {
-            id: network.id.clone(),
-            interface: "br-x".into(),
-            subnets: vec![made("10.7.0.0/24", "10.7.0.1"), made("fd00:7::/64", "fd00:7::2")],
-        };
-        take_info(&mut network, &info);
+        let subnets = [made("10.7.0.0/24", "10.7.0.1"), made("fd00:7::/64", "fd00:7::2")];
+        take_info(&mut network, "br-x", &subnets);
         assert!(network.enable_ipv6 && network.ipam[0].auxiliary.contains_key("host"));
         assert!(network.ipam[1].auxiliary.contains_key("router"));
         network.without_ipv4 = true;
-        assert_eq!(bridge_spec(&network).expect("spec").families, [Family::V6]);
+        assert_eq!(drivers::bridge_spec(&network).expect("spec").families, [Family::V6]);
     }
 
     #[test]
@@ -548,15 +592,15 @@ mod tests {
         };
         set(&mut network, "com.docker.network.bridge.enable_icc", "false");
         set(&mut network, "com.docker.network.driver.mtu", "1400");
-        let spec = bridge_spec(&network).expect("spec");
+        let spec = drivers::bridge_spec(&network).expect("spec");
         assert_eq!((spec.icc, spec.masquerade, spec.mtu), (false, true, Some(1400)));
         for absurd in ["big", "0", "67", "65536", "-1"] {
             set(&mut network, "com.docker.network.driver.mtu", absurd);
-            assert!(bridge_spec(&network).is_err(), "{absurd}");
+            assert!(drivers::bridge_spec(&network).is_err(), "{absurd}");
         }
         network.options = [("colour".to_owned(), "red".to_owned())].into();
-        assert!(bridge_spec(&network).is_ok(), "a word of the user's own");
+        assert!(drivers::bridge_spec(&network).is_ok(), "a word of the user's own");
         set(&mut network, "com.docker.network.bridge.colour", "red");
-        assert!(bridge_spec(&network).is_err());
+        assert!(drivers::bridge_spec(&network).is_err());
     }
 }

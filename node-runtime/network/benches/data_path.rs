@@ -282,6 +282,7 @@ fn endpoint(n: u8, host: u8, here: u8, service: &str) -> OverlayEndpoint {
         node_addr: IpAddr::from([10, 88, 0, host]),
         local: host == here,
         ready: true,
+        started: true,
     }
 }
 
@@ -292,6 +293,7 @@ fn service(n: u16, address: Ipv4Addr) -> OverlayService {
         aliases: Vec::new(),
         addresses: vec![address.into()],
         balancing: Default::default(),
+        ports: Vec::new(),
     }
 }
 

@@ -118,6 +118,7 @@ fn overlay(network: (u8, bool), here: u8) -> Overlay {
         node_addr: if network.1 { inside_tunnel(n).into() } else { node(n) },
         local: n == here,
         ready: true,
+        started: true,
     };
     let there = 3 - here;
     let private = |n: u8| Secret::new([n; 32]);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 
-use rswarm_base::ipam::{Family, Subnet, local_prefix, lowest_address, mac_for};
+use rswarm_base::ipam::{Family, Subnet, local_prefix, mac_for};
 
 use crate::actor::Owner;
 use crate::check::{self, Finding};
@@ -18,6 +18,7 @@ use crate::model::{
 use crate::names::{NameTable, Names};
 use crate::netns::{Netns, forward_ipv6, set_ipv6, set_sysctl};
 use crate::nft::{self, Held};
+use crate::places::Places;
 use crate::plan::{Address, Found, Gateway, Link, LinkKind, MarkedRoute, Plan, Port, steps};
 use crate::rules::{self, BridgeRules, MESH_MARK, MESH_TABLE, Target};
 use crate::tunnel::Tunnel;
@@ -167,12 +168,7 @@ impl Inside {
         set_ipv6(&self.interface, self.addresses.iter().any(|placed| placed.address.is_ipv6()));
         Route::open()?.reconcile(&self.plan(), None)?;
         if self.mesh.is_empty() {
-            for placed in self.addresses.iter().filter(|placed| placed.gateway.is_some()) {
-                // Another interface may be in the mesh already.
-                let answers = rules::mesh_answers(Some(placed.address));
-                nft::refill(Family::of(placed.address), MESH_TABLE, &answers)?;
-            }
-            return Ok(Vec::new());
+            return tell_mesh(&self.addresses).map(|()| Vec::new());
         }
         // Answers take the way of the question also where no hook can turn them: a connection's first
         // one, refusals, and the check of where a question may come from.
@@ -194,6 +190,16 @@ impl Inside {
         };
         Ok(nft::settle(before, self.mesh.iter().map(table).collect())?.0)
     }
+}
+
+/// Tells what is in the mesh already by another interface that default routes go by these addresses now. In the
+/// container's namespace.
+pub fn tell_mesh(addresses: &[Placed]) -> io::Result<()> {
+    for placed in addresses.iter().filter(|placed| placed.gateway.is_some()) {
+        let answers = rules::mesh_answers(Some(placed.address));
+        nft::refill(Family::of(placed.address), MESH_TABLE, &answers)?;
+    }
+    Ok(())
 }
 
 /// The address that the default route gives to what has none.
@@ -226,12 +232,19 @@ pub async fn connect(
     let held = container.clone();
     let make = move || {
         let _held = held;
-        Route::open()?.connect(&pair)
+        let mut route = Route::open()?;
+        route.connect(&pair)?;
+        Ok(route)
     };
-    near_netns.act(format!("link `{name}` could not be created"), make).await?;
-    let interface = inside.interface.clone();
+    let mut route = near_netns.act(format!("link `{name}` could not be created"), make).await?;
+    let (interface, near) = (inside.interface.clone(), name.clone());
     let action = format!("interface `{interface}` could not be set up in the container");
-    let done = container.act(action, move || inside.set_up()).await;
+    let set_up = move || {
+        let rules = inside.set_up()?;
+        route.await_carrier(&near)?;
+        Ok(rules)
+    };
+    let done = container.act(action, set_up).await;
     if done.is_err() {
         disconnect(near_netns, &name).await?;
     }
@@ -376,7 +389,7 @@ impl Bridge {
                 network: self.spec.name.clone(),
             });
         }
-        let addresses = self.choose_addresses(&request.addresses)?;
+        let addresses = self.places().choose_all(&request.addresses)?;
         let container = request.container_id.clone();
         let mut attached = self.describe(&request, addresses);
         self.connect(&netns, &container, &attached, &request.default_routes).await?;
@@ -491,51 +504,25 @@ impl Bridge {
         Port { bridge: self.info.interface.clone(), hairpin: true, isolated: !self.spec.icc }
     }
 
-    /// An address of each of the network's families, those that are asked for among them.
-    fn choose_addresses(&self, asked: &[IpAddr]) -> Result<Vec<Placed>, AttachError> {
-        let outside = |address: &&IpAddr| self.info.of(Family::of(**address)).is_none();
-        if let Some(address) = asked.iter().find(outside) {
-            return Err(AttachError::AddressOutside { address: *address, network: self.spec.name.clone() });
-        }
-        let place = |(subnet, gateway): &(Subnet, IpAddr)| {
-            let wanted = asked.iter().find(|address| Family::of(**address) == subnet.family());
-            let address = self.choose_address(subnet.family(), wanted.copied())?;
-            let gateway = (!self.spec.internal).then_some(*gateway);
-            Ok(Placed { address, prefix: subnet.prefix(), gateway })
-        };
-        self.info.subnets.iter().map(place).collect()
-    }
-
-    fn choose_address(&self, family: Family, wanted: Option<IpAddr>) -> Result<IpAddr, AttachError> {
-        let exhausted = || AttachError::AddressesExhausted {
-            family,
-            network: self.spec.name.clone(),
-            id: self.info.id.clone(),
-        };
-        let (subnet, gateway) = self.info.of(family).ok_or_else(exhausted)?;
-        let pool = self.spec.pools.iter().find(|pool| pool.family == family);
-        let mut taken: BTreeSet<IpAddr> = self.endpoints.values().flat_map(Attached::ips).collect();
-        taken.insert(gateway);
-        taken.extend(pool.iter().flat_map(|pool| &pool.reserved));
-        taken.extend(&self.uplinks);
-        match wanted {
-            Some(address) if !subnet.contains(address) => {
-                Err(AttachError::AddressOutside { address, network: self.spec.name.clone() })
-            }
-            Some(address) if taken.contains(&address) => Err(AttachError::AddressInUse(address)),
-            Some(address) => Ok(address),
-            None => {
-                let range = pool.and_then(|pool| pool.range).unwrap_or(subnet);
-                free_address(range, subnet, taken).ok_or_else(exhausted)
-            }
+    /// The addresses that endpoints may have.
+    fn places(&self) -> Places<'_> {
+        let endpoints = self.endpoints.values().flat_map(Attached::ips);
+        Places {
+            network: &self.spec.name,
+            id: &self.info.id,
+            subnets: &self.info.subnets,
+            pools: &self.spec.pools,
+            internal: self.spec.internal,
+            taken: endpoints.chain(self.uplinks.iter().copied()).collect(),
         }
     }
 
     /// An IPv4 address for a sandbox's way out, which is no container's endpoint.
     pub fn reserve_address(&mut self, wanted: Option<IpAddr>) -> Result<IpAddr, AttachError> {
-        let address = match self.choose_address(Family::V4, wanted) {
-            Err(AttachError::AddressInUse(_)) => self.choose_address(Family::V4, None)?,
-            other => other?,
+        let places = self.places();
+        let address = match places.choose(Family::V4, wanted) {
+            Err(AttachError::AddressInUse(_)) => places.choose(Family::V4, None)?.address,
+            other => other?.address,
         };
         self.uplinks.insert(address);
         Ok(address)
@@ -664,17 +651,6 @@ pub fn routed(addresses: &[Placed], default_routes: &[Family]) -> Vec<Placed> {
     addresses.iter().map(keep).collect()
 }
 
-/// The lowest free address of `range`, which is the subnet or a part of it.
-fn free_address(range: Subnet, subnet: Subnet, mut taken: BTreeSet<IpAddr>) -> Option<IpAddr> {
-    if range != subnet {
-        // All of a range's addresses are good but the subnet's own ends.
-        taken.insert(subnet.address());
-        taken.insert(subnet.last());
-        return (0..range.size()).filter_map(|n| range.nth(n)).find(|address| !taken.contains(address));
-    }
-    lowest_address(subnet, &taken)
-}
-
 /// Has the host publish ports.
 pub async fn publish(
     host: &Owner<Host>,
@@ -721,17 +697,5 @@ mod tests {
         assert_eq!(name, pair_name("c1", "n1"));
         assert_ne!(name, pair_name("c1", "n2"));
         assert_ne!(name, pair_name("c2", "n1"));
-    }
-
-    #[test]
-    fn a_range_gives_all_of_its_addresses() {
-        let (range, subnet) = ("10.1.0.0/30".parse().expect("range"), "10.1.0.0/16".parse().expect("subnet"));
-        let mut taken = BTreeSet::from([IpAddr::from([10, 1, 0, 1])]);
-        let mut given = Vec::new();
-        while let Some(address) = free_address(range, subnet, taken.clone()) {
-            taken.insert(address);
-            given.push(address.to_string());
-        }
-        assert_eq!(given, ["10.1.0.2", "10.1.0.3"]);
     }
 }

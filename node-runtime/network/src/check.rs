@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use crate::error::KernelError;
-use crate::icmp;
+use crate::icmp::{self, Way};
 use crate::model::Protocol;
 use crate::netns::Netns;
 use crate::nft::{BaseChain, Hooked};
@@ -50,6 +50,8 @@ impl Finding {
 pub(crate) struct Probe {
     /// Where it starts.
     pub from: Netns,
+    /// The sender's address, where not any one does.
+    pub source: Option<IpAddr>,
     /// Whom it leads to.
     pub to: IpAddr,
     /// The node that has it, by its data-path address.
@@ -74,16 +76,17 @@ pub(crate) async fn probe_all(home: &Netns, probes: Vec<Probe>) -> Vec<Finding> 
 
 async fn probe_one(home: &Netns, probe: Probe) -> Finding {
     let subject = format!("node {}", probe.node);
-    let Probe { to, node, mtu, data_path_port, .. } = probe;
+    let Probe { source, to, node, mtu, data_path_port, .. } = probe;
+    let way = Way { source, address: to };
     let size = mtu as usize;
     let tried = probe
         .from
         .act("probe could not be sent", move || {
-            if icmp::answers(to, size, PATIENCE)? {
+            if icmp::answers(way, size, PATIENCE)? {
                 return Ok(Some(size));
             }
-            if icmp::answers(to, SMALL, PATIENCE)? {
-                icmp::largest(to, size, SEARCH_PATIENCE).map(Some)
+            if icmp::answers(way, SMALL, PATIENCE)? {
+                icmp::largest(way, size, SEARCH_PATIENCE).map(Some)
             } else {
                 Ok(None)
             }
@@ -102,8 +105,9 @@ async fn probe_one(home: &Netns, probe: Probe) -> Finding {
             ),
         ),
         Ok(None) => {
+            let way = Way { source: None, address: node };
             let reached =
-                home.act("probe could not be sent", move || icmp::answers(node, SMALL, PATIENCE)).await;
+                home.act("probe could not be sent", move || icmp::answers(way, SMALL, PATIENCE)).await;
             match reached {
                 Err(error) => cannot_tell(subject, &error),
                 Ok(true) => Finding::bad(

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
-use hickory_proto::rr::rdata::{A, AAAA, PTR};
+use hickory_proto::rr::rdata::{A, AAAA, PTR, SRV};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use rswarm_base::{IdGen, Scope};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -22,7 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
 use crate::model::DnsConfig;
-use crate::names::Names;
+use crate::names::{Names, Served};
 use crate::netns::Netns;
 use crate::nft::{self, Held, Settled};
 use crate::rules;
@@ -48,8 +48,10 @@ const CONNECTIONS: usize = 64;
 const RATE: u32 = 1000;
 /// See [`RATE`].
 const RATE_WINDOW: Duration = Duration::from_millis(100);
-/// All upstream servers together have this long; clients give up after five seconds.
+/// All upstream servers together have this long, where nobody says otherwise; clients give up after five seconds.
 const FORWARD: Duration = Duration::from_secs(2);
+/// The longest that a container's own `timeout` and `attempts` can make it: a question takes a turn from others.
+const FORWARD_MAX: Duration = Duration::from_secs(15);
 /// Upstream servers that are asked, as a resolver would.
 const UPSTREAMS: usize = 3;
 /// A TCP client that says nothing for this long is hung up on.
@@ -336,10 +338,10 @@ impl Resolver {
     }
 
     /// Asks upstream, when it is this container's and this question's turn.
-    async fn ask_upstream(&self, query: &[u8], servers: &[IpAddr], transport: Transport) -> Option<Vec<u8>> {
+    async fn ask_upstream(&self, query: &[u8], config: &DnsConfig, transport: Transport) -> Option<Vec<u8>> {
         let Ok(_own) = self.upstream.try_acquire() else { return refusal(query, ResponseCode::Refused) };
         match timeout(FORWARD, self.upstream_all.acquire()).await {
-            Ok(Ok(_turn)) => forward(query, servers, transport).await,
+            Ok(Ok(_turn)) => forward(query, config, transport).await,
             Ok(Err(_)) | Err(_) => refusal(query, ResponseCode::ServFail),
         }
     }
@@ -364,29 +366,54 @@ impl Resolver {
             DNSClass::IN => self.local(&config, name, kind),
             _ => None,
         };
+        let is_short = config.keep_short && !name.to_ascii().trim_end_matches('.').contains('.');
         match local {
             Some(records) => reply(&message, records, transport),
-            None => self.ask_upstream(query, &config.upstream, transport).await,
+            None if config.internal => refusal(query, ResponseCode::ServFail),
+            // As Docker answers: the client goes on with its search list.
+            None if is_short && matches!(kind, RecordType::A | RecordType::AAAA) => {
+                reply(&message, Known::default(), transport)
+            }
+            None => self.ask_upstream(query, &config, transport).await,
         }
     }
 
     /// What the networks know; `None` when they do not know the name.
-    fn local(&self, config: &DnsConfig, name: &Name, kind: RecordType) -> Option<Vec<Record>> {
+    fn local(&self, config: &DnsConfig, name: &Name, kind: RecordType) -> Option<Known> {
         let text = name.to_ascii();
+        if kind == RecordType::SRV
+            && let Some(served) = self.names.served(&config.networks, &text)
+        {
+            return Some(self.services(&config.networks, name, served));
+        }
         if kind == RecordType::PTR {
             let found = self.names.reverse(&config.networks, parse_arpa(&text)?)?;
             let target = Name::from_ascii(format!("{found}.")).ok()?;
-            return Some(vec![Record::from_rdata(name.clone(), TTL, RData::PTR(PTR(target)))]);
+            let record = Record::from_rdata(name.clone(), TTL, RData::PTR(PTR(target)));
+            return Some(Known { answers: vec![record], ..Known::default() });
         }
         let mut addresses = self.addresses(config, &text)?;
         shuffle(&mut addresses);
-        let records = addresses.into_iter().filter_map(|address| match (address, kind) {
-            (IpAddr::V4(v4), RecordType::A) => Some(RData::A(A(v4))),
-            (IpAddr::V6(v6), RecordType::AAAA) => Some(RData::AAAA(AAAA(v6))),
-            // The name is known and has nothing of this kind: an empty answer, never somebody else's.
-            _ => None,
-        });
-        Some(records.map(|data| Record::from_rdata(name.clone(), TTL, data)).collect())
+        // A name that is known and has nothing of this kind: an empty answer, never somebody else's.
+        addresses.retain(
+            |address| if address.is_ipv4() { kind == RecordType::A } else { kind == RecordType::AAAA },
+        );
+        let answers = addresses.into_iter().map(|address| address_record(name, address)).collect();
+        Some(Known { answers, ..Known::default() })
+    }
+
+    /// Who serves a named port (RFC 2782), with their addresses.
+    fn services(&self, networks: &[String], question: &Name, mut served: Vec<Served>) -> Known {
+        let mut known = Known::default();
+        shuffle(&mut served);
+        for Served { name, port } in served {
+            let Ok(target) = Name::from_ascii(format!("{name}.")) else { continue };
+            let addresses = self.names.resolve(networks, &name).unwrap_or_default();
+            known.more.extend(addresses.into_iter().map(|address| address_record(&target, address)));
+            let data = RData::SRV(SRV::new(0, 0, port, target));
+            known.answers.push(Record::from_rdata(question.clone(), TTL, data));
+        }
+        known
     }
 
     /// What a name leads to. An alias goes before all names, and hides what its network has of that name.
@@ -404,6 +431,22 @@ impl Resolver {
     }
 }
 
+/// What the networks know of a question.
+#[derive(Debug, Default)]
+struct Known {
+    answers: Vec<Record>,
+    /// What the client would ask next.
+    more: Vec<Record>,
+}
+
+fn address_record(name: &Name, address: IpAddr) -> Record {
+    let data = match address {
+        IpAddr::V4(v4) => RData::A(A(v4)),
+        IpAddr::V6(v6) => RData::AAAA(AAAA(v6)),
+    };
+    Record::from_rdata(name.clone(), TTL, data)
+}
+
 /// The address in a reverse name: `4.3.2.1.in-addr.arpa.` or its IPv6 kin.
 fn parse_arpa(name: &str) -> Option<IpAddr> {
     let name = name.trim_end_matches('.').to_ascii_lowercase();
@@ -418,7 +461,7 @@ fn parse_arpa(name: &str) -> Option<IpAddr> {
     Some(Ipv6Addr::from_bits(bits).into())
 }
 
-fn shuffle(addresses: &mut [IpAddr]) {
+fn shuffle<T>(addresses: &mut [T]) {
     if addresses.len() < 2 {
         return;
     }
@@ -428,7 +471,7 @@ fn shuffle(addresses: &mut [IpAddr]) {
     }
 }
 
-fn reply(query: &Message, records: Vec<Record>, transport: Transport) -> Option<Vec<u8>> {
+fn reply(query: &Message, known: Known, transport: Transport) -> Option<Vec<u8>> {
     let mut message = blank_reply(query, ResponseCode::NoError);
     let limit = match transport {
         Transport::Tcp => usize::from(u16::MAX),
@@ -437,8 +480,13 @@ fn reply(query: &Message, records: Vec<Record>, transport: Transport) -> Option<
             usize::from(asked.clamp(UDP_BYTES, UDP_BYTES_MAX))
         }
     };
-    message.add_answers(records);
+    message.add_answers(known.answers);
+    message.add_additionals(known.more);
     let mut bytes = message.to_vec().ok()?;
+    if bytes.len() > limit && !message.additionals.is_empty() {
+        message.additionals.clear();
+        bytes = message.to_vec().ok()?;
+    }
     if bytes.len() > limit {
         // The client asks again by TCP, where all of it fits.
         message.metadata.truncation = true;
@@ -472,15 +520,34 @@ fn refusal(query: &[u8], code: ResponseCode) -> Option<Vec<u8>> {
 }
 
 /// Asks the upstream servers in order. One that is silent, refuses or fails is followed by the next.
-async fn forward(query: &[u8], upstream: &[IpAddr], transport: Transport) -> Option<Vec<u8>> {
-    let servers = &upstream[..upstream.len().min(UPSTREAMS)];
+async fn forward(query: &[u8], config: &DnsConfig, transport: Transport) -> Option<Vec<u8>> {
+    let others = config.upstream.iter().filter(|server| !config.own.contains(server));
+    let servers: Vec<IpAddr> = others.take(UPSTREAMS).copied().collect();
     if servers.is_empty() {
-        return refusal(query, ResponseCode::NXDomain);
+        // The container has nobody to ask but itself, or nobody at all.
+        let looped = !config.upstream.is_empty();
+        let code = if looped { ResponseCode::ServFail } else { ResponseCode::NXDomain };
+        return refusal(query, code);
     }
-    let share = FORWARD / servers.len() as u32;
+    let servers: Vec<SocketAddr> =
+        servers.into_iter().map(|server| SocketAddr::new(server, DNS_PORT)).collect();
+    let share = config.timeout.unwrap_or(FORWARD / servers.len() as u32);
+    let asked = ask_in_turn(query, &servers, (share, config.attempts.unwrap_or(1)), transport);
+    match timeout(FORWARD_MAX, asked).await {
+        Ok(answer) => answer,
+        Err(_) => refusal(query, ResponseCode::ServFail),
+    }
+}
+
+/// Asks each server for so long, and all of them so often.
+async fn ask_in_turn(
+    query: &[u8],
+    servers: &[SocketAddr],
+    (share, attempts): (Duration, u32),
+    transport: Transport,
+) -> Option<Vec<u8>> {
     let mut last = None;
-    for server in servers {
-        let server = SocketAddr::new(*server, DNS_PORT);
+    for server in servers.iter().cycle().take(servers.len() * attempts as usize).copied() {
         let asked = match transport {
             Transport::Udp => timeout(share, ask_udp(server, query)).await,
             Transport::Tcp => timeout(share, ask_tcp(server, query)).await,
@@ -565,6 +632,68 @@ mod tests {
         assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);
     }
 
+    fn reconfigured(resolver: &Resolver, change: impl FnOnce(&mut DnsConfig)) {
+        let mut config = DnsConfig::clone(&resolver.config.load());
+        change(&mut config);
+        resolver.config.store(Arc::new(config));
+    }
+
+    #[tokio::test]
+    async fn a_container_is_not_led_to_itself_nor_out_of_where_it_is() {
+        let resolver = resolver(1);
+        let code = async |name| {
+            let answer = ask(&resolver, name, RecordType::A, Transport::Udp).await;
+            (answer.metadata.response_code, answer.answers.len())
+        };
+        let own = IpAddr::from([127, 0, 0, 7]);
+        reconfigured(&resolver, |config| (config.upstream, config.own) = (vec![own], vec![own]));
+        assert_eq!(
+            code("outside.example.").await,
+            (ResponseCode::ServFail, 0),
+            "its own server is not asked"
+        );
+        reconfigured(&resolver, |config| config.keep_short = true);
+        assert_eq!(code("outside.").await, (ResponseCode::NoError, 0), "left to the search list");
+        assert_eq!(code("many.").await, (ResponseCode::NoError, 1));
+        reconfigured(&resolver, |config| config.internal = true);
+        assert_eq!(code("outside.").await, (ResponseCode::ServFail, 0));
+    }
+
+    #[tokio::test]
+    async fn servers_are_asked_as_often_and_as_long_as_the_options_say() {
+        // Nobody answers on this socket: each question ends by its time.
+        let silent = std::net::UdpSocket::bind(("127.0.0.9", 0)).expect("bind");
+        let port = silent.local_addr().expect("address").port();
+        let query = well_formed("outside.", 1);
+        let began = Instant::now();
+        let each = Duration::from_millis(60);
+        let server = SocketAddr::from(([127, 0, 0, 9], port));
+        let answer = ask_in_turn(&query, &[server], (each, 3), Transport::Udp).await.expect("an answer");
+        let answer = Message::from_vec(&answer).expect("message");
+        assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+        assert!(began.elapsed() >= each * 3, "{:?}", began.elapsed());
+        silent.set_nonblocking(true).expect("nonblocking");
+        let mut buffer = [0; 512];
+        let questions = std::iter::from_fn(|| silent.recv(&mut buffer).ok()).count();
+        assert_eq!(questions, 3);
+    }
+
+    #[tokio::test]
+    async fn a_named_port_is_answered_with_who_serves_it_and_where() {
+        let resolver = resolver(0);
+        let port = crate::model::NamedPort {
+            name: "http".into(),
+            protocol: crate::model::Protocol::Tcp,
+            port: 8080,
+        };
+        resolver.names.publish("n", NameTable::of_service("net", "web", IpAddr::from([10, 0, 0, 9]), port));
+        let answer = ask(&resolver, "_http._tcp.web.", RecordType::SRV, Transport::Udp).await;
+        assert_eq!(answer.answers[0].data.to_string(), "0 0 8080 web.net.");
+        assert_eq!(answer.additionals[0].to_string(), "web.net. 2 IN A 10.0.0.9");
+        let answer = ask(&resolver, "web.", RecordType::SRV, Transport::Udp).await;
+        assert_eq!((answer.metadata.response_code, answer.answers.len()), (ResponseCode::NoError, 0));
+    }
+
     #[tokio::test]
     async fn a_long_answer_is_truncated_by_udp_and_whole_by_tcp() {
         let resolver = resolver(200);
@@ -584,7 +713,8 @@ mod tests {
         };
         let with = |alias: &str, name: &str| {
             let alias = DnsAlias { network: "n".to_owned(), alias: alias.to_owned(), name: name.to_owned() };
-            let config = DnsConfig { networks: vec!["n".into()], aliases: vec![alias], upstream: Vec::new() };
+            let config =
+                DnsConfig { networks: vec!["n".into()], aliases: vec![alias], ..DnsConfig::default() };
             resolver.config.store(Arc::new(config));
         };
         with("db", "many");

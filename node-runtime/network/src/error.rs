@@ -160,6 +160,87 @@ impl Classify for CreateBridgeError {
     }
 }
 
+/// A network on one of the host's links could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateLanError {
+    /// Its addresses are not possible.
+    #[error(transparent)]
+    Addresses(#[from] CreateBridgeError),
+    /// The kernel has no such interfaces.
+    #[error("kernel does not support {0}")]
+    NoDriver(&'static str),
+    /// The kernel has no links of the kind that would have to be made.
+    #[error("parent interface `{parent}` could not be created: the kernel has no {kind} interfaces")]
+    NoParentKind {
+        /// The link.
+        parent: String,
+        /// Of which kind it would be.
+        kind: &'static str,
+    },
+    /// Nothing but this host is on it.
+    #[error("loopback interface is not a valid {0} parent link")]
+    Loopback(&'static str),
+    /// There is no such link, and its name does not say how to make one.
+    #[error("invalid subinterface vlan name {0}, example formatting is eth0.10")]
+    NoParent(String),
+    /// Not in 1..=4094 (IEEE 802.1Q).
+    #[error("vlan id must be between 1-4094, received: {0}")]
+    VlanId(String),
+    /// The link that the VLAN would be of is not there.
+    #[error("failed to find master interface {0} on the Docker host")]
+    NoMaster(String),
+    /// Its mode allows one network alone on the link.
+    #[error("cannot use mode passthru, {driver} network {other} is already using parent interface {parent}")]
+    Exclusive {
+        /// Of which driver.
+        driver: &'static str,
+        /// The other network.
+        other: String,
+        /// The link.
+        parent: String,
+    },
+    /// The link is another network's alone.
+    #[error("{driver} network {other} is already using parent interface {parent} in mode passthru")]
+    Taken {
+        /// Of which driver.
+        driver: &'static str,
+        /// The other network.
+        other: String,
+        /// The link.
+        parent: String,
+    },
+    /// The kernel refused something.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+impl Classify for CreateLanError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Addresses(error) => error.kind(),
+            Self::NoDriver(_) | Self::NoParentKind { .. } => Kind::NotImplemented,
+            Self::Loopback(_) | Self::NoParent(_) | Self::VlanId(_) | Self::NoMaster(_) => {
+                Kind::InvalidArgument
+            }
+            Self::Exclusive { .. } | Self::Taken { .. } => Kind::PermissionDenied,
+            Self::Kernel(error) => error.kind(),
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Addresses(error) => error.hint(),
+            Self::NoDriver(driver) => {
+                Some(format!("load it with `modprobe {driver}`, or use another driver"))
+            }
+            Self::NoParentKind { .. } => Some("name a link that is there with `-o parent=LINK`".to_owned()),
+            Self::NoParent(_) | Self::NoMaster(_) => Some("see `ip link` for the links there are".to_owned()),
+            Self::Loopback(_) | Self::VlanId(_) | Self::Exclusive { .. } | Self::Taken { .. } => None,
+            Self::Kernel(error) => error.hint(),
+        }
+    }
+}
+
 /// A network could not be removed.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoveError {
@@ -331,6 +412,17 @@ pub enum AttachError {
     /// Another endpoint has the address.
     #[error("Address already in use")]
     AddressInUse(IpAddr),
+    /// The link's own MAC is that of all.
+    #[error("ipvlan interfaces do not support custom mac address assignment")]
+    NoOwnMac,
+    /// The link that the network is on has gone.
+    #[error("parent interface `{parent}` of network {network} does not exist")]
+    NoParent {
+        /// The link.
+        parent: String,
+        /// The network's name.
+        network: String,
+    },
     /// The address is not in the network's subnet.
     #[error(
         "invalid config for network {network}: invalid endpoint settings:\n\
@@ -417,7 +509,8 @@ impl Classify for AttachError {
             Self::AlreadyAttached { .. } | Self::AddressInUse(_) | Self::NotPublishable(_) => {
                 Kind::PermissionDenied
             }
-            Self::AddressOutside { .. } | Self::PortFamily(_) => Kind::InvalidArgument,
+            Self::AddressOutside { .. } | Self::PortFamily(_) | Self::NoOwnMac => Kind::InvalidArgument,
+            Self::NoParent { .. } => Kind::FailedPrecondition,
             // Docker answers 500 to all of these, and its clients know no better.
             Self::AddressesExhausted { .. }
             | Self::PortAllocated { .. }
@@ -445,9 +538,13 @@ impl Classify for AttachError {
             Self::PortFamily(IpAddr::V6(_)) => {
                 Some("put the container on a network that was created with `--ipv6`".to_owned())
             }
+            Self::NoParent { parent, .. } => {
+                Some(format!("make `{parent}` again, or restart the daemon if it made it"))
+            }
             Self::Kernel(error) => error.hint(),
             Self::NoSuchNetwork(_)
             | Self::AlreadyAttached { .. }
+            | Self::NoOwnMac
             | Self::AddressInUse(_)
             | Self::AddressOutside { .. }
             | Self::AddressesExhausted { .. }

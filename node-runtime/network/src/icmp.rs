@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, connect, recv, send,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect, recv, send,
     setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
@@ -23,9 +23,19 @@ const TRIES: u16 = 2;
 /// Answers of others that are read while one waits for one's own.
 const STRANGERS: usize = 256;
 
+/// From where to where a ping goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Way {
+    /// The sender's address; `None` leaves the choice to the kernel.
+    pub source: Option<IpAddr>,
+    /// Who is to answer.
+    pub address: IpAddr,
+}
+
 /// Whether an address answers a packet of this size, all headers included, within the time.
-pub fn answers(address: IpAddr, bytes: usize, patience: Duration) -> io::Result<bool> {
-    let socket = open(address, patience)?;
+pub fn answers(way: Way, bytes: usize, patience: Duration) -> io::Result<bool> {
+    let address = way.address;
+    let socket = open(way, patience)?;
     for sequence in 1..=TRIES {
         match send(socket.as_raw_fd(), &request(address, sequence, bytes), MsgFlags::empty()) {
             Ok(_) => {}
@@ -43,11 +53,11 @@ pub fn answers(address: IpAddr, bytes: usize, patience: Duration) -> io::Result<
 }
 
 /// The largest packet up to `most` that an address answers, which answers small ones.
-pub fn largest(address: IpAddr, most: usize, patience: Duration) -> io::Result<usize> {
+pub fn largest(way: Way, most: usize, patience: Duration) -> io::Result<usize> {
     let (mut good, mut bad) = (LEAST, most + 1);
     while bad - good > 1 {
         let middle = good.midpoint(bad);
-        if answers(address, middle, patience)? {
+        if answers(way, middle, patience)? {
             good = middle;
         } else {
             bad = middle;
@@ -56,7 +66,7 @@ pub fn largest(address: IpAddr, most: usize, patience: Duration) -> io::Result<u
     Ok(good)
 }
 
-fn open(address: IpAddr, patience: Duration) -> io::Result<OwnedFd> {
+fn open(Way { source, address }: Way, patience: Duration) -> io::Result<OwnedFd> {
     let (family, protocol) = match address {
         IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp),
         IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6),
@@ -64,6 +74,9 @@ fn open(address: IpAddr, patience: Duration) -> io::Result<OwnedFd> {
     let socket = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
     let patience = TimeVal::microseconds(patience.as_micros().try_into().unwrap_or(i64::MAX));
     setsockopt(&socket, sockopt::ReceiveTimeout, &patience)?;
+    if let Some(source) = source {
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(source, 0)))?;
+    }
     connect(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(address, 0)))?;
     Ok(socket)
 }
@@ -153,8 +166,15 @@ mod tests {
 
     #[test]
     fn this_host_answers_itself() {
+        let own = IpAddr::from([127, 0, 0, 1]);
+        const ELSEWHERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+        let way = Way { source: Some(own), address: own };
         let patience = Duration::from_secs(5);
-        assert!(answers([127, 0, 0, 1].into(), 1400, patience).expect("root is needed"));
-        assert_eq!(largest([127, 0, 0, 1].into(), 1400, patience).expect("probes"), 1400);
+        assert!(answers(way, 1400, patience).expect("root is needed"));
+        assert_eq!(largest(way, 1400, patience).expect("probes"), 1400);
+        assert!(
+            answers(Way { source: Some(ELSEWHERE), ..way }, 1400, patience).is_err(),
+            "no address of ours"
+        );
     }
 }

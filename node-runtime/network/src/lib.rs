@@ -17,6 +17,7 @@ mod dns;
 pub mod error;
 mod host;
 mod icmp;
+mod lan;
 mod link;
 pub mod model;
 mod names;
@@ -24,6 +25,7 @@ mod netns;
 mod networks;
 mod nft;
 mod overlay;
+mod places;
 pub mod plan;
 mod rules;
 pub mod tunnel;
@@ -31,8 +33,8 @@ mod watch;
 
 pub use check::{Exposed, Exposure, Filter, Finding, Owned};
 pub use error::{
-    AttachError, CreateBridgeError, KernelError, NetnsError, OpenError, OverlayError, RemoveError,
-    TunnelError,
+    AttachError, CreateBridgeError, CreateLanError, KernelError, NetnsError, OpenError, OverlayError,
+    RemoveError, TunnelError,
 };
 pub use model::*;
 pub use netns::Netns;

@@ -1,6 +1,7 @@
 //! Links, addresses, routes and neighbours over route netlink: lists what a namespace holds, takes the
 //! steps that [`crate::plan`] decides on. Blocking: runs on a thread inside the namespace.
 
+mod lan;
 mod marked;
 mod pair;
 
@@ -30,6 +31,7 @@ use rtnetlink::packet_route::route::{
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
+pub use self::lan::{LanLink, OwnParent};
 pub use self::pair::Pair;
 use self::pair::port_flags;
 use crate::model::Mac;

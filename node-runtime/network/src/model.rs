@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use rswarm_base::ipam::{Family, Subnet};
 use serde::{Deserialize, Serialize};
@@ -197,6 +198,96 @@ impl BridgeInfo {
     }
 }
 
+/// A network on one of the host's own links, as asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LanSpec {
+    /// The network's identifier.
+    pub id: String,
+    /// The network's name: PTR answers end in it.
+    pub name: String,
+    /// How containers are on the link.
+    pub mode: LanMode,
+    /// The link: one that is there, or `LINK.VLAN` to be made. `None` makes one that leads nowhere.
+    pub parent: Option<String>,
+    /// The families of its addresses.
+    pub families: Vec<Family>,
+    /// Its subnets as far as they are asked for.
+    pub pools: Vec<Pool>,
+    /// No default route.
+    pub internal: bool,
+    /// The interfaces' MTU; `None` is the link's.
+    pub mtu: Option<u32>,
+}
+
+/// How containers are on a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LanMode {
+    /// With a MAC of their own.
+    Macvlan(MacvlanMode),
+    /// With the link's own MAC.
+    Ipvlan(IpvlanMode, IpvlanFlag),
+}
+
+impl LanMode {
+    /// What Docker, and the kernel, call it.
+    #[must_use]
+    pub fn driver(self) -> &'static str {
+        match self {
+            LanMode::Macvlan(_) => "macvlan",
+            LanMode::Ipvlan(..) => "ipvlan",
+        }
+    }
+}
+
+/// Who hears whom on a link (ip-link(8), `macvlan`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MacvlanMode {
+    /// All hear each other.
+    #[default]
+    Bridge,
+    /// They do not hear each other.
+    Private,
+    /// They hear each other by a switch that sends frames back.
+    Vepa,
+    /// One has the link to itself.
+    Passthru,
+}
+
+/// On which layer a link decides who gets a packet (ip-link(8), `ipvlan`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum IpvlanMode {
+    /// It switches.
+    #[default]
+    L2,
+    /// It routes.
+    L3,
+    /// It routes, past the host's filters.
+    L3s,
+}
+
+/// Who hears whom on such a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum IpvlanFlag {
+    /// All hear each other.
+    #[default]
+    Bridge,
+    /// They do not hear each other.
+    Private,
+    /// They hear each other by a switch that sends frames back.
+    Vepa,
+}
+
+/// Such a network as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LanInfo {
+    /// The link.
+    pub parent: String,
+    /// Its subnets, each with its gateway: a router on the segment, not this host.
+    pub subnets: Vec<(Subnet, IpAddr)>,
+    /// Whether it has no way out.
+    pub internal: bool,
+}
+
 /// Transport protocol of a published port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -327,6 +418,16 @@ pub struct DnsConfig {
     pub aliases: Vec<DnsAlias>,
     /// Servers for all other names, asked in order from the daemon's namespace (at most three are used).
     pub upstream: Vec<IpAddr>,
+    /// Addresses of the container itself: asking one of them would ask it its own question again, without end.
+    pub own: Vec<IpAddr>,
+    /// How long one server has to answer (resolv.conf(5), `timeout`); `None` is our own measure.
+    pub timeout: Option<Duration>,
+    /// How often all of them are asked (`attempts`); `None` is once.
+    pub attempts: Option<u32>,
+    /// No network of the container leads out: other names are refused.
+    pub internal: bool,
+    /// Names without a dot are left to the search list.
+    pub keep_short: bool,
 }
 
 /// A port of one container that another one may reach on a bridge that keeps them apart.
@@ -376,7 +477,7 @@ pub struct Overlay {
     pub internal: bool,
     /// Every endpoint in the cluster, this node's included.
     pub endpoints: Vec<OverlayEndpoint>,
-    /// Services that have a virtual address in this network.
+    /// Services that have a virtual address in this network, or ports with names.
     pub services: Vec<OverlayService>,
     /// What makes this the network of the routing mesh; `None` for all others.
     pub mesh: Option<Mesh>,
@@ -385,7 +486,7 @@ pub struct Overlay {
     pub tunnel: Option<OverlayTunnel>,
 }
 
-/// A service with virtual addresses: connections to it go to one of the service's ready endpoints.
+/// A service that has virtual addresses, at which connections go to one of its ready endpoints, or ports with names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OverlayService {
     /// The service.
@@ -398,6 +499,19 @@ pub struct OverlayService {
     pub addresses: Vec<IpAddr>,
     /// How connections are spread.
     pub balancing: Balancing,
+    /// Ports that have a name, which SRV questions ask for.
+    pub ports: Vec<NamedPort>,
+}
+
+/// A service's port that has a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedPort {
+    /// The name.
+    pub name: String,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The tasks' port.
+    pub port: u16,
 }
 
 /// Which of a service's ready tasks a new connection goes to.
@@ -489,4 +603,6 @@ pub struct OverlayEndpoint {
     pub local: bool,
     /// Whether names lead to it: running, healthy, not draining.
     pub ready: bool,
+    /// Whether its process runs, ready or not.
+    pub started: bool,
 }

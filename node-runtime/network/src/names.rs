@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use crate::model::{Overlay, OverlayEndpoint, OverlayService};
+use crate::model::{NamedPort, Overlay, OverlayEndpoint, OverlayService};
 
 /// One network's names.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -17,6 +17,17 @@ pub struct NameTable {
     forward: HashMap<String, Vec<IpAddr>>,
     /// The name to print for an address.
     reverse: HashMap<IpAddr, String>,
+    /// Who serves a named port, by lower-case `_port._protocol.name`.
+    served: HashMap<String, Vec<Served>>,
+}
+
+/// Who serves a named port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Served {
+    /// Its name, without the network's.
+    pub name: String,
+    /// The port.
+    pub port: u16,
 }
 
 impl NameTable {
@@ -41,12 +52,25 @@ impl NameTable {
         let mut table = NameTable::new(&overlay.name);
         let mut balanced = HashSet::new();
         for service in &overlay.services {
-            balanced.insert(service.id.as_str());
-            table.add_service(service);
+            if !service.addresses.is_empty() {
+                balanced.insert(service.id.as_str());
+                table.add_service(service);
+            }
+            service.ports.iter().for_each(|port| table.add_port(overlay, service, port));
         }
         for endpoint in &overlay.endpoints {
             table.add_endpoint(endpoint, balanced.contains(endpoint.service_id.as_str()));
         }
+        table
+    }
+
+    /// One service with one address and one named port.
+    #[cfg(test)]
+    pub fn of_service(network: &str, name: &str, address: IpAddr, port: NamedPort) -> NameTable {
+        let mut table = NameTable::new(network);
+        table.add(name, &[address]);
+        let question = format!("_{}._{}.{name}", port.name, port.protocol);
+        table.served.insert(question, vec![Served { name: name.to_owned(), port: port.port }]);
         table
     }
 
@@ -55,8 +79,23 @@ impl NameTable {
         for name in [&service.name].into_iter().chain(&service.aliases).filter(|name| !name.is_empty()) {
             self.add(name, &service.addresses);
             self.add(&format!("tasks.{name}"), &[]);
+            self.add(&format!("started.{name}"), &[]);
         }
         self.reverse.extend(service.addresses.iter().map(|address| (*address, service.name.clone())));
+    }
+
+    /// A named port is served by the service, where it has an address of its own, and by each ready task.
+    fn add_port(&mut self, overlay: &Overlay, service: &OverlayService, port: &NamedPort) {
+        let served_by = |name: &String| Served { name: name.clone(), port: port.port };
+        let ready = overlay.endpoints.iter().filter(|one| one.ready && one.service_id == service.id);
+        let tasks: Vec<Served> = ready.filter_map(|one| one.container_names.first()).map(served_by).collect();
+        for name in [&service.name].into_iter().chain(&service.aliases).filter(|name| !name.is_empty()) {
+            let whole = if service.addresses.is_empty() { tasks.clone() } else { vec![served_by(name)] };
+            let question = format!("_{}._{}", port.name, port.protocol).to_ascii_lowercase();
+            let name = name.to_ascii_lowercase();
+            self.served.insert(format!("{question}.tasks.{name}"), tasks.clone());
+            self.served.insert(format!("{question}.{name}"), whole);
+        }
     }
 
     fn add_endpoint(&mut self, endpoint: &OverlayEndpoint, is_balanced: bool) {
@@ -76,6 +115,8 @@ impl NameTable {
                 self.add(name, addresses);
             }
             self.add(&format!("tasks.{name}"), addresses);
+            // For peers that must find each other before they can be ready.
+            self.add(&format!("started.{name}"), if endpoint.started { &endpoint.addresses } else { &[] });
         }
     }
 
@@ -134,6 +175,23 @@ impl Names {
         })
     }
 
+    /// Who serves what an SRV question asks for, each under its full name; `None` when nobody knows it.
+    #[must_use]
+    pub fn served(&self, networks: &[String], question: &str) -> Option<Vec<Served>> {
+        let question = question.trim_end_matches('.').to_ascii_lowercase();
+        let all = self.0.load();
+        let tables = || networks.iter().filter_map(|id| all.get(id));
+        let plain = tables().find_map(|table| Some((table, table.served.get(&question)?)));
+        let (table, found) = plain.or_else(|| {
+            tables().find_map(|table| {
+                let rest = question.strip_suffix(table.network.as_str())?.strip_suffix('.')?;
+                Some((table, table.served.get(rest)?))
+            })
+        })?;
+        let full = |served: &Served| Served { name: format!("{}.{}", served.name, table.network), ..*served };
+        Some(found.iter().map(full).collect())
+    }
+
     /// The name of an address on `networks`, as PTR answers print it: `web.1.backend`.
     #[must_use]
     pub fn reverse(&self, networks: &[String], address: IpAddr) -> Option<String> {
@@ -148,7 +206,7 @@ impl Names {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Mac;
+    use crate::model::{Mac, Protocol};
 
     fn endpoint(slot: u8, ready: bool) -> OverlayEndpoint {
         OverlayEndpoint {
@@ -163,6 +221,7 @@ mod tests {
             node_addr: IpAddr::from([192, 0, 2, 1]),
             local: true,
             ready,
+            started: true,
         }
     }
 
@@ -203,6 +262,7 @@ mod tests {
             assert_eq!(found.as_deref(), Some(&["10.0.1.1".to_owned(), "10.0.1.3".to_owned()][..]), "{name}");
         }
         assert_eq!(resolve(&names, "web.2"), Some(vec!["10.0.1.2".to_owned()]));
+        assert_eq!(resolve(&names, "started.web").map(|found| found.len()), Some(3));
         assert_eq!(resolve(&names, "db"), None);
         assert_eq!(names.resolve(&[], "web"), None);
     }
@@ -221,6 +281,7 @@ mod tests {
             aliases: vec!["www".into()],
             addresses: vec![IpAddr::from([10, 0, 1, 200])],
             balancing: Default::default(),
+            ports: Vec::new(),
         };
         let names = publish(vec![endpoint(1, true), endpoint(2, false)], vec![service("Web")]);
         for name in ["web", "www", "web.back.end"] {
@@ -235,6 +296,39 @@ mod tests {
         let names = publish(Vec::new(), vec![service("web")]);
         assert_eq!(resolve(&names, "web"), Some(vec!["10.0.1.200".to_owned()]), "without any task");
         assert_eq!(resolve(&names, "tasks.web"), Some(Vec::new()));
+    }
+
+    #[test]
+    fn a_named_port_is_served_by_its_service_or_its_ready_tasks() {
+        let port = NamedPort { name: "http".into(), protocol: Protocol::Tcp, port: 80 };
+        let service = |addresses| OverlayService {
+            id: "service".into(),
+            name: "Web".into(),
+            aliases: Vec::new(),
+            addresses,
+            balancing: Default::default(),
+            ports: vec![port.clone()],
+        };
+        let served = |names: &Names, question: &str| {
+            let found = names.served(&["n".into()], question)?;
+            Some(
+                found
+                    .into_iter()
+                    .map(|served| format!("{}:{}", served.name, served.port))
+                    .collect::<Vec<_>>(),
+            )
+        };
+        let endpoints = || vec![endpoint(1, true), endpoint(2, false)];
+        let task = Some(vec!["web.1.task1.back.end:80".to_owned()]);
+        let names = publish(endpoints(), vec![service(vec![IpAddr::from([10, 0, 1, 200])])]);
+        for question in ["_http._tcp.web.", "_HTTP._tcp.Web.back.end"] {
+            assert_eq!(served(&names, question), Some(vec!["Web.back.end:80".to_owned()]), "{question}");
+        }
+        assert_eq!(served(&names, "_http._tcp.tasks.web"), task);
+        assert_eq!(served(&names, "_http._udp.web"), None);
+        let names = publish(endpoints(), vec![service(Vec::new())]);
+        assert_eq!(served(&names, "_http._tcp.web"), task, "without a virtual address");
+        assert_eq!(resolve(&names, "web"), Some(vec!["10.0.1.1".to_owned()]));
     }
 
     #[test]

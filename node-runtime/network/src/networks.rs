@@ -18,13 +18,15 @@ use crate::bridge::{Bridge, Context, disconnect, shutting_down};
 use crate::check::{self, Exposure, Finding, MeshServices};
 use crate::dns;
 use crate::error::{
-    AttachError, CreateBridgeError, KernelError, NetnsError, OpenError, OverlayError, RemoveError,
+    AttachError, CreateBridgeError, CreateLanError, KernelError, NetnsError, OpenError, OverlayError,
+    RemoveError,
 };
 use crate::host::Host;
+use crate::lan::{self, Lan, Parent};
 use crate::link::Route;
 use crate::model::{
     AddressPool, AttachRequest, Attached, BridgeInfo, BridgeSpec, Config, DEFAULT_BRIDGE, DefaultBridge,
-    DnsConfig, Opening, Overlay, Pool,
+    DnsConfig, LanInfo, LanSpec, Opening, Overlay, Pool,
 };
 use crate::names::Names;
 use crate::netns::{self, Netns, Pins};
@@ -55,6 +57,7 @@ type Directory = Arc<ArcSwap<BTreeMap<String, Network>>>;
 enum Network {
     Bridge(BridgeInfo, Owner<Bridge>),
     Overlay(Owner<OverlayNetwork>),
+    Lan(LanInfo, Owner<Lan>),
 }
 
 /// Makes and removes networks, one at a time: two must not choose the same subnet.
@@ -195,19 +198,28 @@ impl Networks {
     pub fn bridge(&self, id: &str) -> Option<BridgeInfo> {
         match self.network(id)? {
             Network::Bridge(info, _) => Some(info),
-            Network::Overlay(_) => None,
+            Network::Overlay(_) | Network::Lan(..) => None,
         }
     }
 
-    /// Removes a bridge network; one that does not exist is no error.
+    /// Makes a network on one of the host's own links, or takes it over.
+    ///
+    /// # Errors
+    /// When a subnet is taken, or the kernel has no such interfaces or no such link.
+    pub async fn create_lan(&self, spec: LanSpec) -> Result<LanInfo, CreateLanError> {
+        let create = self.0.registry.call(move |registry| Box::pin(registry.create_lan(spec))).await;
+        create.map_err(|_| shutting_down())?
+    }
+
+    /// Removes a network of this host's own; one that does not exist is no error.
     ///
     /// # Errors
     /// When containers are attached to it.
-    pub async fn remove_bridge(&self, id: &str) -> Result<(), RemoveError> {
+    pub async fn remove_local(&self, id: &str) -> Result<(), RemoveError> {
         let id = id.to_owned();
         self.0
             .registry
-            .call(move |registry| Box::pin(registry.remove_bridge(id)))
+            .call(move |registry| Box::pin(registry.remove_local(id)))
             .await
             .map_err(|_| shutting_down())?
     }
@@ -229,6 +241,7 @@ impl Networks {
             Network::Overlay(owner) => {
                 owner.call(move |overlay| Box::pin(overlay.attach(netns, request))).await
             }
+            Network::Lan(_, owner) => owner.call(move |lan| Box::pin(lan.attach(netns, request))).await,
         };
         attached.map_err(|_| AttachError::ShuttingDown)?
     }
@@ -318,6 +331,13 @@ impl Networks {
                     .map_err(|_| AttachError::ShuttingDown)?;
                 adopted.map_err(|source| AttachError::Sandbox(Box::new(source)))
             }
+            Network::Lan(_, owner) => owner
+                .call(move |lan| {
+                    lan.adopt(&container, &netns, endpoint);
+                    Box::pin(std::future::ready(()))
+                })
+                .await
+                .map_err(|_| AttachError::ShuttingDown),
         }
     }
 
@@ -341,17 +361,21 @@ impl Networks {
         opened.map_err(|_| shutting_down())?
     }
 
-    /// Replaces the names by which a container is found in a user-defined bridge (rename, aliases).
+    /// Replaces the names by which a container is found in a network that a user made on this host (rename,
+    /// aliases).
     pub async fn set_names(&self, container_id: &str, network_id: &str, names: Vec<String>) {
-        let Some(Network::Bridge(_, owner)) = self.network(network_id) else { return };
         let container = container_id.to_owned();
         // Of an owner that ended, nobody asks for names.
-        let _ = owner
-            .call(move |bridge| {
-                bridge.set_names(&container, names);
-                Box::pin(std::future::ready(()))
-            })
-            .await;
+        match self.network(network_id) {
+            Some(Network::Bridge(_, owner)) => {
+                let _ =
+                    owner.call(|bridge| Box::pin(async move { bridge.set_names(&container, names) })).await;
+            }
+            Some(Network::Lan(_, owner)) => {
+                let _ = owner.call(|lan| Box::pin(async move { lan.set_names(&container, names) })).await;
+            }
+            Some(Network::Overlay(_)) | None => {}
+        }
     }
 
     /// Brings an overlay to the wanted state: makes what is missing, corrects what differs, removes what
@@ -362,8 +386,8 @@ impl Networks {
     pub async fn apply_overlay(&self, overlay: Overlay) -> Result<usize, OverlayError> {
         let owner = match self.network(&overlay.network_id) {
             Some(Network::Overlay(owner)) => owner,
-            Some(Network::Bridge(..)) => {
-                let reason = "a bridge network has the same identifier".to_owned();
+            Some(Network::Bridge(..) | Network::Lan(..)) => {
+                let reason = "a network of this host has the same identifier".to_owned();
                 return Err(OverlayError::Invalid { network: overlay.name, reason });
             }
             None => {
@@ -460,6 +484,10 @@ impl Networks {
                 findings.extend(examined.findings);
                 findings.extend(check::probe_all(&self.0.context.home, examined.probes).await);
             }
+            Network::Lan(_, owner) => {
+                let examined = owner.call(|lan| Box::pin(async { lan.examine().await })).await;
+                findings.extend(examined.map_err(|_| shutting_down())??);
+            }
         }
         Ok(Some(findings))
     }
@@ -505,6 +533,9 @@ impl Network {
             Network::Overlay(owner) => {
                 owner.call(move |overlay| Box::pin(async move { overlay.detach(&container).await })).await
             }
+            Network::Lan(_, owner) => {
+                owner.call(move |lan| Box::pin(async move { lan.detach(&container).await })).await
+            }
         };
         // A network that was removed meanwhile took its endpoints with it.
         detached.unwrap_or(Ok(()))
@@ -520,7 +551,8 @@ impl Registry {
         if interface.is_empty() || interface.len() > INTERFACE_CHARS || interface.contains(['/', ' ']) {
             return Err(CreateBridgeError::Interface(interface));
         }
-        check(&spec)?;
+        check(&spec.families, spec.mtu, &spec.pools)?;
+        one_of_each(&spec.pools)?;
         let had = self.subnets_of(&interface, &spec.id).await?;
         let uplinks = self.context.uplinks_v6();
         let mut subnets = Vec::new();
@@ -536,6 +568,42 @@ impl Registry {
         let bridge = Bridge::open(spec, info.clone(), self.context.clone(), uplinks).await?;
         let owner = Owner::spawn(&self.scope, bridge);
         self.insert(info.id.clone(), Network::Bridge(info.clone(), owner));
+        Ok(info)
+    }
+
+    async fn create_lan(&mut self, spec: LanSpec) -> Result<LanInfo, CreateLanError> {
+        if let Some(Network::Lan(info, _)) = self.directory.load().get(&spec.id) {
+            return Ok(info.clone());
+        }
+        check(&spec.families, spec.mtu, &spec.pools)?;
+        let parent = Parent::of(&spec)?;
+        let all: Vec<Network> = self.directory.load().values().cloned().collect();
+        for network in all {
+            let Network::Lan(_, owner) = network else { continue };
+            let (spec, parent) = (spec.clone(), parent.name.clone());
+            let fits = owner
+                .call(move |other| Box::pin(std::future::ready(lan::check_parent(&spec, &parent, other))));
+            fits.await.map_err(|_| shutting_down())??;
+        }
+        let mut subnets: Vec<(Subnet, IpAddr)> = Vec::new();
+        for family in Family::ALL.into_iter().filter(|family| spec.families.contains(family)) {
+            let mut pools: Vec<Pool> =
+                spec.pools.iter().filter(|pool| pool.family == family).cloned().collect();
+            if pools.is_empty() {
+                pools.push(Pool::any(family));
+            }
+            for pool in pools {
+                let subnet = self.choose_subnet(&pool, None).await?;
+                if subnets.iter().any(|(other, _)| other.overlaps(subnet)) {
+                    return Err(CreateBridgeError::Overlap(subnet).into());
+                }
+                subnets.push((subnet, gateway(&pool, subnet)?));
+            }
+        }
+        let lan = Lan::open(spec.clone(), parent, subnets, self.context.clone()).await?;
+        let info = lan.info.clone();
+        let owner = Owner::spawn(&self.scope, lan);
+        self.insert(spec.id, Network::Lan(info.clone(), owner));
         Ok(info)
     }
 
@@ -559,7 +627,9 @@ impl Registry {
             .load()
             .values()
             .flat_map(|network| match network {
-                Network::Bridge(info, _) => info.subnets.iter().map(|(subnet, _)| *subnet).collect(),
+                Network::Bridge(BridgeInfo { subnets, .. }, _) | Network::Lan(LanInfo { subnets, .. }, _) => {
+                    subnets.iter().map(|(subnet, _)| *subnet).collect()
+                }
                 Network::Overlay(_) => Vec::new(),
             })
             .chain(self.context.uplinks_v6())
@@ -593,20 +663,13 @@ impl Registry {
         }
     }
 
-    async fn remove_bridge(&mut self, id: String) -> Result<(), RemoveError> {
-        let Some(Network::Bridge(_, owner)) = self.directory.load().get(&id).cloned() else { return Ok(()) };
-        owner
-            .call(|bridge| {
-                let work = async move {
-                    if bridge.is_in_use() {
-                        return Err(RemoveError::InUse { network: bridge.spec.name.clone() });
-                    }
-                    Ok(bridge.close().await?)
-                };
-                Box::pin(work)
-            })
-            .await
-            .map_err(|_| shutting_down())??;
+    async fn remove_local(&mut self, id: String) -> Result<(), RemoveError> {
+        let removed = match self.directory.load().get(&id).cloned() {
+            Some(Network::Bridge(_, owner)) => owner.call(|bridge| Box::pin(remove_bridge(bridge))).await,
+            Some(Network::Lan(_, owner)) => owner.call(|lan| Box::pin(remove_lan(lan))).await,
+            Some(Network::Overlay(_)) | None => return Ok(()),
+        };
+        removed.map_err(|_| shutting_down())??;
         self.take(&id);
         Ok(())
     }
@@ -722,27 +785,38 @@ impl Registry {
     }
 }
 
-/// Refuses what no bridge can be.
-fn check(spec: &BridgeSpec) -> Result<(), CreateBridgeError> {
+async fn remove_bridge(bridge: &mut Bridge) -> Result<(), RemoveError> {
+    if bridge.is_in_use() {
+        return Err(RemoveError::InUse { network: bridge.spec.name.clone() });
+    }
+    Ok(bridge.close().await?)
+}
+
+async fn remove_lan(lan: &mut Lan) -> Result<(), RemoveError> {
+    if lan.is_in_use() {
+        return Err(RemoveError::InUse { network: lan.spec.name.clone() });
+    }
+    Ok(lan.close().await?)
+}
+
+/// Refuses addresses that no network of this host can have.
+fn check(families: &[Family], mtu: Option<u32>, pools: &[Pool]) -> Result<(), CreateBridgeError> {
     /// spec: RFC 8200 5
     const IPV6_MTU_MIN: u32 = 1280;
-    if spec.families.is_empty() {
+    if families.is_empty() {
         return Err(CreateBridgeError::NoFamily);
     }
-    if spec.families.contains(&Family::V6) {
+    if families.contains(&Family::V6) {
         if !netns::families().contains(&Family::V6) {
             return Err(CreateBridgeError::NoIpv6);
         }
-        if let Some(mtu) = spec.mtu.filter(|mtu| *mtu < IPV6_MTU_MIN) {
+        if let Some(mtu) = mtu.filter(|mtu| *mtu < IPV6_MTU_MIN) {
             return Err(CreateBridgeError::Mtu(mtu));
         }
     }
-    for (number, pool) in spec.pools.iter().enumerate() {
-        if spec.pools[..number].iter().any(|other| other.family == pool.family) {
-            return Err(CreateBridgeError::Subnets);
-        }
+    for pool in pools {
         let Some(subnet) = pool.subnet else { continue };
-        if subnet.family() != pool.family || !spec.families.contains(&pool.family) {
+        if subnet.family() != pool.family || !families.contains(&pool.family) {
             return Err(CreateBridgeError::Family(subnet));
         }
         if let Some(range) =
@@ -755,6 +829,12 @@ fn check(spec: &BridgeSpec) -> Result<(), CreateBridgeError> {
         }
     }
     Ok(())
+}
+
+/// A bridge has one subnet of each family.
+fn one_of_each(pools: &[Pool]) -> Result<(), CreateBridgeError> {
+    let families: BTreeSet<Family> = pools.iter().map(|pool| pool.family).collect();
+    if families.len() == pools.len() { Ok(()) } else { Err(CreateBridgeError::Subnets) }
 }
 
 /// The bridge's own address: the one that was asked for, else the first that may be handed out.

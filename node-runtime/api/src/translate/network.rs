@@ -28,16 +28,21 @@ pub(crate) fn create(body: &types::NetworkCreateBody) -> Result<Wanted, ApiError
     if body.name.trim().is_empty() {
         return Err(ApiError::invalid("invalid network name: name is empty"));
     }
-    refuse(body.config_only, "--config-only (ConfigOnly)")?;
-    refuse(
-        body.config_from.as_ref().is_some_and(|from| !from.network.is_empty()),
-        "--config-from (ConfigFrom)",
-    )?;
     let ipam = body.ipam.clone().unwrap_or_default();
     refuse(!matches!(ipam.driver.as_str(), "" | "default"), "another IPAM driver (IPAM.Driver)")?;
     refuse(ipam.options.as_ref().is_some_and(|options| !options.is_empty()), "IPAM options (IPAM.Options)")?;
     let configs = ipam.config.unwrap_or_default();
+    let takes_words = body.config_from.as_ref().is_some_and(|from| !from.network.is_empty());
     match (body.driver.as_str(), body.scope.as_str()) {
+        (_, "" | "local") if body.config_only => local(body, &configs).map(Wanted::Local),
+        (_, "swarm") if body.config_only => Err(ApiError::new(
+            Kind::PermissionDenied,
+            "configuration network can only contain network specific fields. Network operator fields like \
+             [ ingress | internal | attachable | scope ] are not supported.",
+        )),
+        (OVERLAY, _) if takes_words => {
+            Err(ApiError::unsupported("an overlay network of another one's words (ConfigFrom)"))
+        }
         (OVERLAY, "" | "swarm") => cluster(body, &configs).map(Wanted::Cluster),
         (OVERLAY, scope) => Err(ApiError::invalid(format!("an overlay network cannot have scope '{scope}'"))),
         (driver, "swarm") => {
@@ -63,6 +68,8 @@ fn local(body: &types::NetworkCreateBody, configs: &[types::IpamConfig]) -> Resu
         attachable: body.attachable,
         options: body.options.clone().unwrap_or_default(),
         labels: body.labels.clone().unwrap_or_default(),
+        config_only: body.config_only,
+        config_from: body.config_from.clone().unwrap_or_default().network,
     })
 }
 
@@ -137,6 +144,8 @@ pub(crate) fn local_out(network: &Network, members: &[NetworkMember]) -> types::
         internal: network.internal,
         attachable: network.attachable,
         ingress: network.ingress,
+        config_only: network.config_only,
+        config_from: types::ConfigReference { network: network.config_from.clone() },
         containers: Some(members.iter().map(member).collect()),
         options: Some(network.options.clone()),
         labels: Some(network.labels.clone()),
@@ -344,13 +353,21 @@ mod tests {
         let Ok(Wanted::Local(network)) = wanted(bridge) else { panic!("a local network") };
         assert_eq!(network.ipam[0].gateway, "10.9.0.254".parse().ok());
         assert_eq!(network.labels["a"], "b");
+        let macvlan = r#"{"Name":"n","Driver":"macvlan","ConfigFrom":{"Network":"words"}}"#;
+        let Ok(Wanted::Local(network)) = wanted(macvlan) else { panic!("a local network") };
+        assert_eq!((network.driver.as_str(), network.config_from.as_str()), ("macvlan", "words"));
+        let Ok(Wanted::Local(words)) = wanted(r#"{"Name":"words","ConfigOnly":true}"#) else {
+            panic!("a local network")
+        };
+        assert!(words.config_only);
     }
 
     #[test]
     fn what_cannot_be_honoured_is_refused() {
         let refused = [
             (r#"{"Name":""}"#, Kind::InvalidArgument),
-            (r#"{"Name":"n","ConfigOnly":true}"#, Kind::NotImplemented),
+            (r#"{"Name":"n","ConfigOnly":true,"Scope":"swarm"}"#, Kind::PermissionDenied),
+            (r#"{"Name":"n","Driver":"overlay","ConfigFrom":{"Network":"c"}}"#, Kind::NotImplemented),
             (r#"{"Name":"n","Driver":"overlay","EnableIPv4":false}"#, Kind::NotImplemented),
             (r#"{"Name":"n","IPAM":{"Driver":"dhcp"}}"#, Kind::NotImplemented),
             (r#"{"Name":"n","IPAM":{"Config":[{"Subnet":"10.9.0.0"}]}}"#, Kind::InvalidArgument),

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use rswarm_engine::TunnelPeerStatus;
 use rswarm_proto::model::object::Stored;
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire;
@@ -16,14 +17,16 @@ pub(crate) struct Cluster {
     pub(crate) services: Vec<wire::Service>,
     pub(crate) tasks: Vec<wire::Task>,
     pub(crate) nodes: Vec<wire::Node>,
+    /// What this node's tunnel knows of others; nothing for a network in the clear.
+    pub(crate) tunnel: Vec<TunnelPeerStatus>,
 }
 
 impl Cluster {
     /// Adds what there is to say of the network.
     pub(crate) fn describe(&self, network: &mut types::NetworkInspect) {
         let id = network.id.clone();
-        network.peers =
-            self.nodes.iter().filter(|node| self.is_on(node, &id)).map(|node| peer(node, &id)).collect();
+        let on_it = self.nodes.iter().filter(|node| self.is_on(node, &id));
+        network.peers = on_it.map(|node| self.peer(node, &id)).collect();
         let services = self.services.iter().filter_map(|service| self.service(service, &id));
         network.services = services.collect();
     }
@@ -40,6 +43,18 @@ impl Cluster {
     fn is_on(&self, node: &wire::Node, network: &str) -> bool {
         let is_router = address(node.mesh.as_slice(), network).is_some();
         is_router || self.tasks_on(network).any(|(task, _)| task.node_id == node.id)
+    }
+
+    fn peer(&self, node: &wire::Node, network: &str) -> types::PeerInfo {
+        let named = node.description.as_ref().map_or("", |description| &description.hostname);
+        let name = if node.name().is_empty() { named } else { node.name() };
+        let status = self.tunnel.iter().find(|status| status.node == node.id);
+        types::PeerInfo {
+            name: name.to_owned(),
+            ip: data_path(node),
+            table_version: node.tables.get(network).copied().unwrap_or(0),
+            tunnel: status.map(tunnel_out),
+        }
     }
 
     fn service(&self, service: &wire::Service, network: &str) -> Option<(String, types::NetworkServiceInfo)> {
@@ -87,11 +102,23 @@ fn without_prefix(cidr: &str) -> String {
     cidr.split('/').next().unwrap_or_default().to_owned()
 }
 
-fn peer(node: &wire::Node, network: &str) -> types::PeerInfo {
-    let named = node.description.as_ref().map_or("", |description| &description.hostname);
-    let name = if node.name().is_empty() { named } else { node.name() };
-    let table_version = node.tables.get(network).copied().unwrap_or(0);
-    types::PeerInfo { name: name.to_owned(), ip: data_path(node), table_version }
+/// What a node that knows no other nodes' names can say: whom its tunnel leads to.
+pub(crate) fn tunnel_peers(statuses: &[TunnelPeerStatus]) -> Vec<types::PeerInfo> {
+    let peer = |status: &TunnelPeerStatus| types::PeerInfo {
+        name: status.node.clone(),
+        ip: status.endpoint.ip().to_string(),
+        tunnel: Some(tunnel_out(status)),
+        ..types::PeerInfo::default()
+    };
+    statuses.iter().map(peer).collect()
+}
+
+fn tunnel_out(status: &TunnelPeerStatus) -> types::TunnelInfo {
+    types::TunnelInfo {
+        endpoint: status.endpoint.to_string(),
+        handshake_seconds: status.handshake_seconds,
+        is_current: status.is_current,
+    }
 }
 
 fn data_path(node: &wire::Node) -> String {
@@ -156,13 +183,27 @@ mod tests {
             vec![task("a", "10.0.1.3/24", TaskState::Running), task("b", "10.0.1.4/24", TaskState::Failed)];
         let mut nodes = vec![node("a", "192.0.2.1"), node("b", "192.0.2.2")];
         nodes[0].tables.insert("net".into(), 7);
-        let cluster = Cluster { services: vec![service], tasks, nodes };
+        nodes.push(node("c", "192.0.2.3"));
+        let tunnel = vec![TunnelPeerStatus {
+            node: "b".into(),
+            endpoint: "192.0.2.2:51820".parse().expect("address"),
+            handshake_seconds: Some(4),
+            is_current: true,
+        }];
+        let mut tasks = tasks;
+        tasks.push(task("b", "10.0.1.5/24", TaskState::Running));
+        let cluster = Cluster { services: vec![service], tasks, nodes, tunnel };
         let mut shown = types::NetworkInspect { id: "net".into(), ..types::NetworkInspect::default() };
         cluster.describe(&mut shown);
         let json = serde_json::to_value(&shown).expect("json");
         assert_eq!(
             json["Peers"],
-            serde_json::json!([{"Name": "host-a", "IP": "192.0.2.1", "TableVersion": 7}])
+            serde_json::json!([
+                {"Name": "host-a", "IP": "192.0.2.1", "TableVersion": 7},
+                {"Name": "host-b", "IP": "192.0.2.2", "Tunnel": {
+                    "Endpoint": "192.0.2.2:51820", "HandshakeSeconds": 4, "IsCurrent": true
+                }},
+            ])
         );
         let web = &json["Services"]["web"];
         assert_eq!(
@@ -173,7 +214,7 @@ mod tests {
             "Name": "web.1.t-a", "EndpointID": "", "EndpointIP": "10.0.1.3",
             "Info": {"Host IP": "192.0.2.1", "Ready": "true"}
         }]);
-        assert_eq!(web["Tasks"], tasks);
+        assert_eq!(web["Tasks"][0], tasks[0]);
         let mut other = types::NetworkInspect { id: "other".into(), ..types::NetworkInspect::default() };
         cluster.describe(&mut other);
         assert!(other.peers.is_empty() && other.services.is_empty());

@@ -100,6 +100,20 @@ docker! {
         /// says whose node lags.
         #[serde(skip_serializing_if = "crate::types::omit")]
         pub table_version: u64,
+        /// Ours: how the answering node's traffic of an encrypted network gets there.
+        #[serde(skip_serializing_if = "crate::types::omit")]
+        pub tunnel: Option<TunnelInfo>,
+    }
+
+    /// A node as the WireGuard device of another one sees it.
+    pub struct TunnelInfo {
+        /// Where packets to it go.
+        pub endpoint: String,
+        /// How long ago the session began that they go by; absent when there is none.
+        #[serde(skip_serializing_if = "crate::types::omit")]
+        pub handshake_seconds: Option<u64>,
+        /// Whether that session has the newest keys.
+        pub is_current: bool,
     }
 
     pub struct NetworkServiceInfo {

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rswarm_base::Chain;
 use rswarm_base::id::is_cluster_id;
@@ -131,6 +132,11 @@ pub(crate) fn new_endpoint(
     }
     if let Some(address) = asked.address_v6.filter(|address| !address.is_ipv6()) {
         return Err(NetworkError::Invalid(format!("invalid IPv6 address: {address}")));
+    }
+    if network.config_only {
+        // As Docker says it.
+        let reason = "cannot create endpoint on configuration-only network";
+        return Err(NetworkError::Forbidden(reason.to_owned()));
     }
     if network.is_default_bridge() && (asked.address.is_some() || asked.address_v6.is_some()) {
         return Err(NetworkError::Invalid(
@@ -420,21 +426,23 @@ pub(crate) async fn adopt(shared: &Shared, container: &Container) -> Result<(), 
     let netns = shared.networks.open_netns(container.state.pid).map_err(Cause::new)?;
     let mut attached = Vec::new();
     let mut networks = Vec::new();
+    let mut internal = !container.endpoints.is_empty();
     for endpoint in container.endpoints.iter() {
         let Ok(network) = shared.local.find(&endpoint.network_id) else {
             // A cluster network: it is known again when the worker has applied it.
+            internal &= [endpoint.gateway, endpoint.gateway_v6].iter().all(Option::is_none);
             attached.extend(to_kernel(endpoint, &endpoint.network_id));
             networks.push(endpoint.network_id.clone());
             continue;
         };
+        internal &= network.internal;
         attached.extend(to_kernel(endpoint, network.kernel_id()));
         if network.has_names() {
             networks.push(network.id.clone());
         }
     }
-    let upstream = upstream(&resolv_conf(shared, container)?);
-    let aliases = aliases(&container.endpoints);
-    let dns = (!networks.is_empty()).then_some(DnsConfig { networks, aliases, upstream });
+    let resolv = resolv_conf(shared, container)?;
+    let dns = (!networks.is_empty()).then(|| dns_config(networks, internal, &container.endpoints, &resolv));
     shared.networks.adopt(&container.id, &netns, &attached, dns).await.map_err(Cause::new)?;
     Ok(())
 }
@@ -498,11 +506,8 @@ fn order(endpoints: &[(Endpoint, Arc<Network>)], gateway: Option<usize>) -> Vec<
 fn dns(networks: &[&Network], endpoints: &[Endpoint], resolv: &ResolvConf) -> Option<DnsConfig> {
     let named: Vec<String> =
         networks.iter().filter(|network| network.has_names()).map(|network| network.id.clone()).collect();
-    (!named.is_empty()).then(|| DnsConfig {
-        networks: named,
-        aliases: aliases(endpoints),
-        upstream: upstream(resolv),
-    })
+    let internal = networks.iter().all(|network| network.internal);
+    (!named.is_empty()).then(|| dns_config(named, internal, endpoints, resolv))
 }
 
 /// What links are where containers are found by name: names of the container's own.
@@ -564,9 +569,28 @@ pub(crate) async fn rewrite(shared: &Shared, container: &Container) -> Result<()
     write_files(shared, container, endpoints, gateway, endpoints.iter().any(named)).await
 }
 
-/// Asked from the daemon's namespace, so that the host's loopback servers are fine.
-fn upstream(resolv: &ResolvConf) -> Vec<IpAddr> {
-    resolv.servers.clone()
+fn dns_config(
+    networks: Vec<String>,
+    internal: bool,
+    endpoints: &[Endpoint],
+    resolv: &ResolvConf,
+) -> DnsConfig {
+    /// What resolvers bound these options to (resolv.conf(5)).
+    const TIMEOUT_SECONDS_MAX: u32 = 30;
+    const ATTEMPTS_MAX: u32 = 5;
+    let own = endpoints.iter().flat_map(|endpoint| [endpoint.address, endpoint.address_v6]);
+    let seconds = resolv.option("timeout").map(|seconds| seconds.clamp(1, TIMEOUT_SECONDS_MAX));
+    DnsConfig {
+        networks,
+        aliases: aliases(endpoints),
+        // Asked from the daemon's namespace, so that the host's loopback servers are fine.
+        upstream: resolv.servers.clone(),
+        own: own.flatten().map(|(address, _)| address).collect(),
+        timeout: seconds.map(|seconds| Duration::from_secs(seconds.into())),
+        attempts: resolv.option("attempts").map(|attempts| attempts.clamp(1, ATTEMPTS_MAX)),
+        internal,
+        keep_short: resolv.option("ndots").is_some_and(|ndots| ndots > 0),
+    }
 }
 
 fn resolv_conf(shared: &Shared, container: &Container) -> Result<ResolvConf, StartError> {

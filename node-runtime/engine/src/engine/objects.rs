@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rswarm_image::{ImageUser, Removed};
-use rswarm_network::{Exposure, Finding, Overlay, OverlayError};
+use rswarm_network::{Exposure, Finding, Overlay, OverlayError, TunnelPeerStatus};
 
 use super::Engine;
 use crate::attach::Attacher;
@@ -76,6 +76,11 @@ impl Engine {
     /// When the kernel cannot be asked.
     pub async fn audit_networks(&self) -> Result<Exposure, NetworkError> {
         Ok(self.shared.networks.audit().await.map_err(Cause::new)?)
+    }
+
+    /// How the device of encrypted overlays sees other nodes; nothing where there is none.
+    pub async fn tunnel_peers(&self) -> Vec<TunnelPeerStatus> {
+        self.shared.networks.tunnel_peers().await
     }
 
     /// Puts a container on one more network, at once when it runs.

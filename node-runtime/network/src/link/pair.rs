@@ -4,20 +4,26 @@
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use rtnetlink::packet_route::link::{
     InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags,
-    LinkInfo, LinkMessage,
+    LinkInfo, LinkMessage, State,
 };
 use rtnetlink::packet_route::neighbour::{
     NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use tokio::time::Instant;
 
-use super::{Route, neighbour_message, new_link};
+use super::{Route, named_link, neighbour_message, new_link};
 use crate::model::Mac;
 use crate::plan::{Link, Neighbour, Port};
+
+/// The longest wait for a carrier: a worker of the kernel's has had its turn by then, whatever else it has to do.
+const CARRIER: Duration = Duration::from_secs(2);
+const CARRIER_POLL: Duration = Duration::from_millis(1);
 
 /// One end of a pair of virtual interfaces to be made here, the other one in another namespace.
 #[derive(Debug, Clone)]
@@ -47,6 +53,24 @@ impl Route {
         self.set_up_port(pair, bridge).inspect_err(|_| {
             let _ = self.delete_link(&pair.near.name);
         })
+    }
+
+    /// Waits until the kernel has noticed that both ends are up. Until then a bridge does not pass what is for the
+    /// container on: it loses what it gets, and the first question who has its address is asked again a second
+    /// later. To be asked for the link makes the kernel look at once (Linux 6.8), or a worker does.
+    pub fn await_carrier(&mut self, near: &str) -> io::Result<()> {
+        let deadline = Instant::now() + CARRIER;
+        loop {
+            let link = self.link(named_link(near))?;
+            let is_up = link.attributes.contains(&LinkAttribute::OperState(State::Up));
+            if is_up || Instant::now() > deadline {
+                if !is_up {
+                    tracing::warn!(link = near, "the other end of the pair is not up yet");
+                }
+                return Ok(());
+            }
+            std::thread::sleep(CARRIER_POLL);
+        }
     }
 
     fn create_pair(&mut self, pair: &Pair, bridge: u32) -> io::Result<()> {

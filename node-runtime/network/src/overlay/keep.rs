@@ -109,8 +109,9 @@ impl OverlayNetwork {
 
     /// One way to each other node: between sandboxes where they are routers, else between two containers.
     fn probes(&self, overlay: &Overlay, sandbox: &Netns) -> Vec<Probe> {
-        let probe = |from: &Netns, to, node| Probe {
+        let probe = |from: &Netns, source, to, node| Probe {
             from: from.clone(),
+            source,
             to,
             node,
             mtu: self.mtu,
@@ -118,13 +119,15 @@ impl OverlayNetwork {
         };
         if let Some(mesh) = &overlay.mesh {
             let ways = mesh.nodes.iter().filter_map(|node| Some((*node.addresses.first()?, node.node_addr)));
-            return ways.map(|(address, node)| probe(sandbox, address, node)).collect();
+            // The gateway's address is that of every sandbox: to it, nobody answers another.
+            let own = |to| mesh.addresses.iter().copied().find(|own| Family::of(*own) == Family::of(to));
+            return ways.map(|(address, node)| probe(sandbox, own(address), address, node)).collect();
         }
         let Some(member) = self.members.values().next() else { return Vec::new() };
         let remote = overlay.endpoints.iter().filter(|endpoint| !endpoint.local && endpoint.ready);
         let nodes: BTreeMap<IpAddr, IpAddr> =
             remote.filter_map(|endpoint| Some((endpoint.node_addr, *endpoint.addresses.first()?))).collect();
-        nodes.into_iter().map(|(node, address)| probe(&member.netns, address, node)).collect()
+        nodes.into_iter().map(|(node, address)| probe(&member.netns, None, address, node)).collect()
     }
 
     /// Which service has which port of the mesh.

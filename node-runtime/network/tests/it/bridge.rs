@@ -93,11 +93,11 @@ async fn bridges_are_kept_apart() {
 
     let _server = outside.whoami(80);
     assert!(s1.space.asks([10, 88, 0, 9], 80).is_some());
-    let refused = networks.remove_bridge("silent0000000").await;
+    let refused = networks.remove_local("silent0000000").await;
     assert!(matches!(refused, Err(RemoveError::InUse { .. })));
     networks.detach("s1").await.expect("detach");
     networks.detach("s2").await.expect("detach");
-    networks.remove_bridge("silent0000000").await.expect("remove");
+    networks.remove_local("silent0000000").await.expect("remove");
     assert!(!host.sh("ip -o link").contains("br-silent"));
     networks.close_all().await.expect("close");
     assert_clean(&host, &config);

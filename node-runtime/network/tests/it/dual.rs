@@ -162,6 +162,7 @@ fn overlay(here: u8) -> Overlay {
         node_addr: node(n),
         local: n == here,
         ready: true,
+        started: true,
     };
     let there = 3 - here;
     let port = |protocol| MeshPort {
@@ -191,6 +192,7 @@ fn overlay(here: u8) -> Overlay {
             aliases: Vec::new(),
             addresses: inside(100),
             balancing: Default::default(),
+            ports: Vec::new(),
         }],
         mesh: Some(Mesh {
             addresses: inside(200 + here),

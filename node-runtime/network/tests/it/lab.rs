@@ -202,6 +202,9 @@ impl Lab {
             "ip addr add 10.88.0.{number}/24 dev eth0 && ip addr add fd88::{number}/64 dev eth0 nodad && \
              ip link set eth0 up"
         ));
+        // A switch passes nothing on to a port before the kernel has noticed that its other end is up.
+        let is_up = || self.switch.sh(&format!("ip -o link show p{number}")).contains("state UP");
+        assert!((0..1000).any(|_| is_up()), "the switch's port p{number} is not up");
         host
     }
 }
@@ -317,7 +320,7 @@ pub fn request(container: &str, network: &str) -> AttachRequest {
 
 /// Fails when the host holds more than it was born with.
 pub fn assert_clean(host: &Space, config: &Config) {
-    let links = host.sh("ip -o link | awk -F': ' '{print $2}' | cut -d@ -f1 | tr '\\n' ' '");
+    let links = host.sh("ip -o link 2>/dev/null | awk -F': ' '{print $2}' | cut -d@ -f1 | tr '\\n' ' '");
     assert_eq!(links.trim(), "lo eth0");
     assert_eq!(host.sh("nft list tables"), "");
     assert!(!config.netns_dir.exists(), "sandbox directory left");

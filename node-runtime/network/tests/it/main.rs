@@ -8,6 +8,7 @@ mod dual;
 mod echo;
 mod firewall;
 mod lab;
+mod lan;
 mod mesh;
 mod overlay;
 mod publish;

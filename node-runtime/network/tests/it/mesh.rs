@@ -38,6 +38,7 @@ fn ingress(here: u8, nodes: &[u8], tasks: &[u8], ports: &[(u16, u16)]) -> Overla
         node_addr: node(n).into(),
         local: n == here,
         ready: true,
+        started: true,
     };
     let mac = |n: u8| Mac([0x02, 0x42, 10, 0, 0, 200 + n]);
     let router =
@@ -160,6 +161,13 @@ async fn every_node_leads_to_every_task_and_the_client_keeps_its_address() {
     assert_eq!(meets(&one.space, inside(12), 80, &["two"]), seen(&["two"], "10.0.0.11"));
     assert!(one.space.pings(inside(12)) && two.space.pings(inside(11)));
     assert!(two.space.pings(IpAddr::from([10, 88, 0, 9])), "the way out");
+
+    for daemon in &cluster.daemons {
+        let findings = daemon.networks.check(ID).await.expect("check").expect("it is here");
+        assert_eq!(findings.iter().filter(|finding| finding.subject.starts_with("node ")).count(), 2);
+        let wrong: Vec<_> = findings.iter().filter(|finding| finding.remedy.is_some()).collect();
+        assert!(wrong.is_empty(), "{wrong:?}");
+    }
 
     // No node list in containers, and rules that can be read.
     let inside_rules = two.space.sh("nft list ruleset; ip rule; ip route show table all");

@@ -29,6 +29,7 @@ pub fn overlay(here: u8, on: &[u8]) -> Overlay {
         node_addr: IpAddr::from([10, 88, 0, n]),
         local: n == here,
         ready: true,
+        started: true,
     };
     Overlay {
         network_id: ID.into(),

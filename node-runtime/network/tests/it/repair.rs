@@ -94,6 +94,7 @@ fn overlay(mesh: bool) -> Overlay {
         node_addr: IpAddr::from([10, 88, 0, 1]),
         local: true,
         ready: true,
+        started: true,
     };
     let other = OverlayEndpoint {
         task_id: "task2".into(),
@@ -122,6 +123,7 @@ fn overlay(mesh: bool) -> Overlay {
             aliases: Vec::new(),
             addresses: vec![IpAddr::from([10, 0, 1, 2])],
             balancing: Default::default(),
+            ports: Vec::new(),
         }],
         mesh: mesh.then(|| Mesh {
             addresses: vec![IpAddr::from([10, 0, 1, 3])],
@@ -203,7 +205,7 @@ async fn a_containers_rules_are_put_right() {
         ..request("task1", ID)
     };
     let container = Container::start(&daemon.networks, task).await;
-    let dns = rswarm_network::DnsConfig { networks: vec![ID.into()], ..rswarm_network::DnsConfig::default() };
+    let dns = rswarm_network::DnsConfig { networks: vec![ID.into()], ..Default::default() };
     daemon.networks.serve_dns(&container.netns, "task1", dns.clone()).await.expect("dns");
     let names = || container.space.try_sh("busybox nslookup web 127.0.0.11").0;
     until("name", names);

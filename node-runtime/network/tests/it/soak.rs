@@ -53,6 +53,7 @@ fn table(network: u8, here: u8, tasks: &BTreeSet<u8>) -> Overlay {
         node_addr: IpAddr::from([10, 88, 0, host_of(*task)]),
         local: host_of(*task) == here,
         ready: true,
+        started: true,
     };
     Overlay {
         network_id: id(network),
@@ -73,6 +74,7 @@ fn table(network: u8, here: u8, tasks: &BTreeSet<u8>) -> Overlay {
             aliases: Vec::new(),
             addresses: vec![vip(network).into()],
             balancing: Default::default(),
+            ports: Vec::new(),
         }],
         mesh: None,
         tunnel: None,
@@ -219,7 +221,7 @@ async fn soak_networks_come_and_go() {
         }
         drop((task, local));
         networks.remove_overlay(&id(1)).await.expect("remove");
-        networks.remove_bridge("soak00000000").await.expect("remove");
+        networks.remove_local("soak00000000").await.expect("remove");
     }
     assert_eq!(state(), before);
     networks.close_all().await.expect("close");

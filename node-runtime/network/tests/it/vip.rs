@@ -38,6 +38,7 @@ fn overlay(here: u8, tasks: &[Task]) -> Overlay {
         node_addr: IpAddr::from([10, 88, 0, task.host]),
         local: task.host == here,
         ready: task.ready,
+        started: true,
     };
     // The clients are containers of their own.
     let client = |host: u8| OverlayEndpoint {
@@ -61,6 +62,7 @@ fn overlay(here: u8, tasks: &[Task]) -> Overlay {
             aliases: vec!["www".into()],
             addresses: vec![VIP.into()],
             balancing: Default::default(),
+            ports: Vec::new(),
         }],
         mesh: None,
         tunnel: None,

@@ -1,0 +1,221 @@
+//! Connections and networks while nodes die, cables break and managers are gone.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rswarm_tests::harness::{Lab, eventually, run};
+use rswarm_tests::host::Host;
+
+use crate::support::{cluster, containers_of, converged, deploy};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What comes on top of the detection of a dead node before every new connection succeeds.
+const AFTER_DETECTION: Duration = Duration::from_secs(1);
+/// Networks that come and go; `RSWARM_NETWORK_ROUNDS` makes it more.
+const ROUNDS: usize = 12;
+
+/// A connection that stays, and says each line that it is told again.
+struct Echo {
+    client: Child,
+    answers: BufReader<std::process::ChildStdout>,
+}
+
+impl Echo {
+    /// From a container of `client` to an address.
+    fn start(lab: &Lab, client: &str, address: &str) -> Result<Echo> {
+        let from = containers_of(lab, client)?.into_iter().next().context("the client runs")?;
+        let pid = lab.hosts[from.host].docker(&["inspect", "--format", "{{.State.Pid}}", &from.id])?;
+        let mut client = std::process::Command::new("nsenter")
+            .arg(format!("--net=/proc/{}/ns/net", pid.trim()))
+            .args(["busybox", "nc", address, "9000"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let answers = BufReader::new(client.stdout.take().context("a pipe")?);
+        Ok(Echo { client, answers })
+    }
+
+    /// Says a line and waits for it to come back.
+    fn say(&mut self, line: &str) -> Result<()> {
+        let input = self.client.stdin.as_mut().context("a pipe")?;
+        writeln!(input, "{line}")?;
+        self.hear(line)
+    }
+
+    fn hear(&mut self, line: &str) -> Result<()> {
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer)?;
+        ensure!(answer.trim_end() == line, "{line:?} came back as {answer:?}");
+        Ok(())
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        let _ = self.client.kill();
+        let _ = self.client.wait();
+    }
+}
+
+/// The service's virtual address on `app`.
+fn vip(host: &Host, service: &str) -> Result<String> {
+    let format = "{{(index .Endpoint.VirtualIPs 0).Addr}}";
+    let vip = host.docker(&["service", "inspect", service, "--format", format])?;
+    Ok(vip.trim().split('/').next().unwrap_or_default().to_owned())
+}
+
+#[test]
+fn connections_live_on_without_managers_and_through_a_partition() -> Result<()> {
+    let mut lab = cluster(3, 1)?;
+    for host in &lab.hosts {
+        host.import_busybox()?;
+    }
+    let first = &lab.hosts[0];
+    let place = |name: &str| format!("node.hostname=={name}");
+    let create = ["service", "create", "--detach", "--network", "app", "--constraint"];
+    let server = ["--name", "echo", "busybox:latest", "nc", "-ll", "-p", "9000", "-e", "cat"];
+    first.docker(&[&create[..], &[&place("h2")], &server].concat())?;
+    let client = ["--name", "client", "busybox:latest", "sleep", "100000"];
+    first.docker(&[&create[..], &[&place("h3")], &client].concat())?;
+    converged(first, "echo", 1, PATIENCE)?;
+    converged(first, "client", 1, PATIENCE)?;
+    let task = containers_of(&lab, "echo")?.into_iter().next().context("the server runs")?;
+    let mut talks =
+        [Echo::start(&lab, "client", &vip(first, "echo")?)?, Echo::start(&lab, "client", &task.address)?];
+    let say = |talks: &mut [Echo; 2], line: &str| talks.iter_mut().try_for_each(|talk| talk.say(line));
+    say(&mut talks, "begin")?;
+
+    // No managers: old connections go on, and new ones are made.
+    lab.hosts[0].kill()?;
+    say(&mut talks, "no manager")?;
+    Echo::start(&lab, "client", &task.address)?.say("new, without a manager")?;
+    // The agents' daemons die as well.
+    lab.hosts[1].restart_hard()?;
+    lab.hosts[2].restart_hard()?;
+    say(&mut talks, "no manager, new daemons")?;
+
+    // Nothing goes between the workers; what was said meanwhile arrives after it.
+    let other = lab.hosts[1].address.to_string();
+    let cut = format!(
+        "add table ip cut; add chain ip cut in {{ type filter hook prerouting priority -400; }}; \
+         add rule ip cut in ip saddr {other} drop"
+    );
+    run(lab.hosts[2].command("nft").arg(cut))?;
+    for talk in &mut talks {
+        writeln!(talk.client.stdin.as_mut().context("a pipe")?, "said while cut off")?;
+    }
+    lab.hosts[0].start()?;
+    lab.hosts[0].ready()?;
+    run(lab.hosts[2].command("nft").args(["delete", "table", "ip", "cut"]))?;
+    for talk in &mut talks {
+        talk.hear("said while cut off")?;
+    }
+    say(&mut talks, "healed")?;
+
+    // Afterwards every kernel has what the managers' table says, and nothing else.
+    eventually(PATIENCE, "every node is as the managers want it", || {
+        lab.hosts.iter().try_for_each(|host| host.rswarm(&["network", "check", "app"]).map(drop))?;
+        let same = containers_of(&lab, "echo")?.first().map(|now| now.id.clone()) == Some(task.id.clone());
+        ensure!(same, "the server was replaced");
+        Ok(true)
+    })?;
+    say(&mut talks, "end")?;
+    drop(talks);
+    lab.hosts[0].docker(&["service", "rm", "echo", "client"])?;
+    lab.finish()
+}
+
+#[test]
+fn a_dead_node_costs_new_connections_its_detection_and_no_more() -> Result<()> {
+    let lab = cluster(3, 1)?;
+    let first = &lab.hosts[0];
+    let create = ["service", "create", "--detach", "--name", "web", "--replicas", "3", "-p", "8080:80"];
+    first.docker(&[&create[..], &["--network", "app", "demo:latest"]].concat())?;
+    converged(first, "web", 3, PATIENCE)?;
+    let url = format!("http://{}:8080/", first.address);
+    let ask = |seconds: &str| {
+        let args = ["-sS", "--fail", "-o", "/dev/null", "--connect-timeout", seconds, &url];
+        run(lab.hosts[1].command("curl").args(args))
+    };
+    eventually(PATIENCE, "the port answers", || ask("2").map(|_| true))?;
+    // Its cable is pulled: nobody says goodbye.
+    lab.cut(2)?;
+    let cut = Instant::now();
+    eventually(PATIENCE, "the node is seen to be down", || {
+        Ok(first.docker(&["node", "inspect", "h3", "--format", "{{.Status.State}}"])?.trim() == "down")
+    })?;
+    let detected = cut.elapsed();
+    eventually(AFTER_DETECTION, "ten connections in a row", || {
+        (0..10).try_for_each(|_| ask("0.5").map(drop)).map(|()| true)
+    })?;
+    println!("seen after {detected:?}, all connections succeed after {:?}", cut.elapsed());
+    for _ in 0..40 {
+        ask("2").context("after the node was seen to be down")?;
+    }
+    lab.heal(2)?;
+    eventually(PATIENCE, "the node is back, and its tables are the managers'", || {
+        let state = first.docker(&["node", "inspect", "h3", "--format", "{{.Status.State}}"])?;
+        ensure!(state.trim() == "ready", "{state}");
+        lab.hosts.iter().try_for_each(|host| host.rswarm(&["network", "check", "ingress"]).map(drop))?;
+        Ok(true)
+    })?;
+    first.docker(&["service", "rm", "web"])?;
+    lab.finish()
+}
+
+/// What a host's kernel has of networks: links, namespaces, tables.
+fn traces(host: &Host) -> Result<String> {
+    let links = run(host.command("ip").args(["-br", "link"]))?;
+    let names = links.lines().filter_map(|line| line.split_whitespace().next()).collect::<Vec<_>>();
+    let pins = std::fs::read_dir(host.dir.join("run/netns"))?.count();
+    let rules = run(host.command("nft").args(["list", "ruleset"]))?;
+    Ok(format!("{names:?} {pins} {rules}"))
+}
+
+#[test]
+fn networks_come_and_go_and_leave_nothing() -> Result<()> {
+    let rounds = match std::env::var("RSWARM_NETWORK_ROUNDS") {
+        Ok(text) => text.parse().context("RSWARM_NETWORK_ROUNDS")?,
+        Err(_) => ROUNDS,
+    };
+    let lab = cluster(2, 1)?;
+    let first = &lab.hosts[0];
+    // One that stays: what the first of them makes on a node is there before and after.
+    deploy(first, "web", 2)?;
+    converged(first, "web", 2, PATIENCE)?;
+    let before: Vec<String> = lab.hosts.iter().map(traces).collect::<Result<_>>()?;
+    let listed = first.docker(&["network", "ls"])?;
+    for round in 0..rounds {
+        let (network, service) = (format!("net{round}"), format!("service{round}"));
+        first.docker(&["network", "create", "-d", "overlay", &network])?;
+        if round % 4 == 0 {
+            let create = ["service", "create", "--detach", "--name", &service, "--mode", "global"];
+            first.docker(&[&create[..], &["--network", &network, "demo:latest"]].concat())?;
+            converged_global(first, &service, lab.hosts.len())?;
+            first.docker(&["service", "rm", &service])?;
+        }
+        // Refused while a task is still on its way out.
+        eventually(PATIENCE, &format!("{network} is removed"), || {
+            first.docker(&["network", "rm", &network]).map(|_| true)
+        })?;
+    }
+    eventually(PATIENCE, "every node is what it was", || {
+        let now = first.docker(&["network", "ls"])?;
+        ensure!(now == listed, "{listed}, then {now}");
+        for (host, before) in lab.hosts.iter().zip(&before) {
+            let now = traces(host)?;
+            ensure!(now == *before, "{} was {before}, is {now}", host.name);
+        }
+        Ok(true)
+    })?;
+    first.docker(&["service", "rm", "web"])?;
+    lab.finish()
+}
+
+fn converged_global(host: &Host, service: &str, nodes: usize) -> Result<()> {
+    eventually(PATIENCE, &format!("{service} runs on every node"), || {
+        Ok(crate::support::running_tasks(host, service)?.len() == nodes)
+    })
+}
