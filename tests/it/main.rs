@@ -11,6 +11,7 @@ mod engine;
 mod faults;
 mod identity;
 mod jobs;
+mod locks;
 mod mesh;
 mod playground;
 mod recovery;
