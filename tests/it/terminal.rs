@@ -1,6 +1,7 @@
 //! docker's client at a terminal and on pipes: what is typed arrives, what is said is seen, codes are kept.
 
 use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ fn clients_at_terminals_and_pipes_behave_as_on_dockerd() -> Result<()> {
     let lab = Lab::start(1)?;
     let host = &lab.hosts[0];
     host.import_busybox()?;
-    let checks: [Check; 10] = [
+    let checks: [Check; 12] = [
         ("a shell on a terminal", shell),
         ("detach and attach", detach_and_attach),
         ("exec on a terminal", exec_on_a_terminal),
@@ -29,6 +30,8 @@ fn clients_at_terminals_and_pipes_behave_as_on_dockerd() -> Result<()> {
         ("all output arrives", output_is_complete),
         ("many watch one", many_watch_one),
         ("signals are passed on", signals_are_passed_on),
+        ("attach over a websocket", attach_over_a_websocket),
+        ("bad handshakes of websockets", bad_websocket_handshakes_are_refused),
         ("a client that vanishes", a_client_that_vanishes_is_forgotten),
     ];
     all_pass(host, &checks)?;
@@ -47,6 +50,142 @@ fn output(host: &Host, args: &[&str]) -> Result<Output> {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+const ATTACH: &str = "/v1.43/containers/talk/attach/ws?logs=1&stream=1&stdin=1&stdout=1&stderr=1";
+
+/// As Portainer does it: messages without frames, both ways. RFC 6455 has the bytes.
+fn attach_over_a_websocket(host: &Host) -> Result<()> {
+    let program = "echo before; head -c 200000 /dev/zero | tr '\\0' x; echo; while read word; do echo \"$word\" >&2; done";
+    host.docker(&["run", "-d", "-i", "--name", "talk", "busybox", "sh", "-c", program])?;
+    let long = format!("before\n{}\n", "x".repeat(200_000));
+    eventually(Duration::from_secs(10), "it is logged", || Ok(host.docker(&["logs", "talk"])? == long))?;
+
+    let mut socket = websocket(host, ATTACH)?;
+    let mut replayed = Vec::new();
+    while replayed.len() < long.len() {
+        replayed.extend(data(&mut socket)?);
+    }
+    ensure!(replayed == long.as_bytes(), "{} bytes are replayed", replayed.len());
+    // One message in two frames, with a ping between them.
+    send(&mut socket, 0x01, b"hel")?;
+    send(&mut socket, 0x89, b"?")?;
+    send(&mut socket, 0x80, b"lo\n")?;
+    let (mut pong, mut heard) = (false, Vec::new());
+    while !pong || heard != b"hello\n" {
+        match message(&mut socket)? {
+            (0x8a, payload) => pong = payload == b"?",
+            (0x82, payload) => heard.extend(payload),
+            other => anyhow::bail!("{other:?}"),
+        }
+    }
+    send(&mut socket, 0x88, b"")?;
+    ensure!(message(&mut socket)?.0 == 0x88, "a close is answered by one");
+    ensure!(socket.read(&mut [0])? == 0);
+    ensure!(host.docker(&["inspect", "--format", "{{.State.Running}}", "talk"])?.trim() == "true");
+
+    // Only what is asked for; and the end of the container is that of the socket.
+    let mut deaf = websocket(host, "/v1.43/containers/talk/attach/ws?stream=1&stdin=1&stdout=1")?;
+    let mut all = websocket(host, "/v1.27/containers/talk/attach/ws?stream=1")?;
+    send(&mut deaf, 0x82, b"unheard\n")?;
+    ensure!(message(&mut all)? == (0x81, b"unheard\n".to_vec()), "text, and all streams, for old clients");
+    host.docker(&["kill", "talk"])?;
+    ensure!(message(&mut deaf)?.0 == 0x88 && message(&mut all)?.0 == 0x88);
+    host.docker(&["rm", "-f", "talk"]).map(drop)
+}
+
+fn bad_websocket_handshakes_are_refused(host: &Host) -> Result<()> {
+    host.docker(&["run", "-d", "-i", "--name", "talk", "busybox", "cat"])?;
+    let good = [
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    ];
+    let says = |headers: &[&str], path: &str| -> Result<(String, UnixStream)> {
+        let mut socket = UnixStream::connect(host.dir.join("rswarm.sock"))?;
+        socket.set_read_timeout(Some(Duration::from_secs(60)))?;
+        write!(socket, "GET {path} HTTP/1.1\r\nHost: x\r\n{}\r\n\r\n", headers.join("\r\n"))?;
+        let status = head(&mut socket)?.lines().next().unwrap_or_default().to_owned();
+        Ok((status, socket))
+    };
+    for missing in 0..good.len() {
+        let mut headers = good.to_vec();
+        headers.remove(missing);
+        let (status, _) = says(&headers, ATTACH)?;
+        ensure!(status == "HTTP/1.1 400 Bad Request", "without {}: {status}", good[missing]);
+    }
+    let (status, _) = says(&[good[0], good[1], "Sec-WebSocket-Version: 8", good[3]], ATTACH)?;
+    ensure!(status == "HTTP/1.1 400 Bad Request", "{status}");
+    let (status, _) = says(&good, &ATTACH.replace("talk", "nobody"))?;
+    ensure!(status == "HTTP/1.1 404 Not Found", "{status}");
+    // A frame without a mask ends the attachment, and nothing else.
+    let (_, mut socket) = says(&good, ATTACH)?;
+    socket.write_all(b"\x82\x04bad\n")?;
+    ensure!(message(&mut socket)?.0 == 0x88);
+    ensure!(host.docker(&["inspect", "--format", "{{.State.Running}}", "talk"])?.trim() == "true");
+    ensure!(host.docker(&["logs", "talk"])?.is_empty());
+    host.docker(&["rm", "-f", "talk"]).map(drop)
+}
+
+/// A websocket to a path of the API, its handshake done.
+fn websocket(host: &Host, path: &str) -> Result<UnixStream> {
+    let mut socket = UnixStream::connect(host.dir.join("rswarm.sock"))?;
+    socket.set_read_timeout(Some(Duration::from_secs(60)))?;
+    write!(
+        socket,
+        "GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )?;
+    let head = head(&mut socket)?;
+    ensure!(head.starts_with("HTTP/1.1 101 ") && head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{head}");
+    Ok(socket)
+}
+
+/// A reply's head.
+fn head(socket: &mut UnixStream) -> Result<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        socket.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    Ok(text(&head))
+}
+
+/// A short frame of a client's: its first byte and its payload, masked.
+fn send(socket: &mut UnixStream, first: u8, payload: &[u8]) -> Result<()> {
+    let mask = [0xa5, 0x01, 0x5a, 0xff];
+    let mut frame = vec![first, 0x80 | u8::try_from(payload.len())?];
+    frame.extend(mask);
+    frame.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    Ok(socket.write_all(&frame)?)
+}
+
+/// A server's frame: its first byte and its payload.
+fn message(socket: &mut UnixStream) -> Result<(u8, Vec<u8>)> {
+    let mut head = [0; 2];
+    socket.read_exact(&mut head)?;
+    let mut long = vec![
+        0;
+        match head[1] {
+            126 => 2,
+            127 => 8,
+            _ => 0,
+        }
+    ];
+    socket.read_exact(&mut long)?;
+    let length = long.iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
+    let mut payload = vec![0; if long.is_empty() { head[1].into() } else { length }];
+    socket.read_exact(&mut payload)?;
+    Ok((head[0], payload))
+}
+
+/// The payload of a message that must be data.
+fn data(socket: &mut UnixStream) -> Result<Vec<u8>> {
+    let (first, payload) = message(socket)?;
+    ensure!(first == 0x82, "{first:#x} {}", text(&payload));
+    Ok(payload)
 }
 
 fn shell(host: &Host) -> Result<()> {

@@ -8,10 +8,10 @@ use rswarm_base::ipam::Subnet;
 use rswarm_engine::network::OverlayFacts;
 use rswarm_network::tunnel::Secret;
 use rswarm_network::{
-    Mac, Mesh, MeshNode, MeshPort, Overlay, OverlayEndpoint, OverlayService, OverlayTunnel, Protocol,
-    TunnelPeer,
+    Balancing, Mac, Mesh, MeshNode, MeshPort, Overlay, OverlayEndpoint, OverlayService, OverlayTunnel, Pick,
+    Protocol, TunnelPeer,
 };
-use rswarm_proto::wire::{NetworkEndpoint, NetworkNode, NetworkService, PortConfig};
+use rswarm_proto::wire::{NetworkEndpoint, NetworkNode, NetworkService, PortConfig, balancing};
 use rswarm_worker::ExecError;
 use rswarm_worker::assignments::NetworkView;
 
@@ -155,7 +155,21 @@ fn overlay_service(service: &NetworkService) -> Result<OverlayService, ExecError
         name: service.name.clone(),
         aliases: service.aliases.clone(),
         addresses: addresses(&service.address, &service.addresses)?,
+        balancing: balancing(service),
     })
+}
+
+fn balancing(service: &NetworkService) -> Balancing {
+    let wanted = service.balancing.unwrap_or_default();
+    Balancing {
+        pick: match wanted.pick() {
+            balancing::Pick::Random => Pick::Random,
+            balancing::Pick::SourceHash => Pick::SourceHash,
+            balancing::Pick::Sticky => Pick::Sticky,
+        },
+        local_first: wanted.local_first,
+        local_only: wanted.local_only,
+    }
 }
 
 /// The mesh as this node has it; nothing for other networks, and where this node has no address in it.
@@ -189,6 +203,7 @@ fn mesh_port(service: &NetworkService, port: &PortConfig) -> Result<MeshPort, Ex
     let protocol = match port.protocol.as_str() {
         "tcp" => Protocol::Tcp,
         "udp" => Protocol::Udp,
+        "sctp" => Protocol::Sctp,
         other => return Err(ExecError(format!("the manager sent `{other}` where a protocol belongs"))),
     };
     Ok(MeshPort {
@@ -196,6 +211,7 @@ fn mesh_port(service: &NetworkService, port: &PortConfig) -> Result<MeshPort, Ex
         published: self::port(port.published)?,
         target: self::port(port.target)?,
         service_id: service.service_id.clone(),
+        balancing: balancing(service),
     })
 }
 
@@ -317,7 +333,10 @@ mod tests {
         };
         assert_eq!(mesh.nodes, [other]);
         let (protocol, service_id) = (Protocol::Tcp, "s".to_owned());
-        assert_eq!(mesh.ports, [MeshPort { protocol, published: 8080, target: 80, service_id }]);
+        assert_eq!(
+            mesh.ports,
+            [MeshPort { protocol, published: 8080, target: 80, service_id, balancing: Balancing::default() }]
+        );
     }
 
     #[test]

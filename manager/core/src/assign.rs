@@ -7,12 +7,12 @@ use rswarm_proto::model::object::Stored;
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::assignment_change::Change as Kind;
 use rswarm_proto::wire::{
-    AssignmentChange, Config, Network, NetworkAttachment, NetworkEndpoint, NetworkNode, NetworkService,
-    NetworkTable, Node, ObjectKind, Secret, Service, Task, TunnelSecret,
+    AssignmentChange, Balancing, Config, Network, NetworkAttachment, NetworkEndpoint, NetworkNode,
+    NetworkService, NetworkTable, Node, ObjectKind, Secret, Service, Task, TunnelSecret,
 };
 
 use crate::content::references;
-use crate::publish::ingress_ports;
+use crate::publish::{balancing, ingress_ports};
 use crate::state::{State, address_of};
 
 /// Everything that one node is assigned, as of one state.
@@ -155,6 +155,7 @@ fn network_service(service: &Service, network: &Network) -> Option<NetworkServic
         vips.filter_map(|vip| address_of(&vip.address)).map(|address| address.to_string()).collect();
     let task = service.spec.as_ref().and_then(|spec| spec.task.as_ref());
     let config = task.and_then(|task| task.networks.iter().find(|config| config.target == network.id));
+    let labels = service.spec.as_ref().and_then(|spec| Some(&spec.annotations.as_ref()?.labels));
     let published = ingress_ports(&endpoint.ports).filter(|port| port.published != 0);
     Some(NetworkService {
         service_id: service.id.clone(),
@@ -163,6 +164,8 @@ fn network_service(service: &Service, network: &Network) -> Option<NetworkServic
         addresses,
         aliases: config.map(|config| config.aliases.clone()).unwrap_or_default(),
         ports: if is_ingress(network) { published.cloned().collect() } else { Vec::new() },
+        // Labels are checked when the spec is taken in; those of a cluster from before say nothing.
+        balancing: labels.and_then(|labels| balancing(labels).ok()).filter(|b| *b != Balancing::default()),
     })
 }
 

@@ -4,15 +4,56 @@
 //! A port in ingress mode is one service's, on every node. A port in host mode is its nodes' alone: many services
 //! may have it, and the scheduler keeps them apart; but on no node may it be both.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rswarm_proto::model::object::Stored;
-use rswarm_proto::wire::{Endpoint, EndpointSpec, PortConfig, ServiceSpec, port_config::Mode};
+use rswarm_proto::wire::balancing::Pick;
+use rswarm_proto::wire::{Balancing, Endpoint, EndpointSpec, PortConfig, ServiceSpec, port_config::Mode};
 
 use crate::state::State;
 
 /// Where ports without a number are given from (swarmkit `portallocator.go`).
 pub const DYNAMIC_PORTS: std::ops::RangeInclusive<u32> = 30_000..=32_767;
+
+/// Service label: which task a connection goes to.
+const LB: &str = "rswarm.lb";
+/// Service label: whether tasks of the client's own node come first.
+const LOCAL_FIRST: &str = "rswarm.local-first";
+/// Service label: which nodes answer on ports in ingress mode.
+const PUBLISH: &str = "rswarm.publish";
+/// Service label that is refused.
+const PROXY_PROTOCOL: &str = "rswarm.proxy-protocol";
+
+/// How a service with these labels wants connections to be spread.
+///
+/// # Errors
+/// The first label that says nothing known, and what it may say.
+pub fn balancing(labels: &BTreeMap<String, String>) -> Result<Balancing, String> {
+    let mut balancing = Balancing::default();
+    let wrong =
+        |label: &str, value: &str, want: &str| Err(format!("invalid label {label}={value}: want {want}"));
+    for (label, value) in labels {
+        match (label.as_str(), value.as_str()) {
+            (LB, "random") => balancing.set_pick(Pick::Random),
+            (LB, "source-hash") => balancing.set_pick(Pick::SourceHash),
+            (LB, "sticky") => balancing.set_pick(Pick::Sticky),
+            (LB, _) => return wrong(label, value, "random, source-hash or sticky"),
+            (LOCAL_FIRST, "true" | "false") => balancing.local_first = value == "true",
+            (LOCAL_FIRST, _) => return wrong(label, value, "true or false"),
+            (PUBLISH, "all" | "local") => balancing.local_only = value == "local",
+            (PUBLISH, _) => return wrong(label, value, "all or local"),
+            (PROXY_PROTOCOL, "") => {}
+            (PROXY_PROTOCOL, _) => {
+                return Err(format!(
+                    "label {label} cannot be honoured: there is no proxy on the way of a packet that could write its \
+                     header. Tasks see the clients' own addresses without it"
+                ));
+            }
+            _ => {}
+        }
+    }
+    Ok(balancing)
+}
 
 /// The ports of an endpoint that are published on every node.
 pub fn ingress_ports(ports: &[PortConfig]) -> impl Iterator<Item = &PortConfig> {

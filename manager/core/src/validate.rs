@@ -17,6 +17,7 @@ use rswarm_proto::wire::{
 
 pub use self::content::{CONFIG_BYTES_MAX, SECRET_BYTES_MAX, content};
 use crate::constraint::Constraint;
+use crate::publish::balancing;
 use crate::state::{State, address_of};
 
 /// Tasks that one service may ask for.
@@ -122,6 +123,10 @@ pub fn service(spec: &ServiceSpec, state: &State) -> Result<(), Vec<Problem>> {
     }
     if let Some(spec) = &spec.endpoint {
         endpoint(spec, &mut findings);
+    }
+    let labels = spec.annotations.as_ref().map(|annotations| &annotations.labels);
+    if let Some(Err(reason)) = labels.map(balancing) {
+        findings.add("", reason);
     }
     findings.result()
 }
@@ -407,8 +412,6 @@ fn check_port(port: &PortConfig, findings: &mut Findings) {
     const FIELD: &str = "EndpointSpec";
     let known = matches!(port.protocol.as_str(), "tcp" | "udp" | "sctp");
     findings.add_if(!known, FIELD, format!("invalid protocol '{}'", port.protocol));
-    let reason = format!("port {}/sctp cannot be published: services publish tcp and udp ports", port.target);
-    findings.add_if(port.protocol == "sctp", FIELD, reason);
     let target = (1..=65535).contains(&port.target);
     findings.add_if(
         !target,
@@ -724,13 +727,23 @@ mod tests {
     }
 
     #[test]
-    fn sctp_ports_are_refused() {
-        let port = PortConfig { protocol: "sctp".to_owned(), target: 7, ..PortConfig::default() };
-        let endpoint = EndpointSpec { ports: vec![port], ..EndpointSpec::default() };
+    fn ways_to_balance_are_known_or_refused() {
+        let with = |label: &str, value: &str| {
+            problems(|spec| {
+                let annotations = spec.annotations.get_or_insert_default();
+                annotations.labels.insert(label.to_owned(), value.to_owned());
+            })
+        };
+        for (label, value) in
+            [("rswarm.lb", "sticky"), ("rswarm.local-first", "true"), ("rswarm.publish", "local")]
+        {
+            assert_eq!(with(label, value), Vec::<String>::new());
+        }
         assert_eq!(
-            problems(|spec| spec.endpoint = Some(endpoint)),
-            ["EndpointSpec: port 7/sctp cannot be published: services publish tcp and udp ports"]
+            with("rswarm.lb", "fair"),
+            ["invalid label rswarm.lb=fair: want random, source-hash or sticky"]
         );
+        assert!(with("rswarm.proxy-protocol", "v2")[0].contains("no proxy"));
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::time::Duration;
 use axum::Json;
 use axum::Router;
 use axum::extract::{Path, State};
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse as _, Response};
+use axum::http::StatusCode;
+use axum::response::Response;
 use axum::routing::{delete, get, post};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -15,22 +15,18 @@ use futures_util::stream;
 use rswarm_base::{Kind, Timestamp};
 use rswarm_engine::container::{Container, Status};
 use rswarm_engine::error::CreateError;
-use rswarm_engine::events::{Event, EventScope};
 use rswarm_engine::{ContainerUpdate, RemoveOptions, WaitCondition};
-use tokio::io::AsyncWriteExt as _;
 
-use crate::attach::{self, DetachKeys, End, Wiring};
-use crate::connection::{Hijacker, Raw};
+use crate::attach::DetachKeys;
 use crate::error::ApiError;
 use crate::filters::Filters;
 use crate::request::{JsonBody, Query};
-use crate::router::{self, App};
-use crate::stream::{RAW, content_type, json_line, streaming};
+use crate::router::App;
+use crate::stream::{json_line, streaming};
 use crate::translate::{create, inspect, ports, refuse, summary};
 use crate::types;
 use crate::version::ApiVersion;
-use crate::watch::hung_up;
-use crate::{logs, stats};
+use crate::{attachments, logs, stats};
 
 const FILTERS: [&str; 15] = [
     "ancestor",
@@ -65,13 +61,13 @@ pub(crate) fn routes() -> Router<App> {
         .route("/containers/{id}/kill", post(kill))
         .route("/containers/{id}/wait", post(wait))
         .route("/containers/{id}/logs", get(read_logs))
-        .route("/containers/{id}/attach", post(attach))
+        .route("/containers/{id}/attach", post(attachments::attach))
         .route("/containers/{id}/resize", post(resize))
         .route("/containers/{id}/rename", post(rename))
         .route("/containers/{id}/pause", post(pause))
         .route("/containers/{id}/unpause", post(unpause))
         .route("/containers/{id}/update", post(update))
-        .route("/containers/{id}/attach/ws", get(|| unsupported("attaching over a websocket")))
+        .route("/containers/{id}/attach/ws", get(attachments::attach_websocket))
         .route("/containers/{id}/top", get(top))
         .route("/containers/{id}/stats", get(stats::container))
         .route(
@@ -506,101 +502,4 @@ pub(crate) fn terminal_size(query: &Query) -> Result<(u16, u16), ApiError> {
         query.number(name)?.ok_or_else(|| ApiError::invalid(format!("invalid resize: '{name}' is missing")))
     };
     Ok((side("w")?, side("h")?))
-}
-
-/// A refusal is a line of text on the stream that was asked for.
-// moby: postContainersAttach
-async fn attach(
-    app: State<App>,
-    id: Path<String>,
-    query: Query,
-    version: ApiVersion,
-    hijacker: Hijacker,
-    drained: Bytes,
-) -> Response {
-    let attached = attach_streams(app, id, query, version, hijacker, drained).await;
-    attached.unwrap_or_else(|error| {
-        let headers = [(header::CONTENT_TYPE, RAW), (header::CONNECTION, "close")];
-        (router::status(error.kind), headers, format!("{}\r\n", error.message)).into_response()
-    })
-}
-
-async fn attach_streams(
-    State(app): State<App>,
-    Path(id): Path<String>,
-    query: Query,
-    version: ApiVersion,
-    hijacker: Hijacker,
-    _drained: Bytes,
-) -> Result<Response, ApiError> {
-    let container = app.engine.inspect(&id)?;
-    let spec = &container.config.spec;
-    let wiring = Wiring {
-        framing: attach::Framing::Kept,
-        tty: spec.tty,
-        stdin: query.flag("stdin") && spec.open_stdin,
-        stdout: query.flag("stdout"),
-        stderr: query.flag("stderr"),
-        close_stdin: spec.stdin_once,
-        detach_keys: DetachKeys::parse(query.text("detachKeys"))?,
-    };
-    let replay = if query.flag("logs") { Some(replay(&app, &container, &wiring).await?) } else { None };
-    // Registered before the client is answered, so that it misses nothing of a container it starts next.
-    let attachment = if query.flag("stream") { Some(app.engine.attach(&container.id).await?) } else { None };
-    let content_type = content_type(version, spec.tty);
-    let then = move |mut raw: Raw| async move {
-        if attach::accept(&mut raw, content_type).await.is_err() {
-            return;
-        }
-        if let Some(mut lines) = replay {
-            while let Some(line) = lines.next().await {
-                if raw.socket.write_all(&line).await.is_err() {
-                    return;
-                }
-            }
-        }
-        let ready = match attachment {
-            Some(attachment) => tokio::select! {
-                ready = attachment.ready() => ready,
-                () = hung_up(raw.socket.watch()) => None,
-            },
-            None => None,
-        };
-        let Some(streams) = ready else {
-            let _ = raw.socket.shutdown().await;
-            return;
-        };
-        if attach::pump(raw, streams, &wiring).await == End::Detached {
-            announce_detach(&app, &container);
-        }
-    };
-    Ok(hijacker.take(then).await)
-}
-
-type Lines = std::pin::Pin<Box<dyn futures_util::Stream<Item = Bytes> + Send>>;
-
-/// What was logged so far, framed as the streams will be.
-async fn replay(app: &App, container: &Container, wiring: &Wiring) -> Result<Lines, ApiError> {
-    let mut query = String::from("tail=all");
-    for (name, wanted) in [("stdout", wiring.stdout), ("stderr", wiring.stderr)] {
-        query.push_str(&format!("&{name}={}", u8::from(wanted)));
-    }
-    let wanted = logs::Wanted::parse(&Query::parse(&query))?;
-    let entries = app.engine.logs(&container.id, wanted.options).await?;
-    let tty = wiring.tty;
-    Ok(Box::pin(entries.map(move |entry| wanted.entry(&entry, tty))))
-}
-
-fn announce_detach(app: &App, container: &Container) {
-    let mut attributes = container.config.spec.labels.clone();
-    attributes.insert("image".to_owned(), container.config.spec.image.clone());
-    attributes.insert("name".to_owned(), container.name.clone());
-    app.engine.publish(Event {
-        kind: "container".to_owned(),
-        action: "detach".to_owned(),
-        id: container.id.clone(),
-        attributes,
-        at: Timestamp::now(),
-        scope: EventScope::Local,
-    });
 }

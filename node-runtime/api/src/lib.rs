@@ -8,6 +8,7 @@
 
 mod archive;
 mod attach;
+mod attachments;
 mod connection;
 mod containers;
 mod error;
@@ -37,6 +38,7 @@ mod usage;
 mod version;
 mod volumes;
 mod watch;
+mod websocket;
 
 use std::io;
 use std::sync::Arc;

@@ -3,10 +3,14 @@
 use std::fmt::Debug;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use rswarm_base::Kind;
 use tokio::sync::watch;
+
+/// How long a container waits for its node to take its place in the cluster.
+const ENTER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What a container asks of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +80,14 @@ impl Cluster {
 
     pub(crate) fn get(&self) -> Option<Arc<dyn Attacher>> {
         self.0.borrow().clone()
+    }
+
+    /// The attacher of a container that was on a network of a cluster before: after a start of the machine,
+    /// containers come up before their node has taken its place.
+    pub(crate) async fn wait(&self) -> Option<Arc<dyn Attacher>> {
+        let mut changes = self.0.subscribe();
+        let entered = tokio::time::timeout(ENTER_TIMEOUT, changes.wait_for(Option::is_some)).await;
+        entered.ok()?.ok()?.clone()
     }
 
     pub(crate) fn release<'a>(&self, places: impl IntoIterator<Item = &'a String>) {

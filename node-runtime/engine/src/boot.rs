@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::blocking::blocking;
 use crate::container::actor::{self, Actor, Next};
-use crate::container::record::Record;
+use crate::container::record::{Loaded, Record};
 use crate::container::{Container, Request, Status, launch, restart, wiring};
 use crate::error::OpenError;
 use crate::registry::Handle;
@@ -40,8 +40,9 @@ enum Found {
 pub(crate) async fn restore(shared: &Arc<Shared>) -> Result<(), OpenError> {
     let dir = shared.containers_dir();
     let load = blocking(move || Record::load_all(&dir));
-    let records = load.await?;
-    let known: BTreeSet<String> = records.iter().map(|record| record.container.id.clone()).collect();
+    let Loaded { records, damaged } = load.await?;
+    let ids = records.iter().map(|record| record.container.id.clone());
+    let known: BTreeSet<String> = ids.chain(damaged).collect();
     remove_strays(shared, &known).await;
     let mut restored =
         stream::iter(records).map(|record| restore_one(shared, record)).buffer_unordered(AT_ONCE);
@@ -162,12 +163,15 @@ async fn resume(
 async fn find(shared: &Shared, record: &mut Record, answer: Option<(Shim, ShimState)>) -> Found {
     let id = record.container.id.clone();
     let ran = record.container.state.status.is_live();
+    if let Some((_, ShimState::Running { .. } | ShimState::Stopped(_))) = answer {
+        // The last daemon may have gone between the start and its record of it.
+        record.started_by_hand = true;
+    }
     match answer {
         Some((shim, ShimState::Running { pid, started_at, paused, log_dropped: _ })) => {
             let state = &mut record.container.state;
             state.status = if paused { Status::Paused } else { Status::Running };
             if state.started_at != started_at {
-                // The last daemon went between the start and its record of it.
                 state.exit_code = 0;
                 state.error.clear();
                 state.health = None;

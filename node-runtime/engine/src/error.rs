@@ -88,6 +88,11 @@ impl FileError {
         move |source| FileError { verb: "read", path: path.to_owned(), source }
     }
 
+    /// The file is there, but nobody can make sense of it.
+    pub(crate) fn is_damage(&self) -> bool {
+        self.source.kind() == io::ErrorKind::InvalidData
+    }
+
     /// For `map_err`: a removal of `path` failed.
     pub(crate) fn remove(path: &Path) -> impl FnOnce(io::Error) -> FileError + '_ {
         move |source| FileError { verb: "removed", path: path.to_owned(), source }
@@ -100,8 +105,14 @@ impl Classify for FileError {
     }
 
     fn hint(&self) -> Option<String> {
-        (self.source.kind() == io::ErrorKind::StorageFull)
-            .then(|| format!("free some space: `df -h {}`", self.path.display()))
+        let path = self.path.display();
+        match self.source.kind() {
+            io::ErrorKind::StorageFull => Some(format!("free some space: `df -h {path}`")),
+            io::ErrorKind::InvalidData => Some(format!(
+                "mend `{path}` or bring it back; if it is moved away, what it says is forgotten"
+            )),
+            _ => None,
+        }
     }
 }
 
@@ -609,6 +620,14 @@ pub enum VolumeError {
         /// The containers' identifiers.
         users: String,
     },
+    /// There is one, whose record cannot be read.
+    #[error("get {name}: the volume's record `{record}` is damaged")]
+    Damaged {
+        /// The volume.
+        name: String,
+        /// The file.
+        record: PathBuf,
+    },
     /// The disk.
     #[error(transparent)]
     File(#[from] FileError),
@@ -623,7 +642,19 @@ impl Classify for VolumeError {
                 Kind::InvalidArgument
             }
             VolumeError::InUse { .. } => Kind::Conflict,
+            VolumeError::Damaged { .. } => Kind::Internal,
             VolumeError::File(error) => error.kind(),
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            VolumeError::Damaged { record, .. } => Some(format!(
+                "mend `{}` and start the daemon again, or remove the volume's directory",
+                record.display()
+            )),
+            VolumeError::File(error) => error.hint(),
+            _ => None,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rswarm_base::{Timestamp, fsx};
+use rswarm_base::{Chain, Timestamp, fsx};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{FileError, VolumeError};
@@ -108,25 +108,32 @@ pub(crate) struct Volumes {
 #[derive(Debug, Default)]
 struct Table {
     volumes: BTreeMap<String, Arc<Volume>>,
+    /// Names whose record cannot be read. No other volume may take their place, and their data with it.
+    damaged: BTreeSet<String>,
     /// Containers, stopped ones too, by the volume that they use.
     users: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Volumes {
-    /// Reads what is stored. What a crash left half made is removed.
+    /// Reads what is stored. What a crash left half made is removed; a damaged record costs its own volume only.
     pub(crate) fn open(root: PathBuf) -> Result<Volumes, FileError> {
         fs::DirBuilder::new().recursive(true).mode(0o711).create(&root).map_err(FileError::write(&root))?;
-        let mut volumes = BTreeMap::new();
+        let mut table = Table::default();
         for entry in fs::read_dir(&root).map_err(FileError::read(&root))?.flatten() {
             let dir = entry.path();
-            match fsx::read_json::<Volume>(&dir.join(RECORD)).map_err(FileError::read(&dir))? {
-                Some(volume) => {
-                    volumes.insert(volume.name.clone(), Arc::new(volume));
+            match fsx::read_json::<Volume>(&dir.join(RECORD)).map_err(FileError::read(&dir)) {
+                Ok(Some(volume)) => drop(table.volumes.insert(volume.name.clone(), Arc::new(volume))),
+                Ok(None) => fsx::remove_all(&dir).map_err(FileError::remove(&dir))?,
+                Err(error) if error.is_damage() => {
+                    tracing::error!(
+                        error = %Chain(&error),
+                        "a damaged volume is left out: mend the file and start the daemon again, or remove the directory"
+                    );
+                    table.damaged.insert(entry.file_name().to_string_lossy().into_owned());
                 }
-                None => fsx::remove_all(&dir).map_err(FileError::remove(&dir))?,
+                Err(error) => return Err(error),
             }
         }
-        let table = Table { volumes, users: BTreeMap::new() };
         Ok(Volumes { root, table: Arc::new(Mutex::new(table)) })
     }
 
@@ -149,6 +156,12 @@ impl Volumes {
             source => source,
         })?;
         let mut table = self.lock();
+        if table.damaged.contains(&volume.name) {
+            return Err(VolumeError::Damaged {
+                record: self.root.join(&volume.name).join(RECORD),
+                name: volume.name,
+            });
+        }
         if let Some(user) = user {
             table.users.entry(volume.name.clone()).or_default().insert(user.to_owned());
         }
@@ -286,6 +299,24 @@ mod tests {
         volumes.remove("data").expect("removed");
         assert_eq!(volumes.get("data").expect_err("gone").to_string(), "get data: no such volume");
         assert!(!volume.mountpoint.exists());
+    }
+
+    #[test]
+    fn a_damaged_record_holds_up_no_other_and_its_data_stays() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let volumes = Volumes::open(dir.path().to_owned()).expect("open");
+        let mut files = Vec::new();
+        for name in ["whole", "half"] {
+            let (volume, _) = volumes.ensure(named(name), None).expect("made");
+            files.push(volume.mountpoint.join("file"));
+            fs::write(&files[files.len() - 1], "data").expect("written");
+        }
+        fs::write(dir.path().join("half").join(RECORD), "{").expect("written");
+        let volumes = Volumes::open(dir.path().to_owned()).expect("open");
+        assert!(volumes.get("whole").is_ok() && volumes.get("half").is_err());
+        let refused = volumes.ensure(named("half"), None).expect_err("not in its place");
+        assert!(matches!(refused, VolumeError::Damaged { .. }), "{refused}");
+        assert!(files.iter().all(|file| file.exists()));
     }
 
     #[test]

@@ -291,6 +291,7 @@ fn service(n: u16, address: Ipv4Addr) -> OverlayService {
         name: format!("s{n}"),
         aliases: Vec::new(),
         addresses: vec![address.into()],
+        balancing: Default::default(),
     }
 }
 
@@ -302,6 +303,7 @@ fn mesh(here: u8) -> Mesh {
         published: target + 2000,
         target,
         service_id: "s0".into(),
+        balancing: Default::default(),
     };
     Mesh {
         addresses: vec![inside(210 + here)],

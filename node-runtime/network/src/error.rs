@@ -372,6 +372,8 @@ pub enum AttachError {
         target: SocketAddr,
         /// The protocol.
         protocol: Protocol,
+        /// Who has it, as `name (pid)`, where the kernel tells.
+        holder: Option<String>,
         /// Why.
         #[source]
         source: io::Error,
@@ -432,6 +434,10 @@ impl Classify for AttachError {
         match self {
             Self::PortAllocated { port, .. } => {
                 Some(format!("stop the container that publishes port {port}, or publish another port"))
+            }
+            Self::PortBind { host, holder: Some(holder), .. } => {
+                let port = host.port();
+                Some(format!("process {holder} has port {port}: stop it, or publish another port"))
             }
             Self::PortBind { host, .. } => {
                 Some(format!("find the process that has it with `ss -lpn sport = {}`", host.port()))

@@ -75,7 +75,8 @@ impl Publish {
 struct Lease {
     owner: Endpoint,
     target: Target,
-    /// Keeps other processes of the host from binding the port; `None` when one had it already at adoption.
+    /// Keeps other processes of the host from binding the port; `None` when one had it already at adoption,
+    /// and for protocols that the kernel has no sockets of.
     _reserved: Option<OwnedFd>,
 }
 
@@ -201,7 +202,7 @@ impl Host {
             if let Err(error) = &reserved {
                 tracing::warn!(?host, %error, "published port is not reserved: another process has it");
             }
-            let reserved = reserved.ok().map(|(socket, _)| socket);
+            let reserved = reserved.ok().and_then(|(socket, _)| socket);
             self.leases.insert(host, Lease { owner: owner.clone(), target, _reserved: reserved });
         }
         self.apply().await
@@ -356,7 +357,7 @@ impl Host {
             match self.reserve_all(&places, number, port.binding.container_port).await {
                 Ok(sockets) => return Ok(self.take(owner, &places, number, sockets)),
                 Err(_) if is_range => {}
-                Err(error) => return Err(error),
+                Err(error) => return Err(self.naming_holder(error).await),
             }
         }
         Err(exhausted)
@@ -384,7 +385,7 @@ impl Host {
         places: &[(HostPort, Way)],
         number: u16,
         container_port: u16,
-    ) -> Result<Vec<OwnedFd>, AttachError> {
+    ) -> Result<Vec<Option<OwnedFd>>, AttachError> {
         let mut sockets = Vec::new();
         for (place, way) in places {
             let host = HostPort { port: number, ..*place };
@@ -396,10 +397,18 @@ impl Host {
                 host: SocketAddr::new(host.address, number),
                 target: SocketAddr::new(way.inside, container_port),
                 protocol: host.protocol,
+                holder: None,
                 source: in_dockers_words(error),
             })?);
         }
         Ok(sockets)
+    }
+
+    /// Says which process has the port that could not be had.
+    async fn naming_holder(&self, error: AttachError) -> AttachError {
+        let AttachError::PortBind { host, target, protocol, source, .. } = error else { return error };
+        let holder = self.home.run(move || port::holder(protocol, host.port())).await.ok().flatten();
+        AttachError::PortBind { host, target, protocol, holder, source }
     }
 
     fn take(
@@ -407,12 +416,12 @@ impl Host {
         owner: &Endpoint,
         places: &[(HostPort, Way)],
         port: u16,
-        sockets: Vec<OwnedFd>,
+        sockets: Vec<Option<OwnedFd>>,
     ) -> Vec<HostPort> {
         let mut taken = Vec::new();
         for ((place, way), socket) in places.iter().zip(sockets) {
             let host = HostPort { port, ..*place };
-            let lease = Lease { owner: owner.clone(), target: way.target, _reserved: Some(socket) };
+            let lease = Lease { owner: owner.clone(), target: way.target, _reserved: socket };
             self.leases.insert(host, lease);
             taken.push(host);
         }
@@ -437,7 +446,7 @@ impl Host {
         self.leases.iter().find(|(taken, _)| overlaps(taken)).map(|(_, lease)| &lease.owner)
     }
 
-    async fn reserve(&self, host: HostPort) -> io::Result<(OwnedFd, u16)> {
+    async fn reserve(&self, host: HostPort) -> io::Result<(Option<OwnedFd>, u16)> {
         self.home.run(move || reserve(host)).await?
     }
 }

@@ -164,6 +164,8 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
+    /// SCTP.
+    Sctp,
 }
 
 impl fmt::Display for Protocol {
@@ -171,6 +173,7 @@ impl fmt::Display for Protocol {
         f.write_str(match self {
             Protocol::Tcp => "tcp",
             Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
         })
     }
 }
@@ -324,6 +327,32 @@ pub struct OverlayService {
     pub aliases: Vec<String>,
     /// The virtual addresses, at most one of each family.
     pub addresses: Vec<IpAddr>,
+    /// How connections are spread.
+    pub balancing: Balancing,
+}
+
+/// Which of a service's ready tasks a new connection goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Balancing {
+    /// How one is picked.
+    pub pick: Pick,
+    /// Only tasks of the client's node (of the mesh: of the node that it came to), while there are any.
+    pub local_first: bool,
+    /// A port of the mesh is published only on nodes that have a task.
+    pub local_only: bool,
+}
+
+/// How one of many is picked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Pick {
+    /// By chance.
+    #[default]
+    Random,
+    /// By the client's address, over the backends there are.
+    SourceHash,
+    /// By the client's address, over slots that backends have: one that comes or goes moves only the clients
+    /// that it gets or had.
+    Sticky,
 }
 
 /// The routing mesh: what is published on every node leads to ready tasks, wherever they are. The network's
@@ -362,6 +391,8 @@ pub struct MeshPort {
     pub target: u16,
     /// The service whose ready tasks it leads to.
     pub service_id: String,
+    /// How connections are spread.
+    pub balancing: Balancing,
 }
 
 /// One task's or container's place in an overlay.

@@ -220,6 +220,7 @@ mod tests {
             name: name.into(),
             aliases: vec!["www".into()],
             addresses: vec![IpAddr::from([10, 0, 1, 200])],
+            balancing: Default::default(),
         };
         let names = publish(vec![endpoint(1, true), endpoint(2, false)], vec![service("Web")]);
         for name in ["web", "www", "web.back.end"] {

@@ -191,6 +191,8 @@ pub enum Expr {
         key: &'static [Field],
         /// The number is less than this.
         of: u32,
+        /// Not random, but by the source address.
+        hashed: bool,
         /// Destinations.
         map: &'static str,
         /// Whether they have a port.

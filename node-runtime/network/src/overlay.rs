@@ -187,7 +187,8 @@ impl OverlayNetwork {
         let backends = Backends::of(overlay);
         let mut woken = self.services.update(backends.of_services(overlay));
         let mesh = overlay.mesh.as_ref().filter(|_| self.uplink.is_some());
-        self.assign_mesh_ports(mesh.map_or(&[], |mesh| &mesh.ports), &families(overlay));
+        let published = mesh.map(|mesh| backends.published(mesh)).unwrap_or_default();
+        self.assign_mesh_ports(&published, &families(overlay));
         let places: BTreeMap<_, _> = self
             .meshed
             .iter()

@@ -26,6 +26,7 @@ pub const MESH: &str = "mesh";
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const SCTP: u8 = 132;
 
 /// Priorities of `raw`, `mangle`, `dstnat`, `filter` and `srcnat`.
 const RAW: i32 = -300;
@@ -77,7 +78,7 @@ impl InFamily for HostPort {
 }
 
 /// Where a translated connection goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Target {
     /// The address.
     pub address: IpAddr,
@@ -103,6 +104,7 @@ fn number(protocol: Protocol) -> u8 {
     match protocol {
         Protocol::Tcp => TCP,
         Protocol::Udp => UDP,
+        Protocol::Sctp => SCTP,
     }
 }
 
@@ -203,6 +205,7 @@ pub fn read_port(family: Family, (key, value): (&[u8], &[u8])) -> Option<(HostPo
     let protocol = match key[0] {
         TCP => Protocol::Tcp,
         UDP => Protocol::Udp,
+        SCTP => Protocol::Sctp,
         _ => return None,
     };
     let port = u16::from_be_bytes([key[4], key[5]]);
@@ -294,13 +297,16 @@ mod tests {
 
     #[test]
     fn published_ports_are_read_back_as_they_were_written() {
-        for (published, target) in [
+        let addresses = [
             ("0.0.0.0", "172.17.0.2"),
             ("127.0.0.1", "172.17.0.2"),
             ("::", "fd00::2"),
             ("2001:db8::1", "fd00::2"),
-        ] {
-            let port = HostPort { address: address(published), protocol: Protocol::Udp, port: 8080 };
+        ];
+        let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+        let cases = addresses.iter().flat_map(|pair| protocols.map(|protocol| (*pair, protocol)));
+        for ((published, target), protocol) in cases {
+            let port = HostPort { address: address(published), protocol, port: 8080 };
             let target = Target { address: address(target), port: 80 };
             let ports = BTreeMap::from([(port, target)]);
             for family in Family::ALL {

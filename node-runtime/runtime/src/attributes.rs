@@ -200,7 +200,8 @@ pub(crate) fn memory_policy(policy: &LinuxMemoryPolicy) -> Result<(u32, Vec<u64>
     let takes_none = matches!(mode, 0 | 4);
     if takes_none != nodes.is_empty() && mode != 1 {
         let why = if takes_none { "means nothing with" } else { "is needed with" };
-        return Err(Failure::invalid(format!("`linux.memoryPolicy.nodes` {why} mode {:?}", policy.mode())));
+        let mode = serde_json::json!(policy.mode());
+        return Err(Failure::invalid(format!("`linux.memoryPolicy.nodes` {why} mode {mode}")));
     }
     Ok((mode | flags, nodes))
 }

@@ -6,7 +6,7 @@
 //! success.
 
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
@@ -24,6 +24,7 @@ const FAILED: u8 = b'F';
 const BORN: u8 = b'B';
 const HOOKS: u8 = b'H';
 const LISTENER: u8 = b'L';
+const ID_MAP: u8 = b'I';
 
 /// What the parent tells init.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub(crate) enum Word {
     HooksDone = b'h',
     /// The seccomp listener is in good hands.
     Listening = b'l',
+    /// The mount's ids are mapped.
+    IdMapped = b'i',
     /// Go.
     Start = b's',
 }
@@ -52,6 +55,8 @@ pub(crate) enum Said {
     Born(i32, OwnedFd),
     /// Everything is mounted: it is time for the runtime's hooks.
     Hooks,
+    /// A detached mount needs the machine's privileges to map its ids.
+    IdMap(IdMap),
     /// A seccomp filter is loaded; its listener is this descriptor of init's.
     Listener(u32),
     /// Everything is in place; here is the terminal's near end.
@@ -60,6 +65,15 @@ pub(crate) enum Said {
     Failed(Failure),
     /// It closed its end: by exec, or by dying.
     Nothing,
+}
+
+/// A mount whose ids are to be those of a user namespace.
+#[derive(Debug)]
+pub(crate) struct IdMap<Fd = OwnedFd> {
+    pub tree: Fd,
+    pub namespace: Fd,
+    /// Those of all mounts below it too.
+    pub below: bool,
 }
 
 impl Channel {
@@ -112,6 +126,16 @@ impl Channel {
         self.wait_for(Word::HooksDone)
     }
 
+    /// Init's side: lets the parent map a mount's ids, and waits until they are.
+    pub(crate) fn id_map(&self, wanted: &IdMap<BorrowedFd<'_>>) -> Result<(), Failure> {
+        let fds = [wanted.tree.as_raw_fd(), wanted.namespace.as_raw_fd()];
+        let message = [ID_MAP, u8::from(wanted.below)];
+        let rights = [ControlMessage::ScmRights(&fds)];
+        sendmsg::<()>(self.raw(), &[IoSlice::new(&message)], &rights, MsgFlags::MSG_NOSIGNAL, None)
+            .context("report to parent")?;
+        self.wait_for(Word::IdMapped)
+    }
+
     /// Init's side: lets the parent take the listener, and waits until it has. Under the filter already: plain
     /// write(2) and read(2), as few calls as can be.
     pub(crate) fn listener(&self, number: u32) -> Result<(), Failure> {
@@ -156,27 +180,33 @@ impl Channel {
     /// The parent's side: waits for init's next word.
     pub(crate) fn hear(&self) -> Result<Said, Failure> {
         let mut buffer = vec![0; MESSAGE_MAX];
-        let mut space = nix::cmsg_space!(RawFd);
-        let (length, fd) = loop {
+        let mut space = nix::cmsg_space!([RawFd; 2]);
+        let (length, mut fds) = loop {
             let mut slices = [IoSliceMut::new(&mut buffer)];
             match recvmsg::<()>(self.raw(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
                 Err(nix::Error::EINTR) => {}
                 Err(nix::Error::ECONNRESET) => return Ok(Said::Nothing),
                 Err(error) => return Err(Failure::os("listen to init", error)),
                 Ok(message) => {
-                    let fd = message.cmsgs().context("listen to init")?.find_map(first_fd);
-                    break (message.bytes, fd.map(crate::sys::own));
+                    let fds: Vec<RawFd> =
+                        message.cmsgs().context("listen to init")?.flat_map(rights).collect();
+                    break (message.bytes, fds.into_iter().map(crate::sys::own));
                 }
             }
         };
-        match (buffer.get(..length), fd) {
-            (Some([READY, ..]), terminal) => Ok(Said::Ready(terminal)),
-            (Some([BORN, a, b, c, d]), Some(pidfd)) => {
+        match (buffer.get(..length), fds.next(), fds.next()) {
+            (Some([READY, ..]), terminal, None) => Ok(Said::Ready(terminal)),
+            (Some([BORN, a, b, c, d]), Some(pidfd), None) => {
                 Ok(Said::Born(i32::from_ne_bytes([*a, *b, *c, *d]), pidfd))
             }
-            (Some([HOOKS]), None) => Ok(Said::Hooks),
-            (Some([LISTENER, a, b, c, d]), None) => Ok(Said::Listener(u32::from_ne_bytes([*a, *b, *c, *d]))),
-            (Some([FAILED, json @ ..]), _) => Ok(Said::Failed(
+            (Some([HOOKS]), None, None) => Ok(Said::Hooks),
+            (Some([ID_MAP, below]), Some(tree), Some(namespace)) => {
+                Ok(Said::IdMap(IdMap { tree, namespace, below: *below != 0 }))
+            }
+            (Some([LISTENER, a, b, c, d]), None, None) => {
+                Ok(Said::Listener(u32::from_ne_bytes([*a, *b, *c, *d])))
+            }
+            (Some([FAILED, json @ ..]), ..) => Ok(Said::Failed(
                 serde_json::from_slice(json).unwrap_or_else(|_| Failure::other("init failed without words")),
             )),
             _ => Ok(Said::Nothing),
@@ -184,9 +214,9 @@ impl Channel {
     }
 }
 
-fn first_fd(message: ControlMessageOwned) -> Option<RawFd> {
+fn rights(message: ControlMessageOwned) -> Vec<RawFd> {
     match message {
-        ControlMessageOwned::ScmRights(fds) => fds.first().copied(),
-        _ => None,
+        ControlMessageOwned::ScmRights(fds) => fds,
+        _ => Vec::new(),
     }
 }

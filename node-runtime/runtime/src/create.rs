@@ -12,10 +12,11 @@ use oci_spec::runtime::{ContainerState, Spec};
 
 use crate::attributes;
 use crate::cgroup::{Cgroup, container_path};
-use crate::channel::{Channel, Said, Word};
+use crate::channel::{Channel, IdMap, Said, Word};
 use crate::confine;
 use crate::failure::{Context, Failure};
 use crate::hooks::{self, State};
+use crate::idmap;
 use crate::init::{Init, close_inherited};
 use crate::last::Gate;
 use crate::namespaces::{Namespaces, User, enter_pid_namespace, leave_pid_namespace};
@@ -182,10 +183,11 @@ fn set_up_user_namespace(init: &Init<'_>, child: &sys::Child, channel: &Channel)
             attributes::set_oom_score(&init.proc, &child.pid.to_string(), process)?;
             (maps.root(), maps.write(&init.proc, child.pid)?)
         }
-        User::Existing(_) => (
-            init.proc.ids_of_root(child.pid).context(what)?,
-            init.proc.can_set_groups(&child.pid.to_string()).context(what)?,
-        ),
+        User::Existing(_) => {
+            idmap::check_joined(spec::linux(init.spec)?, &init.proc, child.pid)?;
+            let root = init.proc.ids_of_root(child.pid).context(what)?;
+            (root, init.proc.can_set_groups(&child.pid.to_string()).context(what)?)
+        }
     };
     terminal::give_pipes_to(&init.stdio, root)?;
     // An init that is gone has said why, or its silence is heard next.
@@ -258,6 +260,11 @@ impl Parent {
                 Said::Hooks => {
                     hooks::run_in_runtime(spec, &self.state)?;
                     channel.tell(Word::HooksDone)?;
+                }
+                Said::IdMap(IdMap { tree, namespace, below }) => {
+                    sys::id_map_mount(&tree, below, &namespace)
+                        .context("id-map what the container sees (can its file system be id-mapped?)")?;
+                    channel.tell(Word::IdMapped)?;
                 }
                 Said::Listener(number) => {
                     notify::hand_over(spec, &self.state, &self.child, number)?;

@@ -312,7 +312,9 @@ fn serve(
             }
             Said::Failed(failure) => return Err(failure),
             Said::Nothing => return Err(Failure::other("container is not running")),
-            Said::Hooks | Said::Born(..) => return Err(Failure::other("the new process is out of step")),
+            Said::Hooks | Said::Born(..) | Said::IdMap(_) => {
+                return Err(Failure::other("the new process is out of step"));
+            }
         }
     };
     channel.tell(Word::Start)?;

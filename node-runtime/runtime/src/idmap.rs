@@ -49,6 +49,32 @@ impl Maps {
     }
 }
 
+/// Refuses maps that are not those of the existing user namespace that a process is in: callers may give both, as
+/// podman does for containers that share one.
+pub(crate) fn check_joined(linux: &Linux, proc: &Proc, pid: i32) -> Result<(), Failure> {
+    let maps = [
+        ("linux.uidMappings", linux.uid_mappings(), "uid_map"),
+        ("linux.gidMappings", linux.gid_mappings(), "gid_map"),
+    ];
+    for (field, map, file) in maps {
+        let map = map.as_deref().unwrap_or_default();
+        let there = proc.read(&format!("{pid}/{file}")).context("look at the user namespace")?;
+        if !map.is_empty() && entries(&text(map)) != entries(&there) {
+            return Err(Failure::invalid(format!(
+                "`{field}` is not that of the user namespace that is joined, which has its own"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// A map's text without regard to the order of its entries and the width of its columns.
+fn entries(text: &str) -> Vec<Vec<&str>> {
+    let mut entries: Vec<_> = text.lines().map(|line| line.split_ascii_whitespace().collect()).collect();
+    entries.sort_unstable();
+    entries
+}
+
 fn checked(map: Option<&[LinuxIdMapping]>, field: &str) -> Result<Vec<LinuxIdMapping>, Failure> {
     let wrong = |why: &str| Err(Failure::invalid(format!("`{field}` {why}")));
     let map = map.unwrap_or_default();
@@ -110,6 +136,12 @@ mod tests {
         assert_eq!(text(&found.uid), "5 1 2\n0 1000 5\n");
         assert_eq!(on_host(&found.uid, 6), Some(2));
         assert_eq!(on_host(&found.uid, 7), None);
+    }
+
+    #[test]
+    fn a_map_is_the_same_in_any_order_and_width() {
+        assert_eq!(entries("5 1 2\n0 1000 5\n"), entries("         0       1000          5\n   5  1  2\n"));
+        assert_ne!(entries("0 1000 5\n"), entries("0 1000 6\n"));
     }
 
     #[test]

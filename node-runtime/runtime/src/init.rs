@@ -92,7 +92,7 @@ impl Init<'_> {
         }
         self.set_names()?;
         self.tree.write_sysctls()?;
-        let tree = Tree::build(&self.tree, self.cgroup)?;
+        let tree = Tree::build(&self.tree, self.cgroup, &self.channel)?;
         self.run_hooks_before_entering(&tree)?;
         tree.enter(self.no_pivot)?;
         let terminal = terminal::take(&self.stdio, process)?;

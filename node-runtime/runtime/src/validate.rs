@@ -261,7 +261,6 @@ fn user_and_time(linux: &Linux) -> Checked {
         if given && !spec::has_namespace(linux, LinuxNamespaceType::User) {
             return wrong(field, "is given, but there is no user namespace in `linux.namespaces`");
         }
-        require(!given || is_new, field, "is given for a user namespace that exists and has its own")?;
     }
     if is_new {
         crate::idmap::Maps::of(linux)?;

@@ -27,13 +27,36 @@ fn close_range(first: u32, last: u32) {
     unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
 }
 
-/// Gives free memory back to the kernel.
+/// Gives memory back to the kernel: the pages of the program, which come back from its file when they are touched
+/// again, and what is free.
 pub(crate) fn trim_memory() {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    for (start, len) in maps.lines().filter_map(program_pages) {
+        // SAFETY: the range is a private mapping of a file that was never writable, so that its pages are the
+        // file's, and are read from there again (madvise(2), MADV_DONTNEED).
+        unsafe { libc::madvise(std::ptr::with_exposed_provenance_mut(start), len, libc::MADV_DONTNEED) };
+    }
+    drop(maps);
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim(3) only touches the allocator's own lists, under its own lock.
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// Where a line of proc_pid_maps(5) is the program's code or constants, and its length. What the loader writes to
+/// before it takes the right away again (`RELRO`) is further on in the file than its headers.
+fn program_pages(line: &str) -> Option<(usize, usize)> {
+    let mut words = line.split_ascii_whitespace();
+    let (range, rights, offset, _device, inode) =
+        (words.next()?, words.next()?, words.next()?, words.next()?, words.next()?);
+    let constants = rights == "r--p" && offset.bytes().all(|digit| digit == b'0');
+    if inode == "0" || !(constants || rights == "r-xp") {
+        return None;
+    }
+    let (start, end) = range.split_once('-')?;
+    let start = usize::from_str_radix(start, 16).ok()?;
+    Some((start, usize::from_str_radix(end, 16).ok()?.checked_sub(start)?))
 }
 
 /// Has a program start with no signal blocked, whatever its caller blocks: the mask is inherited (execve(2)), and
@@ -99,5 +122,26 @@ mod sse2 {
     fn load(block: &[u8; 16]) -> __m128i {
         let ([low, high], _) = block.as_chunks::<8>() else { unreachable!("16 bytes are two halves") };
         _mm_set_epi64x(i64::from_le_bytes(*high), i64::from_le_bytes(*low))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_programs_pages_are_those_that_nobody_wrote_to() {
+        let maps = [
+            ("00200000-00c63000 r--p 00000000 fe:00 1234 /rswarm", Some((0x20_0000, 0xa6_3000))),
+            ("00c63000-02e00000 r-xp 00a62000 fe:00 1234 /rswarm", Some((0xc6_3000, 0x219_d000))),
+            ("02f2b000-02f35000 r--p 02d29000 fe:00 1234 /rswarm", None),
+            ("02f35000-02f40000 rw-p 02d32000 fe:00 1234 /rswarm", None),
+            ("38e6f000-38e91000 rw-p 00000000 00:00 0 [heap]", None),
+            ("7ffd0000-7ffd2000 r-xp 00000000 00:00 0 [vdso]", None),
+            ("", None),
+        ];
+        for (line, expected) in maps {
+            assert_eq!(program_pages(line), expected, "{line}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rswarm_base::{Chain, fsx};
 use rswarm_image::Layers;
@@ -26,15 +27,15 @@ use crate::{host, merged, signal};
 /// The built-in runtime's names; `runc` is what Docker's clients call the default.
 const BUILT_IN: [&str; 4] = ["", "rswarm", "runc", "io.containerd.runc.v2"];
 
-/// A container that was made and waits for its start.
-pub(crate) struct Created {
-    pub shim: Shim,
-    pub endpoints: Vec<Endpoint>,
+/// What a container stands on: its layers, its namespace and its networks.
+pub(crate) struct Place {
+    layers: Layers,
+    wired: Wired,
+    pub endpoints: Arc<Vec<Endpoint>>,
 }
 
-/// Layers, namespaces, networks, spec, shim: everything but letting the program run. What was made before a
-/// failure is taken down again.
-pub(crate) async fn create(shared: &Shared, record: &Record) -> Result<Created, StartError> {
+/// Makes its place. What was made before a failure is taken down again.
+pub(crate) async fn place(shared: &Shared, record: &Record) -> Result<Place, StartError> {
     let container = &record.container;
     if container.config.files.len() != record.files {
         return Err(StartError::Conflict(format!(
@@ -43,16 +44,20 @@ pub(crate) async fn create(shared: &Shared, record: &Record) -> Result<Created, 
         )));
     }
     let layers = shared.images.prepare(&container.id, &container.image_id).await.map_err(Cause::new)?;
-    let wired = wiring::wire(shared, container).await?;
-    let created = launch(shared, container, layers, &wired).await;
-    match created {
-        Ok(shim) => Ok(Created { shim, endpoints: wired.endpoints }),
-        Err(error) => {
-            wiring::unwire(shared, &container.id).await;
-            clean(shared, &container.id, shared.cgroup(container)).await;
-            Err(error)
-        }
+    let mut wired = wiring::wire(shared, container).await?;
+    let endpoints = Arc::new(std::mem::take(&mut wired.endpoints));
+    Ok(Place { layers, wired, endpoints })
+}
+
+/// Makes the container on its place: everything but letting its program run. After a failure nothing is left, of
+/// the place neither.
+pub(crate) async fn create(shared: &Shared, container: &Container, place: Place) -> Result<Shim, StartError> {
+    let created = launch(shared, container, place.layers, &place.wired).await;
+    if created.is_err() {
+        wiring::unwire(shared, &container.id).await;
+        clean(shared, &container.id, shared.cgroup(container)).await;
     }
+    created
 }
 
 async fn launch(
@@ -71,22 +76,22 @@ async fn launch(
 /// nothing; its files are put in before.
 pub(crate) async fn start(
     container: &Container,
-    created: &Created,
+    shim: &Shim,
     clients: Vec<oneshot::Sender<AttachStream>>,
 ) -> Result<Started, StartError> {
     for client in clients.into_iter().filter(|client| !client.is_closed()) {
-        let stream = created.shim.attach().await.map_err(Cause::new)?;
+        let stream = shim.attach().await.map_err(Cause::new)?;
         // One that has gone away meanwhile is no failure.
         let _ = client.send(stream);
     }
     if !container.config.files.is_empty() {
-        put_files(container, created).await?;
+        put_files(container, shim).await?;
     }
-    created.shim.start().await.map_err(|error| launch_failure(error, CallError::exit_code))
+    shim.start().await.map_err(|error| launch_failure(error, CallError::exit_code))
 }
 
-async fn put_files(container: &Container, created: &Created) -> Result<(), StartError> {
-    let state = created.shim.state().await.map_err(Cause::new)?;
+async fn put_files(container: &Container, shim: &Shim) -> Result<(), StartError> {
+    let state = shim.state().await.map_err(Cause::new)?;
     let rswarm_shim::ShimState::Created { pid } = state else {
         return Err(StartError::Conflict(format!("container {} ended before its start", container.id)));
     };

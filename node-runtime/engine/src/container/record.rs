@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rswarm_base::fsx;
+use rswarm_base::{Chain, fsx};
 use serde::{Deserialize, Serialize};
 
 use super::Container;
@@ -27,6 +27,14 @@ pub(crate) struct Record {
     /// How many files it was given that exist in memory only.
     #[serde(default)]
     pub files: usize,
+}
+
+/// What is on disk of all containers.
+#[derive(Debug, Default)]
+pub(crate) struct Loaded {
+    pub records: Vec<Record>,
+    /// The ids of those whose record cannot be read. What they have is theirs still.
+    pub damaged: Vec<String>,
 }
 
 impl Record {
@@ -53,15 +61,28 @@ impl Record {
         fsx::remove_all(&dir.join(FILE)).and_then(|()| fsx::remove_all(dir)).map_err(FileError::remove(dir))
     }
 
-    /// Reads all records below `root`. Directories without one are removed. Blocking.
-    pub(crate) fn load_all(root: &Path) -> Result<Vec<Record>, FileError> {
+    /// Reads all records below `root`. Directories without one are removed; one that is damaged costs its own
+    /// container only. Blocking.
+    pub(crate) fn load_all(root: &Path) -> Result<Loaded, FileError> {
         fs::DirBuilder::new().recursive(true).mode(0o710).create(root).map_err(FileError::write(root))?;
-        let mut records = Vec::new();
+        let mut loaded = Loaded::default();
         for entry in fs::read_dir(root).map_err(FileError::read(root))? {
-            let dir = entry.map_err(FileError::read(root))?.path();
-            records.extend(Record::load(&dir)?);
+            let entry = entry.map_err(FileError::read(root))?;
+            match Record::load(&entry.path()) {
+                Ok(record) => loaded.records.extend(record),
+                Err(error) if error.is_damage() => {
+                    let id = entry.file_name().to_string_lossy().into_owned();
+                    tracing::error!(
+                        container.id = id,
+                        error = %Chain(&error),
+                        "a damaged container is left out: mend the file and start the daemon again, or remove the directory"
+                    );
+                    loaded.damaged.push(id);
+                }
+                Err(error) => return Err(error),
+            }
         }
-        Ok(records)
+        Ok(loaded)
     }
 
     fn load(dir: &Path) -> Result<Option<Record>, FileError> {
@@ -111,24 +132,40 @@ mod tests {
         record.store().expect("stored");
         let text = fs::read_to_string(record.container.dir.join(FILE)).expect("text");
         assert!(!text.contains("secrets"), "{text}");
-        let loaded = Record::load_all(root.path()).expect("loaded");
+        let loaded = Record::load_all(root.path()).expect("loaded").records;
         assert_eq!(loaded.len(), 1);
         assert_eq!(loaded[0].container.name, "web");
         assert!(loaded[0].container.config.files.is_empty());
         Record::erase(&record.container.dir).expect("erased");
-        assert!(Record::load_all(root.path()).expect("loaded").is_empty());
+        assert!(Record::load_all(root.path()).expect("loaded").records.is_empty());
     }
 
     #[test]
     fn a_directory_without_a_record_goes_and_a_newer_one_is_refused() {
         let root = tempfile::tempdir().expect("tempdir");
         Record::make_dir(&root.path().join("half")).expect("dir");
-        assert!(Record::load_all(root.path()).expect("loaded").is_empty());
+        assert!(Record::load_all(root.path()).expect("loaded").records.is_empty());
         assert!(!root.path().join("half").exists());
         let mut newer = record(root.path());
         newer.version = VERSION + 1;
         Record::make_dir(&newer.container.dir).expect("dir");
         newer.store().expect("stored");
         assert!(Record::load_all(root.path()).is_err());
+    }
+
+    #[test]
+    fn a_damaged_record_is_left_alone_and_holds_up_no_other() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let record = record(root.path());
+        Record::make_dir(&record.container.dir).expect("dir");
+        record.store().expect("stored");
+        for (name, text) in [("empty", ""), ("half", "{\"version\": 1,"), ("other", "[]")] {
+            Record::make_dir(&root.path().join(name)).expect("dir");
+            fs::write(root.path().join(name).join(FILE), text).expect("written");
+        }
+        let Loaded { records, mut damaged } = Record::load_all(root.path()).expect("loaded");
+        damaged.sort_unstable();
+        assert_eq!((records.len(), damaged), (1, vec!["empty".to_owned(), "half".into(), "other".into()]));
+        assert!(root.path().join("half").join(FILE).exists());
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rswarm_base::Chain;
+use rswarm_base::id::is_cluster_id;
 use rswarm_base::ipam::Family;
 use rswarm_network::{
     AttachRequest, Attached, BoundPort as KernelPort, DnsConfig, Mac, Netns, Placed, PortBinding, Protocol,
@@ -273,7 +274,11 @@ pub(crate) async fn locate(
     if let Some(network) = here.clone().filter(is_given) {
         return Ok((network, None));
     }
-    let attacher = shared.cluster.get().ok_or_else(|| NetworkError::NotFound(name.clone()))?;
+    let attacher = match shared.cluster.get() {
+        None if is_cluster_id(&endpoint.network_id) => shared.cluster.wait().await,
+        attacher => attacher,
+    };
+    let attacher = attacher.ok_or_else(|| NetworkError::NotFound(name.clone()))?;
     let asked = &endpoint.config;
     let request = PlaceRequest {
         container_id: container.id.clone(),
@@ -440,7 +445,11 @@ fn to_kernel(endpoint: &Endpoint, network_id: &str) -> Option<Attached> {
     if addresses.is_empty() {
         return None;
     }
-    let protocol = |text: &str| if text == "udp" { Protocol::Udp } else { Protocol::Tcp };
+    let protocol = |text: &str| match text {
+        "udp" => Protocol::Udp,
+        "sctp" => Protocol::Sctp,
+        _ => Protocol::Tcp,
+    };
     let ports = endpoint.ports.iter().map(|port| KernelPort {
         host_ip: port.host_ip,
         host_port: port.host_port,
@@ -549,6 +558,7 @@ fn protocol(name: &str) -> Result<Protocol, StartError> {
     match name {
         "" | "tcp" => Ok(Protocol::Tcp),
         "udp" => Ok(Protocol::Udp),
+        "sctp" => Ok(Protocol::Sctp),
         other => Err(StartError::Invalid(format!("ports of protocol {other} cannot be published"))),
     }
 }

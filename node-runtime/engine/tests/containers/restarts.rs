@@ -1,6 +1,8 @@
 //! Daemons that are killed, at any moment, and come back.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -22,6 +24,7 @@ use crate::fixture::*;
 pub const ALL: &[Test] = &[
     ("a_container_outlives_its_daemon", outlives),
     ("an_exit_that_no_daemon_saw_is_known", missed_exit),
+    ("a_start_that_was_not_recorded_is_known", forgotten_start),
     ("a_shim_that_is_killed_takes_its_container_along", killed_shim),
     ("a_shim_that_stands_still_holds_up_its_own_container_only", silent_shim),
     ("policies_decide_what_starts_with_the_daemon", policies),
@@ -35,6 +38,7 @@ pub const LIVES: &[Life] = &[
     ("counting", |_, engine| Box::pin(counting(engine))),
     ("a pair", |_, engine| Box::pin(start_a_pair(engine))),
     ("short runs", |_, engine| Box::pin(short_runs(engine))),
+    ("forgotten starts", |host, engine| Box::pin(forgotten_starts(host, engine))),
     ("policies", |_, engine| Box::pin(all_policies(engine))),
     ("half made", |host, engine| Box::pin(leave_half_made(host, engine))),
     ("paused", |_, engine| Box::pin(pause_one(engine))),
@@ -104,6 +108,35 @@ fn missed_exit() -> Result<()> {
         ensure!(logs(&engine, "web").await? == "done\n");
         ensure!(engine.wait("web", WaitCondition::NotRunning).await?.await.exit_code == 42);
         expect_actions(&engine, &container.id, &["die"]).await?;
+        ensure!(engine.inspect("temp").is_err(), "a temporary container that has ended goes");
+        Ok(())
+    })
+}
+
+/// The records as they are before the starts, and the processes after.
+async fn forgotten_starts(host: &Host, engine: Engine) -> Result<Value> {
+    let mut temporary = sh("sleep 0.4");
+    temporary.auto_remove = true;
+    let mut records = BTreeMap::new();
+    for (name, config) in [("web", sh("sleep 100")), ("temp", temporary)] {
+        let id = engine.create(Some(name), config).await?.id;
+        let path = host.data_root().join("containers").join(&id).join("container.json");
+        records.insert(path.clone(), fs::read_to_string(path)?);
+        engine.start(name).await?;
+    }
+    Ok(json!([records, engine.inspect("web")?.state.pid, engine.inspect("temp")?.state.pid]))
+}
+
+fn forgotten_start() -> Result<()> {
+    let host = Host::new()?;
+    let (records, web, temp): (BTreeMap<PathBuf, String>, i32, i32) =
+        serde_json::from_value(host.crash("forgotten starts")?)?;
+    // As if the daemon had been killed before they reached the disk.
+    records.iter().try_for_each(|(path, record)| fs::write(path, record))?;
+    await_end(temp)?;
+    host.test(async |engine| {
+        let state = engine.inspect("web")?.state.clone();
+        ensure!(state.status == Status::Running && state.pid == web, "{state:?}");
         ensure!(engine.inspect("temp").is_err(), "a temporary container that has ended goes");
         Ok(())
     })

@@ -20,7 +20,8 @@ pub struct MeshPorts {
 #[derive(Debug)]
 struct MeshPort {
     target: Target,
-    /// Keeps other processes of the host from binding the port; `None` when one had it already at adoption.
+    /// Keeps other processes of the host from binding the port; `None` when one had it already at adoption,
+    /// and for protocols that the kernel has no sockets of.
     _reserved: Option<OwnedFd>,
 }
 
@@ -28,7 +29,7 @@ impl MeshPorts {
     /// What a daemon before us published stays until the mesh is known again. Runs in the namespace.
     pub fn inherit(ports: BTreeMap<HostPort, Target>) -> MeshPorts {
         let take = |(host, target): (HostPort, Target)| {
-            let reserved = reserve(host).ok().map(|(socket, _)| socket);
+            let reserved = reserve(host).ok().and_then(|(socket, _)| socket);
             (host, MeshPort { target, _reserved: reserved })
         };
         MeshPorts { ports: ports.into_iter().map(take).collect(), refused: BTreeMap::new() }
@@ -59,7 +60,7 @@ impl Host {
             }
             match self.take_for_mesh(host).await {
                 Ok(socket) => {
-                    self.mesh.ports.insert(host, MeshPort { target, _reserved: Some(socket) });
+                    self.mesh.ports.insert(host, MeshPort { target, _reserved: socket });
                     new.push(host);
                 }
                 Err(holder) => {
@@ -92,7 +93,7 @@ impl Host {
     }
 
     /// The socket that keeps a port, or the name of who has it.
-    async fn take_for_mesh(&self, host: HostPort) -> Result<OwnedFd, String> {
+    async fn take_for_mesh(&self, host: HostPort) -> Result<Option<OwnedFd>, String> {
         if let Some(owner) = self.holder(host) {
             return Err(format!("container {}", owner.container));
         }

@@ -16,13 +16,14 @@ use crate::rules::HostPort;
 /// Binds the port (0: any free one) in the calling thread's namespace, so that no other process of the
 /// host takes it. Connections are translated before they reach the socket, but for those to `::1`, which no
 /// rule can serve: they are refused, so that a client goes on to 127.0.0.1.
-pub fn reserve(host: HostPort) -> io::Result<(OwnedFd, u16)> {
-    let family = if host.address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let kind = match host.protocol {
-        Protocol::Tcp => SockType::Stream,
-        Protocol::Udp => SockType::Datagram,
+///
+/// A kernel without SCTP has no such sockets, and nobody who could take the port: there it is not reserved.
+pub fn reserve(host: HostPort) -> io::Result<(Option<OwnedFd>, u16)> {
+    let Some(socket) = open(host)? else {
+        // The kernel still knows which numbers are for whoever wants any.
+        let udp = HostPort { protocol: Protocol::Udp, ..host };
+        return Ok((None, if host.port == 0 { reserve(udp)?.1 } else { host.port }));
     };
-    let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
     if host.address.is_ipv6() {
         setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
     }
@@ -40,12 +41,35 @@ pub fn reserve(host: HostPort) -> io::Result<(OwnedFd, u16)> {
     let bound: SockaddrStorage = getsockname(socket.as_raw_fd())?;
     let v4 = bound.as_sockaddr_in().map(|bound| bound.port());
     let port = v4.or_else(|| bound.as_sockaddr_in6().map(|bound| bound.port()));
-    Ok((socket, port.unwrap_or(host.port)))
+    Ok((Some(socket), port.unwrap_or(host.port)))
+}
+
+/// A socket of the port's protocol; nothing if the kernel has none of it.
+fn open(host: HostPort) -> io::Result<Option<OwnedFd>> {
+    let family = if host.address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let kind = match host.protocol {
+        Protocol::Tcp => SockType::Stream,
+        Protocol::Udp => SockType::Datagram,
+        Protocol::Sctp => return open_sctp(host.address.is_ipv4()),
+    };
+    Ok(Some(socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?))
+}
+
+fn open_sctp(is_ipv4: bool) -> io::Result<Option<OwnedFd>> {
+    use rustix::io::Errno;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
+    let family = if is_ipv4 { AddressFamily::INET } else { AddressFamily::INET6 };
+    match socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::SCTP)) {
+        Ok(socket) => Ok(Some(socket)),
+        Err(Errno::PROTONOSUPPORT | Errno::SOCKTNOSUPPORT) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The process that has a port in the calling thread's namespace, as `name (pid)`, where the kernel tells.
 pub fn holder(protocol: Protocol, port: u16) -> Option<String> {
     let sockets = [format!("/proc/thread-self/net/{protocol}"), format!("/proc/thread-self/net/{protocol}6")];
+    // What listens by SCTP has a listing of another shape, and no kernel that we met has it.
     let inode = sockets.iter().find_map(|path| inode(&fs::read_to_string(path).ok()?, protocol, port))?;
     let wanted = format!("socket:[{inode}]");
     let processes = fs::read_dir("/proc").ok()?.filter_map(Result::ok);

@@ -134,9 +134,15 @@ pub fn expressions(expr: &Expr, family: Family) -> Vec<Element> {
             list.push(lookup(chains, Some(Register::Verdict)));
             list
         }
-        Expr::Balance { key, of, map, port } => {
+        Expr::Balance { key, of, hashed, map, port } => {
             let mut list = load_all(key);
-            list.push(random(*of, after(key, family)));
+            let number = after(key, family);
+            if *hashed {
+                list.push(load(Field::Saddr, Register::from(number)));
+                list.push(hash(*of, number, Field::Saddr.padded(family) as u32));
+            } else {
+                list.push(random(*of, number));
+            }
             list.push(lookup(map, Some(Register::Reg1)));
             list.push(translate(DNAT, *port));
             list
@@ -241,6 +247,22 @@ fn conntrack_has(key: u32, bits: u32) -> Vec<Element> {
 fn random(of: u32, to: u32) -> Element {
     let ng_random = 1;
     other("numgen", vec![number(1, to), number(2, of), number(3, ng_random), number(4, 0)])
+}
+
+/// A number less than `of` from what a register has, put in its place. With a seed of its own, which makes every node
+/// draw the same.
+fn hash(of: u32, at: u32, length: u32) -> Element {
+    const SEED: u32 = 0x7273_776d;
+    let jenkins = 0;
+    let attributes = vec![
+        number(1, at),
+        number(2, at),
+        number(3, length),
+        number(4, of),
+        number(5, SEED),
+        number(7, jenkins),
+    ];
+    other("hash", attributes)
 }
 
 fn lookup(set: &str, to: Option<Register>) -> Element {

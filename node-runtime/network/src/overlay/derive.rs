@@ -7,7 +7,9 @@ use rswarm_base::ipam::{Family, Subnet, mac_for};
 
 use super::{BRIDGE, VXLAN};
 use crate::error::{AttachError, OverlayError};
-use crate::model::{AttachRequest, Attached, Mac, Mesh, MeshNode, Overlay, OverlayEndpoint, Placed};
+use crate::model::{
+    AttachRequest, Attached, Balancing, Mac, Mesh, MeshNode, MeshPort, Overlay, OverlayEndpoint, Pick, Placed,
+};
 use crate::plan::{Address, Forward, MarkedRoute, Neighbour};
 use crate::rules::{HostPort, Target};
 
@@ -133,16 +135,28 @@ impl<'a> Backends<'a> {
         Backends { by_service, routers: routers(overlay) }
     }
 
-    fn of_service(&self, service: &str) -> impl Iterator<Item = &'a OverlayEndpoint> {
-        self.by_service.get(service).into_iter().flatten().copied()
+    fn of_service(&self, service: &str, balancing: Balancing) -> impl Iterator<Item = &'a OverlayEndpoint> {
+        let all = self.by_service.get(service).map_or(&[][..], Vec::as_slice);
+        let near = balancing.local_only || (balancing.local_first && all.iter().any(|backend| backend.local));
+        all.iter().copied().filter(move |backend| backend.local || !near)
+    }
+
+    /// The ports that this node publishes.
+    pub fn published(&self, mesh: &Mesh) -> Vec<MeshPort> {
+        let has_task = |port: &&MeshPort| self.of_service(&port.service_id, port.balancing).next().is_some();
+        let wanted = mesh.ports.iter().filter(|port| !port.balancing.local_only || has_task(port));
+        wanted.cloned().collect()
     }
 
     /// The backends of each virtual address.
-    pub fn of_services(&self, overlay: &Overlay) -> BTreeMap<IpAddr, BTreeSet<IpAddr>> {
+    pub fn of_services(&self, overlay: &Overlay) -> BTreeMap<IpAddr, (Pick, BTreeSet<IpAddr>)> {
         let services = overlay.services.iter().flat_map(|service| {
-            service.addresses.iter().map(|address| {
-                let backends = self.of_service(&service.id);
-                (*address, backends.filter_map(|backend| first(backend, Family::of(*address))).collect())
+            // What is published only here is still everybody's inside.
+            let balancing = Balancing { local_only: false, ..service.balancing };
+            service.addresses.iter().map(move |address| {
+                let backends = self.of_service(&service.id, balancing);
+                let backends = backends.filter_map(|backend| first(backend, Family::of(*address)));
+                (*address, (balancing.pick, backends.collect()))
             })
         });
         services.collect()
@@ -154,7 +168,7 @@ impl<'a> Backends<'a> {
         &self,
         mesh: &Mesh,
         at_uplink: impl Fn(HostPort) -> Option<HostPort>,
-    ) -> BTreeMap<HostPort, BTreeSet<Target>> {
+    ) -> BTreeMap<HostPort, (Pick, BTreeSet<Target>)> {
         let reachable =
             |endpoint: &&OverlayEndpoint| endpoint.local || self.routers.contains_key(&endpoint.node_addr);
         let mut ports = BTreeMap::new();
@@ -162,10 +176,10 @@ impl<'a> Backends<'a> {
             for family in Family::ALL {
                 let published = HostPort::any(family, port.protocol, port.published);
                 let Some(place) = at_uplink(published) else { continue };
-                let backends = self.of_service(&port.service_id).filter(reachable);
+                let backends = self.of_service(&port.service_id, port.balancing).filter(reachable);
                 let backends = backends.filter_map(|endpoint| first(endpoint, family));
                 let targets = backends.map(|address| Target { address, port: port.target });
-                ports.insert(place, targets.collect());
+                ports.insert(place, (port.balancing.pick, targets.collect()));
             }
         }
         ports

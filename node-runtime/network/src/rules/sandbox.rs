@@ -1,15 +1,16 @@
 //! A sandbox's tables: the way out, the way in for published ports, virtual addresses, the mesh.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 
 use rswarm_base::ipam::{Family, Subnet};
 
 use super::{
-    ANY, DSTNAT, FILTER, HostPort, InFamily, MANGLE, RAW, SRCNAT, TCP, Target, UDP, base, port_key, port_map,
-    within,
+    ANY, DSTNAT, FILTER, HostPort, InFamily, MANGLE, RAW, SCTP, SRCNAT, TCP, Target, UDP, base, port_key,
+    port_map, within,
 };
-use crate::model::Mac;
+use crate::model::{Mac, Pick};
 use crate::nft::{Chain, Expr, Field, Map, Point, Table, endpoint, octets};
 
 /// What goes on in a sandbox.
@@ -52,57 +53,95 @@ pub struct MeshRules {
 /// Places, each with the backends that its connections are spread over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Balance<K, V> {
-    places: BTreeMap<K, Vec<V>>,
-    /// Every number of backends that a place ever had: each has a chain, and chains stay.
-    counts: BTreeSet<u32>,
+    places: BTreeMap<K, (Draw, Vec<V>)>,
+    /// Every draw that a place ever had: each has a chain, and chains stay.
+    draws: BTreeSet<Draw>,
     /// How many backends a place had that has fewer since the last update. A packet may look up that number
     /// just before a change is committed, and the backend that it drew just after: it must find one.
     tails: BTreeMap<K, usize>,
 }
 
-impl<K, V> Default for Balance<K, V> {
-    fn default() -> Balance<K, V> {
-        Balance { places: BTreeMap::new(), counts: BTreeSet::new(), tails: BTreeMap::new() }
+/// A number below another, drawn by chance or by the client's address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Draw {
+    of: u32,
+    hashed: bool,
+}
+
+/// Slots of a place whose clients stay: as many as are well spread over some tens of backends.
+const STICKY_SLOTS: u32 = 128;
+
+impl Draw {
+    /// What stands for it in maps.
+    fn number(self) -> u32 {
+        self.of | u32::from(self.hashed) << 31
     }
 }
 
-impl<K: Copy + Ord + InFamily, V: Copy + Ord> Balance<K, V> {
+/// The backend of each slot: whose hash with the slot's number is the greatest. One that comes or goes changes no
+/// slot but its own.
+fn slots<V: Copy + Ord + Hash>(backends: &BTreeSet<V>) -> Vec<V> {
+    let best = |slot: u32| backends.iter().copied().max_by_key(|backend| (weight(slot, backend), *backend));
+    (0..STICKY_SLOTS).map_while(best).collect()
+}
+
+/// The same on every node: FNV-1a, and splitmix64's finaliser so that neighbours differ in all bits.
+fn weight<V: Hash>(slot: u32, backend: &V) -> u64 {
+    struct Fnv(u64);
+    impl Hasher for Fnv {
+        fn write(&mut self, bytes: &[u8]) {
+            for byte in bytes {
+                self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+            }
+        }
+        fn finish(&self) -> u64 {
+            let mut z = self.0;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^ (z >> 31)
+        }
+    }
+    let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
+    (slot, backend).hash(&mut hasher);
+    hasher.finish()
+}
+
+impl<K, V> Default for Balance<K, V> {
+    fn default() -> Balance<K, V> {
+        Balance { places: BTreeMap::new(), draws: BTreeSet::new(), tails: BTreeMap::new() }
+    }
+}
+
+impl<K: Copy + Ord + InFamily, V: Copy + Ord + Hash> Balance<K, V> {
     /// Goes over to other backends. Those that stay keep their place as far as there are no holes, so that
     /// a change of one is a change of few elements. Says whether a place has some that had none.
-    pub fn update(&mut self, wanted: BTreeMap<K, BTreeSet<V>>) -> bool {
+    pub fn update(&mut self, wanted: BTreeMap<K, (Pick, BTreeSet<V>)>) -> bool {
         let mut woken = false;
         let before = std::mem::take(&mut self.places);
         self.tails.clear();
-        for (place, mut backends) in wanted {
-            let mut slots: Vec<Option<V>> = Vec::new();
-            for backend in before.get(&place).into_iter().flatten() {
-                slots.push(backends.take(backend));
-            }
-            let mut new = backends.into_iter();
-            for slot in slots.iter_mut().filter(|slot| slot.is_none()) {
-                *slot = new.next();
-            }
-            slots.extend(new.map(Some));
-            let slots = without_holes(slots);
+        for (place, (pick, backends)) in wanted {
+            let had = before.get(&place).map_or(&[][..], |(_, backends)| backends);
+            let slots = match pick {
+                Pick::Random => kept(had, backends),
+                // In one order on every node.
+                Pick::SourceHash => backends.into_iter().collect(),
+                Pick::Sticky => slots(&backends),
+            };
             if !slots.is_empty() {
-                let had = before.get(&place).map(Vec::len);
-                woken |= had.is_none();
-                self.tails.extend(had.filter(|had| *had > slots.len()).map(|had| (place, had)));
-                self.counts.insert(slots.len() as u32);
-                self.places.insert(place, slots);
+                woken |= had.is_empty();
+                if had.len() > slots.len() {
+                    self.tails.insert(place, had.len());
+                }
+                let draw = Draw { of: slots.len() as u32, hashed: pick != Pick::Random };
+                self.draws.insert(draw);
+                self.places.insert(place, (draw, slots));
             }
         }
         woken
     }
 
-    /// Places that have backends, with them.
-    #[cfg(test)]
-    fn places(&self) -> &BTreeMap<K, Vec<V>> {
-        &self.places
-    }
-
     /// The places of a family.
-    fn of_family(&self, family: Family) -> impl Iterator<Item = (&K, &Vec<V>)> {
+    fn of_family(&self, family: Family) -> impl Iterator<Item = (&K, &(Draw, Vec<V>))> {
         self.places.iter().filter(move |(place, _)| place.family() == family)
     }
 
@@ -114,16 +153,16 @@ impl<K: Copy + Ord + InFamily, V: Copy + Ord> Balance<K, V> {
         key: &'static [Field],
         encode: fn(K) -> Vec<u8>,
     ) -> Map {
-        let element = |(place, backends): (&K, &Vec<V>)| {
-            (encode(*place), (backends.len() as u32).to_ne_bytes().to_vec())
+        let element = |(place, (draw, _)): (&K, &(Draw, Vec<V>))| {
+            (encode(*place), draw.number().to_ne_bytes().to_vec())
         };
         Map { name, key, value: &[Field::Mark], elements: self.of_family(family).map(element).collect() }
     }
 
     /// The map from that number to the chain that draws one of so many.
-    fn draws(&self, name: &'static str, chain: fn(u32) -> String) -> Map {
-        let element = |count: &u32| (count.to_ne_bytes().to_vec(), chain(*count).into_bytes());
-        let elements = self.counts.iter().map(element).collect();
+    fn draws(&self, name: &'static str, chain: fn(Draw) -> String) -> Map {
+        let element = |draw: &Draw| (draw.number().to_ne_bytes().to_vec(), chain(*draw).into_bytes());
+        let elements = self.draws.iter().map(element).collect();
         Map { name, key: &[Field::Mark], value: &[Field::Chain], elements }
     }
 
@@ -136,7 +175,7 @@ impl<K: Copy + Ord + InFamily, V: Copy + Ord> Balance<K, V> {
         encode: fn(K) -> Vec<u8>,
         encode_value: fn(V) -> Vec<u8>,
     ) -> Map {
-        let numbered = |(place, backends): (&K, &Vec<V>)| {
+        let numbered = |(place, (_, backends)): (&K, &(Draw, Vec<V>))| {
             let tail = self.tails.get(place).map_or(0, |had| had.saturating_sub(backends.len()));
             let tail = backends.first().into_iter().flat_map(|first| std::iter::repeat_n(first, tail));
             let place = encode(*place);
@@ -147,6 +186,17 @@ impl<K: Copy + Ord + InFamily, V: Copy + Ord> Balance<K, V> {
         };
         Map { name, key, value, elements: self.of_family(family).flat_map(numbered).collect() }
     }
+}
+
+/// Those that stay keep their place, as far as there are no holes.
+fn kept<V: Copy + Ord>(had: &[V], mut backends: BTreeSet<V>) -> Vec<V> {
+    let mut slots: Vec<Option<V>> = had.iter().map(|backend| backends.take(backend)).collect();
+    let mut new = backends.into_iter();
+    for slot in slots.iter_mut().filter(|slot| slot.is_none()) {
+        *slot = new.next();
+    }
+    slots.extend(new.map(Some));
+    without_holes(slots)
 }
 
 /// Fills holes from the end.
@@ -236,28 +286,29 @@ fn maps(family: Family, rules: &SandboxRules) -> Vec<Map> {
     maps
 }
 
-fn service_chain(count: u32) -> String {
-    format!("one_of_{count}")
+fn service_chain(draw: Draw) -> String {
+    format!("{}one_of_{}", if draw.hashed { "hashed_" } else { "" }, draw.of)
 }
 
-fn mesh_chain(count: u32) -> String {
-    format!("mesh_one_of_{count}")
+fn mesh_chain(draw: Draw) -> String {
+    format!("mesh_{}", service_chain(draw))
 }
 
 /// For every number of backends a chain that draws one of so many: there are few such numbers, however
 /// many services there are.
 fn draw_chains(rules: &SandboxRules) -> Vec<Chain> {
     let chain = |name, draw| Chain { name, hook: None, rules: vec![vec![draw]] };
-    let service = |of: &u32| {
-        let draw = Expr::Balance { key: &[Field::Daddr], of: *of, map: BACKENDS, port: false };
-        chain(service_chain(*of), draw)
+    let service = |draw: &Draw| {
+        let Draw { of, hashed } = *draw;
+        let expr = Expr::Balance { key: &[Field::Daddr], of, hashed, map: BACKENDS, port: false };
+        chain(service_chain(*draw), expr)
     };
-    let port = |of: &u32| {
-        let key = &[Field::Protocol, Field::Dport];
-        chain(mesh_chain(*of), Expr::Balance { key, of: *of, map: MESH_BACKENDS, port: true })
+    let port = |draw: &Draw| {
+        let (key, Draw { of, hashed }) = (&[Field::Protocol, Field::Dport], *draw);
+        chain(mesh_chain(*draw), Expr::Balance { key, of, hashed, map: MESH_BACKENDS, port: true })
     };
-    let mesh = rules.mesh.iter().flat_map(|mesh| mesh.ports.counts.iter().map(port));
-    rules.services.counts.iter().map(service).chain(mesh).collect()
+    let mesh = rules.mesh.iter().flat_map(|mesh| mesh.ports.draws.iter().map(port));
+    rules.services.draws.iter().map(service).chain(mesh).collect()
 }
 
 fn incoming(rules: &SandboxRules) -> Vec<Vec<Expr>> {
@@ -272,7 +323,7 @@ fn incoming(rules: &SandboxRules) -> Vec<Vec<Expr>> {
         }
     }
     // A virtual address without backends is not in the map: it is the bridge's own, where nobody listens.
-    for protocol in [TCP, UDP] {
+    for protocol in [TCP, UDP, SCTP] {
         let numbers = SERVICES;
         let dispatch = Expr::Dispatch { key: &[Field::Daddr], numbers, chains: SERVICE_DRAWS };
         list.push(vec![by(&rules.bridge), Expr::Protocol(protocol), dispatch]);
@@ -337,8 +388,8 @@ mod tests {
     const PLACE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
     fn balance(balance: &mut Balance<IpAddr, u8>, backends: &[u8]) -> Vec<u8> {
-        balance.update(BTreeMap::from([(PLACE, backends.iter().copied().collect())]));
-        balance.places().get(&PLACE).cloned().unwrap_or_default()
+        balance.update(BTreeMap::from([(PLACE, (Pick::Random, backends.iter().copied().collect()))]));
+        balance.places.get(&PLACE).map(|(_, backends)| backends.clone()).unwrap_or_default()
     }
 
     #[test]
@@ -349,7 +400,29 @@ mod tests {
         assert_eq!(balance(&mut one, &[1, 9]), [9, 1], "the last one fills a hole");
         assert_eq!(balance(&mut one, &[1, 9, 4]), [9, 1, 4]);
         assert_eq!(balance(&mut one, &[]), Vec::<u8>::new());
-        assert_eq!(one.counts, BTreeSet::from([2, 3]));
+        let drawn: Vec<u32> = one.draws.iter().map(|draw| draw.of).collect();
+        assert_eq!(drawn, [2, 3]);
+    }
+
+    #[test]
+    fn clients_that_stick_move_only_with_their_backend() {
+        let five: BTreeSet<u8> = (1..=5).collect();
+        let before = slots(&five);
+        assert_eq!(before.len(), STICKY_SLOTS as usize);
+        for backend in &five {
+            let share = before.iter().filter(|slot| *slot == backend).count();
+            assert!((10..=45).contains(&share), "backend {backend} has {share} of {STICKY_SLOTS} slots");
+        }
+        let after = slots(&five.iter().copied().filter(|backend| *backend != 3).collect());
+        let moved = before.iter().zip(&after).filter(|(before, after)| before != after);
+        assert!(moved.clone().all(|(before, _)| *before == 3) && moved.count() > 0);
+        assert_eq!(slots(&BTreeSet::<u8>::new()), Vec::<u8>::new());
+        // A place that goes over from chance to stickiness has both chains.
+        let mut one = Balance::default();
+        balance(&mut one, &[1, 2]);
+        one.update(BTreeMap::from([(PLACE, (Pick::Sticky, five))]));
+        assert_eq!(one.draws.len(), 2);
+        assert_eq!(balance(&mut one, &[1, 2]).len(), 2);
     }
 
     #[test]
@@ -390,17 +463,18 @@ mod tests {
         let backends = |service: u8, count: u8| (1..=count).map(move |n| IpAddr::from([10, 1, service, n]));
         let vip = |service: u8| IpAddr::from([10, 0, 1, service]);
         let mut services = Balance::default();
-        services.update((2..=200).map(|n| (vip(n), backends(n, 5).collect())).collect());
+        services.update((2..=200).map(|n| (vip(n), (Pick::Random, backends(n, 5).collect()))).collect());
         let before = sandbox(Family::V4, "t", &rules(&services));
         assert_eq!(before.chains.iter().filter(|chain| chain.hook.is_none()).count(), 1);
+        let count = |n| if n == 2 { 6 } else { 5 };
         services
-            .update((2..=200).map(|n| (vip(n), backends(n, if n == 2 { 6 } else { 5 }).collect())).collect());
+            .update((2..=200).map(|n| (vip(n), (Pick::Random, backends(n, count(n)).collect()))).collect());
         let after = sandbox(Family::V4, "t", &rules(&services));
         let Change::Extend { chains, elements } = change(Some(&before), &after) else { panic!("extended") };
         assert_eq!(chains.len(), 1, "the first service with six backends");
         let count = |change: &crate::nft::ElementChange| change.delete.len() + change.add.len();
         assert_eq!(elements.iter().map(count).sum::<usize>(), 4);
-        services.update((2..=200).map(|n| (vip(n), backends(n, 5).collect())).collect());
+        services.update((2..=200).map(|n| (vip(n), (Pick::Random, backends(n, 5).collect()))).collect());
         let Change::Extend { chains, .. } =
             change(Some(&after), &sandbox(Family::V4, "t", &rules(&services)))
         else {
@@ -414,8 +488,8 @@ mod tests {
         let address = |text: &str| text.parse::<IpAddr>().expect("address");
         let mut services = Balance::default();
         services.update(BTreeMap::from([
-            (address("10.0.1.9"), BTreeSet::from([address("10.0.1.2"), address("10.0.1.3")])),
-            (address("fd00::9"), BTreeSet::from([address("fd00::2")])),
+            (address("10.0.1.9"), (Pick::Random, BTreeSet::from([address("10.0.1.2"), address("10.0.1.3")]))),
+            (address("fd00::9"), (Pick::Random, BTreeSet::from([address("fd00::2")]))),
         ]));
         let elements = |family| {
             let table = sandbox(family, "t", &rules(&services));

@@ -1,15 +1,16 @@
 //! Networks of both families: bridges, overlays, virtual addresses, the mesh.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use rswarm_base::ipam::Family;
 use rswarm_network::{
-    AttachError, AttachRequest, BridgeSpec, CreateBridgeError, Mac, Mesh, MeshNode, MeshPort, Overlay,
-    OverlayEndpoint, OverlayService, Pool, PortBinding, Protocol,
+    AttachError, AttachRequest, Balancing, BridgeSpec, Config, CreateBridgeError, Mac, Mesh, MeshNode,
+    MeshPort, Overlay, OverlayEndpoint, OverlayService, Pick, Pool, PortBinding, Protocol,
 };
 
 use crate::echo::{Echo, Talk, meets, meets_udp};
-use crate::lab::{Container, Daemon, Dir, Lab, assert_clean, config, request};
+use crate::lab::{Container, Daemon, Dir, Lab, Space, assert_clean, config, request};
 use crate::overlay::transfer;
 
 const BRIDGE: &str = "d00000000000";
@@ -163,7 +164,13 @@ fn overlay(here: u8) -> Overlay {
         ready: true,
     };
     let there = 3 - here;
-    let port = |protocol| MeshPort { protocol, published: 8080, target: 80, service_id: "s".into() };
+    let port = |protocol| MeshPort {
+        protocol,
+        published: 8080,
+        target: 80,
+        service_id: "s".into(),
+        balancing: Default::default(),
+    };
     Overlay {
         network_id: OVERLAY.into(),
         name: "six".into(),
@@ -183,6 +190,7 @@ fn overlay(here: u8) -> Overlay {
             name: "web".into(),
             aliases: Vec::new(),
             addresses: inside(100),
+            balancing: Default::default(),
         }],
         mesh: Some(Mesh {
             addresses: inside(200 + here),
@@ -195,6 +203,31 @@ fn overlay(here: u8) -> Overlay {
             ports: vec![port(Protocol::Tcp), port(Protocol::Udp)],
         }),
     }
+}
+
+/// Clients stay with a task in either family, and go to any again when nobody wants that any more.
+async fn stick(host: &Space, config: &Config, daemon: &Daemon, inner: &Space, outer: &Space) {
+    let sticky = Balancing { pick: Pick::Sticky, ..Balancing::default() };
+    let mut wanted = overlay(1);
+    wanted.services[0].balancing = sticky;
+    wanted.mesh.iter_mut().flat_map(|mesh| &mut mesh.ports).for_each(|port| port.balancing = sticky);
+    daemon.networks.apply_overlay(wanted).await.expect("apply");
+    let places = inside(100).into_iter().map(|vip| (inner, vip, 80));
+    let published = ["10.88.0.1", "fd88::1"].map(|node| (outer, ip(node), 8080));
+    for (client, address, port) in places.chain(published) {
+        let met: BTreeSet<String> =
+            (0..12).map(|_| Talk::start(client, address, port).expect("connection").server).collect();
+        assert_eq!(met.len(), 1, "one client of {address}, one task: {met:?}");
+    }
+    let sandbox = config.netns_dir.join(OVERLAY);
+    let rules = host.sh(&format!("nsenter --net={} nft list ruleset", sandbox.display()));
+    for (source, map) in
+        [("ip", "backends"), ("ip6", "backends"), ("ip", "mesh_backends"), ("ip6", "mesh_backends")]
+    {
+        let draw = format!("jhash {source} saddr mod 128 seed 0x7273776d map @{map}");
+        assert!(rules.contains(&draw), "{draw} in {rules}");
+    }
+    daemon.networks.apply_overlay(overlay(1)).await.expect("apply");
 }
 
 #[tokio::test]
@@ -245,6 +278,8 @@ async fn an_overlay_carries_both_families_to_tasks_services_and_published_ports(
         assert_eq!(meets(&outside, ip(node), 8080, &names), seen, "TCP through {node}");
         assert_eq!(meets_udp(&outside, ip(node), 8080, &names), seen, "UDP through {node}");
     }
+
+    stick(&hosts[0], &configs[0], &daemons[0], &tasks[0].space, &outside).await;
 
     // A daemon that comes back changes nothing, and breaks no connection.
     let mut talk = Talk::start(&outside, ip("fd88::1"), 8080).expect("connection");

@@ -48,6 +48,7 @@ fn ingress(here: u8, nodes: &[u8], tasks: &[u8], ports: &[(u16, u16)]) -> Overla
             published: *published,
             target: *target,
             service_id: "s1".into(),
+            balancing: Default::default(),
         }
     };
     Overlay {

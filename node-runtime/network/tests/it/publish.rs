@@ -65,10 +65,9 @@ async fn conflicts_are_told_in_dockers_words() {
     let one = publishing("one", vec![port(None, 80, 80, Protocol::Tcp)]);
     let one = Container::start(networks, one).await;
     let netns = networks.create_netns().await.expect("netns");
-    let refused = async |publish| {
-        let error = networks.attach(&netns, publishing("two", publish)).await.expect_err("refused");
-        rswarm_base::Chain(&error).to_string()
-    };
+    let error_of =
+        async |publish| networks.attach(&netns, publishing("two", publish)).await.expect_err("refused");
+    let refused = async |publish| rswarm_base::Chain(&error_of(publish).await).to_string();
     assert_eq!(
         refused(vec![port(None, 80, 8080, Protocol::Tcp)]).await,
         "Bind for 0.0.0.0:80 failed: port is already allocated"
@@ -82,6 +81,8 @@ async fn conflicts_are_told_in_dockers_words() {
         refused(vec![port(None, 81, 80, Protocol::Tcp)]).await,
         "failed to bind host port for 0.0.0.0:81:172.17.0.3:80/tcp: address already in use"
     );
+    let hint = rswarm_base::Classify::hint(&error_of(vec![port(None, 81, 80, Protocol::Tcp)]).await);
+    assert!(hint.is_some_and(|hint| hint.contains(&format!(" ({}) has port 81", std::process::id()))));
     // The first port is given back when the second one fails.
     refused(vec![port(None, 90, 90, Protocol::Tcp), port(None, 80, 80, Protocol::Tcp)]).await;
     let spare = host.run(|| TcpListener::bind("0.0.0.0:90").is_ok());
@@ -92,10 +93,16 @@ async fn conflicts_are_told_in_dockers_words() {
     let mut two =
         publishing("two", vec![range, port(None, 0, 80, Protocol::Tcp), port(None, 80, 80, Protocol::Udp)]);
     two.publish.push(port(None, 0, 81, Protocol::Udp));
+    two.publish.push(port(None, 80, 80, Protocol::Sctp));
+    two.publish.push(port(None, 0, 82, Protocol::Sctp));
     let two = networks.attach(&netns, two).await.expect("attach");
     assert_eq!(two.ports[0].host_port, 82, "80 is ours, 81 another process's");
     assert!(two.ports[1].host_port > 1024 && two.ports[3].host_port > 1024);
     assert_eq!(two.ports[2].host_port, 80, "UDP is not TCP");
+    assert!(two.ports[4].host_port == 80 && two.ports[5].host_port > 1024, "and SCTP is neither");
+    let rules = host.sh("nft list ruleset");
+    let inside = two.addresses[0].address;
+    assert!(rules.contains(&format!("sctp . 80 : {inside} . 80")), "{rules}");
     drop(one);
     networks.close_all().await.expect("close");
     assert_clean(&host, &config);

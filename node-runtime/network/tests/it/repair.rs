@@ -121,6 +121,7 @@ fn overlay(mesh: bool) -> Overlay {
             name: "web".into(),
             aliases: Vec::new(),
             addresses: vec![IpAddr::from([10, 0, 1, 2])],
+            balancing: Default::default(),
         }],
         mesh: mesh.then(|| Mesh {
             addresses: vec![IpAddr::from([10, 0, 1, 3])],

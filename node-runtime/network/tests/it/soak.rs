@@ -72,6 +72,7 @@ fn table(network: u8, here: u8, tasks: &BTreeSet<u8>) -> Overlay {
             name: "web".into(),
             aliases: Vec::new(),
             addresses: vec![vip(network).into()],
+            balancing: Default::default(),
         }],
         mesh: None,
         tunnel: None,

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use rswarm_network::{AttachRequest, Mac, Overlay, OverlayEndpoint, OverlayService};
+use rswarm_network::{AttachRequest, Balancing, Mac, Overlay, OverlayEndpoint, OverlayService, Pick};
 
 use crate::echo::{Echo, Talk, meets, meets_udp};
 use crate::lab::{Container, Daemon, Dir, Lab, Space, assert_clean, config, request};
@@ -60,6 +60,7 @@ fn overlay(here: u8, tasks: &[Task]) -> Overlay {
             name: "web".into(),
             aliases: vec!["www".into()],
             addresses: vec![VIP.into()],
+            balancing: Default::default(),
         }],
         mesh: None,
         tunnel: None,
@@ -98,6 +99,14 @@ impl Pair {
     async fn apply(&self, tasks: &[Task]) {
         for (here, daemon) in (1..).zip(&self.daemons) {
             daemon.networks.apply_overlay(overlay(here, tasks)).await.expect("apply");
+        }
+    }
+
+    async fn apply_balanced(&self, tasks: &[Task], balancing: Balancing) {
+        for (here, daemon) in (1..).zip(&self.daemons) {
+            let mut wanted = overlay(here, tasks);
+            wanted.services[0].balancing = balancing;
+            daemon.networks.apply_overlay(wanted).await.expect("apply");
         }
     }
 
@@ -145,6 +154,51 @@ async fn a_virtual_address_leads_to_every_ready_task_and_keeps_the_client() {
     // Large packets, to the far one alone.
     pair.apply(&[Task { n: 12, host: 2, ready: true }]).await;
     transfer(client, far, VIP.into());
+    pair.close().await;
+}
+
+/// Who answers a client that asks again and again.
+fn met(client: &Space) -> Vec<String> {
+    let mut met: Vec<String> =
+        (0..12).map(|_| Talk::start(client, VIP, 80).expect("connection").server).collect();
+    met.sort();
+    met.dedup();
+    met
+}
+
+#[tokio::test]
+async fn connections_are_spread_as_the_service_wants() {
+    let pair = Pair::start("f000003").await;
+    let [near, far] = [&pair.tasks[0].space, &pair.tasks[1].space];
+    let _servers = [Echo::start(near, "near", 80), Echo::start(far, "far", 80)];
+    let client = &pair.client.space;
+    let [task1, task2] = both();
+    for pick in [Pick::SourceHash, Pick::Sticky] {
+        let balancing = Balancing { pick, ..Balancing::default() };
+        pair.apply_balanced(&both(), balancing).await;
+        let own = met(client);
+        assert_eq!(own.len(), 1, "{pick:?}: one client, one task: {own:?}");
+        // The other task goes and comes back: nobody of this one's notices.
+        let (stays, goes) = if own == ["near"] { (task1, task2) } else { (task2, task1) };
+        pair.apply_balanced(&[stays, Task { ready: false, ..goes }], balancing).await;
+        assert_eq!(met(client), own, "{pick:?}");
+        pair.apply_balanced(&both(), balancing).await;
+        assert_eq!(met(client), own, "{pick:?}");
+        // Its own goes: it is served all the same.
+        pair.apply_balanced(&[goes, Task { ready: false, ..stays }], balancing).await;
+        assert_ne!(met(client), own, "{pick:?}");
+    }
+    let rules = pair.hosts[0]
+        .sh(&format!("nsenter --net={} nft list ruleset", pair.configs[0].netns_dir.join(ID).display()));
+    assert!(rules.contains("jhash ip saddr mod 128 seed 0x7273776d map @backends"), "{rules}");
+
+    let local_first = Balancing { local_first: true, ..Balancing::default() };
+    pair.apply_balanced(&both(), local_first).await;
+    assert_eq!(met(client), ["near"]);
+    pair.apply_balanced(&[Task { ready: false, ..task1 }, task2], local_first).await;
+    assert_eq!(met(client), ["far"], "the node has no ready task of its own");
+    pair.apply_balanced(&both(), Balancing::default()).await;
+    assert_eq!(meets(client, VIP.into(), 80, &["near", "far"]), seen_as("10.0.2.101"));
     pair.close().await;
 }
 

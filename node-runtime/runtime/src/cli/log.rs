@@ -1,18 +1,18 @@
 //! Where callers of runtimes look for what went wrong: the file that `--log` names, in runc's two formats.
 
 use std::fmt::{self, Write as _};
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rswarm_base::Timestamp;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
-use crate::failure::Failure;
+use crate::failure::{Context, Failure};
 
-/// A log, of which nothing is opened before something is to be said.
+/// A log. Its file is opened for each line: nothing of it is there to be inherited.
 #[derive(Debug, Clone)]
 pub(super) struct Log {
     /// Standard error, when it is `None`.
@@ -22,6 +22,12 @@ pub(super) struct Log {
 }
 
 impl Log {
+    /// Makes the file, or says that nothing can be written there: a caller who reads it must find one, as with runc.
+    pub(super) fn open(&self) -> Result<(), Failure> {
+        let Some(path) = &self.path else { return Ok(()) };
+        append(path).map(drop).with_context(|| format!("open {}", path.display()))
+    }
+
     /// Writes the reason for which a command failed, and tells the person at the terminal too.
     pub(super) fn failed(&self, failure: &Failure) {
         let _ = writeln!(io::stderr(), "error: {failure}");
@@ -39,10 +45,7 @@ impl Log {
     fn write(&self, level: &str, message: &str) {
         let line = self.line(level, message);
         let _ = match &self.path {
-            Some(path) => {
-                let file = OpenOptions::new().create(true).append(true).open(path);
-                file.and_then(|mut file| file.write_all(line.as_bytes()))
-            }
+            Some(path) => append(path).and_then(|mut file| file.write_all(line.as_bytes())),
             None => io::stderr().write_all(line.as_bytes()),
         };
     }
@@ -56,6 +59,10 @@ impl Log {
             format!("time=\"{now}\" level={level} msg={message:?}\n")
         }
     }
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
 }
 
 impl Subscriber for Log {

@@ -139,6 +139,7 @@ fn run(args: Vec<OsString>, log: &mut Log) -> Result<i32, Exit> {
     if matches!(rest.first().map(String::as_str), Some("--help" | "-help" | "-h")) {
         return Ok(say(&explain(command))?);
     }
+    log.open()?;
     log.listen();
     let call = Call {
         args: Parsed::parse(rest, command.flags, command.order)?,

@@ -12,13 +12,19 @@ use rustix::io::Errno;
 /// Deeper trees than paths can name are refused.
 const DEPTH_MAX: u32 = 2048;
 
-/// Copies what is in `from` into `to`, both open as `O_PATH`, and gives `to` the owner and mode of `from`.
-pub(super) fn contents(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
+/// Copies what is in `from` into `to`, both open as `O_PATH`, and with `owned` gives `to` the owner of `from`. Its
+/// mode is the mount's, which was made with one.
+pub(super) fn contents(from: &OwnedFd, to: &OwnedFd, owned: bool) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let from = rustix::fs::openat(from, ".", flags, Mode::empty())?;
     let to = rustix::fs::openat(to, ".", flags, Mode::empty())?;
     directory(&from, &to, DEPTH_MAX)?;
-    finish(&from, &to, &rustix::fs::fstat(&from)?)
+    let (mut stat, made) = (rustix::fs::fstat(&from)?, rustix::fs::fstat(&to)?);
+    stat.st_mode = made.st_mode;
+    if !owned {
+        (stat.st_uid, stat.st_gid) = (made.st_uid, made.st_gid);
+    }
+    finish(&from, &to, &stat)
 }
 
 fn directory(from: &OwnedFd, to: &OwnedFd, depth: u32) -> io::Result<()> {

@@ -31,6 +31,7 @@ use self::path::Missing;
 pub(crate) use self::plan::Plan;
 pub(crate) use self::root::{change as change_root, open_dir};
 use crate::cgroup::Cgroup;
+use crate::channel::Channel;
 use crate::failure::{Context, Failure};
 use crate::sys;
 
@@ -48,8 +49,9 @@ pub(crate) struct Tree<'a> {
 
 impl<'a> Tree<'a> {
     /// Mounts and makes all that belongs below the root, in the caller's mount namespace. What is made has
-    /// the modes that runc gives it, whatever our caller's umask is; so has what the container makes.
-    pub(crate) fn build(plan: &'a Plan<'a>, cgroup: &Cgroup) -> Result<Tree<'a>, Failure> {
+    /// the modes that runc gives it, whatever our caller's umask is; so has what the container makes. The parent
+    /// is asked for what a user namespace may not.
+    pub(crate) fn build(plan: &'a Plan<'a>, cgroup: &Cgroup, parent: &Channel) -> Result<Tree<'a>, Failure> {
         rustix::process::umask(Mode::WGRP | Mode::WOTH);
         let root = if plan.mount_namespace {
             root::bind(&plan.root_path, plan.root.as_ref(), plan.propagation)?
@@ -64,6 +66,7 @@ impl<'a> Tree<'a> {
             cgroup_namespace: plan.cgroup_namespace,
             host_pids: plan.host_pids,
             label: plan.label(),
+            parent: plan.user_namespace.then_some(parent),
             readonly_later: Vec::new(),
         };
         for planned in &plan.mounts {

@@ -16,6 +16,7 @@ use super::options::Options;
 use super::path::{self, Missing, Place};
 use super::{cgroups, copy, idmap, is_procfs};
 use crate::cgroup::Cgroup;
+use crate::channel::{Channel, IdMap};
 use crate::failure::{Context, Failure};
 use crate::sys::{self, MountAttributes};
 
@@ -56,6 +57,8 @@ pub(super) struct Site<'a> {
     pub host_pids: bool,
     /// SELinux' label for files of new file systems.
     pub label: Option<&'a str>,
+    /// Who maps ids for a user namespace, which may not.
+    pub parent: Option<&'a Channel>,
     /// Mounts that become read-only when everything inside them is made.
     pub readonly_later: Vec<OwnedFd>,
 }
@@ -116,7 +119,7 @@ impl Site<'_> {
         let source = self.bundle.join(source);
         let recursive = planned.options.bind == Some(true);
         if let (Some(below), Some(namespace)) = (planned.options.id_map, &planned.id_namespace) {
-            return idmap::clone_mapped(&source, recursive, below, namespace);
+            return self.mapped(&source, recursive, below, namespace);
         }
         if planned.options.id_map.is_some()
             && let Some(tree) = prepared()
@@ -131,6 +134,22 @@ impl Site<'_> {
             },
             tree => tree.with_context(what),
         }
+    }
+
+    /// A source that only init sees, under other ids.
+    fn mapped(
+        &self,
+        source: &Path,
+        recursive: bool,
+        below: bool,
+        namespace: &OwnedFd,
+    ) -> Result<OwnedFd, Failure> {
+        let Some(parent) = self.parent else {
+            return idmap::clone_mapped(source, recursive, below, namespace);
+        };
+        let tree = clone_tree(source, recursive).with_context(|| format!("open {}", source.display()))?;
+        parent.id_map(&IdMap { tree: tree.as_fd(), namespace: namespace.as_fd(), below })?;
+        Ok(tree)
     }
 
     fn remount(&self, planned: &Planned<'_>) -> Result<(), Failure> {
@@ -160,7 +179,8 @@ impl Site<'_> {
         let attributes = MountAttrFlags::from_bits_retain(u32::try_from(attributes).unwrap_or(u32::MAX));
         let made = self.make(planned, typ, &place, attributes)?;
         if typ == "tmpfs" && options.copy_up {
-            copy::contents(&place.fd, &made).context("tmpcopyup")?;
+            let has_owner = options.data.iter().any(|(key, _)| matches!(key.as_str(), "uid" | "gid"));
+            copy::contents(&place.fd, &made, !has_owner).context("tmpcopyup")?;
         }
         if typ == "mqueue"
             && let Some(label) = self.label
@@ -310,18 +330,15 @@ pub(super) fn change(mount: &OwnedFd, options: &Options) -> Result<(), Failure> 
 
 /// A bind mount whose options say something about flags has those and no others, as with runc; where a user
 /// namespace may not take off the others that the source has, they stay. One whose options say nothing of them
-/// has the source's.
+/// has the source's. The source's rules for access times stay until others are named: to take back what the
+/// source has does not name one.
 fn change_bind(mount: &OwnedFd, options: &Options) -> Result<(), Failure> {
     let named = options.attributes;
-    if named == MountAttributes::default() {
+    if named == MountAttributes::default() && options.times.is_none() {
         return change_below(mount, options);
     }
     let mut all = named;
     all.add(0, PLAIN & !named.set);
-    if named.set & libc::MOUNT_ATTR_NODIRATIME != 0 {
-        // A rule for directories comes with the kernel's own for files, unless another is named.
-        all.clear |= libc::MOUNT_ATTR__ATIME;
-    }
     match sys::mount_setattr(mount, false, all) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             // The one that the kernel never locks goes anyway.

@@ -11,6 +11,8 @@ pub(super) struct Options {
     pub remount: bool,
     /// For the mount itself.
     pub attributes: MountAttributes,
+    /// The rules for access times that are named, as `MS_*`; zero where all were taken back again.
+    pub times: Option<u64>,
     /// For the mount and all below it.
     pub recursive: MountAttributes,
     /// `MS_SHARED` and so on, and whether for all below too; each in its turn.
@@ -25,8 +27,9 @@ pub(super) struct Options {
     pub data: Vec<(String, Option<String>)>,
 }
 
-/// Words about one mount, each of which also exists with an `r` in front, for all mounts below too.
-/// The kernel's own rule for access times is `relatime`: what takes back another rule falls back to it.
+/// Words about one mount, each of which also exists with an `r` in front, for all mounts below too. Those about
+/// access times mean this with the `r` only, where what takes back a rule names the kernel's own, `relatime`; for
+/// one mount they are [`TIMES`].
 const ATTRIBUTES: &[(&str, u64, u64)] = &[
     ("ro", libc::MOUNT_ATTR_RDONLY, 0),
     ("rw", 0, libc::MOUNT_ATTR_RDONLY),
@@ -46,6 +49,21 @@ const ATTRIBUTES: &[(&str, u64, u64)] = &[
     ("atime", libc::MOUNT_ATTR_RELATIME, libc::MOUNT_ATTR__ATIME),
     ("strictatime", libc::MOUNT_ATTR_STRICTATIME, libc::MOUNT_ATTR__ATIME),
     ("nostrictatime", libc::MOUNT_ATTR_RELATIME, libc::MOUNT_ATTR__ATIME),
+];
+
+/// Rules for access times of files, of which the last that is named counts.
+const RULES: u64 = libc::MS_NOATIME | libc::MS_RELATIME | libc::MS_STRICTATIME;
+
+/// Words about the access times of one mount: what each names and takes back.
+const TIMES: &[(&str, u64, u64)] = &[
+    ("noatime", libc::MS_NOATIME, RULES),
+    ("atime", 0, libc::MS_NOATIME),
+    ("relatime", libc::MS_RELATIME, RULES),
+    ("norelatime", 0, libc::MS_RELATIME),
+    ("strictatime", libc::MS_STRICTATIME, RULES),
+    ("nostrictatime", 0, libc::MS_STRICTATIME),
+    ("nodiratime", libc::MS_NODIRATIME, 0),
+    ("diratime", 0, libc::MS_NODIRATIME),
 ];
 
 const PROPAGATION: &[(&str, u64)] = &[
@@ -79,13 +97,31 @@ pub(super) fn parse(options: &[String]) -> Options {
             parsed.data.push((key.to_owned(), value));
         }
     }
+    if let Some(times) = parsed.times.filter(|times| *times != 0) {
+        let times = access_times(times);
+        parsed.attributes.add(times.set, times.clear);
+    }
     parsed
+}
+
+/// What mount(2) makes of rules: those that are named and no others, and `relatime` where there is none for files.
+fn access_times(named: u64) -> MountAttributes {
+    let files = match named & RULES {
+        libc::MS_NOATIME => libc::MOUNT_ATTR_NOATIME,
+        libc::MS_STRICTATIME => libc::MOUNT_ATTR_STRICTATIME,
+        _ => libc::MOUNT_ATTR_RELATIME,
+    };
+    let directories = if named & libc::MS_NODIRATIME == 0 { 0 } else { libc::MOUNT_ATTR_NODIRATIME };
+    let clear = libc::MOUNT_ATTR__ATIME | (libc::MOUNT_ATTR_NODIRATIME & !directories);
+    MountAttributes { set: files | directories, clear, ..MountAttributes::default() }
 }
 
 impl Options {
     fn take_attribute(&mut self, word: &str) -> bool {
         let named = |name: &str| ATTRIBUTES.iter().find(|(known, ..)| *known == name);
-        if let Some((_, set, clear)) = named(word) {
+        if let Some((_, set, clear)) = TIMES.iter().find(|(known, ..)| *known == word) {
+            self.times = Some((self.times.unwrap_or(0) & !clear) | set);
+        } else if let Some((_, set, clear)) = named(word) {
             self.attributes.add(*set, *clear);
         } else if let Some((_, set, clear)) = word.strip_prefix('r').and_then(named) {
             self.recursive.add(*set, *clear);
@@ -179,8 +215,20 @@ mod tests {
         assert_eq!(parsed.attributes.set, libc::MOUNT_ATTR_NOEXEC);
         assert_eq!(parsed.attributes.clear, libc::MOUNT_ATTR_RDONLY);
         assert_eq!(parsed.superblock, ["async"]);
-        let atime = options("noatime,strictatime").attributes;
-        assert_eq!((atime.set, atime.clear), (libc::MOUNT_ATTR_STRICTATIME, libc::MOUNT_ATTR__ATIME));
+        let rules = libc::MOUNT_ATTR__ATIME | libc::MOUNT_ATTR_NODIRATIME;
+        let times = options("noatime,strictatime").attributes;
+        assert_eq!((times.set, times.clear), (libc::MOUNT_ATTR_STRICTATIME, rules));
+    }
+
+    #[test]
+    fn rules_for_access_times_that_are_taken_back_name_none() {
+        for words in ["atime", "norelatime", "diratime", "noatime,atime", "nodiratime,diratime"] {
+            let parsed = options(words);
+            assert_eq!((parsed.times, parsed.attributes), (Some(0), MountAttributes::default()), "{words}");
+        }
+        let both = options("nodiratime,norelatime").attributes;
+        assert_eq!((both.set, both.clear), (libc::MOUNT_ATTR_NODIRATIME, libc::MOUNT_ATTR__ATIME));
+        assert_eq!(options("ro").times, None);
     }
 
     #[test]
@@ -201,7 +249,7 @@ mod tests {
         let data = [("mode", Some("755")), ("size", Some("65536k")), ("newinstance", None)];
         let data = data.map(|(key, value)| (key.to_owned(), value.map(str::to_owned)));
         assert_eq!(parsed.data, data);
-        assert_eq!(parsed.attributes.clear, libc::MOUNT_ATTR__ATIME);
+        assert_eq!(parsed.times, Some(libc::MS_RELATIME));
     }
 
     #[test]

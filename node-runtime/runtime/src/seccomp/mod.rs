@@ -84,7 +84,10 @@ impl Filter {
             .collect();
         let program = Assembler::program(&mut sections, libc::SECCOMP_RET_KILL_PROCESS)
             .ok_or_else(|| Failure::invalid("`linux.seccomp` is too long for the kernel"))?;
-        Ok(Filter { program, flags: flags(profile, listens) })
+        let flags = flags(profile, listens);
+        // As runc says it, whose own tests read what was asked of the kernel here.
+        tracing::debug!("seccomp filter flags: {flags}");
+        Ok(Filter { program, flags })
     }
 
     /// Whether somebody has to be given what [`Filter::load`] returns.

@@ -46,8 +46,10 @@ pub(crate) fn hand_over(spec: &Spec, state: &State, child: &Child, number: u32) 
 /// One state for each connection, the descriptor with its first bytes.
 fn send(profile: &LinuxSeccomp, json: &[u8], listener: &OwnedFd) -> Result<(), Failure> {
     let path = profile.listener_path().as_deref().unwrap_or_else(|| "".as_ref());
-    let what = || format!("send the seccomp listener to `linux.seccomp.listenerPath` `{}`", path.display());
-    let mut stream = UnixStream::connect(path).with_context(what)?;
+    let agent = format!("seccomp agent at `linux.seccomp.listenerPath` `{}`", path.display());
+    // As runc begins it.
+    let mut stream = UnixStream::connect(path).with_context(|| format!("failed to connect with {agent}"))?;
+    let what = || format!("send the listener to the {agent}");
     let fds = [listener.as_raw_fd()];
     let rights = [ControlMessage::ScmRights(&fds)];
     let first = [IoSlice::new(json)];

@@ -406,6 +406,7 @@ fn mistakes_are_named() -> Result<()> {
     ensure!(bundle.fails(&["dance"])?.contains("command `dance` is not known"));
     ensure!(bundle.fails(&["--dance", "state", "x"])?.contains("not defined: `--dance`"));
     ensure!(bundle.fails(&["--log-format", "xml", "state", "x"])?.contains("invalid log-format: xml"));
+    ensure!(bundle.fails(&["--log", "nowhere:/log", "list"])?.contains("open nowhere:/log: no such file"));
     ensure!(bundle.fails(&["state", "nobody"])?.contains("container does not exist: `nobody`"));
     ensure!(bundle.fails(&["kill", "nobody", "NONSENSE"])?.contains("unknown signal \"NONSENSE\""));
     bundle.succeeds(&["delete", "--force", "nobody"])?;

@@ -225,6 +225,8 @@ fn a_bind_has_its_sources_flags_or_those_it_names() -> Result<()> {
     add(&mut bundle, mount("/named", "bind", "source", "bind,nosuid"))?;
     add(&mut bundle, mount("/cleared", "bind", "source", "bind,dev"))?;
     add(&mut bundle, mount("/times", "bind", "source", "bind,nodiratime"))?;
+    add(&mut bundle, mount("/untimed", "bind", "source", "bind,atime,norelatime,nostrictatime,diratime"))?;
+    add(&mut bundle, mount("/relative", "bind", "source", "bind,noatime,norelatime,relatime"))?;
     let script = "mount -t tmpfs -o ro,nodev,noatime tmpfs source; exec \"$@\"";
     let run = |bundle: &Bundle| said(&in_namespace(bundle, script, &["run", &bundle.id])?);
     let flags = |table: &str, path: &str| -> Result<String> { Ok(line(table, path)?.options.join(",")) };
@@ -233,17 +235,28 @@ fn a_bind_has_its_sources_flags_or_those_it_names() -> Result<()> {
     ensure!(flags(&table, "/named")? == "rw,nosuid,noatime", "{table}");
     ensure!(flags(&table, "/cleared")? == "rw,noatime", "{table}");
     ensure!(flags(&table, "/times")? == "rw,nodiratime,relatime", "{table}");
+    // As mount(2) has it, access times stay as they are until a rule for them is named.
+    ensure!(flags(&table, "/untimed")? == "rw,noatime", "{table}");
+    ensure!(flags(&table, "/relative")? == "rw,relatime", "{table}");
     // A user namespace may not take off what the machine has put on.
-    bundle.spec["mounts"]
-        .as_array_mut()
-        .context("mounts")?
-        .retain(|mount| mount["destination"] != "/cleared" && mount["destination"] != "/times");
+    bundle.spec["mounts"].as_array_mut().context("mounts")?.retain(|mount| {
+        !["/cleared", "/times", "/relative"].iter().any(|gone| mount["destination"] == *gone)
+    });
     bundle.spec["linux"]["namespaces"].as_array_mut().context("namespaces")?.push(json!({"type": "user"}));
     for map in ["uidMappings", "gidMappings"] {
         bundle.spec["linux"][map] = json!([{"containerID": 0, "hostID": 0, "size": 1000}]);
     }
     let table = run(&bundle)?;
     ensure!(flags(&table, "/named")? == "ro,nosuid,nodev,noatime", "{table}");
+    ensure!(flags(&table, "/untimed")? == "ro,nodev,noatime", "{table}");
+    // Nor may it have other rules for access times.
+    add(&mut bundle, mount("/relative", "bind", "source", "bind,relatime"))?;
+    let refused = in_namespace(&bundle, script, &["run", &bundle.id])?;
+    let said = String::from_utf8_lossy(&refused.stderr);
+    ensure!(
+        !refused.status.success() && said.contains("set mount options: operation not permitted"),
+        "{said}"
+    );
     bundle.nothing_is_left()
 }
 
@@ -294,16 +307,25 @@ fn a_tmpfs_can_start_with_what_it_covers() -> Result<()> {
 }
 
 fn a_tmpfs_has_the_mode_of_what_it_covers() -> Result<()> {
-    let mut bundle = Bundle::sh("stat -c %a /there /asked /fresh")?;
-    for name in ["there", "asked"] {
-        let dir = bundle.path("bundle/rootfs").join(name);
-        fs::create_dir(&dir)?;
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o2751))?;
+    let mut bundle = Bundle::sh("stat -c '%a %u %g' /there /asked /fresh")?;
+    for copied in [false, true] {
+        bundle.spec["mounts"].as_array_mut().context("mounts")?.retain(|mount| mount["type"] != "tmpfs");
+        for name in ["there", "asked"] {
+            let dir = bundle.path("bundle/rootfs").join(name);
+            fs::create_dir_all(&dir)?;
+            std::os::unix::fs::chown(&dir, Some(5), Some(6))?;
+            fs::set_permissions(&dir, fs::Permissions::from_mode(0o2751))?;
+        }
+        for (name, options) in [("/there", ""), ("/asked", "mode=1700,uid=7"), ("/fresh", "")] {
+            let options = if copied { format!("{options},tmpcopyup") } else { options.to_owned() };
+            add(&mut bundle, mount(name, "tmpfs", "tmpfs", &options))?;
+        }
+        // What is asked for counts; a copy takes the owner along, too.
+        let there = if copied { "2751 5 6" } else { "2751 0 0" };
+        let said = run(&bundle)?;
+        ensure!(said == format!("{there}\n1700 7 0\n1777 0 0\n"), "{copied}: {said}");
+        fs::remove_dir(bundle.path("bundle/rootfs/fresh"))?;
     }
-    for (name, options) in [("/there", ""), ("/asked", "mode=700"), ("/fresh", "")] {
-        add(&mut bundle, mount(name, "tmpfs", "tmpfs", options))?;
-    }
-    ensure!(run(&bundle)? == "2751\n700\n1777\n");
     Ok(())
 }
 

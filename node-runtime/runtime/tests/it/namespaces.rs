@@ -156,14 +156,19 @@ fn a_user_namespace_and_what_it_owns_are_joined() -> Result<()> {
     let target = start(&first)?;
     let mut second =
         Bundle::sh("exec > /said 2>&1; id -u; busybox hostname other && cat /proc/self/uid_map; sleep 1000")?;
+    // The maps are given again, as podman does; the other ones are those of the namespace anyway.
     with_users(&mut second)?;
-    second.spec["linux"].as_object_mut().context("linux")?.retain(|key, _| !key.ends_with("idMappings"));
+    second.spec["linux"].as_object_mut().context("linux")?.retain(|key, _| key != "gidMappings");
     second.spec["process"]["capabilities"] = json!({
         "bounding": ["CAP_SYS_ADMIN"], "permitted": ["CAP_SYS_ADMIN"], "effective": ["CAP_SYS_ADMIN"]
     });
     for (typ, name) in [("user", "user"), ("network", "net"), ("ipc", "ipc"), ("pid", "pid")] {
         join(&mut second, typ, &format!("/proc/{target}/ns/{name}"))?;
     }
+    second.spec["linux"]["uidMappings"][0]["size"] = 7.into();
+    let refused = second.fails(&["create", &second.id])?;
+    ensure!(refused.contains("`linux.uidMappings` is not that of the user namespace"), "{refused}");
+    second.spec["linux"]["uidMappings"][0]["size"] = 65536.into();
     let pid = start(&second)?;
     for typ in ["user", "net", "ipc", "pid"] {
         ensure!(namespace(pid, typ)? == namespace(target, typ)?, "{typ} is another");

@@ -17,6 +17,10 @@ pub const CASES: &[Case] = &[
     ("terminals_have_a_group_if_there_is_one", terminals_have_a_group_if_there_is_one),
     ("inherited_flags_are_kept_and_cannot_be_taken_off", inherited_flags_are_kept_and_cannot_be_taken_off),
     ("a_mount_can_have_the_containers_ids", a_mount_can_have_the_containers_ids),
+    (
+        "what_was_mounted_before_can_have_the_containers_ids",
+        what_was_mounted_before_can_have_the_containers_ids,
+    ),
     ("the_machines_sysfs_is_shown_with_its_network", the_machines_sysfs_is_shown_with_its_network),
 ];
 
@@ -131,6 +135,28 @@ fn a_mount_can_have_the_containers_ids() -> Result<()> {
     let new = fs::metadata(bundle.path("host/new"))?;
     ensure!(std::os::unix::fs::MetadataExt::uid(&new) == 0);
     Ok(())
+}
+
+/// Only init sees the source, and only its parent may map ids.
+fn what_was_mounted_before_can_have_the_containers_ids() -> Result<()> {
+    let mut bundle =
+        bundle("stat -c '%u %g' /mapped/file /below/dir/file /seen/dir/file; touch /mapped/new")?;
+    fs::create_dir_all(bundle.path("host/dir"))?;
+    fs::write(bundle.path("host/dir/file"), "")?;
+    // The container's root may look at its own root.
+    fs::set_permissions(bundle.path(""), fs::Permissions::from_mode(0o755))?;
+    add(&mut bundle, mount("/seen", "bind", "../host", "bind"))?;
+    add(&mut bundle, mount("/mapped", "bind", "rootfs/seen/dir", "bind,idmap"))?;
+    add(&mut bundle, mount("/below", "bind", "rootfs/seen", "rbind,ridmap"))?;
+    let said = run(&bundle)?;
+    ensure!(said == "0 0\n0 0\n65534 65534\n", "{said}");
+    let new = fs::metadata(bundle.path("host/dir/new"))?;
+    ensure!(std::os::unix::fs::MetadataExt::uid(&new) == 0);
+    // The parent says why it cannot.
+    add(&mut bundle, mount("/no", "bind", "rootfs/proc/sys", "bind,idmap"))?;
+    let refused = bundle.fails(&["run", &bundle.id])?;
+    ensure!(refused.contains("can its file system be id-mapped?"), "{refused}");
+    bundle.nothing_is_left()
 }
 
 fn the_machines_sysfs_is_shown_with_its_network() -> Result<()> {

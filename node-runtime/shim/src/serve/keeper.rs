@@ -53,6 +53,7 @@ impl Keeper {
 }
 
 fn keep(pipe: &OwnedFd, pidfd: &OwnedFd, kill_file: Option<File>) {
+    let _ = nix::sys::prctl::set_name(c"rswarm-keeper");
     let mut kept = vec![2, pipe.as_raw_fd(), pidfd.as_raw_fd()];
     kept.extend(kill_file.as_ref().map(AsRawFd::as_raw_fd));
     sys::close_all_but(&kept);

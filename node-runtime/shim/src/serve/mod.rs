@@ -43,6 +43,8 @@ use crate::note::{self, note};
 use crate::protocol::Launched;
 use crate::sys;
 
+/// In the process list; at most 15 bytes (proc_pid_comm(5)).
+const NAME: &std::ffi::CStr = c"rswarm-shim";
 /// The kernel takes a container's process before its shim, when memory runs out.
 const OOM_SCORE: &str = "-500";
 
@@ -50,6 +52,8 @@ const OOM_SCORE: &str = "-500";
 #[must_use]
 pub fn main(args: Vec<OsString>) -> i32 {
     note::listen();
+    // It is executed through a descriptor, whose number would be its name.
+    let _ = nix::sys::prctl::set_name(NAME);
     let state_dir = match parse(&args) {
         Ok(state_dir) => state_dir,
         Err(message) => {

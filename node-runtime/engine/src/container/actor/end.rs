@@ -176,7 +176,15 @@ impl Actor {
             self.record.container.restart_count = self.backoff.restarts;
             self.state().status = Status::Restarting;
         }
-        self.save_fact().await;
+        let goes = delay.is_none() && self.container().config.auto_remove;
+        match stopping {
+            // Its removal follows: nobody reads its record again.
+            _ if goes => self.publish(),
+            // Who asked for the end is told when it is on disk.
+            Some(_) => self.save_fact().await,
+            // The shim has put it there.
+            None => self.save_soon().await,
+        }
         tracing::info!(container.id = self.container().id, exit_code = exit.code, "exited");
         if exit.oom_killed {
             self.event("oom", &[]);
@@ -327,6 +335,7 @@ impl Actor {
         let failed = |source: Cause| RemoveError::Failed { id: id.clone(), source };
         wiring::unwire(&self.shared, &id).await;
         let dir = self.container().dir.clone();
+        self.finish_store().await;
         // The record goes first: from here on there is no way back, and a daemon that dies now cleans up.
         let erased = blocking(move || Record::erase(&dir)).await;
         erased.map_err(|error| failed(Cause::new(error)))?;

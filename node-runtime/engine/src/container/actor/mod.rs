@@ -19,7 +19,7 @@ use super::health::Check;
 use super::record::Record;
 use super::restart::Backoff;
 use super::{Container, Health, Probe, State, Status};
-use crate::blocking::blocking;
+use crate::blocking::{Work, begin};
 use crate::config::EndpointConfig;
 use crate::engine::{Access, Attachment, ContainerUpdate, RemoveOptions};
 use crate::error::{ControlError, ExecError, FileError, LookupError, NetworkError, RemoveError, StartError};
@@ -134,6 +134,8 @@ pub(crate) struct Actor {
     clients: Vec<oneshot::Sender<AttachStream>>,
     /// Who uses its files.
     files: Arc<Semaphore>,
+    /// A record on its way to the disk.
+    storing: Option<Work<Result<(), FileError>>>,
 }
 
 impl Actor {
@@ -156,6 +158,7 @@ impl Actor {
             next_start: None,
             clients: Vec::new(),
             files: Arc::new(Semaphore::new(HOLDS_MAX as usize)),
+            storing: None,
         };
         (actor, handle)
     }
@@ -205,7 +208,7 @@ impl Actor {
         loop {
             let next = tokio::select! {
                 biased;
-                () = cancelled.cancelled() => return,
+                () = cancelled.cancelled() => return self.finish_store().await,
                 exit = exit_of(&mut self.run) => self.on_exit(exit).await,
                 () = at(self.stopping.as_ref().and_then(|stopping| stopping.deadline)) => self.on_deadline().await,
                 () = at(self.next_start) => self.on_next_start().await,
@@ -233,15 +236,44 @@ impl Actor {
     }
 
     /// Makes the present state durable, then visible.
-    async fn save(&self) -> Result<(), FileError> {
-        let record = self.record.clone();
-        blocking(move || record.store()).await?;
+    async fn save(&mut self) -> Result<(), FileError> {
+        self.begin_store().await;
+        self.stored().await?;
         self.publish();
         Ok(())
     }
 
+    /// Makes the present state visible, and durable as soon as the disk can: for what the next daemon learns from
+    /// the shim or from its exit file, should this one die before.
+    async fn save_soon(&mut self) {
+        self.begin_store().await;
+        self.publish();
+    }
+
+    /// Begins to write the present state. An earlier one comes first: it must not overtake.
+    async fn begin_store(&mut self) {
+        self.finish_store().await;
+        let record = self.record.clone();
+        self.storing = Some(begin(move || record.store()));
+    }
+
+    /// [`Actor::stored`], when nobody is left to be told of a failure.
+    async fn finish_store(&mut self) {
+        if let Err(error) = self.stored().await {
+            tracing::error!(container.id = self.container().id, error = %Chain(&error), "state could not be stored");
+        }
+    }
+
+    /// Waits until what was begun is durable.
+    async fn stored(&mut self) -> Result<(), FileError> {
+        match self.storing.take() {
+            Some(storing) => storing.end().await,
+            None => Ok(()),
+        }
+    }
+
     /// [`Actor::save`] of something that has happened already: it is visible even if the disk fails.
-    async fn save_fact(&self) {
+    async fn save_fact(&mut self) {
         if let Err(error) = self.save().await {
             tracing::error!(container.id = self.container().id, error = %Chain(&error), "state could not be stored");
             self.publish();

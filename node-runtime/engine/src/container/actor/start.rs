@@ -1,7 +1,5 @@
 //! The way up: from a request or a policy to a running program and its health check.
 
-use std::sync::Arc;
-
 use rswarm_base::Chain;
 use rswarm_shim::client::Shim;
 use tokio::sync::oneshot;
@@ -63,24 +61,23 @@ impl Actor {
 
     pub(super) async fn bring_up(&mut self) -> Result<(), StartError> {
         let _alone = self.alone().await;
-        let created = launch::create(&self.shared, &self.record).await?;
-        // Durable before the program runs: a daemon that dies now finds the endpoints of what it adopts. What is
-        // on disk already, as it is without networks, needs no second wait for the disk.
-        let stored = if *self.record.container.endpoints == created.endpoints {
-            Ok(())
-        } else {
-            self.record.container.endpoints = Arc::new(created.endpoints.clone());
-            self.save().await.map_err(StartError::from)
-        };
+        let place = launch::place(&self.shared, &self.record).await?;
+        // On disk before the program runs: a daemon that dies now finds the endpoints of what it adopts. The disk
+        // works while the shim does.
+        if self.container().endpoints != place.endpoints {
+            self.record.container.endpoints = place.endpoints.clone();
+            self.save_soon().await;
+        }
+        let shim = launch::create(&self.shared, self.container(), place).await?;
         let clients = std::mem::take(&mut self.clients);
-        let started = match stored {
-            Ok(()) => launch::start(self.container(), &created, clients).await,
-            Err(error) => Err(error),
+        let started = match self.stored().await {
+            Ok(()) => launch::start(self.container(), &shim, clients).await,
+            Err(error) => Err(error.into()),
         };
         let started = match started {
             Ok(started) => started,
             Err(error) => {
-                launch::end(&self.shared, self.container(), &created.shim).await;
+                launch::end(&self.shared, self.container(), &shim).await;
                 wiring::unwire(&self.shared, &self.container().id).await;
                 return Err(error);
             }
@@ -94,11 +91,11 @@ impl Actor {
         state.oom_killed = false;
         state.started_at = started.started_at;
         state.health = health;
-        self.save_fact().await;
+        self.save_soon().await;
         tracing::info!(container.id = self.container().id, pid = started.pid, "running");
         self.shared.network_events(self.container(), "connect");
         self.event("start", &[]);
-        self.watch_run(created.shim);
+        self.watch_run(shim);
         Ok(())
     }
 
