@@ -73,12 +73,15 @@ fn a_locked_manager_needs_the_key_after_a_restart_and_its_containers_do_not() ->
         Ok(state(&lab.hosts[1])? == "active" && !nodes.contains("Unreachable"))
     })?;
 
+    let locked_before = key_file(&lab.hosts[1])?;
     let other = lab.hosts[0].docker(&["swarm", "unlock-key", "--rotate", "-q"])?.trim().to_owned();
     ensure!(other != key && other.starts_with("SWMKEY-1-"), "{other}");
     eventually(Duration::from_secs(10), "h2 is locked with the new key", || {
-        lab.hosts[1].restart_hard()?;
-        Ok(unlock(&lab.hosts[1], &other)?.0 == 200 || unlock(&lab.hosts[1], &key)?.0 != 200)
+        Ok(key_file(&lab.hosts[1])? != locked_before)
     })?;
+    lab.hosts[1].restart_hard()?;
+    ensure!(unlock(&lab.hosts[1], &key)?.0 == 401, "the old key still opens");
+    ensure!(unlock(&lab.hosts[1], &other)?.0 == 200, "the new key does not open");
     eventually(Duration::from_secs(20), "h2 manages again", || Ok(state(&lab.hosts[1])? == "active"))?;
     ensure!(running_everywhere(&lab)? == before, "containers changed");
 
