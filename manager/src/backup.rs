@@ -2,12 +2,13 @@
 //!
 //! ```text
 //!   rswarm-backup 1\n                                  what it is, and the version of the format
-//!   {"cluster":"…","index":…,"taken_at":…}\n           whose state, and of when: JSON on one line
-//!   …                                                  the state: a `StateSnapshot` (store.proto)
+//!   {"cluster":"…","index":…,"taken_at":…,"sealed":…}\n whose state, and of when: JSON on one line
+//!   …                                                  the state: a `StateSnapshot` (store.proto), or that sealed
 //!   32 bytes                                           SHA-256 of everything before
 //! ```
 //!
-//! The state holds the root's key, secrets and join tokens: who has the file has the cluster.
+//! The state holds the root's key, secrets and join tokens: who has the file has the cluster. While managers are locked,
+//! it is sealed with the unlock key (`UnlockKey::seal`: a nonce of 24 bytes, XChaCha20-Poly1305).
 
 use std::sync::Arc;
 
@@ -15,7 +16,8 @@ use prost::Message as _;
 use rswarm_base::{Classify, Kind, Timestamp};
 use rswarm_manager_core::{Author, Rejected, State, apply};
 use rswarm_proto::tls::{
-    Authority, AuthorityError, Credentials, Identity, IdentityError, Subject, new_key, signing_request,
+    Authority, AuthorityError, Credentials, Identity, IdentityError, Subject, UnlockKey, new_key,
+    signing_request,
 };
 use rswarm_proto::wire::{
     Batch, Change, ManagerStatus, Node, NodeAvailability, NodeRole, Object, Transaction, change,
@@ -25,6 +27,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config::{Boot, Revival};
 use crate::found::{certificate_lifetime, new_node};
+use crate::manager::Lock;
 use crate::raft::{StateError, decode_state};
 
 const MAGIC: &str = "rswarm-backup ";
@@ -44,6 +47,8 @@ pub struct Header {
     pub index: u64,
     /// When it was taken, in nanoseconds since the Unix epoch.
     pub taken_at: i64,
+    /// Whether it takes the unlock key of then to read it.
+    pub sealed: bool,
 }
 
 /// A backup that was read and found whole.
@@ -56,12 +61,13 @@ pub struct Backup {
 
 impl Backup {
     /// The state as the bytes of a backup file.
-    pub(crate) fn encode(state: &State, now: Timestamp) -> Vec<u8> {
+    pub(crate) fn encode(state: &State, now: Timestamp, key: Option<&UnlockKey>) -> Vec<u8> {
         let cluster = state.cluster().map(|cluster| cluster.id.clone()).unwrap_or_default();
-        let header = Header { cluster, index: state.index(), taken_at: now.0 };
+        let header = Header { cluster, index: state.index(), taken_at: now.0, sealed: key.is_some() };
         let header = serde_json::to_string(&header).expect("a header always serialises");
         let mut bytes = format!("{MAGIC}{VERSION}\n{header}\n").into_bytes();
-        state.snapshot().encode(&mut bytes).expect("a vector has room");
+        let body = state.snapshot().encode_to_vec();
+        bytes.extend(key.map_or(body.clone(), |key| key.seal(&body)));
         let checksum: [u8; CHECKSUM] = Sha256::digest(&bytes).into();
         bytes.extend(checksum);
         bytes
@@ -70,8 +76,8 @@ impl Backup {
     /// Reads a backup file.
     ///
     /// # Errors
-    /// When it is no backup, of another version, cut short or changed.
-    pub fn decode(bytes: &[u8]) -> Result<Backup, BackupError> {
+    /// When it is no backup, of another version, cut short or changed, or sealed with another key.
+    pub fn decode(bytes: &[u8], key: Option<&UnlockKey>) -> Result<Backup, BackupError> {
         let (first, _) = line(bytes).ok_or(BackupError::Foreign)?;
         let version = first.strip_prefix(MAGIC).ok_or(BackupError::Foreign)?;
         if version != VERSION {
@@ -84,12 +90,22 @@ impl Backup {
         let (_, rest) = line(text).ok_or(BackupError::Damaged)?;
         let (header, body) = line(rest).ok_or(BackupError::Damaged)?;
         let header: Header = serde_json::from_str(header).map_err(|_| BackupError::Damaged)?;
-        let state = decode_state(body)?;
+        let state = match (header.sealed, key) {
+            (false, _) => decode_state(body)?,
+            (true, Some(key)) => decode_state(&key.open(body).map_err(|_| BackupError::WrongKey)?)?,
+            (true, None) => return Err(BackupError::Sealed),
+        };
         let of_one = state.cluster().is_some_and(|cluster| cluster.id == header.cluster);
         if !of_one || state.index() != header.index {
             return Err(BackupError::Damaged);
         }
         Ok(Backup { header, state })
+    }
+
+    /// What the managers of this cluster are locked with.
+    #[must_use]
+    pub fn lock(&self) -> Lock {
+        self.state.cluster().and_then(|cluster| UnlockKey::from_bytes(&cluster.unlock_key))
     }
 
     /// A cluster that goes on from this state with one manager, which is a new node of it. Nothing is stored yet: save
@@ -107,15 +123,16 @@ impl Backup {
     ) -> Result<(Boot, Arc<Identity>), BackupError> {
         let cluster = self.state.cluster().ok_or(BackupError::Damaged)?.clone();
         let root = cluster.root_ca.as_ref().ok_or(BackupError::Damaged)?;
-        let key = std::str::from_utf8(&root.key_pem).map_err(|_| BackupError::Damaged)?;
-        let authority = Authority::from_pem(&root.certificate_pem, key)?;
+        let (certificate, key, between) = root.signer();
+        let key = std::str::from_utf8(key).map_err(|_| BackupError::Damaged)?;
+        let authority = Authority::from_pem(certificate, key)?;
         let node_id = rswarm_base::id::cluster_id();
         let subject =
             Subject { node_id: node_id.clone(), role: NodeRole::Manager, cluster_id: cluster.id.clone() };
         let lifetime = certificate_lifetime(cluster.spec.as_ref().unwrap_or(&Default::default()));
         let key_pem = new_key()?;
-        let chain_pem = authority.issue(&signing_request(&key_pem)?, &subject, lifetime, now)?;
-        let root_pem = root.certificate_pem.clone();
+        let chain_pem = authority.issue(&signing_request(&key_pem)?, &subject, lifetime, now)? + between;
+        let root_pem = root.trust_bundle();
         let identity = Identity::new(Credentials { key_pem, chain_pem, root_pem })?;
         let node = new_node(node_id, NodeRole::Manager, availability, hostname);
         Ok((Boot::Restore(Box::new(Revival { state: self.state, node })), identity))
@@ -175,6 +192,12 @@ pub enum BackupError {
     /// Its checksum does not fit, or its parts do not fit together.
     #[error("the backup is damaged: it was cut short or changed since it was written")]
     Damaged,
+    /// It was taken while managers were locked.
+    #[error("the backup is sealed, and needs the unlock key that the managers had when it was taken")]
+    Sealed,
+    /// Not the key that it was sealed with.
+    #[error("the backup could not be opened: invalid key provided")]
+    WrongKey,
     /// Whole, and yet no state.
     #[error(transparent)]
     State(#[from] StateError),
@@ -194,6 +217,7 @@ impl Classify for BackupError {
             | BackupError::Damaged
             | BackupError::State(_)
             | BackupError::Authority(_) => Kind::InvalidArgument,
+            BackupError::Sealed | BackupError::WrongKey => Kind::Unauthenticated,
             BackupError::Identity(error) => error.kind(),
         }
     }
@@ -203,6 +227,8 @@ impl Classify for BackupError {
             BackupError::Version(_) => Some("restore it with the version of rswarm that wrote it".to_owned()),
             BackupError::Foreign
             | BackupError::Damaged
+            | BackupError::Sealed
+            | BackupError::WrongKey
             | BackupError::State(_)
             | BackupError::Authority(_)
             | BackupError::Identity(_) => None,
@@ -233,7 +259,7 @@ mod tests {
     #[test]
     fn a_backup_is_the_state_and_goes_on_with_one_manager() {
         let state = state();
-        let backup = Backup::decode(&Backup::encode(&state, Timestamp(5))).expect("whole");
+        let backup = Backup::decode(&Backup::encode(&state, Timestamp(5), None), None).expect("whole");
         assert_eq!(backup.state.snapshot(), state.snapshot());
         assert_eq!((backup.header.index, backup.header.taken_at), (41, 5));
 
@@ -253,23 +279,39 @@ mod tests {
     }
 
     #[test]
+    fn a_sealed_backup_opens_with_its_key_alone_and_shows_nothing() {
+        let (state, key) = (state(), UnlockKey::generate());
+        let token = state.cluster().and_then(|cluster| cluster.root_ca.clone()).expect("root").worker_token;
+        let shows = |bytes: &[u8]| bytes.windows(token.len()).any(|window| window == token.as_bytes());
+        let sealed = Backup::encode(&state, Timestamp(5), Some(&key));
+        assert!(shows(&Backup::encode(&state, Timestamp(5), None)) && !shows(&sealed));
+        assert_eq!(Backup::decode(&sealed, Some(&key)).expect("opened").state.snapshot(), state.snapshot());
+        assert!(matches!(Backup::decode(&sealed, None), Err(BackupError::Sealed)));
+        let other = UnlockKey::generate();
+        assert!(matches!(Backup::decode(&sealed, Some(&other)), Err(BackupError::WrongKey)));
+    }
+
+    #[test]
     fn a_changed_or_shortened_backup_is_refused_wherever_it_was_touched() {
-        let bytes = Backup::encode(&state(), Timestamp(5));
+        let bytes = Backup::encode(&state(), Timestamp(5), None);
         for at in [MAGIC.len() + 3, bytes.len() / 2, bytes.len() - 1] {
             let mut changed = bytes.clone();
             changed[at] ^= 0x20;
-            assert!(matches!(Backup::decode(&changed), Err(BackupError::Damaged)), "byte {at}");
+            assert!(matches!(Backup::decode(&changed, None), Err(BackupError::Damaged)), "byte {at}");
         }
         for length in [MAGIC.len() + 2, bytes.len() / 3, bytes.len() - 1] {
-            assert!(matches!(Backup::decode(&bytes[..length]), Err(BackupError::Damaged)), "{length} bytes");
+            assert!(
+                matches!(Backup::decode(&bytes[..length], None), Err(BackupError::Damaged)),
+                "{length} bytes"
+            );
         }
     }
 
     #[test]
     fn another_version_and_another_file_are_named_as_such() {
-        let error = Backup::decode(b"rswarm-backup 2\n{}\n").expect_err("refused");
+        let error = Backup::decode(b"rswarm-backup 2\n{}\n", None).expect_err("refused");
         assert!(matches!(&error, BackupError::Version(version) if version == "2"), "{error}");
-        assert!(matches!(Backup::decode(b"PK\x03\x04"), Err(BackupError::Foreign)));
-        assert!(matches!(Backup::decode(b""), Err(BackupError::Foreign)));
+        assert!(matches!(Backup::decode(b"PK\x03\x04", None), Err(BackupError::Foreign)));
+        assert!(matches!(Backup::decode(b"", None), Err(BackupError::Foreign)));
     }
 }

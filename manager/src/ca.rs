@@ -87,7 +87,7 @@ impl Ca for CaService {
     async fn root(&self, _: Request<RootRequest>) -> Result<Response<RootResponse>, Status> {
         let state = self.store.state();
         let root = state.cluster().and_then(|cluster| cluster.root_ca.as_ref()).ok_or_else(not_leader)?;
-        Ok(Response::new(RootResponse { certificate_pem: root.certificate_pem.clone() }))
+        Ok(Response::new(RootResponse { certificate_pem: root.trust_bundle() }))
     }
 
     async fn issue(&self, request: Request<IssueRequest>) -> Result<Response<IssueResponse>, Status> {
@@ -151,17 +151,18 @@ fn refusal(what: &str) -> Status {
 }
 
 fn sign(cluster: &Cluster, root: &RootCa, subject: &Subject, csr_pem: &str) -> Result<IssueResponse, Status> {
-    let key = std::str::from_utf8(&root.key_pem).map_err(|_| Status::internal("the root key is not text"))?;
-    let authority = Authority::from_pem(&root.certificate_pem, key).map_err(|error| to_status(&error))?;
+    let (certificate, key, between) = root.signer();
+    let key = std::str::from_utf8(key).map_err(|_| Status::internal("the root key is not text"))?;
+    let authority = Authority::from_pem(certificate, key).map_err(|error| to_status(&error))?;
     let lifetime = certificate_lifetime(cluster.spec.as_ref().unwrap_or(&Default::default()));
-    let certificate_pem =
-        authority.issue(csr_pem, subject, lifetime, Timestamp::wall()).map_err(|error| to_status(&error))?;
+    let issued = authority.issue(csr_pem, subject, lifetime, Timestamp::wall());
+    let certificate_pem = issued.map_err(|error| to_status(&error))? + between;
     Ok(IssueResponse {
         node_id: subject.node_id.clone(),
         cluster_id: subject.cluster_id.clone(),
         role: subject.role.into(),
         certificate_pem,
-        root_pem: root.certificate_pem.clone(),
+        root_pem: root.trust_bundle(),
     })
 }
 

@@ -7,20 +7,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rswarm_base::{Clock, IdGen, SystemClock};
-use rswarm_manager_core::control::{self, ControlError, Decision, NewTokens};
+use rswarm_manager_core::control::{self, ControlError, Decision, Fresh};
 use rswarm_manager_core::update::deployment;
 use rswarm_manager_core::{AnyObject, Rejected, State};
 use rswarm_proto::model::object::Stored;
 use rswarm_proto::status::to_status;
-use rswarm_proto::tls::MESSAGE_BYTES_MAX;
+use rswarm_proto::tls::{MESSAGE_BYTES_MAX, UnlockKey};
 use rswarm_proto::token::{JoinToken, RootDigest};
 use rswarm_proto::wire::control_client::ControlClient;
 use rswarm_proto::wire::control_server::{Control, ControlServer};
 use rswarm_proto::wire::{
     Cluster, Config, CreateConfigRequest, CreateNetworkRequest, CreateSecretRequest, CreateServiceRequest,
     GetRequest, LeaveManagerRequest, ListRequest, ListResponse, Network, Node, Object, ObjectKind,
-    RemoveRequest, RemoveResponse, Secret, Service, UpdateClusterRequest, UpdateConfigRequest,
-    UpdateNodeRequest, UpdateSecretRequest, UpdateServiceRequest, object,
+    RemoveRequest, RemoveResponse, Secret, Service, UnlockKeyRequest, UnlockKeyResponse,
+    UpdateClusterRequest, UpdateConfigRequest, UpdateNodeRequest, UpdateSecretRequest, UpdateServiceRequest,
+    object,
 };
 use tokio::time::timeout;
 use tonic::transport::Channel;
@@ -29,6 +30,7 @@ use tonic::{Request, Response, Status};
 use crate::forward::{Forward, Repeat, not_leader, propose_status};
 use crate::guard::Guard;
 use crate::heartbeats::Heartbeats;
+use crate::rotation::next_root;
 use crate::store::{NO_LEADER, ProposeError, StoreHandle};
 
 /// How often a decision is made anew because its object was written in between.
@@ -163,6 +165,13 @@ impl Control for ControlService {
         call!(self, request, Unsafe, update_cluster)
     }
 
+    async fn get_unlock_key(
+        &self,
+        request: Request<UnlockKeyRequest>,
+    ) -> Result<Response<UnlockKeyResponse>, Status> {
+        call!(self, request, Safe, get_unlock_key)
+    }
+
     async fn leave_manager(
         &self,
         request: Request<LeaveManagerRequest>,
@@ -254,15 +263,31 @@ impl Desk {
     }
 
     async fn update_cluster(&self, request: UpdateClusterRequest) -> Result<Cluster, Status> {
+        // Said here, because the decision has no word for it; the decision is made on the state of then.
+        let root =
+            self.store.state().cluster().and_then(|cluster| cluster.root_ca.clone()).unwrap_or_default();
+        let root = next_root(&root, &request, SystemClock.now()).map_err(|error| to_status(&error))?;
+        if let Some(rotation) = root.as_ref().and_then(|root| root.rotation.as_ref()) {
+            tracing::info!(root = rotation.certificate_pem, "the root certificate is being replaced");
+        }
         self.decide(|state, ids| {
             let fresh = |wanted: bool| wanted.then(|| new_token(state)).flatten();
-            let tokens = NewTokens {
+            let fresh = Fresh {
                 worker: fresh(request.rotate_worker_token),
                 manager: fresh(request.rotate_manager_token),
+                unlock_key: UnlockKey::generate().to_bytes(),
+                root: root.clone(),
             };
-            control::update_cluster(state, &request, tokens, ids)
+            control::update_cluster(state, &request, fresh, ids)
         })
         .await
+    }
+
+    async fn get_unlock_key(&self, _: UnlockKeyRequest) -> Result<UnlockKeyResponse, Status> {
+        let state = self.latest().await?;
+        Ok(UnlockKeyResponse {
+            key: state.cluster().map(|cluster| cluster.unlock_key.clone()).unwrap_or_default(),
+        })
     }
 
     async fn leave_manager(&self, request: LeaveManagerRequest) -> Result<RemoveResponse, Status> {

@@ -375,7 +375,7 @@ impl Session {
         NodeUpdate {
             node: state.node(&self.node_id).map(|node| rswarm_proto::wire::Node::clone(node)),
             managers: managers.collect(),
-            root_pem: root.map(|root| root.certificate_pem.clone()).unwrap_or_default(),
+            root_pem: root.map(rswarm_proto::wire::RootCa::trust_bundle).unwrap_or_default(),
             heartbeat_period: i64::try_from(state.heartbeat_period().as_nanos()).unwrap_or(i64::MAX),
             data_path_port: cluster.map_or(0, |cluster| cluster.data_path_port),
         }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use rswarm_base::id::cluster_id;
 use rswarm_base::{Classify, Kind, Timestamp};
 use rswarm_proto::tls::{
-    Authority, AuthorityError, CERTIFICATE_LIFETIME, Credentials, Identity, IdentityError, Subject, new_key,
-    signing_request,
+    Authority, AuthorityError, CERTIFICATE_LIFETIME, Credentials, Identity, IdentityError, Subject,
+    UnlockKey, new_key, signing_request,
 };
 use rswarm_proto::token::JoinToken;
 use rswarm_proto::wire::{
@@ -62,14 +62,16 @@ pub fn found(request: NewCluster, now: Timestamp) -> Result<(Founding, Arc<Ident
     let root_pem = authority.certificate_pem().to_owned();
     let identity = Identity::new(Credentials { key_pem, chain_pem, root_pem })?;
     let or = |value: u32, default: u32| if value == 0 { default } else { value };
+    let unlock_key = if spec.auto_lock { UnlockKey::generate().to_bytes() } else { Vec::new() };
     let pools = request.address_pools;
     let cluster = Cluster {
         id: subject.cluster_id,
+        root_ca: Some(RootCa { last_forced_rotation: spec.force_rotate, ..root_ca(&authority) }),
         spec: Some(spec),
-        root_ca: Some(root_ca(&authority)),
         default_address_pool: if pools.is_empty() { vec![ADDRESS_POOL.to_owned()] } else { pools },
         subnet_size: or(request.subnet_size, SUBNET_SIZE),
         data_path_port: or(request.data_path_port, DATA_PATH_PORT),
+        unlock_key,
         ..Cluster::default()
     };
     let node = new_node(subject.node_id, NodeRole::Manager, request.availability, request.hostname);
@@ -106,6 +108,8 @@ fn root_ca(authority: &Authority) -> RootCa {
         digest: authority.digest().to_string(),
         worker_token: JoinToken::generate(authority.digest()).to_string(),
         manager_token: JoinToken::generate(authority.digest()).to_string(),
+        rotation: None,
+        last_forced_rotation: 0,
     }
 }
 

@@ -13,7 +13,7 @@ use rswarm_manager_core::peer::{MemberChange, Refused};
 use rswarm_manager_core::{Author, Env, Pass, State, pass};
 use rswarm_proto::status::to_status;
 use rswarm_proto::wire::{
-    Change, ManagerStatus, Node, NodeRole, RaftJoinResponse, RaftMember, Transaction, change,
+    Change, Cluster, ManagerStatus, Node, NodeRole, RaftJoinResponse, RaftMember, Transaction, change,
 };
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,7 @@ use tonic::Status as Refusal;
 use crate::blocking::blocking;
 use crate::forward::{not_leader, propose_status};
 use crate::heartbeats::Heartbeats;
+use crate::rotation::finished;
 use crate::store::{ProposeError, Status, StoreHandle};
 
 /// Joins waiting for the leader: more managers than any cluster has.
@@ -125,6 +126,7 @@ impl Leadership {
                 return;
             }
             let pause = self.reconcile_members(&view, &group).await;
+            self.finish_rotation(&view).await;
             let is_due = wake_at.is_some_and(|at| at <= SystemClock.now());
             if is_due || decided_on.as_ref().is_none_or(|decided| !Arc::ptr_eq(decided, &view)) {
                 wake_at = self.reconcile(&view).await;
@@ -197,6 +199,26 @@ impl Leadership {
             tracing::debug!(error = %Chain(error), "membership is not as it should be yet");
         }
         done.is_err()
+    }
+
+    /// Ends the replacement of the root certificate once every node has one by the new root.
+    async fn finish_rotation(&mut self, view: &State) {
+        let Some((root, cluster)) = finished(view).zip(view.cluster()) else { return };
+        let cluster = Cluster { root_ca: Some(root), ..Cluster::clone(cluster) };
+        let change = Change {
+            action: change::Action::Update.into(),
+            object: Some(cluster.into()),
+            ..Change::default()
+        };
+        let author = Author::Ca.name().to_owned();
+        let transaction = Transaction { id: self.ids.number(), author, changes: vec![change] };
+        match self.store.propose(transaction).await {
+            Ok(_) => {
+                tracing::info!("the root certificate is replaced: all nodes have certificates by the new one")
+            }
+            // The next state is looked at again.
+            Err(error) => tracing::debug!(error = %Chain(&error), "the new root is not the only one yet"),
+        }
     }
 
     async fn write_node(&mut self, node: Node) -> Result<(), ProposeError> {

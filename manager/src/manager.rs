@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rswarm_base::{Clock, Scope, SystemClock};
 use rswarm_manager_core::State;
-use rswarm_proto::tls::{Credentials, Identity};
+use rswarm_proto::tls::{Credentials, Identity, UnlockKey};
 use tokio::sync::watch;
 use tonic::service::Routes;
 
@@ -34,12 +34,16 @@ pub struct Leader {
     pub addr: String,
 }
 
+/// What the managers' keys are locked with; `None` when they are not.
+pub type Lock = Option<UnlockKey>;
+
 /// A running manager. Cloning gives another handle on the same one.
 #[derive(Clone)]
 pub struct Manager {
     pub(crate) store: StoreHandle,
     pub(crate) routes: Routes,
     pub(crate) leader: watch::Receiver<Option<Leader>>,
+    pub(crate) lock: watch::Receiver<Option<Lock>>,
     pub(crate) ended: watch::Receiver<Option<Ended>>,
     pub(crate) scope: Scope,
 }
@@ -79,7 +83,8 @@ impl Manager {
         ca::renew_own(&self.store.state(), identity)
     }
 
-    /// The whole state as a file, for [`Backup::decode`]: it holds all that was acknowledged before this call.
+    /// The whole state as a file, for [`Backup::decode`]: it holds all that was acknowledged before this call. While
+    /// managers are locked, it is sealed with the unlock key.
     ///
     /// # Errors
     /// Without a quorum, which could tell.
@@ -88,13 +93,20 @@ impl Manager {
             Ok(read) => read.map_err(|error| propose_status(&error))?,
             Err(_) => return Err(tonic::Status::unavailable(NO_LEADER)),
         };
-        Ok(blocking(move || Backup::encode(&state, SystemClock.now())).await)
+        let key = state.cluster().and_then(|cluster| UnlockKey::from_bytes(&cluster.unlock_key));
+        Ok(blocking(move || Backup::encode(&state, SystemClock.now(), key.as_ref())).await)
     }
 
     /// Who leads; `None` while nobody is known to.
     #[must_use]
     pub fn leader(&self) -> watch::Receiver<Option<Leader>> {
         self.leader.clone()
+    }
+
+    /// What this manager's own key shall be locked with on its disk, as far as its state says; `None` until it has one.
+    #[must_use]
+    pub fn lock(&self) -> watch::Receiver<Option<Lock>> {
+        self.lock.clone()
     }
 
     /// Whether this manager leads and has applied all that was decided before.

@@ -10,7 +10,7 @@ use rswarm_base::{Chain, Classify, Clock, Kind, Scope, SystemClock};
 use rswarm_manager_core::peer::{self, Config, Persist, RestoreError};
 use rswarm_manager_core::{Author, Peer, Rejected, State, apply};
 use rswarm_proto::status;
-use rswarm_proto::tls::{ConnectError, Identity, connect};
+use rswarm_proto::tls::{ConnectError, Identity, UnlockKey, connect};
 use rswarm_proto::wire::raft_client::RaftClient;
 use rswarm_proto::wire::{
     Batch, Change, ManagerStatus, Object, RaftJoinRequest, RaftJoinResponse, Transaction, change,
@@ -33,7 +33,7 @@ use crate::heartbeats::Heartbeats;
 use crate::intake::{Intake, Writer};
 use crate::leader::Leadership;
 use crate::logs::LogsService;
-use crate::manager::{Leader, Manager};
+use crate::manager::{Leader, Lock, Manager};
 use crate::raft::{Ended, Raft, Start, StateError, decode_state, encode_state, mailbox};
 use crate::store::StoreHandle;
 use crate::transport::Transport;
@@ -374,7 +374,7 @@ fn assemble(
         cluster_id,
     };
     let ca = CaService { guard: guard.clone(), forward: forward.clone(), store: store.clone() };
-    let leader = watch_leader(&store, &scope);
+    let (leader, lock) = (watch_leader(&store, &scope), watch_lock(&store, &scope));
     let dispatcher = DispatcherService {
         store: store.clone(),
         leader: leader.clone(),
@@ -396,18 +396,33 @@ fn assemble(
         .add_service(control.server())
         .add_service(attachments.server())
         .add_service(logs.server());
-    Manager { store, routes, leader, ended, scope }
+    Manager { store, routes, leader, lock, ended, scope }
 }
 
 /// The leader alone, out of all that changes in the group's status.
 fn watch_leader(store: &StoreHandle, scope: &Scope) -> watch::Receiver<Option<Leader>> {
-    let mut status = store.status.clone();
-    let (published, leader) = watch::channel(status.borrow_and_update().leader.clone());
+    watch_part(store.status.clone(), scope, |status| status.leader.clone())
+}
+
+/// What managers are locked with, out of all that changes in the state.
+fn watch_lock(store: &StoreHandle, scope: &Scope) -> watch::Receiver<Option<Lock>> {
+    watch_part(store.state.clone(), scope, |state| {
+        state.cluster().map(|cluster| UnlockKey::from_bytes(&cluster.unlock_key))
+    })
+}
+
+/// One part of a value that changes often; `None` once there is nothing to follow any more.
+fn watch_part<T: Send + Sync + 'static, P: PartialEq + Send + Sync + 'static>(
+    mut whole: watch::Receiver<Arc<T>>,
+    scope: &Scope,
+    part: impl Fn(&T) -> Option<P> + Send + Sync + 'static,
+) -> watch::Receiver<Option<P>> {
+    let (published, receiver) = watch::channel(part(&whole.borrow_and_update()));
     let token = scope.token();
     scope.spawn(async move {
         let follow = async {
-            while status.changed().await.is_ok() {
-                let current = status.borrow_and_update().leader.clone();
+            while whole.changed().await.is_ok() {
+                let current = part(&whole.borrow_and_update());
                 published.send_if_modified(|published| {
                     let is_new = *published != current;
                     *published = current;
@@ -418,7 +433,7 @@ fn watch_leader(store: &StoreHandle, scope: &Scope) -> watch::Receiver<Option<Le
         token.run_until_cancelled(follow).await;
         published.send_replace(None);
     });
-    leader
+    receiver
 }
 
 /// A member that starts again tells where it is now: its address may have changed while it was off.

@@ -15,6 +15,7 @@ mod identity;
 mod jobs;
 mod lan;
 mod links;
+mod locks;
 mod mesh;
 mod options;
 mod partition;

@@ -152,7 +152,7 @@ impl Agent {
             restart: restarts,
         };
         let mut agent = Agent {
-            description: executor.describe().await,
+            description: describe(executor.as_ref(), &config.identity).await,
             executor,
             disk,
             config,
@@ -193,6 +193,7 @@ impl Agent {
         let scope = self.scope.clone();
         let mut describe = tokio::time::interval(DESCRIBE_PERIOD);
         let mut flush = tokio::time::interval(REPORT_DELAY);
+        let mut identity = self.config.identity.changes();
         flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let flush_due = self.outbox.is_some() && (self.ack_due || self.reporter.has_news());
@@ -205,6 +206,8 @@ impl Agent {
                 Some(event) = inbox.session.recv() => self.on_session(event).await,
                 Some(observed) = inbox.observed.recv() => self.on_observed(observed),
                 Some(applied) = inbox.applied.recv() => self.on_applied(applied).await,
+                // Others wait for it while the root certificate is replaced.
+                Ok(()) = identity.changed() => self.describe().await,
                 _ = describe.tick() => self.describe().await,
             }
         }
@@ -473,7 +476,7 @@ impl Agent {
     }
 
     async fn describe(&mut self) {
-        let description = self.executor.describe().await;
+        let description = describe(self.executor.as_ref(), &self.config.identity).await;
         if description != self.description {
             self.description = description.clone();
             self.send(agent_message::Message::Description(description));
@@ -496,6 +499,11 @@ impl Agent {
     fn send(&self, body: agent_message::Message) -> bool {
         self.outbox.as_ref().is_some_and(|outbox| outbox.try_send(message(body)).is_ok())
     }
+}
+
+/// The node with its certificate, which is not the executor's to know.
+async fn describe(executor: &dyn Executor, identity: &Identity) -> NodeDescription {
+    NodeDescription { tls: Some(identity.tls_info()), ..executor.describe().await }
 }
 
 /// A full disk must not stop the node: what could not be kept is said, and lost only if the daemon dies too.

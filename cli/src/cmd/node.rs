@@ -1,7 +1,7 @@
 //! The cluster's nodes.
 
 use clap::{Args, Subcommand};
-use rswarm_api::types::{InfoBody, Node, Task};
+use rswarm_api::types::{InfoBody, Node, Task, TlsInfo};
 
 use super::service::tasks;
 use super::{CommandError, Context, ListArgs};
@@ -129,11 +129,23 @@ async fn list(context: &Context, args: ListArgs) -> Result<u8, CommandError> {
     let mut nodes: Vec<Node> = context.client.json(Call::get("/nodes").filters(&args.filters()?)).await?;
     nodes.sort_by(|a, b| a.description.hostname.cmp(&b.description.hostname).then(a.id.cmp(&b.id)));
     let info: InfoBody = context.client.json(Call::get("/info")).await?;
-    let rows: Vec<Row> = nodes.iter().map(|node| line(node, &info.swarm.node_id)).collect();
+    let wanted = info.swarm.cluster.map(|cluster| cluster.tls_info).unwrap_or_default();
+    let rows: Vec<Row> = nodes.iter().map(|node| line(node, &info.swarm.node_id, &wanted)).collect();
     context.list(&LISTING, &args, &rows)
 }
 
-fn line(node: &Node, own_id: &str) -> Row {
+/// Docker's words for whether a node's certificate is as it shall be.
+fn tls_status(node: &TlsInfo, wanted: &TlsInfo) -> &'static str {
+    if node.trust_root.is_empty() || node.cert_issuer_public_key.is_empty() {
+        "Unknown"
+    } else if node == wanted {
+        "Ready"
+    } else {
+        "Needs Rotation"
+    }
+}
+
+fn line(node: &Node, own_id: &str, wanted: &TlsInfo) -> Row {
     let manager = match &node.manager_status {
         Some(status) if status.leader => "Leader".to_owned(),
         Some(status) => capitalised(&status.reachability),
@@ -146,10 +158,7 @@ fn line(node: &Node, own_id: &str) -> Row {
         ("Availability", capitalised(&node.spec.availability)),
         ("ManagerStatus", manager),
         ("EngineVersion", node.description.engine.engine_version.clone()),
-        (
-            "TLSStatus",
-            if node.description.tls_info.trust_root.is_empty() { "Unknown" } else { "Ready" }.into(),
-        ),
+        ("TLSStatus", tls_status(&node.description.tls_info, wanted).into()),
     ]);
     fields.insert("Self".into(), (node.id == own_id).into());
     fields
@@ -277,7 +286,8 @@ mod tests {
         let mut first = node("1bcef6utixb0l0ca7gxuivsj0", "n1");
         first.manager_status = Some(ManagerStatus { leader: true, ..ManagerStatus::default() });
         let second = node("38ciaotwjuritcdtn9npbnkuz", "n2");
-        let rows = [line(&first, &first.id), line(&second, &first.id)];
+        let wanted = TlsInfo::default();
+        let rows = [line(&first, &first.id, &wanted), line(&second, &first.id, &wanted)];
         assert_eq!(
             LISTING.render(None, false, &rows).expect("renders"),
             "ID                            HOSTNAME   STATUS    AVAILABILITY   MANAGER STATUS   ENGINE VERSION\n\

@@ -1,13 +1,17 @@
 //! The cluster: make one, join one, leave it, see and change what it is told.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::Bytes;
 use clap::{Args, Subcommand};
 use futures_util::stream;
 use http_body_util::BodyExt;
-use rswarm_api::types::{InfoBody, SwarmInitBody, SwarmInspect, SwarmJoinBody, SwarmSpec, UnlockKeyBody};
+use hyper::header::HeaderName;
+use rswarm_api::types::{
+    InfoBody, Node, SwarmInitBody, SwarmInspect, SwarmJoinBody, SwarmSpec, UnlockKeyBody,
+};
 use rswarm_base::fsx;
 
 use super::{CommandError, Context};
@@ -90,6 +94,9 @@ pub struct RestoreArgs {
     #[arg(value_name = "FILE")]
     file: PathBuf,
 }
+
+/// How often a rotation is looked at (docker's value).
+const ROTATION_POLL: Duration = Duration::from_millis(200);
 
 /// Settings that `init` and `update` share.
 #[derive(Debug, Clone, Args)]
@@ -205,6 +212,18 @@ pub struct CaArgs {
     /// How long node certificates are valid
     #[arg(long, value_name = "DURATION", value_parser = parse_nanos, requires = "rotate")]
     cert_expiry: Option<i64>,
+    /// The root to be, PEM; without, one is made
+    #[arg(long, value_name = "FILE", requires = "ca_key")]
+    ca_cert: Option<PathBuf>,
+    /// Its key, PEM
+    #[arg(long, value_name = "FILE", requires = "ca_cert")]
+    ca_key: Option<PathBuf>,
+    /// Do not wait until every node has a certificate by the new root
+    #[arg(short, long, requires = "rotate")]
+    detach: bool,
+    /// Wait without saying how far it is
+    #[arg(short, long, requires = "rotate")]
+    quiet: bool,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -364,11 +383,53 @@ async fn ca(context: &Context, args: CaArgs) -> Result<u8, CommandError> {
         let mut spec = swarm.cluster.spec.clone();
         spec.ca_config.force_rotate += 1;
         spec.ca_config.node_cert_expiry = args.cert_expiry.unwrap_or(spec.ca_config.node_cert_expiry);
+        spec.ca_config.signing_ca_cert = text_of(args.ca_cert.as_deref())?;
+        spec.ca_config.signing_ca_key = text_of(args.ca_key.as_deref())?;
         send_update(context, &swarm, &spec, None).await?;
+        if args.detach {
+            return Ok(0);
+        }
+        rotation(context, args.quiet).await?;
     }
     let swarm = if args.rotate { inspect(context).await? } else { swarm };
     context.terminal.line(swarm.cluster.tls_info.trust_root.trim_end())?;
     Ok(0)
+}
+
+fn text_of(file: Option<&Path>) -> Result<String, CommandError> {
+    let Some(path) = file else { return Ok(String::new()) };
+    std::fs::read_to_string(path).map_err(|source| CommandError::Read { path: path.to_owned(), source })
+}
+
+/// Waits until every node has a certificate by the new root, and trusts it alone.
+async fn rotation(context: &Context, quiet: bool) -> Result<(), CommandError> {
+    let mut said = String::new();
+    loop {
+        let cluster = inspect(context).await?.cluster;
+        let nodes = super::node::all(context).await;
+        let wanted = &cluster.tls_info;
+        let by_new = |node: &&Node| {
+            let tls = &node.description.tls_info;
+            tls.cert_issuer_public_key == wanted.cert_issuer_public_key
+                && tls.cert_issuer_subject == wanted.cert_issuer_subject
+        };
+        let trusting = |node: &&Node| node.description.tls_info.trust_root == wanted.trust_root;
+        let (renewed, trusting) =
+            (nodes.iter().filter(by_new).count(), nodes.iter().filter(trusting).count());
+        let text = format!(
+            "rotated TLS certificates: {renewed}/{total} nodes, rotated CA certificates: {}/{total} nodes",
+            if cluster.root_rotation_in_progress { 0 } else { trusting },
+            total = nodes.len()
+        );
+        if !quiet && text != said {
+            context.terminal.line(&text)?;
+            said = text;
+        }
+        if !cluster.root_rotation_in_progress && renewed == nodes.len() && trusting == nodes.len() {
+            return Ok(());
+        }
+        tokio::time::sleep(ROTATION_POLL).await;
+    }
 }
 
 async fn recover(context: &Context) -> Result<u8, CommandError> {
@@ -396,23 +457,44 @@ async fn backup(context: &Context, args: BackupArgs) -> Result<u8, CommandError>
 async fn restore(context: &Context, args: RestoreArgs) -> Result<u8, CommandError> {
     let bytes =
         std::fs::read(&args.file).map_err(|source| CommandError::Read { path: args.file.clone(), source })?;
+    let key = if is_sealed(&bytes) {
+        context.terminal.print("The backup is sealed. Please enter the unlock key of then: ")?;
+        Some(asked_key()?)
+    } else {
+        None
+    };
     let body = stream::once(async { Ok::<_, io::Error>(Bytes::from(bytes)) });
     let call = Call::post("/swarm/restore")
         .query("listenAddr", &args.listen_addr)
         .maybe("advertiseAddr", args.advertise_addr)
         .maybe("dataPathAddr", args.data_path_addr)
         .stream("application/octet-stream", body);
+    let call = match &key {
+        Some(key) => call.header(HeaderName::from_static(rswarm_api::UNLOCK_KEY), key),
+        None => call,
+    };
     let node: String = context.client.json(call).await?;
     context.terminal.line(format!("Swarm restored: current node ({node}) is now its only manager.\n"))?;
     context.terminal.print(&join_instructions(context, "manager").await?)?;
     Ok(0)
 }
 
-async fn unlock(context: &Context) -> Result<u8, CommandError> {
-    context.terminal.print("Please enter unlock key: ")?;
+/// Whether a backup says of itself that it is sealed; the daemon checks it.
+fn is_sealed(backup: &[u8]) -> bool {
+    let header = backup.split(|byte| *byte == b'\n').nth(1).unwrap_or_default();
+    let header: Option<serde_json::Value> = serde_json::from_slice(header).ok();
+    header.is_some_and(|header| header["sealed"] == true)
+}
+
+fn asked_key() -> io::Result<String> {
     let mut key = String::new();
     io::stdin().read_line(&mut key)?;
-    let body = UnlockKeyBody { unlock_key: key.trim().to_owned() };
+    Ok(key.trim().to_owned())
+}
+
+async fn unlock(context: &Context) -> Result<u8, CommandError> {
+    context.terminal.print("Please enter unlock key: ")?;
+    let body = UnlockKeyBody { unlock_key: asked_key()? };
     context.client.done(Call::post("/swarm/unlock").body(&body)).await?;
     Ok(0)
 }

@@ -187,6 +187,8 @@ impl Executor for EngineExecutor {
                 log_drivers: vec!["json-file".into(), "local".into(), "none".into()],
             }),
             tunnel: self.own_key.announced().inspect_err(|error| tracing::error!(%error, "no key")).ok(),
+            // The agent's to say: it holds the certificate.
+            tls: None,
         }
     }
 

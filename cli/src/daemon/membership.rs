@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use rswarm_base::id::IdGen;
 use rswarm_base::{Chain, Classify, Kind, Scope, Timestamp, fsx};
-use rswarm_manager::{Boot, Ended, Manager, ManagerConfig, StartError, TICK};
+use rswarm_manager::{Boot, Ended, Lock, Manager, ManagerConfig, StartError, TICK};
 use rswarm_proto::tls::{self, Credentials, Identity};
 use rswarm_proto::wire::NodeRole;
 use rswarm_worker::disk::Disk;
@@ -188,21 +188,22 @@ pub struct Membership {
     scope: Scope,
     renew_fraction: f64,
     disowned_since: Option<Instant>,
+    /// What the node's own key is locked with on disk.
+    lock: Lock,
     /// Why the manager gave up, if it did: this node serves no state that it cannot vouch for.
     pub failure: Option<String>,
 }
 
 impl Membership {
-    /// Takes the node's place: keeps its identity and addresses, listens, starts the manager (with `boot`,
-    /// if the certificate is a manager's) and the agent. On an error nothing runs.
+    /// Takes the node's place: keeps its identity and addresses, listens, starts the manager (if the certificate
+    /// is a manager's) and the agent. On an error nothing runs.
     ///
     /// # Errors
     /// When a part does not start; the files stay for the caller to keep or wipe.
     pub async fn enter(
         identity: Arc<Identity>,
         addresses: Addresses,
-        boot: Boot,
-        managers: Vec<String>,
+        way: Way,
         executor: Arc<EngineExecutor>,
         paths: Paths,
         scope: Scope,
@@ -211,9 +212,9 @@ impl Membership {
             .await
             .map_err(|error| EnterError::Listen(addresses.listen, error))?;
         std::fs::create_dir_all(paths.certificates()).map_err(EnterError::Files)?;
-        identity.save(&paths.certificates())?;
+        identity.save(&paths.certificates(), way.lock.as_ref())?;
         fsx::write_json(&paths.addresses(), &addresses).map_err(EnterError::Files)?;
-        let parts = Parts { identity, addresses, boot, managers, executor, paths, scope: scope.clone() };
+        let parts = Parts { identity, addresses, way, executor, paths, scope: scope.clone() };
         let started = parts.start(listener).await;
         if started.is_err() {
             scope.shutdown(END_DEADLINE).await;
@@ -227,7 +228,13 @@ impl Membership {
         self.identity.subject().role
     }
 
-    /// Resolves when the node should look at itself again: its role, its trust roots or its certificate.
+    /// What the node's own key is locked with on disk.
+    #[must_use]
+    pub fn lock(&self) -> Lock {
+        self.lock.clone()
+    }
+
+    /// Resolves when the node should look at itself again: its role, its trust roots, its certificate or its lock.
     pub async fn due(&mut self) {
         let has_ended = ended(self.manager.as_ref()).now_or_never().is_some();
         if has_ended || self.is_stale() || self.is_disowned() {
@@ -238,6 +245,7 @@ impl Membership {
         tokio::select! {
             _ = self.agent.membership.changed() => {}
             _ = ended(self.manager.as_ref()) => {}
+            () = lock_changed(self.manager.as_ref()) => {}
             () = tokio::time::sleep(until.max(RETRY)) => {}
         }
     }
@@ -249,7 +257,34 @@ impl Membership {
         let role_differs = node.is_some_and(|node| node.role() != self.role());
         let manager_differs =
             self.failure.is_none() && (self.role() == NodeRole::Manager) != self.manager.is_some();
-        role_differs || manager_differs || self.identity.renew_at(self.renew_fraction) <= Timestamp::wall()
+        role_differs || manager_differs || self.is_renewal_due() || self.wanted_lock() != self.lock
+    }
+
+    /// Whether the certificate is old, or by a root that is being replaced.
+    fn is_renewal_due(&self) -> bool {
+        let is_old = self.identity.renew_at(self.renew_fraction) <= Timestamp::wall();
+        is_old || !self.identity.is_by_latest_root()
+    }
+
+    /// What the node's key shall be locked with: a manager's as its cluster says, once it hears from the others.
+    fn wanted_lock(&self) -> Lock {
+        if self.role() == NodeRole::Worker {
+            return None;
+        }
+        let manager = self.manager.as_ref().filter(|manager| manager.leader().borrow().is_some());
+        let said = manager.and_then(|manager| manager.lock().borrow().clone());
+        said.unwrap_or_else(|| self.lock.clone())
+    }
+
+    /// Keeps the identity on disk, locked as it shall be.
+    fn save_identity(&mut self) -> Result<(), tls::IdentityError> {
+        let lock = self.wanted_lock();
+        self.identity.save(&self.paths.certificates(), lock.as_ref())?;
+        if lock != self.lock {
+            tracing::info!(locked = lock.is_some(), "the lock of this manager's key was changed");
+        }
+        self.lock = lock;
+        Ok(())
     }
 
     /// Whether this manager hears of no leader, and the others say that it is not a member, or another one: it
@@ -292,19 +327,21 @@ impl Membership {
         };
         if !update.root_pem.is_empty() && update.root_pem != self.identity.credentials().root_pem {
             self.identity.set_roots(&update.root_pem)?;
-            self.identity.save(&self.paths.certificates())?;
+            self.save_identity()?;
+        }
+        if self.wanted_lock() != self.lock {
+            self.save_identity()?;
         }
         if !self.is_stale() {
             return Ok(());
         }
         let wanted = update.node.as_ref().map_or(self.role(), rswarm_proto::wire::Node::role);
-        let expired = self.identity.renew_at(self.renew_fraction) <= Timestamp::wall();
-        if (wanted != self.role() || expired)
+        if (wanted != self.role() || self.is_renewal_due())
             && let Some(manager) = manager
         {
             let channel = tls::connect(&manager, &self.identity).await?;
             self.identity.replace(tls::renew(channel, &self.identity).await?)?;
-            self.identity.save(&self.paths.certificates())?;
+            self.save_identity()?;
             tracing::info!(role = ?self.role(), "new node certificate");
         }
         match (self.role(), self.manager.is_some(), self.failure.is_some()) {
@@ -325,7 +362,7 @@ impl Membership {
             None => self.ask_for_renewal().await?,
         };
         self.identity.replace(renewed)?;
-        self.identity.save(&self.paths.certificates())?;
+        self.save_identity()?;
         tracing::warn!("the node certificate had expired and was renewed");
         Ok(())
     }
@@ -413,30 +450,45 @@ impl Membership {
 
     /// Ends all parts, then removes the tasks' containers and the networks: the node leaves the cluster.
     pub async fn leave(self) {
-        let (executor, worker) = (self.executor.clone(), self.paths.worker());
+        let (executor, paths) = (self.executor.clone(), self.paths.clone());
         self.detach().await;
-        executor.attachments.close();
-        let removals = executor.held().await;
-        for task in &removals {
-            if let Err(error) = executor.remove(task).await {
-                tracing::warn!(task.id = task, %error, "the container of a task could not be removed");
-            }
-        }
-        let networks = Disk::open(&worker).and_then(|disk| disk.networks()).unwrap_or_default();
-        for network in networks.keys() {
-            if let Err(error) = executor.remove_network(network).await {
-                tracing::warn!(network.id = network, %error, "a network could not be removed");
-            }
+        clear(&executor, &paths).await;
+    }
+}
+
+/// Removes what a cluster made on this node: the tasks' containers, and the networks.
+pub async fn clear(executor: &EngineExecutor, paths: &Paths) {
+    executor.attachments.close();
+    let removals = executor.held().await;
+    for task in &removals {
+        if let Err(error) = executor.remove(task).await {
+            tracing::warn!(task.id = task, %error, "the container of a task could not be removed");
         }
     }
+    let networks = Disk::open(&paths.worker()).and_then(|disk| disk.networks()).unwrap_or_default();
+    for network in networks.keys() {
+        if let Err(error) = executor.remove_network(network).await {
+            tracing::warn!(network.id = network, %error, "a network could not be removed");
+        }
+    }
+}
+
+/// How a node enters a cluster.
+#[derive(Debug, Clone)]
+pub struct Way {
+    /// How its manager comes into being, if its certificate is a manager's.
+    pub boot: Boot,
+    /// Managers to begin with, beside those that the agent knows.
+    pub managers: Vec<String>,
+    /// What its key is locked with on disk.
+    pub lock: Lock,
 }
 
 /// What [`Membership::enter`] was given, once the listener holds its port.
 struct Parts {
     identity: Arc<Identity>,
     addresses: Addresses,
-    boot: Boot,
-    managers: Vec<String>,
+    way: Way,
     executor: Arc<EngineExecutor>,
     paths: Paths,
     scope: Scope,
@@ -454,7 +506,7 @@ impl Parts {
         });
         let (manager, failure) = self.manager().await?;
         sender.send_replace(routes(manager.as_ref(), &self.executor));
-        let mut managers = self.managers;
+        let mut managers = self.way.managers;
         if manager.is_some() {
             managers.push(self.addresses.local().to_string());
         }
@@ -478,6 +530,7 @@ impl Parts {
             scope: self.scope,
             renew_fraction: renew_fraction(),
             disowned_since: None,
+            lock: self.way.lock,
             failure,
         })
     }
@@ -490,9 +543,9 @@ impl Parts {
             fsx::remove_all(&self.paths.raft()).map_err(EnterError::Files)?;
             return Ok((None, None));
         }
-        let returns = matches!(self.boot, Boot::Restart);
+        let returns = matches!(self.way.boot, Boot::Restart);
         let config = manager_config(&self.identity, &self.addresses, &self.paths);
-        match Manager::start(config, self.boot.clone(), self.scope.child("manager")).await {
+        match Manager::start(config, self.way.boot.clone(), self.scope.child("manager")).await {
             Ok(manager) => Ok((Some(manager), None)),
             Err(StartError::Absent(_)) if returns => {
                 tracing::warn!(
@@ -507,6 +560,19 @@ impl Parts {
             }
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+/// Resolves when the cluster says something else about locking managers; never, when there is no manager.
+async fn lock_changed(manager: Option<&Manager>) {
+    match manager.map(Manager::lock) {
+        Some(mut lock) => {
+            // Where it ends, so does the manager, which is looked at for itself.
+            if lock.changed().await.is_err() {
+                std::future::pending().await
+            }
+        }
+        None => std::future::pending().await,
     }
 }
 

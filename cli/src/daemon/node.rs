@@ -11,8 +11,8 @@ use rswarm_api::{
 };
 use rswarm_base::{Chain, Kind, Scope, Timestamp};
 use rswarm_engine::Engine;
-use rswarm_manager::{Backup, Boot, Manager, NewCluster, found};
-use rswarm_proto::tls::{self, EnrollError, Enrollment, Identity};
+use rswarm_manager::{Backup, Boot, Lock, Manager, NewCluster, found};
+use rswarm_proto::tls::{self, EnrollError, Enrollment, Identity, IdentityError, UnlockKey};
 use rswarm_proto::token::JoinToken;
 use rswarm_proto::wire::control_client::ControlClient;
 use rswarm_proto::wire::logs_client::LogsClient;
@@ -24,7 +24,7 @@ use tonic::transport::Channel;
 
 use super::address::{Addresses, with_default_port};
 use super::executor::EngineExecutor;
-use super::membership::{Entering, Membership, Paths};
+use super::membership::{Entering, Membership, Paths, Way, clear};
 use super::tunnel::OwnKey;
 
 /// Requests that may wait for the actor: one at a time is usual.
@@ -55,6 +55,7 @@ enum Request {
     Join(JoinRequest, oneshot::Sender<Result<(), ClusterError>>),
     Leave(bool, oneshot::Sender<Result<(), ClusterError>>),
     Restore(RestoreRequest, oneshot::Sender<Result<String, ClusterError>>),
+    Unlock(String, oneshot::Sender<Result<(), ClusterError>>),
     Manager(oneshot::Sender<Result<Manager, ClusterError>>),
 }
 
@@ -86,6 +87,7 @@ impl Node {
         let mut actor = NodeActor {
             config,
             membership: None,
+            locked: None,
             info: info_sender,
             access: access_sender,
             scope: scope.clone(),
@@ -144,6 +146,10 @@ impl ClusterNode for Node {
         self.ask(|reply| Request::Leave(force, reply)).await
     }
 
+    async fn unlock(&self, key: String) -> Result<(), ClusterError> {
+        self.ask(|reply| Request::Unlock(key, reply)).await
+    }
+
     async fn backup(&self) -> Result<Bytes, ClusterError> {
         let manager = self.ask(Request::Manager).await?;
         let refused = |status: tonic::Status| {
@@ -169,6 +175,8 @@ impl ClusterNode for Node {
 struct NodeActor {
     config: NodeConfig,
     membership: Option<Membership>,
+    /// Where a manager was whose key waits to be unlocked.
+    locked: Option<Addresses>,
     info: watch::Sender<ClusterInfo>,
     access: watch::Sender<Option<Access>>,
     scope: Scope,
@@ -205,6 +213,9 @@ impl NodeActor {
             Request::Restore(request, reply) => {
                 let _ = reply.send(self.restore(request).await);
             }
+            Request::Unlock(key, reply) => {
+                let _ = reply.send(self.unlock(&key).await);
+            }
             Request::Manager(reply) => {
                 let manager = self.membership.as_ref().and_then(|membership| membership.manager.clone());
                 let missing = || ClusterError::no_control(self.info.borrow().state);
@@ -220,16 +231,26 @@ impl NodeActor {
         };
         let paths = self.config.paths.clone();
         let unfinished = paths.unfinished().map_err(damaged)?;
-        let identity = Identity::load(&paths.certificates()).map_err(ClusterError::from_error)?;
         let addresses = paths.load_addresses().map_err(damaged)?;
+        let identity = match Identity::load(&paths.certificates()) {
+            Err(IdentityError::Locked) if addresses.is_some() => {
+                tracing::warn!(
+                    "this manager is locked: its containers go on, `rswarm swarm unlock` opens it"
+                );
+                self.locked = addresses;
+                return Ok(());
+            }
+            loaded => loaded.map_err(ClusterError::from_error)?,
+        };
         match (unfinished, identity, addresses) {
             (None, Some(identity), Some(addresses)) => {
-                self.enter(identity, addresses, Boot::Restart, Vec::new()).await
+                let way = Way { boot: Boot::Restart, managers: Vec::new(), lock: None };
+                self.enter(identity, addresses, way).await
             }
             (None, ..) => Ok(()),
             (Some(Entering::Joining(via)), Some(identity), Some(addresses)) => {
-                let boot = Boot::Join { via: via.clone() };
-                if let Err(error) = self.enter_or_wipe(identity, addresses, boot, via).await {
+                let way = Way { boot: Boot::Join { via: via.clone() }, managers: via, lock: None };
+                if let Err(error) = self.enter_or_wipe(identity, addresses, way).await {
                     tracing::error!(error = %Chain(&error), "a join that was cut short could not be finished: this node is in no cluster");
                 }
                 Ok(())
@@ -246,22 +267,30 @@ impl NodeActor {
         &mut self,
         identity: Arc<Identity>,
         addresses: Addresses,
-        boot: Boot,
-        managers: Vec<String>,
+        way: Way,
     ) -> Result<(), ClusterError> {
-        let executor = EngineExecutor::new(
+        let executor = self.executor(identity.subject().node_id, &addresses);
+        let (paths, scope) = (self.config.paths.clone(), self.scope.child("membership"));
+        let entered = Membership::enter(identity, addresses, way, executor, paths, scope).await;
+        self.membership = Some(entered.map_err(ClusterError::from_error)?);
+        self.publish();
+        Ok(())
+    }
+
+    fn executor(&self, node_id: String, addresses: &Addresses) -> Arc<EngineExecutor> {
+        EngineExecutor::new(
             self.config.engine.clone(),
-            identity.subject().node_id,
+            node_id,
             self.config.hostname.clone(),
             &self.config.labels,
             addresses.data_path,
             OwnKey::new(self.config.paths.tunnel_key(), self.config.tunnel_port),
-        );
-        let (paths, scope) = (self.config.paths.clone(), self.scope.child("membership"));
-        let entered = Membership::enter(identity, addresses, boot, managers, executor, paths, scope).await;
-        self.membership = Some(entered.map_err(ClusterError::from_error)?);
-        self.publish();
-        Ok(())
+        )
+    }
+
+    /// Whether this node is in a cluster, even if it waits to be unlocked.
+    fn is_member(&self) -> bool {
+        self.membership.is_some() || self.locked.is_some()
     }
 
     /// What is asked for, or else what the daemon was set up with.
@@ -275,7 +304,7 @@ impl NodeActor {
         if request.force_new_cluster {
             return self.force_new_cluster(&request).await;
         }
-        if self.membership.is_some() {
+        if self.is_member() {
             return Err(ClusterError::already_in_cluster());
         }
         let advertise = self.advertise(&request.advertise_addr);
@@ -290,8 +319,9 @@ impl NodeActor {
         };
         let (founding, identity) = found(cluster, Timestamp::wall()).map_err(ClusterError::from_error)?;
         let node_id = identity.subject().node_id;
-        let boot = Boot::Bootstrap(Box::new(founding));
-        self.enter_or_wipe(identity, addresses, boot, Vec::new()).await?;
+        let lock = UnlockKey::from_bytes(&founding.cluster.unlock_key);
+        let way = Way { boot: Boot::Bootstrap(Box::new(founding)), managers: Vec::new(), lock };
+        self.enter_or_wipe(identity, addresses, way).await?;
         Ok(node_id)
     }
 
@@ -314,14 +344,17 @@ impl NodeActor {
                         }
                     }
                 };
+                let lock = membership.lock();
                 membership.detach().await;
-                self.enter(identity.clone(), addresses, Boot::ForceNewCluster, Vec::new()).await?;
+                let way = Way { boot: Boot::ForceNewCluster, managers: Vec::new(), lock };
+                self.enter(identity.clone(), addresses, way).await?;
                 Ok(identity.subject().node_id)
             }
             Some(membership) => {
                 self.membership = Some(membership);
                 Err(ClusterError::not_a_manager())
             }
+            None if self.locked.is_some() => Err(ClusterError::locked()),
             None => Err(ClusterError::new(
                 Kind::FailedPrecondition,
                 "--force-new-cluster goes on from this node's state, and it has none",
@@ -332,19 +365,24 @@ impl NodeActor {
 
     /// The cluster of a backup goes on with this node as a new one, and its only manager.
     async fn restore(&mut self, request: RestoreRequest) -> Result<String, ClusterError> {
-        if self.membership.is_some() {
+        if self.is_member() {
             return Err(ClusterError::already_in_cluster());
         }
         let advertise = self.advertise(&request.advertise_addr);
         let addresses = Addresses::decide(&request.listen_addr, advertise, &request.data_path_addr, None)?;
-        let backup = Backup::decode(&request.backup).map_err(ClusterError::from_error)?;
+        let key = match request.unlock_key.as_str() {
+            "" => None,
+            text => Some(UnlockKey::parse(text).map_err(ClusterError::from_error)?),
+        };
+        let backup = Backup::decode(&request.backup, key.as_ref()).map_err(ClusterError::from_error)?;
+        let lock: Lock = backup.lock();
         let header = backup.header.clone();
         let hostname = self.config.hostname.clone();
         let (boot, identity) = backup
             .revive(hostname, NodeAvailability::Active, Timestamp::wall())
             .map_err(ClusterError::from_error)?;
         let node_id = identity.subject().node_id;
-        self.enter_or_wipe(identity, addresses, boot, Vec::new()).await?;
+        self.enter_or_wipe(identity, addresses, Way { boot, managers: Vec::new(), lock }).await?;
         tracing::warn!(
             cluster.id = header.cluster,
             index = header.index,
@@ -354,7 +392,7 @@ impl NodeActor {
     }
 
     async fn join(&mut self, request: JoinRequest) -> Result<(), ClusterError> {
-        if self.membership.is_some() {
+        if self.is_member() {
             return Err(ClusterError::already_in_cluster());
         }
         let token = JoinToken::parse(&request.token).map_err(ClusterError::from_error)?;
@@ -381,7 +419,7 @@ impl NodeActor {
         let (identity, manager) = enroll(&managers, &token, enrollment).await?;
         // The manager that took us is the one to begin with; the others may not exist.
         let boot = Boot::Join { via: vec![manager.clone()] };
-        self.enter_or_wipe(identity, addresses, boot, vec![manager]).await?;
+        self.enter_or_wipe(identity, addresses, Way { boot, managers: vec![manager], lock: None }).await?;
         self.first_session().await
     }
 
@@ -390,17 +428,18 @@ impl NodeActor {
         &mut self,
         identity: Arc<Identity>,
         addresses: Addresses,
-        boot: Boot,
-        managers: Vec<String>,
+        way: Way,
     ) -> Result<(), ClusterError> {
         let paths = self.config.paths.clone();
         let unwritable = |error: std::io::Error| {
             ClusterError::new(Kind::Internal, "the cluster's files could not be written").because(error)
         };
-        let entering =
-            if managers.is_empty() { Entering::Founding } else { Entering::Joining(managers.clone()) };
+        let entering = match way.managers.as_slice() {
+            [] => Entering::Founding,
+            managers => Entering::Joining(managers.to_vec()),
+        };
         paths.begin(&entering).map_err(unwritable)?;
-        let entered = match self.enter(identity, addresses, boot, managers).await {
+        let entered = match self.enter(identity, addresses, way).await {
             Ok(()) => paths.settle().map_err(unwritable),
             refused => refused,
         };
@@ -430,6 +469,9 @@ impl NodeActor {
     }
 
     async fn leave(&mut self, force: bool) -> Result<(), ClusterError> {
+        if let Some(addresses) = self.locked.clone() {
+            return self.leave_locked(&addresses, force).await;
+        }
         let Some(membership) = &self.membership else { return Err(ClusterError::not_part_of_cluster()) };
         if membership.manager.is_some() {
             if !force {
@@ -444,9 +486,44 @@ impl NodeActor {
             self.publish();
             membership.leave().await;
         }
+        self.wipe()
+    }
+
+    /// The others are not told: nobody here can speak for a locked manager.
+    async fn leave_locked(&mut self, addresses: &Addresses, force: bool) -> Result<(), ClusterError> {
+        if !force {
+            return Err(ClusterError::leave_locked());
+        }
+        self.locked = None;
+        let executor = self.executor(String::new(), addresses);
+        clear(&executor, &self.config.paths).await;
+        self.wipe()
+    }
+
+    fn wipe(&self) -> Result<(), ClusterError> {
         self.config.paths.wipe().map_err(|error| {
             ClusterError::new(Kind::Internal, "the cluster's files could not be removed").because(error)
         })
+    }
+
+    /// A locked manager gets its key, and goes on.
+    async fn unlock(&mut self, key: &str) -> Result<(), ClusterError> {
+        let Some(addresses) = self.locked.clone() else {
+            return Err(match &self.membership {
+                Some(membership) if membership.manager.is_some() => ClusterError::not_locked(),
+                Some(_) => ClusterError::not_a_manager(),
+                None => ClusterError::not_in_cluster(),
+            });
+        };
+        let key = UnlockKey::parse(key).map_err(ClusterError::from_error)?;
+        let certificates = self.config.paths.certificates();
+        let identity = Identity::unlock(&certificates, &key).map_err(ClusterError::from_error)?;
+        let identity = identity.ok_or_else(ClusterError::not_part_of_cluster)?;
+        let way = Way { boot: Boot::Restart, managers: Vec::new(), lock: Some(key) };
+        self.enter(identity, addresses, way).await?;
+        self.locked = None;
+        tracing::info!("this manager is unlocked");
+        Ok(())
     }
 
     // ---- following the managers -------------------------------------------------------------------
@@ -457,7 +534,16 @@ impl NodeActor {
     }
 
     fn publish(&self) {
-        let info = self.membership.as_ref().map(info_of).unwrap_or_default();
+        let info = match (&self.membership, &self.locked) {
+            (Some(membership), _) => info_of(membership),
+            (None, Some(addresses)) => ClusterInfo {
+                node_addr: addresses.advertise.ip().to_string(),
+                state: LocalState::Locked,
+                error: ClusterError::locked().message,
+                ..ClusterInfo::default()
+            },
+            (None, None) => ClusterInfo::default(),
+        };
         let access =
             self.membership.as_ref().filter(|membership| membership.manager.is_some()).map(access_of);
         self.access.send_replace(access);

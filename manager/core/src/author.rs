@@ -128,6 +128,7 @@ enum Write {
     ClusterRemovedNodes,
     ClusterIngress,
     ClusterTunnel,
+    ClusterUnlockKey,
     NodeCreate,
     NodeDelete,
     NodeSpec,
@@ -173,7 +174,7 @@ impl Write {
         };
         match self {
             Write::ClusterCreate => &[Bootstrap],
-            Write::ClusterSpec | Write::ClusterRemovedNodes => &[Control],
+            Write::ClusterSpec | Write::ClusterRemovedNodes | Write::ClusterUnlockKey => &[Control],
             Write::ClusterRoot => &[Control, Ca],
             Write::NodeCreate => &[Bootstrap, Ca],
             Write::NodeDelete | Write::NodeSpec => &[Control],
@@ -212,6 +213,7 @@ impl Write {
             Write::ClusterRemovedNodes => "cluster.removed_nodes",
             Write::ClusterIngress => "cluster.ingress_made",
             Write::ClusterTunnel => "cluster.tunnel",
+            Write::ClusterUnlockKey => "cluster.unlock_key",
             Write::NodeCreate | Write::NodeDelete => "node",
             Write::NodeSpec => "node.spec",
             Write::NodeDescription => "node.description",
@@ -297,6 +299,7 @@ fn cluster(before: &Cluster, after: &Cluster) -> Vec<Write> {
     when([
         (before.spec != after.spec, Write::ClusterSpec),
         (before.root_ca != after.root_ca, Write::ClusterRoot),
+        (before.unlock_key != after.unlock_key, Write::ClusterUnlockKey),
         (before.removed_nodes != after.removed_nodes, Write::ClusterRemovedNodes),
         (before.ingress_made != after.ingress_made, Write::ClusterIngress),
         (before.tunnel != after.tunnel, Write::ClusterTunnel),

@@ -355,6 +355,7 @@ pub(crate) fn node(id: &str) -> Node {
             resources: Some(Resources { nano_cpus: 4_000_000_000, memory: 8 << 30, pids: 0 }),
             engine: Some(EngineDescription::default()),
             tunnel: None,
+            tls: None,
         }),
         status: Some(NodeStatus { addr: "192.0.2.1".to_owned(), ..NodeStatus::default() }),
         ..Node::default()

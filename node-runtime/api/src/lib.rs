@@ -52,6 +52,7 @@ pub use node::{
     Availability, ClusterError, ClusterInfo, ClusterNode, InitRequest, JoinRequest, LocalState,
     RemoteManager, RestoreRequest,
 };
+pub use swarm::UNLOCK_KEY;
 
 use crate::router::{App, Gate};
 

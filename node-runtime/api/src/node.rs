@@ -118,6 +118,8 @@ pub struct JoinRequest {
 pub struct RestoreRequest {
     /// The backup, as [`ClusterNode::backup`] gave it.
     pub backup: Bytes,
+    /// `SWMKEY-1-…`, when the backup is sealed; empty when it is not.
+    pub unlock_key: String,
     /// `ADDRESS[:PORT]` or an interface's name.
     pub listen_addr: String,
     /// `ADDRESS[:PORT]` or an interface's name; empty: the only address there is.
@@ -209,6 +211,21 @@ impl ClusterError {
         )
     }
 
+    /// `unlock` of a manager that is not locked.
+    #[must_use]
+    pub fn not_locked() -> ClusterError {
+        ClusterError::new(Kind::Conflict, "swarm is not locked")
+    }
+
+    /// `leave` without force of a locked manager.
+    #[must_use]
+    pub fn leave_locked() -> ClusterError {
+        ClusterError::new(
+            Kind::Unavailable,
+            "Swarm is encrypted and locked. Please unlock it first or use `--force` to ignore this message.",
+        )
+    }
+
     /// `leave` without force on a node outside any cluster.
     #[must_use]
     pub fn not_part_of_cluster() -> ClusterError {
@@ -262,6 +279,9 @@ pub trait ClusterNode: Send + Sync + 'static {
 
     /// Leaves the cluster. A manager leaves only with `force`.
     async fn leave(&self, force: bool) -> Result<(), ClusterError>;
+
+    /// Unlocks this manager with `SWMKEY-1-…`.
+    async fn unlock(&self, key: String) -> Result<(), ClusterError>;
 
     /// The state of the whole cluster as a file; on managers only, else [`ClusterError::no_control`].
     async fn backup(&self) -> Result<Bytes, ClusterError>;

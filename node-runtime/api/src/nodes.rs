@@ -12,7 +12,7 @@ use crate::filters::Filters;
 use crate::request::{JsonBody, Query};
 use crate::router::App;
 use crate::swarm;
-use crate::translate::{cluster, node};
+use crate::translate::node;
 use crate::types;
 
 const FILTERS: [&str; 6] = ["id", "label", "membership", "name", "node.label", "role"];
@@ -29,8 +29,7 @@ async fn list(State(app): State<App>, query: Query) -> Result<Json<Vec<types::No
     filters.one_of("role", &["worker", "manager"])?;
     filters.one_of("membership", &["accepted", "pending"])?;
     let nodes: Vec<wire::Node> = swarm::list(&app).await?;
-    let tls = cluster::tls_info(&swarm::cluster(&app).await?);
-    let shown = nodes.iter().map(|found| node::node(found, &tls));
+    let shown = nodes.iter().map(node::node);
     Ok(Json(shown.filter(|found| matches(found, &filters)).collect()))
 }
 
@@ -78,8 +77,7 @@ async fn by_hostname(app: &App, reference: &str) -> Result<wire::Node, ApiError>
 
 async fn inspect(State(app): State<App>, Path(id): Path<String>) -> Result<Json<types::Node>, ApiError> {
     let found = find(&app, &id).await?;
-    let tls = cluster::tls_info(&swarm::cluster(&app).await?);
-    Ok(Json(node::node(&found, &tls)))
+    Ok(Json(node::node(&found)))
 }
 
 async fn update(

@@ -4,22 +4,25 @@ use axum::Json;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use rswarm_base::Kind;
 use rswarm_proto::model::object::Stored;
+use rswarm_proto::tls::UnlockKey;
 use rswarm_proto::wire::{self, Object};
 
 use crate::error::ApiError;
 use crate::node::{InitRequest, JoinRequest, RestoreRequest};
 use crate::request::{JsonBody, Query};
 use crate::router::App;
-use crate::translate::{cluster as translate, node, refuse};
+use crate::translate::{cluster as translate, node};
 use crate::types;
 
 /// The largest backup that is taken in: some millions of tasks, as of raft snapshots.
 const BACKUP_BYTES_MAX: usize = 2 << 30;
+/// The header with the unlock key that a sealed backup needs: not in the query, which is logged.
+pub const UNLOCK_KEY: &str = "x-rswarm-unlock-key";
 /// VXLAN's own port.
 const DATA_PATH_PORTS: std::ops::RangeInclusive<u32> = 1024..=49151;
 
@@ -88,7 +91,6 @@ async fn init(
     State(app): State<App>,
     JsonBody(body): JsonBody<types::SwarmInitBody>,
 ) -> Result<Json<String>, ApiError> {
-    refuse(body.auto_lock_managers, "--autolock (AutoLockManagers)")?;
     if body.data_path_port != 0 && !DATA_PATH_PORTS.contains(&body.data_path_port) {
         return Err(ApiError::invalid(format!(
             "invalid data path port {}: want 1024 to 49151",
@@ -103,7 +105,11 @@ async fn init(
         force_new_cluster: body.force_new_cluster,
         default_addr_pool: pools(body.default_addr_pool.unwrap_or_default())?,
         subnet_size: subnet_size(body.subnet_size)?,
-        spec: translate::spec(&body.spec, translate::defaults())?,
+        spec: wire::ClusterSpec {
+            // Docker's clients say it beside the spec.
+            auto_lock: body.auto_lock_managers || body.spec.encryption_config.auto_lock_managers,
+            ..translate::spec(&body.spec, translate::defaults())?
+        },
         availability: node::availability(&body.availability)?,
     };
     Ok(Json(app.cluster.init(request).await?))
@@ -162,13 +168,15 @@ async fn update(
     query: Query,
     JsonBody(body): JsonBody<types::SwarmSpec>,
 ) -> Result<StatusCode, ApiError> {
-    refuse(query.flag("rotateManagerUnlockKey"), "rotating the unlock key (rotateManagerUnlockKey)")?;
     let current = cluster(&app).await?.spec.unwrap_or_default();
     let request = wire::UpdateClusterRequest {
         version: version(&query)?,
         spec: Some(translate::spec(&body, current)?),
         rotate_worker_token: query.flag("rotateWorkerToken"),
         rotate_manager_token: query.flag("rotateManagerToken"),
+        rotate_unlock_key: query.flag("rotateManagerUnlockKey"),
+        signing_ca_cert: body.ca_config.signing_ca_cert,
+        signing_ca_key: body.ca_config.signing_ca_key.into_bytes(),
     };
     app.control().await?.update_cluster(request).await.map_err(|status| ApiError::from_status(&status))?;
     Ok(StatusCode::OK)
@@ -179,12 +187,19 @@ async fn backup(State(app): State<App>) -> Result<impl IntoResponse, ApiError> {
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], bytes))
 }
 
-async fn restore(State(app): State<App>, query: Query, body: Body) -> Result<Json<String>, ApiError> {
+async fn restore(
+    State(app): State<App>,
+    query: Query,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<String>, ApiError> {
     let backup = axum::body::to_bytes(body, BACKUP_BYTES_MAX)
         .await
         .map_err(|error| ApiError::invalid(format!("the backup could not be read: {error}")))?;
+    let unlock_key = headers.get(UNLOCK_KEY).and_then(|key| key.to_str().ok()).unwrap_or_default();
     let request = RestoreRequest {
         backup,
+        unlock_key: unlock_key.to_owned(),
         listen_addr: query.text("listenAddr").to_owned(),
         advertise_addr: query.text("advertiseAddr").to_owned(),
         data_path_addr: query.text("dataPathAddr").to_owned(),
@@ -193,14 +208,16 @@ async fn restore(State(app): State<App>, query: Query, body: Body) -> Result<Jso
 }
 
 async fn unlock_key(State(app): State<App>) -> Result<Json<types::UnlockKeyBody>, ApiError> {
-    // First what Docker would say where there is no cluster.
-    app.control().await?;
-    Err(ApiError::unsupported("locking managers (autolock)"))
+    let reply = app.control().await?.get_unlock_key(wire::UnlockKeyRequest {}).await;
+    let key = reply.map_err(|status| ApiError::from_status(&status))?.into_inner().key;
+    let unlock_key = UnlockKey::from_bytes(&key).map(|key| key.to_string()).unwrap_or_default();
+    Ok(Json(types::UnlockKeyBody { unlock_key }))
 }
 
-async fn unlock(State(app): State<App>) -> Result<StatusCode, ApiError> {
-    if app.cluster.info().state == crate::node::LocalState::Inactive {
-        return Err(crate::node::ClusterError::not_in_cluster().into());
-    }
-    Err(ApiError::new(Kind::Conflict, "swarm is not locked"))
+async fn unlock(
+    State(app): State<App>,
+    JsonBody(body): JsonBody<types::UnlockKeyBody>,
+) -> Result<StatusCode, ApiError> {
+    app.cluster.unlock(body.unlock_key).await?;
+    Ok(StatusCode::OK)
 }

@@ -1,5 +1,6 @@
 //! The stored objects, with what their generated types cannot say.
 
+mod cluster;
 pub mod container;
 pub mod content;
 pub mod network;

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DistinguishedName,
+    DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    SerialNumber,
 };
 use rswarm_base::id::random_bytes;
 use rswarm_base::{Classify, Kind, Timestamp};
@@ -12,8 +13,10 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
+use x509_parser::der_parser::asn1_rs::Tag;
+use x509_parser::x509::X509Name;
 
-use super::Subject;
+use super::{Credentials, Identity, Subject, identity};
 use crate::token::RootDigest;
 
 /// How long a node certificate lives when the cluster's spec says nothing (swarmkit's value).
@@ -81,6 +84,58 @@ impl Authority {
         self.digest
     }
 
+    /// The end of the root's own life.
+    #[must_use]
+    pub fn ends_at(&self) -> Timestamp {
+        let der = CertificateDer::from_pem_slice(self.certificate_pem.as_bytes()).ok();
+        der.and_then(|der| identity::validity(&der)).map_or(Timestamp::ZERO, |(_, end)| end)
+    }
+
+    /// The root of another authority, signed by this one: whoever trusts this root alone accepts certificates of the
+    /// other that come with it.
+    ///
+    /// # Errors
+    /// When the other's name is one that cannot be written again as it is.
+    pub fn cross_sign(&self, other: &Authority) -> Result<String, AuthorityError> {
+        let der =
+            CertificateDer::from_pem_slice(other.certificate_pem.as_bytes()).map_err(AuthorityError::Pem)?;
+        let (_, parsed) = x509_parser::parse_x509_certificate(&der).map_err(|_| AuthorityError::Name)?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = name(parsed.subject())?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.serial_number = Some(serial());
+        let (begin, end) = identity::validity(&der).ok_or(AuthorityError::Name)?;
+        (params.not_before, params.not_after) =
+            (at(begin.as_secs()), at(end.as_secs().min(self.ends_at().as_secs())));
+        let crossed = params.signed_by(other.issuer.key(), &self.issuer).map_err(AuthorityError::Sign)?;
+        let (_, written) =
+            x509_parser::parse_x509_certificate(crossed.der()).map_err(|_| AuthorityError::Name)?;
+        if written.subject().as_raw() != parsed.subject().as_raw() {
+            return Err(AuthorityError::Name);
+        }
+        Ok(crossed.pem())
+    }
+
+    /// Whether nodes would accept what this authority signs: a root of somebody else's making may be no authority, of
+    /// another key, or restricted.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(&self) -> Result<(), AuthorityError> {
+        let subject = Subject {
+            node_id: "probe".to_owned(),
+            role: crate::wire::NodeRole::Worker,
+            cluster_id: "probe".to_owned(),
+        };
+        let key_pem = new_key()?;
+        let csr = signing_request(&key_pem)?;
+        let chain_pem = self.issue(&csr, &subject, LIFETIME_MIN, Timestamp::wall())?;
+        let root_pem = self.certificate_pem.clone();
+        let probe = Identity::new(Credentials { key_pem, chain_pem, root_pem });
+        if probe.is_ok_and(|probe| probe.is_by_latest_root()) { Ok(()) } else { Err(AuthorityError::Unfit) }
+    }
+
     /// Signs a node's request. Of the request only the public key counts: names, role and lifetime are ours.
     ///
     /// # Errors
@@ -144,6 +199,12 @@ pub enum AuthorityError {
     /// The request is not one.
     #[error("certificate request is not usable")]
     Request(#[source] rcgen::Error),
+    /// The root's name has a form that is not known here.
+    #[error("the name in the root certificate cannot be written again")]
+    Name,
+    /// The root is none, or not of this key.
+    #[error("the certificate is no authority, or not of this key")]
+    Unfit,
     /// Signing failed.
     #[error("certificate could not be signed")]
     Sign(#[source] rcgen::Error),
@@ -152,7 +213,9 @@ pub enum AuthorityError {
 impl Classify for AuthorityError {
     fn kind(&self) -> Kind {
         match self {
-            AuthorityError::Request(_) => Kind::InvalidArgument,
+            AuthorityError::Request(_) | AuthorityError::Name | AuthorityError::Unfit => {
+                Kind::InvalidArgument
+            }
             AuthorityError::Key(_)
             | AuthorityError::Certificate(_)
             | AuthorityError::Pem(_)
@@ -178,9 +241,30 @@ fn serial() -> SerialNumber {
     SerialNumber::from_slice(&bytes)
 }
 
+/// A name as it is signed again: part by part, each in its own encoding.
+fn name(name: &X509Name<'_>) -> Result<DistinguishedName, AuthorityError> {
+    let mut written = DistinguishedName::new();
+    for part in name.iter_attributes() {
+        let oid: Vec<u64> = part.attr_type().iter().ok_or(AuthorityError::Name)?.collect();
+        let text = part.as_str().map_err(|_| AuthorityError::Name)?;
+        let value = match part.attr_value().tag() {
+            Tag::PrintableString => {
+                DnValue::PrintableString(text.try_into().map_err(|_| AuthorityError::Name)?)
+            }
+            Tag::Ia5String => DnValue::Ia5String(text.try_into().map_err(|_| AuthorityError::Name)?),
+            Tag::Utf8String => DnValue::Utf8String(text.to_owned()),
+            _ => return Err(AuthorityError::Name),
+        };
+        written.push(DnType::CustomDnType(oid), value);
+    }
+    Ok(written)
+}
+
+fn at(seconds: i64) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}
+
 fn validity(now: Timestamp, lifetime: Duration) -> (OffsetDateTime, OffsetDateTime) {
-    let at =
-        |seconds: i64| OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH);
     let begin = now.as_secs() - i64::try_from(BACKDATE.as_secs()).unwrap_or(0);
     (at(begin), at(now.after(lifetime).as_secs()))
 }

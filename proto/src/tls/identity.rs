@@ -22,7 +22,9 @@ use rustls::{
 };
 use tokio::sync::watch;
 
-use super::{Subject, provider};
+use super::unlock::is_locked;
+use super::{Subject, UnlockKey, provider};
+use crate::wire::TlsInfo;
 
 const KEY_FILE: &str = "swarm-node.key";
 const CERTIFICATE_FILE: &str = "swarm-node.crt";
@@ -63,6 +65,9 @@ struct Current {
     subject: Subject,
     not_before: Timestamp,
     not_after: Timestamp,
+    /// Which of the roots signed the certificate itself; `None` when it is none of them.
+    signed_by: Option<usize>,
+    roots: Vec<CertificateDer<'static>>,
     key: Arc<CertifiedKey>,
     clients: Arc<dyn ClientCertVerifier>,
     servers: Arc<WebPkiServerVerifier>,
@@ -81,8 +86,20 @@ impl Identity {
     /// The identity in a directory; `None` when the node has no certificate there.
     ///
     /// # Errors
-    /// Which file cannot be read or used.
+    /// Which file cannot be read or used, or that the key is [locked](IdentityError::Locked).
     pub fn load(dir: &Path) -> Result<Option<Arc<Identity>>, IdentityError> {
+        Identity::open_dir(dir, None)
+    }
+
+    /// [`Identity::load`] of one whose key may be locked with this unlock key.
+    ///
+    /// # Errors
+    /// As there, and [`IdentityError::WrongKey`].
+    pub fn unlock(dir: &Path, key: &UnlockKey) -> Result<Option<Arc<Identity>>, IdentityError> {
+        Identity::open_dir(dir, Some(key))
+    }
+
+    fn open_dir(dir: &Path, lock: Option<&UnlockKey>) -> Result<Option<Arc<Identity>>, IdentityError> {
         let read = |name: &str| {
             let path = dir.join(name);
             fs::read_to_string(&path).map_err(|source| IdentityError::Read { path, source })
@@ -91,20 +108,27 @@ impl Identity {
         if !dir.join(CERTIFICATE_FILE).exists() {
             return Ok(None);
         }
-        let (key_pem, root_pem) = (read(KEY_FILE)?, read(ROOT_FILE)?);
+        let (key_file, root_pem) = (read(KEY_FILE)?, read(ROOT_FILE)?);
+        let key_pem = match (is_locked(&key_file), lock) {
+            (false, _) => key_file,
+            (true, Some(lock)) => lock.unlock(&key_file).map_err(|_| IdentityError::WrongKey)?,
+            (true, None) => return Err(IdentityError::Locked),
+        };
         Identity::new(Credentials { key_pem, chain_pem: read(CERTIFICATE_FILE)?, root_pem }).map(Some)
     }
 
-    /// Writes the identity to a directory, which is made when missing. Each file is replaced atomically.
+    /// Writes the identity to a directory, which is made when missing. Each file is replaced atomically. With an unlock
+    /// key, the node's own key can be read only by whoever has that.
     ///
     /// # Errors
     /// Which file cannot be written.
-    pub fn save(&self, dir: &Path) -> Result<(), IdentityError> {
+    pub fn save(&self, dir: &Path, lock: Option<&UnlockKey>) -> Result<(), IdentityError> {
         let current = self.current();
         let Credentials { key_pem, chain_pem, root_pem } = &current.credentials;
+        let key_file = lock.map_or_else(|| key_pem.clone(), |lock| lock.lock(key_pem));
         fs::create_dir_all(dir).map_err(|source| IdentityError::Write { path: dir.to_owned(), source })?;
         for (name, text, mode) in
-            [(KEY_FILE, key_pem, 0o600), (ROOT_FILE, root_pem, 0o644), (CERTIFICATE_FILE, chain_pem, 0o644)]
+            [(KEY_FILE, &key_file, 0o600), (ROOT_FILE, root_pem, 0o644), (CERTIFICATE_FILE, chain_pem, 0o644)]
         {
             let path = dir.join(name);
             fsx::write_atomic_mode(&path, text.as_bytes(), mode)
@@ -144,6 +168,23 @@ impl Identity {
     #[must_use]
     pub fn subject(&self) -> Subject {
         self.current().subject.clone()
+    }
+
+    /// Who signed the certificate, and whom the node trusts.
+    #[must_use]
+    pub fn tls_info(&self) -> TlsInfo {
+        let current = self.current();
+        let (issuer_subject, issuer_public_key) =
+            current.signed_by.and_then(|index| issuer_of(&current.roots[index])).unwrap_or_default();
+        TlsInfo { trust_root: current.credentials.root_pem.clone(), issuer_subject, issuer_public_key }
+    }
+
+    /// Whether the certificate is signed by the last root of those that are trusted. While the cluster's root is being
+    /// replaced, that is the new one, and a certificate by the old one is to be renewed.
+    #[must_use]
+    pub fn is_by_latest_root(&self) -> bool {
+        let current = self.current();
+        current.signed_by == current.roots.len().checked_sub(1)
     }
 
     /// From when to when the certificate counts.
@@ -214,10 +255,21 @@ impl Current {
         let subject = Subject::of(leaf).ok_or(IdentityError::Subject)?;
         let (not_before, not_after) = validity(leaf).ok_or(IdentityError::Subject)?;
         let (clients, servers) = verifiers(&roots)?;
+        let signed_by = roots.iter().position(|root| has_signed(root, leaf, not_before, not_after));
         // The roots ride along so that a joiner can check the one that its token pins.
-        chain.extend(roots);
+        chain.extend(roots.iter().cloned());
         let key = CertifiedKey::from_der(chain, key, &provider()).map_err(IdentityError::Pair)?;
-        Ok(Current { credentials, subject, not_before, not_after, key: Arc::new(key), clients, servers })
+        Ok(Current {
+            credentials,
+            subject,
+            not_before,
+            not_after,
+            signed_by,
+            roots,
+            key: Arc::new(key),
+            clients,
+            servers,
+        })
     }
 }
 
@@ -238,6 +290,31 @@ fn verifiers(roots: &[CertificateDer<'static>]) -> Result<Verifiers, IdentityErr
         .build()
         .map_err(IdentityError::Verifier)?;
     Ok((clients, servers))
+}
+
+/// Whether this root itself signed the certificate, with nothing in between.
+fn has_signed(
+    root: &CertificateDer<'static>,
+    leaf: &CertificateDer<'_>,
+    begin: Timestamp,
+    end: Timestamp,
+) -> bool {
+    let Ok((clients, _)) = verifiers(std::slice::from_ref(root)) else { return false };
+    // Any moment at which both count: that they have ended is another question.
+    let middle = begin.after(end.since(begin) / 2).as_secs();
+    let middle = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(middle).unwrap_or(0)));
+    clients.verify_client_cert(leaf, &[], middle).is_ok()
+}
+
+/// Name and public key of the first certificate in a text, both as DER; `None` when there is none.
+#[must_use]
+pub fn issuer_info(certificate_pem: &str) -> Option<(Vec<u8>, Vec<u8>)> {
+    issuer_of(&CertificateDer::from_pem_slice(certificate_pem.as_bytes()).ok()?)
+}
+
+fn issuer_of(certificate: &CertificateDer<'_>) -> Option<(Vec<u8>, Vec<u8>)> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    Some((parsed.subject().as_raw().to_vec(), parsed.public_key().raw.to_vec()))
 }
 
 fn certificates(what: &'static str, pem: &str) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
@@ -395,6 +472,12 @@ pub enum IdentityError {
         #[source]
         source: io::Error,
     },
+    /// The node's key is locked.
+    #[error("the node's key is locked, and needs the unlock key")]
+    Locked,
+    /// It is locked with another key.
+    #[error("swarm could not be unlocked: invalid key provided")]
+    WrongKey,
     /// A certificate is not PEM.
     #[error("{what} is not PEM")]
     Pem {
@@ -426,12 +509,16 @@ pub enum IdentityError {
 
 impl Classify for IdentityError {
     fn kind(&self) -> Kind {
-        Kind::Internal
+        match self {
+            IdentityError::Locked => Kind::Unavailable,
+            IdentityError::WrongKey => Kind::Unauthenticated,
+            _ => Kind::Internal,
+        }
     }
 
     fn hint(&self) -> Option<String> {
         match self {
-            IdentityError::Write { .. } => None,
+            IdentityError::Write { .. } | IdentityError::Locked | IdentityError::WrongKey => None,
             _ => Some("leave the cluster with `rswarm swarm leave --force` and join it again".to_owned()),
         }
     }

@@ -10,15 +10,17 @@ mod enroll;
 mod identity;
 mod peer;
 mod seal;
+mod unlock;
 
 pub use authority::{Authority, AuthorityError, CERTIFICATE_LIFETIME, new_key, signing_request};
 pub use channel::{
     ConnectError, MESSAGE_BYTES_MAX, TlsConn, connect, connect_node, connect_pinned, incoming, serve,
 };
 pub use enroll::{EnrollError, Enrollment, join, renew};
-pub use identity::{Credentials, Identity, IdentityError};
+pub use identity::{Credentials, Identity, IdentityError, issuer_info};
 pub use peer::{Peer, Subject, peer, require, require_expired_too};
 pub use seal::Unsealable;
+pub use unlock::{UnlockKey, UnlockKeyError};
 
 use std::sync::Arc;
 

@@ -210,7 +210,7 @@ fn an_identity_is_saved_whole_and_its_key_is_private() {
     let path = dir.path().join("certificates");
     assert!(Identity::load(&path).expect("nothing there is fine").is_none());
     let saved = identity(&authority(), "n1", NodeRole::Worker);
-    saved.save(&path).expect("saved");
+    saved.save(&path, None).expect("saved");
     let mode = std::fs::metadata(path.join("swarm-node.key")).expect("key").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let loaded = Identity::load(&path).expect("readable").expect("there");
@@ -219,6 +219,62 @@ fn an_identity_is_saved_whole_and_its_key_is_private() {
     // A join that was interrupted before its certificate came is no join.
     std::fs::remove_file(path.join("swarm-node.crt")).expect("removed");
     assert!(Identity::load(&path).expect("fine").is_none());
+}
+
+#[test]
+fn a_locked_identity_needs_its_key_and_leaves_none_on_disk() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (key, other) = (UnlockKey::generate(), UnlockKey::generate());
+    let saved = identity(&authority(), "m1", NodeRole::Manager);
+    saved.save(dir.path(), None).expect("saved");
+    saved.save(dir.path(), Some(&key)).expect("locked");
+    for file in std::fs::read_dir(dir.path()).expect("listed") {
+        let text = std::fs::read_to_string(file.expect("entry").path()).expect("readable");
+        assert!(!text.contains("PRIVATE KEY"), "{text}");
+    }
+    assert!(matches!(Identity::load(dir.path()), Err(IdentityError::Locked)));
+    assert!(matches!(Identity::unlock(dir.path(), &other), Err(IdentityError::WrongKey)));
+    let opened = Identity::unlock(dir.path(), &key).expect("unlocked").expect("there");
+    assert_eq!(opened.credentials(), saved.credentials());
+    opened.save(dir.path(), None).expect("unlocked for good");
+    assert!(Identity::load(dir.path()).expect("readable").is_some());
+}
+
+/// A node of each kind at each step of a rotation talks to every other.
+#[tokio::test]
+async fn nodes_at_every_step_of_a_rotation_trust_one_another() {
+    let (old, new) = (authority(), authority());
+    let bundle = format!("{}{}", old.certificate_pem(), new.certificate_pem());
+    let before = identity(&old, "m1", NodeRole::Manager);
+    let told = identity(&old, "m2", NodeRole::Manager);
+    told.set_roots(&bundle).expect("trust both");
+    let crossed = old.cross_sign(&new).expect("cross-signed");
+    let mut renewed = credentials(&new, "m3", NodeRole::Manager);
+    renewed.chain_pem.push_str(&crossed);
+    renewed.root_pem = bundle;
+    let renewed = Identity::new(renewed).expect("usable");
+    assert!(before.is_by_latest_root() && !told.is_by_latest_root() && renewed.is_by_latest_root());
+    let issuer = issuer_info(new.certificate_pem()).expect("a certificate");
+    let shown = renewed.tls_info();
+    assert_eq!((shown.issuer_subject, shown.issuer_public_key), issuer);
+    for manager in [&before, &told, &renewed] {
+        let server = server(manager).await;
+        for client in [&before, &told, &renewed] {
+            let channel = connect(&server.addr, client).await.expect("connected");
+            ask(channel).await.expect("answer");
+        }
+        server.scope.shutdown(Duration::from_secs(5)).await;
+    }
+    // Once it is over, the old root is worth nothing.
+    renewed.set_roots(new.certificate_pem()).expect("the new one alone");
+    assert!(renewed.is_by_latest_root());
+    let server = server(&renewed).await;
+    let refused = match connect(&server.addr, &told).await {
+        Ok(channel) => ask(channel).await.is_err(),
+        Err(_) => true,
+    };
+    assert!(refused, "a certificate by the old root");
+    server.scope.shutdown(Duration::from_secs(5)).await;
 }
 
 #[test]

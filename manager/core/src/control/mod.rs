@@ -21,7 +21,7 @@ use rswarm_proto::model::object::Stored;
 use rswarm_proto::wire::Transaction;
 
 pub use self::attachment::{admission, attach, withdraw};
-pub use self::cluster::{NewTokens, update_cluster};
+pub use self::cluster::{Fresh, update_cluster};
 pub use self::content::{
     create_config, create_secret, remove_config, remove_secret, update_config, update_secret,
 };

@@ -75,7 +75,7 @@ fn is_visible(object: &AnyObject) -> bool {
     }
 }
 
-/// An object as a reply shows it: without the root's key, the encrypted networks' key, a secret's data and registry
+/// An object as a reply shows it: without the root's key, the unlock key, the encrypted networks' key, a secret's data and registry
 /// credentials.
 #[must_use]
 pub fn shown(object: &AnyObject) -> Object {
@@ -84,7 +84,11 @@ pub fn shown(object: &AnyObject) -> Object {
         Some(object::Object::Cluster(cluster)) => {
             if let Some(root) = &mut cluster.root_ca {
                 root.key_pem.clear();
+                if let Some(rotation) = &mut root.rotation {
+                    rotation.key_pem.clear();
+                }
             }
+            cluster.unlock_key.clear();
             if let Some(tunnel) = &mut cluster.tunnel {
                 tunnel.psk.clear();
             }

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use rswarm_base::{Classify, Kind};
 use rswarm_proto::wire::{
-    Annotations, Cluster, CreateNetworkRequest, CreateServiceRequest, EndpointSpec, LeaveManagerRequest,
-    NetworkSpec, NodeAvailability, NodeRole, NodeSpec, ObjectKind, PortConfig, RemoveRequest, RootCa,
-    ServiceSpec, UpdateClusterRequest, UpdateNodeRequest, UpdateServiceRequest, object, port_config,
-    service_spec, update_service_request, update_status,
+    Annotations, Cluster, ClusterSpec, CreateNetworkRequest, CreateServiceRequest, EndpointSpec,
+    LeaveManagerRequest, NetworkSpec, NodeAvailability, NodeRole, NodeSpec, ObjectKind, PortConfig,
+    RemoveRequest, RootCa, ServiceSpec, UpdateClusterRequest, UpdateNodeRequest, UpdateServiceRequest,
+    object, port_config, service_spec, update_service_request, update_status,
 };
 
 use super::read::registry_auth;
@@ -327,9 +327,9 @@ fn tokens_are_rotated_one_by_one() {
     let version = world.state.cluster().map(|cluster| cluster.meta().version).unwrap_or_default();
     let request =
         UpdateClusterRequest { version, rotate_worker_token: true, ..UpdateClusterRequest::default() };
-    let none = world.control(|state, _, ids| update_cluster(state, &request, NewTokens::default(), ids));
+    let none = world.control(|state, _, ids| update_cluster(state, &request, Fresh::default(), ids));
     assert_eq!(text(none), "a new join token must be provided");
-    let tokens = NewTokens { worker: Some("w2".to_owned()), manager: Some("m2".to_owned()) };
+    let tokens = Fresh { worker: Some("w2".to_owned()), manager: Some("m2".to_owned()), ..Fresh::default() };
     world.control(|state, _, ids| update_cluster(state, &request, tokens, ids)).expect("rotated");
     let root = world.state.cluster().and_then(|cluster| cluster.root_ca.clone()).expect("root");
     assert_eq!((root.worker_token.as_str(), root.manager_token.as_str()), ("w2", ""));
@@ -345,4 +345,35 @@ fn a_node_keeps_what_its_update_does_not_name() {
     world.control(|state, _, ids| update_node(state, &request, &[], ids)).expect("updated");
     let node = world.state.node("n1").expect("node");
     assert!(node.description.is_some() && node.status.is_some());
+}
+
+#[test]
+fn locked_managers_have_a_key_that_no_read_shows() {
+    let mut world = World::new(1);
+    let spec = |world: &World, auto_lock| {
+        let spec = world.state.cluster().expect("a cluster").spec.clone().expect("spec");
+        Some(ClusterSpec { auto_lock, ..spec })
+    };
+    let update = |world: &mut World, auto_lock, rotate_unlock_key, fresh: &[u8]| {
+        let version = world.state.cluster().expect("a cluster").meta().version;
+        let spec = spec(world, auto_lock);
+        let request = UpdateClusterRequest { version, spec, rotate_unlock_key, ..Default::default() };
+        let fresh = Fresh { unlock_key: fresh.to_vec(), ..Fresh::default() };
+        world.control(|state, _, ids| update_cluster(state, &request, fresh, ids)).map(drop)
+    };
+    let key = |world: &World| world.state.cluster().expect("a cluster").unlock_key.clone();
+    update(&mut world, false, true, b"k0").expect("nothing is locked, so there is nothing to rotate");
+    assert!(key(&world).is_empty());
+    assert!(update(&mut world, true, false, b"").is_err(), "locking needs a key");
+    update(&mut world, true, false, b"k1").expect("locked");
+    assert_eq!(key(&world), b"k1");
+    update(&mut world, true, false, b"k2").expect("nothing changes");
+    assert_eq!(key(&world), b"k1");
+    update(&mut world, true, true, b"k3").expect("rotated");
+    assert_eq!(key(&world), b"k3");
+    let shown = list(&world.state, ObjectKind::Cluster).iter().map(shown).next().expect("shown");
+    let Some(object::Object::Cluster(cluster)) = shown.object else { panic!("no cluster") };
+    assert!(cluster.unlock_key.is_empty());
+    update(&mut world, false, false, b"").expect("unlocked");
+    assert!(key(&world).is_empty());
 }

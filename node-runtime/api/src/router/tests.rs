@@ -222,6 +222,13 @@ impl Control for FakeManager {
         Ok(Reply::new(wire::RemoveResponse {}))
     }
 
+    async fn get_unlock_key(
+        &self,
+        _: tonic::Request<wire::UnlockKeyRequest>,
+    ) -> Result<Reply<wire::UnlockKeyResponse>, Status> {
+        Ok(Reply::new(wire::UnlockKeyResponse { key: vec![0; 32] }))
+    }
+
     async fn leave_manager(
         &self,
         _: tonic::Request<wire::LeaveManagerRequest>,
@@ -266,6 +273,13 @@ impl ClusterNode for FakeNode {
         } else {
             Err(ClusterError::new(Kind::Unavailable, "You are attempting to leave").hint("use --force"))
         }
+    }
+
+    async fn unlock(&self, key: String) -> Result<(), ClusterError> {
+        if self.control.is_none() {
+            return Err(ClusterError::not_in_cluster());
+        }
+        if key == "SWMKEY-1-locked" { Ok(()) } else { Err(ClusterError::not_locked()) }
     }
 
     async fn backup(&self) -> Result<Bytes, ClusterError> {
@@ -492,12 +506,15 @@ async fn a_taken_connection_carries_raw_bytes_with_and_without_an_upgrade() {
     }
 }
 
+const NOT_IN_CLUSTER: &str = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to \
+                              connect this node to swarm and try again.";
+
 // ---- Swarm ----------------------------------------------------------------------------------------------
 
 #[tokio::test]
 async fn outside_a_cluster_every_swarm_path_says_how_to_get_into_one() {
     let host = Host::start(None).await;
-    let text = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.";
+    let text = NOT_IN_CLUSTER;
     for path in [
         "/swarm",
         "/services",
@@ -530,14 +547,47 @@ async fn init_hands_on_what_was_asked_for_and_answers_with_the_nodes_id() {
 }
 
 #[tokio::test]
+async fn managers_are_locked_as_dockers_clients_ask_and_tell_their_key() {
+    let host = Host::start(None).await;
+    for body in
+        [json!({"AutoLockManagers": true}), json!({"Spec": {"EncryptionConfig": {"AutoLockManagers": true}}})]
+    {
+        assert_eq!(host.call("POST", "/swarm/init", Some(body)).await.0, 200);
+    }
+    assert!(host.node.inits.lock().expect("no panic").iter().all(|request| request.spec.auto_lock));
+
+    let manager = Host::start(Some(FakeManager::default())).await;
+    let (status, answer) = manager.call("GET", "/swarm/unlockkey", None).await;
+    assert_eq!((status, &answer["UnlockKey"]), (200, &json!(format!("SWMKEY-1-{}", "A".repeat(43)))));
+    let key = |text: &str| Some(json!({ "UnlockKey": text }));
+    manager.check("POST", "/swarm/unlock", key("SWMKEY-1-other"), 409, "swarm is not locked").await;
+    assert_eq!(manager.call("POST", "/swarm/unlock", key("SWMKEY-1-locked")).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_backup_is_restored_outside_any_cluster_only() {
+    let body = || Some(json!({}));
+    let host = Host::start(None).await;
+    let restored = host.call("POST", "/swarm/restore?advertiseAddr=eth1", body()).await;
+    assert_eq!(restored, (200, json!("{}@eth1")));
+    host.check("GET", "/swarm/backup", None, 503, NOT_IN_CLUSTER).await;
+    let manager = Host::start(Some(FakeManager::default())).await;
+    let already = "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join \
+                   another one.";
+    manager.check("POST", "/swarm/restore", body(), 503, already).await;
+}
+
+#[tokio::test]
 async fn membership_calls_that_make_no_sense_are_refused() {
     let host = Host::start(None).await;
     let body = Some(json!({"DataPathPort": 80}));
     host.check("POST", "/swarm/init", body, 400, "invalid data path port 80: want 1024 to 49151").await;
     let body = Some(json!({"JoinToken": "x"}));
     host.check("POST", "/swarm/join", body, 400, "at least 1 RemoteAddr is required to join").await;
-    let body = Some(json!({"AutoLockManagers": true}));
-    host.check("POST", "/swarm/init", body, 501, "--autolock (AutoLockManagers) is not supported").await;
+    let body = Some(json!({"Spec": {"CAConfig": {"ExternalCAs": [{"URL": "https://ca"}]}}}));
+    host.check("POST", "/swarm/init", body, 501, "--external-ca (ExternalCAs) is not supported").await;
+    let key = Some(json!({"UnlockKey": "SWMKEY-1-x"}));
+    host.check("POST", "/swarm/unlock", key, 503, NOT_IN_CLUSTER).await;
     let (status, answer) = host.call("POST", "/swarm/leave", None).await;
     assert_eq!((status, &answer["hint"]), (503, &json!("use --force")));
     assert_eq!(host.call("POST", "/swarm/leave?force=1", None).await.0, 200);

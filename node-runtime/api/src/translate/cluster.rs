@@ -1,5 +1,8 @@
 //! The cluster object: `GET /swarm`, its spec, and the part that `info` shows.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rswarm_proto::tls::issuer_info;
 use rswarm_proto::wire;
 
 use super::{meta, refuse};
@@ -17,18 +20,27 @@ pub(crate) fn cluster(cluster: &wire::Cluster) -> types::ClusterInfo {
         updated_at,
         spec: cluster.spec.as_ref().map(spec_out).unwrap_or_default(),
         tls_info: tls_info(cluster),
-        root_rotation_in_progress: false,
+        root_rotation_in_progress: cluster.root_ca.as_ref().is_some_and(|root| root.rotation.is_some()),
         default_addr_pool: Some(cluster.default_address_pool.clone()),
         subnet_size: cluster.subnet_size,
         data_path_port: cluster.data_path_port,
     }
 }
 
-/// What lets a client check a node's certificate: the root that signed it.
+/// The root that nodes trust, and who signs their certificates from now on: while the root is being replaced, the new
+/// one.
 pub(crate) fn tls_info(cluster: &wire::Cluster) -> types::TlsInfo {
+    let Some(root) = &cluster.root_ca else { return types::TlsInfo::default() };
+    let (signer, _, _) = root.signer();
+    let (issuer_subject, issuer_public_key) = issuer_info(signer).unwrap_or_default();
+    tls_out(wire::TlsInfo { trust_root: root.certificate_pem.clone(), issuer_subject, issuer_public_key })
+}
+
+pub(crate) fn tls_out(tls: wire::TlsInfo) -> types::TlsInfo {
     types::TlsInfo {
-        trust_root: cluster.root_ca.as_ref().map(|ca| ca.certificate_pem.clone()).unwrap_or_default(),
-        ..types::TlsInfo::default()
+        trust_root: tls.trust_root,
+        cert_issuer_subject: STANDARD.encode(tls.issuer_subject),
+        cert_issuer_public_key: STANDARD.encode(tls.issuer_public_key),
     }
 }
 
@@ -56,7 +68,12 @@ fn spec_out(spec: &wire::ClusterSpec) -> types::SwarmSpec {
             heartbeat_tick: spec.heartbeat_tick.into(),
         },
         dispatcher: types::DispatcherConfig { heartbeat_period: spec.heartbeat_period },
-        ca_config: types::CaConfig { node_cert_expiry: spec.node_cert_expiry, ..types::CaConfig::default() },
+        ca_config: types::CaConfig {
+            node_cert_expiry: spec.node_cert_expiry,
+            force_rotate: spec.force_rotate,
+            // Certificate and key are not shown: what is read is sent back, and would be without its key.
+            ..types::CaConfig::default()
+        },
         task_defaults: types::TaskDefaults::default(),
         encryption_config: types::EncryptionConfig {
             auto_lock_managers: spec.auto_lock,
@@ -79,6 +96,7 @@ pub(crate) fn defaults() -> wire::ClusterSpec {
         node_cert_expiry: 90 * NANOS_PER_DAY,
         auto_lock: false,
         tunnel_key_period: 0,
+        force_rotate: 0,
     }
 }
 
@@ -88,13 +106,8 @@ pub(crate) fn spec(spec: &types::SwarmSpec, base: wire::ClusterSpec) -> Result<w
         return Err(ApiError::invalid("invalid Name: swarm spec must be named \"default\""));
     }
     refuse(!spec.ca_config.external_cas.is_empty(), "--external-ca (ExternalCAs)")?;
-    refuse(!spec.ca_config.signing_ca_cert.is_empty(), "a signing certificate (SigningCACert)")?;
-    refuse(!spec.ca_config.signing_ca_key.is_empty(), "a signing key (SigningCAKey)")?;
-    refuse(spec.ca_config.force_rotate != 0, "rotation of the root certificate (ForceRotate)")?;
     refuse(spec.task_defaults.log_driver.is_some(), "a log driver for all tasks (TaskDefaults.LogDriver)")?;
     refuse(spec.raft.keep_old_snapshots.is_some_and(|kept| kept != 0), "--max-snapshots (KeepOldSnapshots)")?;
-    let auto_lock = spec.encryption_config.auto_lock_managers;
-    refuse(auto_lock, "--autolock (AutoLockManagers)")?;
     let tick = |name: &str, value: i64| {
         u32::try_from(value).map_err(|_| ApiError::invalid(format!("invalid {name}: {value}")))
     };
@@ -123,7 +136,8 @@ pub(crate) fn spec(spec: &types::SwarmSpec, base: wire::ClusterSpec) -> Result<w
         election_tick: or(tick("ElectionTick", spec.raft.election_tick)?, base.election_tick),
         heartbeat_period: or(spec.dispatcher.heartbeat_period, base.heartbeat_period),
         node_cert_expiry: or(expiry, base.node_cert_expiry),
-        auto_lock,
+        auto_lock: spec.encryption_config.auto_lock_managers,
+        force_rotate: or(spec.ca_config.force_rotate, base.force_rotate),
         tunnel_key_period: or(spec.encryption_config.tunnel_key_period, base.tunnel_key_period),
     })
 }
@@ -155,14 +169,38 @@ mod tests {
     }
 
     #[test]
+    fn a_root_that_is_being_replaced_is_shown_with_the_signer_to_be() {
+        let (old, new) = (root(), root());
+        let mut stored = wire::Cluster { root_ca: Some(old.clone()), ..wire::Cluster::default() };
+        let before = cluster(&stored);
+        assert!(!before.root_rotation_in_progress);
+        assert_eq!(before.tls_info.trust_root, old.certificate_pem);
+        let rotation = wire::RootRotation {
+            certificate_pem: new.certificate_pem.clone(),
+            key_pem: b"secret key".to_vec(),
+            ..wire::RootRotation::default()
+        };
+        stored.root_ca.as_mut().expect("root").rotation = Some(rotation);
+        let during = cluster(&stored);
+        assert!(during.root_rotation_in_progress);
+        assert_eq!(during.tls_info.trust_root, old.certificate_pem, "until the new one is alone");
+        assert_eq!(during.tls_info.cert_issuer_subject, before.tls_info.cert_issuer_subject, "CN=swarm-ca");
+        assert_ne!(during.tls_info.cert_issuer_public_key, before.tls_info.cert_issuer_public_key);
+        assert!(!serde_json::to_string(&inspect(&stored)).expect("json").contains("secret"));
+    }
+
+    fn root() -> wire::RootCa {
+        let authority = rswarm_proto::tls::Authority::generate(rswarm_base::Timestamp::now()).expect("root");
+        wire::RootCa { certificate_pem: authority.certificate_pem().to_owned(), ..wire::RootCa::default() }
+    }
+
+    #[test]
     fn another_name_and_what_cannot_be_honoured_are_refused() {
         let refused = [
             (r#"{"Name":"mine"}"#, "must be named"),
             (r#"{"CAConfig":{"ExternalCAs":[{"URL":"https://ca"}]}}"#, "ExternalCAs"),
-            (r#"{"CAConfig":{"ForceRotate":1}}"#, "ForceRotate"),
             (r#"{"CAConfig":{"NodeCertExpiry":1}}"#, "minimum certificate expiry"),
             (r#"{"TaskDefaults":{"LogDriver":{"Name":"x"}}}"#, "LogDriver"),
-            (r#"{"EncryptionConfig":{"AutoLockManagers":true}}"#, "AutoLockManagers"),
             (r#"{"Raft":{"ElectionTick":-1}}"#, "ElectionTick"),
         ];
         for (text, why) in refused {

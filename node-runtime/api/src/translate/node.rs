@@ -8,8 +8,7 @@ use super::meta;
 use crate::error::ApiError;
 use crate::types;
 
-/// The bytes of the trust root are the cluster's, shown with each node.
-pub(crate) fn node(node: &wire::Node, tls: &types::TlsInfo) -> types::Node {
+pub(crate) fn node(node: &wire::Node) -> types::Node {
     let (version, created_at, updated_at) = meta(node.meta);
     let status = node.status.clone().unwrap_or_default();
     types::Node {
@@ -18,7 +17,7 @@ pub(crate) fn node(node: &wire::Node, tls: &types::TlsInfo) -> types::Node {
         created_at,
         updated_at,
         spec: node.spec.as_ref().map(spec_out).unwrap_or_default(),
-        description: description(node, tls),
+        description: description(node),
         status: types::NodeStatus {
             state: state(status.state()).to_owned(),
             message: status.message,
@@ -41,7 +40,7 @@ pub(crate) fn state(state: NodeState) -> &'static str {
     }
 }
 
-fn description(node: &wire::Node, tls: &types::TlsInfo) -> types::NodeDescription {
+fn description(node: &wire::Node) -> types::NodeDescription {
     let description = node.description.clone().unwrap_or_default();
     let platform = description.platform.unwrap_or_default();
     let resources = description.resources.unwrap_or_default();
@@ -67,7 +66,7 @@ fn description(node: &wire::Node, tls: &types::TlsInfo) -> types::NodeDescriptio
             labels: engine.labels,
             plugins: plugins.collect(),
         },
-        tls_info: tls.clone(),
+        tls_info: super::cluster::tls_out(description.tls.unwrap_or_default()),
     }
 }
 
@@ -159,13 +158,13 @@ mod tests {
             }),
             ..wire::Node::default()
         };
-        let json = serde_json::to_value(node(&stored, &types::TlsInfo::default())).expect("json");
+        let json = serde_json::to_value(node(&stored)).expect("json");
         let manager =
             serde_json::json!({"Leader": true, "Reachability": "reachable", "Addr": "10.0.0.1:2377"});
         assert_eq!(json["ManagerStatus"], manager);
         assert_eq!(json["Status"]["State"], "ready");
         stored.manager_status = None;
-        let json = serde_json::to_value(node(&stored, &types::TlsInfo::default())).expect("json");
+        let json = serde_json::to_value(node(&stored)).expect("json");
         assert!(json.get("ManagerStatus").is_none());
     }
 }
