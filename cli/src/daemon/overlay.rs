@@ -212,12 +212,8 @@ fn mesh_port(service: &NetworkService, port: &PortConfig) -> Result<MeshPort, Ex
 }
 
 fn protocol(name: &str) -> Result<Protocol, ExecError> {
-    match name {
-        "tcp" => Ok(Protocol::Tcp),
-        "udp" => Ok(Protocol::Udp),
-        "sctp" => Ok(Protocol::Sctp),
-        other => Err(ExecError(format!("the manager sent `{other}` where a protocol belongs"))),
-    }
+    Protocol::named(name)
+        .ok_or_else(|| ExecError(format!("the manager sent `{name}` where a protocol belongs")))
 }
 
 /// The ports that have names.

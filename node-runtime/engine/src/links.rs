@@ -154,12 +154,7 @@ pub(crate) fn openings(registry: &Registry, container: &Container, own: &[Endpoi
     for (_, target) in followed(registry, container) {
         let Some(to) = addresses(&target).find(|to| Family::of(*to) == Family::of(from)) else { continue };
         all.extend(ports(&target.exposed).into_iter().filter_map(|(protocol, port)| {
-            let protocol = match protocol {
-                "tcp" => Protocol::Tcp,
-                "udp" => Protocol::Udp,
-                "sctp" => Protocol::Sctp,
-                _ => return None,
-            };
+            let protocol = Protocol::named(protocol)?;
             Some(Opening { target: target.id.clone(), from, to, protocol, port })
         }));
     }

@@ -457,16 +457,11 @@ fn to_kernel(endpoint: &Endpoint, network_id: &str) -> Option<Attached> {
     if addresses.is_empty() {
         return None;
     }
-    let protocol = |text: &str| match text {
-        "udp" => Protocol::Udp,
-        "sctp" => Protocol::Sctp,
-        _ => Protocol::Tcp,
-    };
     let ports = endpoint.ports.iter().map(|port| KernelPort {
         host_ip: port.host_ip,
         host_port: port.host_port,
         container_port: port.container_port,
-        protocol: protocol(&port.protocol),
+        protocol: Protocol::named(&port.protocol).unwrap_or(Protocol::Tcp),
     });
     Some(Attached {
         network_id: network_id.to_owned(),
@@ -646,12 +641,8 @@ fn exposed_binding(exposed: &str) -> Result<PortBinding, StartError> {
 }
 
 fn protocol(name: &str) -> Result<Protocol, StartError> {
-    match name {
-        "" | "tcp" => Ok(Protocol::Tcp),
-        "udp" => Ok(Protocol::Udp),
-        "sctp" => Ok(Protocol::Sctp),
-        other => Err(StartError::Invalid(format!("ports of protocol {other} cannot be published"))),
-    }
+    let known = if name.is_empty() { Some(Protocol::Tcp) } else { Protocol::named(name) };
+    known.ok_or_else(|| StartError::Invalid(format!("ports of protocol {name} cannot be published")))
 }
 
 /// Checks ports before a container exists.
