@@ -120,7 +120,8 @@ impl Cgroup {
             }
             // Without a freezer, or in time, all that is left is to be faster than they are.
             let _ = self.set_frozen(true, STILL_WITHIN);
-            let signalled = self.signal(Signal::SIGKILL);
+            let killed = self.pids()?;
+            let signalled = killed.iter().try_for_each(|pid| signal_one(*pid, Signal::SIGKILL));
             match self.set_frozen(false, STILL_WITHIN) {
                 // Somebody has frozen a cgroup around it.
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => self.release_killed(None)?,
@@ -137,6 +138,9 @@ impl Cgroup {
             while self.unified.is_none() && Instant::now() < again && !self.is_empty()? {
                 sleep(LOOK_EVERY);
             }
+            // One that was moved can be frozen where this cgroup's freezer does not reach.
+            let held = self.pids()?.into_iter().filter(|pid| killed.contains(pid));
+            self.leave_freezer(held);
         }
         Ok(())
     }
@@ -166,14 +170,22 @@ impl Cgroup {
     }
 
     fn release_killed(&self, init: Option<i32>) -> io::Result<()> {
-        let Some(index) = self.layout.v1_index("freezer") else { return Ok(()) };
-        let top = self.layout.v1[index].mount.join("cgroup.procs");
         let mut pids = self.pids()?;
-        add_pids(&self.v1[index], &mut pids)?;
-        for pid in pids.into_iter().chain(init) {
+        if let Some(dir) = self.directory("freezer") {
+            add_pids(dir, &mut pids)?;
+        }
+        self.leave_freezer(pids.into_iter().chain(init));
+        Ok(())
+    }
+
+    /// Moves processes out of every cgroup of version 1's freezer.
+    fn leave_freezer(&self, pids: impl Iterator<Item = i32>) {
+        let Some(index) = self.layout.v1_index("freezer") else { return };
+        let top = self.layout.v1[index].mount.join("cgroup.procs");
+        for pid in pids {
+            // One that has ended cannot be moved.
             let _ = put(&top, &pid.to_string());
         }
-        Ok(())
     }
 
     /// Whether no process is in it, nor below it.

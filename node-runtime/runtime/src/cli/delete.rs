@@ -60,8 +60,11 @@ pub(super) fn destroy(entry: &Entry) -> Result<(), Failure> {
     if !is_empty || cgroup.remove().is_err() {
         cgroup.kill().context("kill the container's processes")?;
         if let Some(init) = init {
-            // It may have been moved to another cgroup.
-            crate::sys::send_signal(&init, libc::SIGKILL).context("kill init")?;
+            // It may have been moved to another cgroup, or be gone with those in this one.
+            match crate::sys::send_signal(&init, libc::SIGKILL) {
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                sent => sent.context("kill init")?,
+            }
             if !ends(&init, ENDS_ALONE_WITHIN)? {
                 cgroup
                     .help_to_end(entry.record.init.map(|init| init.pid))
