@@ -248,7 +248,9 @@ async fn leave_half_made(host: &Host, engine: Engine) -> Result<Value> {
         vec![InjectedFile { target: "/x".into(), uid: 0, gid: 0, mode: 0o400, data: b"hush".to_vec() }];
     engine.create(Some("secret"), config).await?;
     // A shim whose record was erased.
-    start(&engine, "stray", sh("sleep 100")).await?;
+    start(&engine, "strays", sh("sleep 100")).await?;
+    // A new name is on disk when it is told, and what came before it: a start need not be.
+    engine.rename("strays", "stray").await?;
     fs::remove_dir_all(&engine.inspect("stray")?.dir)?;
     Ok(json!(engine.inspect("stray")?.state.pid))
 }
