@@ -49,17 +49,8 @@ async fn attach_streams(
     _drained: Bytes,
 ) -> Result<Response, ApiError> {
     let container = app.engine.inspect(&id)?;
-    let spec = &container.config.spec;
-    let wiring = Wiring {
-        framing: attach::Framing::Kept,
-        tty: spec.tty,
-        stdin: query.flag("stdin") && spec.open_stdin,
-        stdout: query.flag("stdout"),
-        stderr: query.flag("stderr"),
-        close_stdin: spec.stdin_once,
-        detach_keys: DetachKeys::parse(query.text("detachKeys"))?,
-    };
-    let door = Door::Plain(content_type(version, spec.tty));
+    let wiring = wiring(&container, &query, attach::Framing::Kept, |name| query.flag(name))?;
+    let door = Door::Plain(content_type(version, wiring.tty));
     attach_through(door, app, container, query, wiring, hijacker).await
 }
 
@@ -74,19 +65,29 @@ pub(crate) async fn attach_websocket(
     hijacker: Hijacker,
 ) -> Result<Response, ApiError> {
     let container = app.engine.inspect(&id)?;
+    let wanted = |name: &str| !version.at_least(42) || query.flag(name);
+    let wiring = wiring(&container, &query, attach::Framing::Removed, wanted)?;
+    let door = Door::Websocket(Handshake::of(&headers, version)?);
+    attach_through(door, app, container, query, wiring, hijacker).await
+}
+
+/// Which of the container's streams a client gets, and how.
+fn wiring(
+    container: &Container,
+    query: &Query,
+    framing: attach::Framing,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<Wiring, ApiError> {
     let spec = &container.config.spec;
-    let wanted = |name| !version.at_least(42) || query.flag(name);
-    let wiring = Wiring {
-        framing: attach::Framing::Removed,
+    Ok(Wiring {
+        framing,
         tty: spec.tty,
         stdin: wanted("stdin") && spec.open_stdin,
         stdout: wanted("stdout"),
         stderr: wanted("stderr"),
         close_stdin: spec.stdin_once,
         detach_keys: DetachKeys::parse(query.text("detachKeys"))?,
-    };
-    let door = Door::Websocket(Handshake::of(&headers, version)?);
-    attach_through(door, app, container, query, wiring, hijacker).await
+    })
 }
 
 /// How a client's connection becomes a stream.

@@ -526,6 +526,15 @@ pub(crate) async fn open_links(
     if shared.config.bridge.icc || container.links.is_empty() {
         return Ok(());
     }
+    set_openings(shared, container, endpoints).await
+}
+
+/// Opens what the container's links lead to, and nothing else.
+async fn set_openings(
+    shared: &Shared,
+    container: &Container,
+    endpoints: &[Endpoint],
+) -> Result<(), StartError> {
     let openings = links::openings(&shared.registry, container, endpoints);
     Ok(shared.networks.open_links(&container.id, openings).await.map_err(Cause::new)?)
 }
@@ -555,9 +564,9 @@ pub(crate) async fn relink(
 /// Brings a running container's files and its way to others in line with its links.
 pub(crate) async fn rewrite(shared: &Shared, container: &Container) -> Result<(), StartError> {
     let endpoints = &container.endpoints;
+    // Also when no link is left.
     if !shared.config.bridge.icc {
-        let openings = links::openings(&shared.registry, container, endpoints);
-        shared.networks.open_links(&container.id, openings).await.map_err(Cause::new)?;
+        set_openings(shared, container, endpoints).await?;
     }
     let named = |endpoint: &Endpoint| shared.local.find(&endpoint.network_id).is_ok_and(|n| n.has_names());
     let gateway = endpoints.iter().find_map(|endpoint| endpoint.gateway);
