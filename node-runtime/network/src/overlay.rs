@@ -511,10 +511,20 @@ impl OverlayNetwork {
         for address in endpoint.ips() {
             conntrack::forget(&sandbox, Doomed::AnsweredBy(address)).await;
         }
-        disconnect(&sandbox, &pair_name(container, &self.id)).await?;
+        let pair = pair_name(container, &self.id);
+        let neighbours = self.forsaken(&endpoint);
+        let action = format!("link `{pair}` could not be removed");
+        sandbox.act(action, move || Route::open()?.disconnect(&pair, &neighbours)).await?;
         self.endpoints.remove(container);
         self.members.remove(container);
         Ok(())
+    }
+
+    /// A container's entries in the bridge's neighbour table, those left out that lead to another node by now.
+    fn forsaken(&self, endpoint: &Attached) -> Vec<Neighbour> {
+        let remote = self.wanted.as_deref().map(|overlay| derive::remote_entries(overlay).0);
+        let moved = |address| remote.iter().flatten().any(|entry| entry.address == address);
+        local_neighbours(endpoint).filter(|entry| !moved(entry.address)).collect()
     }
 
     /// Takes over an endpoint that exists; the network's state may come later.

@@ -17,7 +17,7 @@ use rtnetlink::packet_route::neighbour::{
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use tokio::time::Instant;
 
-use super::{Route, named_link, neighbour_message, new_link};
+use super::{Route, absent_is_fine, named_link, neighbour_message, new_link};
 use crate::model::Mac;
 use crate::plan::{Link, Neighbour, Port};
 
@@ -53,6 +53,17 @@ impl Route {
         self.set_up_port(pair, bridge).inspect_err(|_| {
             let _ = self.delete_link(&pair.near.name);
         })
+    }
+
+    /// Removes a pair, and what the bridge knows of the way to it; what is not there is no error.
+    pub fn disconnect(&mut self, near: &str, neighbours: &[Neighbour]) -> io::Result<()> {
+        self.delete_link(near)?;
+        neighbours.iter().try_for_each(|entry| absent_is_fine(self.forget_neighbour(entry)))
+    }
+
+    fn forget_neighbour(&mut self, entry: &Neighbour) -> io::Result<()> {
+        let message = neighbour_message(self.index(&entry.link)?, entry);
+        self.request(RouteNetlinkMessage::DelNeighbour(message), 0)
     }
 
     /// Waits until the kernel has noticed that both ends are up. Until then a bridge does not pass what is for the

@@ -103,6 +103,13 @@ async fn two_hosts_share_a_network() {
     d1.networks.apply_overlay(overlay(1, &[1, 2])).await.expect("apply");
     assert!(c1.space.pings(c2.address()));
 
+    d1.networks.detach(&c1.id).await.expect("detach");
+    assert_eq!(
+        d1.networks.apply_overlay(overlay(1, &[1, 2])).await.expect("apply"),
+        0,
+        "a detach leaves nothing for the next application to tidy up"
+    );
+
     for (daemon, host, config) in [(&d1, &h1, &config1), (&d2, &h2, &config2)] {
         daemon.networks.remove_overlay(ID).await.expect("remove");
         daemon.networks.remove_overlay(ID).await.expect("removing again is fine");
