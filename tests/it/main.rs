@@ -6,6 +6,7 @@ mod balance;
 mod churn;
 mod cluster;
 mod containers;
+mod drains;
 mod dual;
 mod encrypted;
 mod engine;

@@ -1,5 +1,6 @@
 //! Evictions: a task must leave a node that was drained, is lost, or no longer has what the task needs.
-//! The task is only told to stop; its replacement is `restart`'s business.
+//! The task is only told to stop; its replacement is `restart`'s business. On a drained node that is the last
+//! resort: what can move while it serves is `relocate`'s.
 
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use rswarm_proto::wire::{Node, NodeAvailability, Task, TaskStatus};
 use crate::author::Author;
 use crate::filter;
 use crate::reconcile::{Env, Plan, Reconciler};
+use crate::relocate;
 use crate::slot;
 use crate::state::State;
 
@@ -24,7 +26,7 @@ impl Reconciler for Enforce {
         Author::Enforce
     }
 
-    fn reconcile(&self, view: &State, _env: &mut Env<'_>) -> Plan {
+    fn reconcile(&self, view: &State, env: &mut Env<'_>) -> Plan {
         let mut plan = Plan::default();
         // When no node is left, moving tasks would only stop them: they are taken on again as nodes return.
         let has_refuge = view.nodes().any(|node| filter::takes_new_tasks(node));
@@ -35,7 +37,12 @@ impl Reconciler for Enforce {
             match view.node(node_id) {
                 None => live().for_each(|task| plan.update(slot::desire(task, TaskState::Shutdown))),
                 Some(node) if filter::availability(node) == NodeAvailability::Drain => {
-                    live().for_each(|task| plan.update(slot::desire(task, TaskState::Shutdown)));
+                    let (serving, leaving): (Vec<_>, Vec<_>) =
+                        live().partition(|task| relocate::serves_on(view, task, env));
+                    leaving.iter().for_each(|task| plan.update(slot::desire(task, TaskState::Shutdown)));
+                    if !serving.is_empty() {
+                        plan.wake(relocate::deadline(node, env));
+                    }
                 }
                 // A global task has nowhere else to go: it waits for its node.
                 Some(_) if view.is_node_lost(node_id) => live()
@@ -89,7 +96,10 @@ mod tests {
     #[test]
     fn a_drained_node_is_left_in_order() {
         let mut world = World::new(2);
-        let id = world.create(spec("web", 4));
+        let mut web = spec("web", 4);
+        let stop_first = (relocate::ORDER.to_owned(), "stop-first".to_owned());
+        web.annotations.get_or_insert_default().labels.extend([stop_first]);
+        let id = world.create(web);
         world.run(Duration::from_secs(2));
         world.change_node("n1", Author::Control, |node| {
             node.spec.get_or_insert_default().set_availability(NodeAvailability::Drain);

@@ -25,6 +25,7 @@ pub mod peer;
 pub mod publish;
 pub mod reap;
 pub mod reconcile;
+pub mod relocate;
 pub mod replicated;
 pub mod restart;
 pub mod schedule;
