@@ -20,6 +20,7 @@ mod locks;
 mod mesh;
 mod options;
 mod partition;
+mod placement;
 mod playground;
 mod recovery;
 mod refusals;

@@ -350,6 +350,7 @@ fn task(before: &Task, after: &Task) -> Vec<Write> {
     let mut writes = when([
         (before.desired_state != after.desired_state, Write::TaskDesired),
         (before.node_id != after.node_id, Write::TaskNode),
+        (before.generic != after.generic, Write::TaskNode),
         (before.networks != after.networks, Write::TaskAddresses),
         (before.ran_at != after.ran_at, Write::TaskReported),
         (before.drained != after.drained, Write::TaskDrained),

@@ -9,6 +9,7 @@ use rswarm_proto::wire::{Node, NodeAvailability, Task, TaskStatus};
 
 use crate::author::Author;
 use crate::filter;
+use crate::generic::Claims;
 use crate::reconcile::{Env, Plan, Reconciler};
 use crate::relocate;
 use crate::slot;
@@ -62,16 +63,20 @@ impl Reconciler for Enforce {
 fn misfits<'a>(node: &Node, mut tasks: Vec<&'a Arc<Task>>) -> impl Iterator<Item = &'a Arc<Task>> {
     tasks.sort_by_key(|task| slot::age(task));
     let has = filter::capacity(node);
-    let (mut cpus, mut memory) = (0i64, 0i64);
+    let (mut cpus, mut memory, mut generic) = (0i64, 0i64, Claims::default());
     tasks.retain(|task| {
         let reserved = filter::reservations(task);
         let too_much = (reserved.nano_cpus > 0 && cpus.saturating_add(reserved.nano_cpus) > has.nano_cpus)
             || (reserved.memory > 0 && memory.saturating_add(reserved.memory) > has.memory);
+        let mut with_it = generic.clone();
+        with_it.add(&task.generic);
+        let too_much = too_much || !task.generic.is_empty() && !with_it.is_had_by(node);
         let misplaced = task.spec.as_ref().is_some_and(|spec| !slot::sits_well(spec, node));
         let leaves = (too_much || misplaced) && task.observed() >= TaskState::Assigned;
         if !leaves && task.observed() >= TaskState::Assigned {
             cpus += reserved.nano_cpus;
             memory += reserved.memory;
+            generic = with_it;
         }
         leaves
     });

@@ -17,6 +17,7 @@ pub mod cron;
 pub mod drain;
 pub mod enforce;
 pub mod filter;
+pub mod generic;
 pub mod global;
 pub mod intake;
 pub mod job;

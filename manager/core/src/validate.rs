@@ -360,6 +360,13 @@ fn resources(requirements: &ResourceRequirements, findings: &mut Findings) {
     let reserved = requirements.reservations.unwrap_or_default();
     amounts(&limits, findings);
     amounts(&reserved, findings);
+    for resource in &requirements.generic {
+        let (kind, count) = (&resource.kind, resource.count);
+        let named = !resource.name.is_empty();
+        findings.add_if(named, "", format!("invalid argument for resource {kind}"));
+        findings.add_if(count < 0, "", format!("cannot ask for negative resource {kind}: {count}"));
+        findings.add_if(kind.is_empty(), "Resources", "a generic resource needs a kind");
+    }
     let over = |reserved: i64, limit: i64| limit > 0 && reserved > limit;
     let reason = "reserved CPU cannot be more than the limit";
     findings.add_if(over(reserved.nano_cpus, limits.nano_cpus), "Resources", reason);
