@@ -116,6 +116,7 @@ pub fn all() -> Vec<Box<dyn Reconciler>> {
         Box::new(crate::job::Jobs),
         Box::new(crate::restart::Restart),
         Box::new(crate::update::Update),
+        Box::new(crate::rebalance::Rebalance),
         Box::new(crate::allocate::Allocate),
         Box::new(crate::tunnel::Tunnels),
         Box::new(crate::schedule::Schedule),

@@ -1,4 +1,4 @@
-//! Tasks that move while they serve: off a node that is drained. The successor is started beside the task that it
+//! Tasks that move while they serve: off a node that is drained, or to one that is better ([`crate::rebalance`]). The successor is started beside the task that it
 //! takes over from, on another node; the old one is told to stop once the new one runs, and is led nothing new
 //! before it does ([`crate::drain`]). So a service of one replica does not go down.
 //!
@@ -92,7 +92,9 @@ fn settle(view: &State, slot: &Slot<'_>, plan: &mut Plan) -> bool {
         return true;
     }
     let is_wanted = match newest.takes_over() {
-        Takeover::NoTakeover | Takeover::BetterNode => true,
+        Takeover::NoTakeover => true,
+        // The node that was better has gone since, or takes no tasks any more.
+        Takeover::BetterNode => view.node(&newest.node_id).is_some_and(|node| filter::takes_new_tasks(node)),
         Takeover::DrainedNode => live.iter().any(|old| view.node(&old.node_id).is_none_or(is_drained)),
     };
     if !is_wanted {
@@ -155,7 +157,7 @@ pub fn deadline(node: &Node, env: &Env<'_>) -> Timestamp {
 
 /// Whether two tasks of one slot may be beside each other: not those of a job, nor of a service that has one on
 /// each node, nor where tasks are never replaced, nor where the service says otherwise.
-fn is_movable(service: &Service) -> bool {
+pub(crate) fn is_movable(service: &Service) -> bool {
     let Some(spec) = &service.spec else { return false };
     let labels = spec.annotations.as_ref().map(|annotations| &annotations.labels);
     matches!(spec.mode_or_default(), Mode::Replicated(_))

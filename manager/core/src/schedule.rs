@@ -321,7 +321,7 @@ impl Branch {
 }
 
 /// The node's value of a spread descriptor; a node without the label is in a part of its own.
-fn label_value<'n>(descriptor: &str, node: &'n Node) -> &'n str {
+pub(crate) fn label_value<'n>(descriptor: &str, node: &'n Node) -> &'n str {
     let labels = if let Some(name) = descriptor.strip_prefix("node.labels.") {
         let annotations = node.spec.as_ref().and_then(|spec| spec.annotations.as_ref());
         annotations.and_then(|annotations| annotations.labels.get(name))

@@ -191,6 +191,12 @@ fn attempts(slot: &Slot<'_>, window: i64) -> u64 {
     slot.tasks.iter().filter(counts).count() as u64
 }
 
+/// What a new task of the service would be, as far as it matters for where it may go.
+#[must_use]
+pub fn model(service: &Service) -> Task {
+    new_task(service, Place { slot: 1, node_id: String::new() }, Timestamp::ZERO, &mut IdGen::seeded(0))
+}
+
 /// A task of the service as it is now, wanted to run at once.
 #[must_use]
 pub fn new_task(service: &Service, place: Place, now: Timestamp, ids: &mut IdGen) -> Task {

@@ -19,6 +19,7 @@ use rswarm_proto::wire::{
 pub use self::content::{CONFIG_BYTES_MAX, SECRET_BYTES_MAX, content};
 use crate::constraint::Constraint;
 use crate::publish::balancing;
+use crate::rebalance;
 use crate::relocate;
 use crate::state::{State, address_of};
 
@@ -131,6 +132,9 @@ pub fn service(spec: &ServiceSpec, state: &State) -> Result<(), Vec<Problem>> {
         findings.add("", reason);
     }
     if let Some(Err(reason)) = labels.map(relocate::starts_first) {
+        findings.add("", reason);
+    }
+    if let Some(Err(reason)) = labels.map(rebalance::wish) {
         findings.add("", reason);
     }
     findings.result()

@@ -8,8 +8,8 @@ use rswarm_api::types::{
     PlacementPreference, ReplicatedJob, ReplicatedService, ServiceSpec, Ulimit,
 };
 
-use super::WaitArgs;
 use super::options::{self, Settings};
+use super::{DryRunArgs, WaitArgs};
 use crate::cmd::{CommandError, mount, secret, words};
 
 pub const EXAMPLES: &str = "\
@@ -97,6 +97,8 @@ pub struct CreateArgs {
     pub config: Vec<secret::Reference>,
     #[command(flatten)]
     pub wait: WaitArgs,
+    #[command(flatten)]
+    pub dry: DryRunArgs,
     /// Image, then arguments instead of the image's command; flags end at the image
     #[arg(required = true, trailing_var_arg = true, value_name = "IMAGE [ARG]")]
     image_and_args: Vec<String>,

@@ -6,8 +6,8 @@ use rswarm_api::types::{
     ServiceSpec, Ulimit,
 };
 
-use super::WaitArgs;
 use super::options::{self, Settings};
+use super::{DryRunArgs, WaitArgs};
 use crate::cmd::{CommandError, mount, secret, words};
 
 pub const EXAMPLES: &str = "\
@@ -49,6 +49,8 @@ pub struct UpdateArgs {
     changes: Changes,
     #[command(flatten)]
     pub wait: WaitArgs,
+    #[command(flatten)]
+    pub dry: DryRunArgs,
     /// Name or ID
     pub service: String,
 }

@@ -121,6 +121,30 @@ impl Control for FakeManager {
         Ok(Reply::new(wire::Service::default()))
     }
 
+    async fn forecast_service(
+        &self,
+        request: tonic::Request<wire::ForecastServiceRequest>,
+    ) -> Result<Reply<wire::Forecast>, Status> {
+        let task = wire::ForecastTask {
+            name: "web.1".into(),
+            starts: true,
+            to_node: "node1".into(),
+            ..wire::ForecastTask::default()
+        };
+        let service = match request.into_inner().request {
+            Some(wire::forecast_service_request::Request::Create(request)) => {
+                wire::Service { spec: request.spec, ..wire::Service::default() }
+            }
+            _ => return Err(Status::failed_precondition("update out of sequence")),
+        };
+        Ok(Reply::new(wire::Forecast {
+            service: Some(service),
+            tasks: vec![task],
+            unchanged: 2,
+            complete: true,
+        }))
+    }
+
     async fn create_network(
         &self,
         request: tonic::Request<wire::CreateNetworkRequest>,

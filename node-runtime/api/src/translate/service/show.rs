@@ -8,6 +8,28 @@ use super::read::RUNTIME_LABEL;
 use crate::translate::{content, healthcheck_out, meta, mounts, nanos, ports, shown_generic, ulimits_out};
 use crate::types;
 
+/// What would come of a request.
+pub(crate) fn forecast(foretold: wire::Forecast) -> types::ServiceForecast {
+    let spec = foretold.service.and_then(|service| service.spec);
+    types::ServiceForecast {
+        spec: spec.as_ref().map(spec_out).unwrap_or_default(),
+        tasks: foretold
+            .tasks
+            .into_iter()
+            .map(|task| types::ForecastTask {
+                name: task.name,
+                replaces: task.replaces,
+                from_node: task.from_node,
+                starts: task.starts,
+                to_node: task.to_node,
+                err: task.err,
+            })
+            .collect(),
+        unchanged: foretold.unchanged,
+        complete: foretold.complete,
+    }
+}
+
 /// The stored service. With `defaults`, its spec shows what the managers assume where it says nothing.
 pub(crate) fn service(service: &wire::Service, defaults: bool) -> types::Service {
     let (version, created_at, updated_at) = meta(service.meta);
