@@ -209,7 +209,10 @@ mod tests {
     #[test]
     fn a_replacement_of_a_stopping_task_waits_for_it_but_not_forever() {
         let mut world = World::new(2);
-        let id = world.create(spec("web", 1));
+        let mut web = spec("web", 1);
+        let stop_first = (crate::relocate::ORDER.to_owned(), "stop-first".to_owned());
+        web.annotations.get_or_insert_default().labels.extend([stop_first]);
+        let id = world.create(web);
         world.run(Duration::from_secs(2));
         let old = world.live(&id)[0].clone();
         world.change_node(&old.node_id, Author::Control, |node| {
