@@ -112,7 +112,7 @@ mod tests {
     fn policy(condition: Condition, max_attempts: u64) -> ServiceSpec {
         let mut spec = spec("web", 1);
         let delay = Some(1_000_000_000);
-        let policy = RestartPolicy { condition: condition.into(), delay, max_attempts, window: 0 };
+        let policy = RestartPolicy { condition: condition.into(), delay, max_attempts, window: None };
         spec.task.get_or_insert_default().restart = Some(policy);
         spec
     }
@@ -192,7 +192,7 @@ mod tests {
         let mut world = World::new(2);
         let mut spec = policy(Condition::Any, 1);
         let task = spec.task.get_or_insert_default();
-        task.restart.get_or_insert_default().window = 20_000_000_000;
+        task.restart.get_or_insert_default().window = Some(20_000_000_000);
         let id = world.create(spec);
         for _ in 0..3 {
             world.run(Duration::from_secs(30));

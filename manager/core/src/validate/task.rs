@@ -129,5 +129,5 @@ fn amounts(resources: &Resources, findings: &mut Findings) {
 
 fn restart(policy: &RestartPolicy, findings: &mut Findings) {
     findings.add_if(policy.delay.is_some_and(|ns| ns < 0), "TaskSpec", "restart-delay cannot be negative");
-    findings.add_if(policy.window < 0, "TaskSpec", "restart-window cannot be negative");
+    findings.add_if(policy.window.is_some_and(|ns| ns < 0), "TaskSpec", "restart-window cannot be negative");
 }

@@ -366,7 +366,7 @@ fn every_rule_of_containers_and_tasks_speaks() {
             "TaskSpec: restart-delay cannot be negative",
         ),
         (
-            |spec| spec.task.get_or_insert_default().restart.get_or_insert_default().window = -1,
+            |spec| spec.task.get_or_insert_default().restart.get_or_insert_default().window = Some(-1),
             "TaskSpec: restart-window cannot be negative",
         ),
         (

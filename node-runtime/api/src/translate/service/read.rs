@@ -262,7 +262,7 @@ fn restart(policy: &types::ServiceRestartPolicy) -> Result<wire::RestartPolicy, 
     let mut result = wire::RestartPolicy {
         delay: policy.delay,
         max_attempts: policy.max_attempts.unwrap_or_default(),
-        window: policy.window.unwrap_or_default(),
+        window: policy.window,
         ..wire::RestartPolicy::default()
     };
     result.set_condition(condition);

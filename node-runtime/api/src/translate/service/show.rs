@@ -246,7 +246,7 @@ fn restart_out(policy: &wire::RestartPolicy) -> types::ServiceRestartPolicy {
         condition: condition.to_owned(),
         delay: policy.delay,
         max_attempts: Some(policy.max_attempts),
-        window: (policy.window != 0).then_some(policy.window),
+        window: policy.window,
     }
 }
 
