@@ -27,6 +27,7 @@ pub mod reap;
 pub mod reconcile;
 pub mod replicated;
 pub mod restart;
+pub mod rotation;
 pub mod schedule;
 pub mod slot;
 pub mod state;
