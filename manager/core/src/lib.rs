@@ -31,6 +31,7 @@ pub mod reconcile;
 pub mod relocate;
 pub mod replicated;
 pub mod restart;
+pub mod rotation;
 pub mod schedule;
 pub mod slot;
 pub mod state;
