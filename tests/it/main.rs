@@ -4,6 +4,7 @@
 mod attach;
 mod balance;
 mod churn;
+mod clients;
 mod cluster;
 mod containers;
 mod drains;

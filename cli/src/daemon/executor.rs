@@ -32,6 +32,8 @@ use super::tunnel::OwnKey;
 
 /// How often a container is asked for the connections that it has left.
 const LOOK_PERIOD: Duration = Duration::from_millis(100);
+/// How many looks in a row must find none: a client that asked for the name just before may still be on its way.
+const QUIET_LOOKS: u32 = 3;
 
 /// Runs this node's tasks on its engine.
 pub struct EngineExecutor {
@@ -293,9 +295,12 @@ impl Executor for EngineExecutor {
     /// The kernel tells nobody when a connection ends: it is asked.
     async fn unused(&self, task: &Task) {
         let pid = || self.container_of(&task.id).map(|container| container.state.pid).filter(|pid| *pid > 0);
-        while let Some(pid) = pid()
-            && any_incoming(pid).unwrap_or(false)
-        {
+        let mut quiet_looks = 0;
+        while let Some(pid) = pid() {
+            quiet_looks = if any_incoming(pid).unwrap_or(false) { 0 } else { quiet_looks + 1 };
+            if quiet_looks == QUIET_LOOKS {
+                return;
+            }
             tokio::time::sleep(LOOK_PERIOD).await;
         }
     }
