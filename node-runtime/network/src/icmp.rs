@@ -35,14 +35,14 @@ pub struct Way {
 /// Whether an address answers a packet of this size, all headers included, within the time.
 pub fn answers(way: Way, bytes: usize, patience: Duration) -> io::Result<bool> {
     let address = way.address;
-    let socket = open(way, patience)?;
+    let socket = match open(way, patience) {
+        Err(error) if leads_nowhere(error) => return Ok(false),
+        opened => opened?,
+    };
     for sequence in 1..=TRIES {
         match send(socket.as_raw_fd(), &request(address, sequence, bytes), MsgFlags::empty()) {
             Ok(_) => {}
-            // It is known already that no packet of that size gets there, or none at all.
-            Err(nix::Error::EMSGSIZE | nix::Error::EHOSTUNREACH | nix::Error::ENETUNREACH) => {
-                return Ok(false);
-            }
+            Err(error) if leads_nowhere(error) => return Ok(false),
             Err(error) => return Err(error.into()),
         }
         if hears(&socket, address, sequence)? {
@@ -66,7 +66,14 @@ pub fn largest(way: Way, most: usize, patience: Duration) -> io::Result<usize> {
     Ok(good)
 }
 
-fn open(Way { source, address }: Way, patience: Duration) -> io::Result<OwnedFd> {
+/// Whether it is known already that no packet of that size gets there, or none at all: by this host's routes, or by
+/// what somebody on the way said.
+fn leads_nowhere(error: nix::Error) -> bool {
+    use nix::errno::Errno::{ECONNREFUSED, EHOSTDOWN, EHOSTUNREACH, EMSGSIZE, ENETUNREACH};
+    [ECONNREFUSED, EHOSTDOWN, EHOSTUNREACH, EMSGSIZE, ENETUNREACH].contains(&error)
+}
+
+fn open(Way { source, address }: Way, patience: Duration) -> nix::Result<OwnedFd> {
     let (family, protocol) = match address {
         IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp),
         IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6),
@@ -119,8 +126,8 @@ fn hears(socket: &OwnedFd, address: IpAddr, sequence: u16) -> io::Result<bool> {
                     return Ok(true);
                 }
             }
-            Err(nix::Error::EAGAIN | nix::Error::EHOSTUNREACH | nix::Error::EMSGSIZE) => return Ok(false),
             Err(nix::Error::EINTR) => {}
+            Err(error) if error == nix::Error::EAGAIN || leads_nowhere(error) => return Ok(false),
             Err(error) => return Err(error.into()),
         }
     }
@@ -176,5 +183,13 @@ mod tests {
             answers(Way { source: Some(ELSEWHERE), ..way }, 1400, patience).is_err(),
             "no address of ours"
         );
+    }
+
+    #[tokio::test]
+    async fn nobody_answers_where_no_route_leads() {
+        let netns = crate::netns::Netns::create().await.expect("root is needed");
+        let way = Way { source: None, address: IpAddr::from([192, 0, 2, 1]) };
+        let answered = netns.run(move || answers(way, 100, Duration::from_secs(5))).await.expect("run");
+        assert!(!answered.expect("a finding, not an error"));
     }
 }

@@ -52,6 +52,7 @@ async fn broken_ways_between_nodes_are_told_apart() {
     let (found, _) = trouble(&d1.networks).await;
     assert_eq!(found, "node 10.88.0.2: neither 10.0.1.12 nor its node 10.88.0.2 answers");
     h2.sh("ip link set eth0 up");
+    lab.await_port(2);
 
     h1.sh("iptables-nft -P FORWARD DROP");
     let (found, remedy) = trouble(&d1.networks).await;

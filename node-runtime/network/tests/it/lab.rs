@@ -202,10 +202,14 @@ impl Lab {
             "ip addr add 10.88.0.{number}/24 dev eth0 && ip addr add fd88::{number}/64 dev eth0 nodad && \
              ip link set eth0 up"
         ));
-        // A switch passes nothing on to a port before the kernel has noticed that its other end is up.
+        self.await_port(number);
+        host
+    }
+
+    /// Waits until the kernel has noticed that a host's link is up: the switch passes nothing on before.
+    pub fn await_port(&self, number: u8) {
         let is_up = || self.switch.sh(&format!("ip -o link show p{number}")).contains("state UP");
         assert!((0..1000).any(|_| is_up()), "the switch's port p{number} is not up");
-        host
     }
 }
 
