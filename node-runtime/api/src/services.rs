@@ -135,10 +135,11 @@ async fn create(
     headers: HeaderMap,
     JsonBody(body): JsonBody<types::ServiceSpec>,
 ) -> Result<(StatusCode, Json<types::ServiceCreated>), ApiError> {
+    let warnings = warnings(&body);
     let request = creation(&app, body, &headers).await?;
     let created = app.control().await?.create_service(request).await;
     let id = created.map_err(|status| ApiError::from_status(&status))?.into_inner().id;
-    Ok((StatusCode::CREATED, Json(types::ServiceCreated { id, warnings: None })))
+    Ok((StatusCode::CREATED, Json(types::ServiceCreated { id, warnings })))
 }
 
 async fn creation(
@@ -161,9 +162,26 @@ async fn update(
     headers: HeaderMap,
     JsonBody(body): JsonBody<types::ServiceSpec>,
 ) -> Result<Json<types::ServiceUpdated>, ApiError> {
+    let warnings = warnings(&body);
     let request = change(&app, &id, &query, &body, &headers).await?;
     app.control().await?.update_service(request).await.map_err(|status| ApiError::from_status(&status))?;
-    Ok(Json(types::ServiceUpdated { warnings: None }))
+    Ok(Json(types::ServiceUpdated { warnings }))
+}
+
+/// What Docker takes in silence, though it has no effect.
+fn warnings(body: &types::ServiceSpec) -> Option<Vec<String>> {
+    let placement = body.task_template.placement.as_ref();
+    let preferences = placement.into_iter().flat_map(|placement| &placement.preferences);
+    let descriptors =
+        preferences.filter_map(|preference| Some(&preference.spread.as_ref()?.spread_descriptor));
+    let is_known = |descriptor: &&String| {
+        ["node.labels.", "engine.labels."].iter().any(|prefix| descriptor.starts_with(prefix))
+    };
+    let warning = |descriptor: &String| {
+        format!("tasks are not spread over `{descriptor}`: want node.labels.NAME or engine.labels.NAME")
+    };
+    let warnings: Vec<String> = descriptors.filter(|text| !is_known(text)).map(warning).collect();
+    (!warnings.is_empty()).then_some(warnings)
 }
 
 async fn change(

@@ -33,14 +33,6 @@ pub(super) fn task(spec: &TaskSpec, state: &State, findings: &mut Findings) {
                 findings.add("Placement", error.to_string());
             }
         }
-        for descriptor in &placement.spread {
-            let label = ["node.labels.", "engine.labels."]
-                .iter()
-                .any(|prefix| descriptor.len() > prefix.len() && descriptor.starts_with(prefix));
-            let reason =
-                format!("cannot spread over `{descriptor}`: want node.labels.NAME or engine.labels.NAME");
-            findings.add_if(!label, "Placement", reason);
-        }
     }
     networks(spec, state, findings);
     content::references(spec, findings);

@@ -384,13 +384,6 @@ fn every_rule_of_containers_and_tasks_speaks() {
             },
             "Placement: max replicas per node can only be used in replicated mode",
         ),
-        (
-            |spec| {
-                let placement = spec.task.get_or_insert_default().placement.get_or_insert_default();
-                placement.spread.push("zone".to_owned());
-            },
-            "Placement: cannot spread over `zone`: want node.labels.NAME or engine.labels.NAME",
-        ),
     ];
     for (change, said) in rules {
         assert_eq!(problems(change), [said]);
