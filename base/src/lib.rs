@@ -1,5 +1,5 @@
 //! What the standard library lacks and every rswarm crate needs: time, identifiers, error kinds, task
-//! supervision, logging set-up, durable files and address pools.
+//! supervision, logging set-up, figures, durable files and address pools.
 //!
 //! Is not: anything that knows what a container or a cluster is.
 //! Start at [`error`] (how failures are classified), then [`supervise`] (how tasks are owned).
@@ -10,6 +10,7 @@ pub mod error;
 pub mod fsx;
 pub mod id;
 pub mod ipam;
+pub mod metrics;
 pub mod schedule;
 pub mod supervise;
 pub mod telemetry;
