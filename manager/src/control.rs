@@ -27,9 +27,10 @@ use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
-use crate::forward::{Forward, Repeat, not_leader, propose_status};
+use crate::forward::{Forward, Repeat, not_leader, propose_status, was_forwarded};
 use crate::guard::Guard;
 use crate::heartbeats::Heartbeats;
+use crate::replica::Replica;
 use crate::rotation::next_root;
 use crate::store::{NO_LEADER, ProposeError, StoreHandle};
 
@@ -48,6 +49,8 @@ pub(crate) struct ControlService {
     pub forward: Forward,
     /// What is done here when that is this manager.
     pub desk: Desk,
+    /// Who answers reads when that is nobody.
+    pub replica: Replica,
 }
 
 impl ControlService {
@@ -75,14 +78,28 @@ macro_rules! call {
     }};
 }
 
+/// A read, which this manager answers by its own state while nobody leads.
+macro_rules! read {
+    ($service:ident, $request:ident, $method:ident, $here:ident) => {{
+        $service.guard.manager(&$request)?;
+        let was_forwarded = was_forwarded(&$request);
+        let at_leader = async { call!($service, $request, Safe, $method) };
+        if was_forwarded { at_leader.await } else { $service.replica.read(at_leader, $here).await }
+    }};
+}
+
 #[tonic::async_trait]
 impl Control for ControlService {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<Object>, Status> {
-        call!(self, request, Safe, get)
+        let message = request.get_ref().clone();
+        let here = || self.desk.get_of(&self.desk.store.state(), &message);
+        read!(self, request, get, here)
     }
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
-        call!(self, request, Safe, list)
+        let message = *request.get_ref();
+        let here = || self.desk.list_of(&self.desk.store.state(), message);
+        read!(self, request, list, here)
     }
 
     async fn create_service(
@@ -191,17 +208,22 @@ pub(crate) struct Desk {
 
 impl Desk {
     async fn get(&self, request: GetRequest) -> Result<Object, Status> {
+        self.get_of(&*self.latest().await?, &request)
+    }
+
+    fn get_of(&self, state: &State, request: &GetRequest) -> Result<Object, Status> {
         let kind = kind(request.kind)?;
-        let state = self.latest().await?;
-        let found = control::get(&state, kind, &request.reference).map_err(|error| to_status(&error))?;
+        let found = control::get(state, kind, &request.reference).map_err(|error| to_status(&error))?;
         Ok(self.shown(&found))
     }
 
     async fn list(&self, request: ListRequest) -> Result<ListResponse, Status> {
-        let kind = kind(request.kind)?;
-        let state = self.latest().await?;
-        let objects = control::list(&state, kind).iter().map(|object| self.shown(object)).collect();
-        Ok(ListResponse { objects })
+        self.list_of(&*self.latest().await?, request)
+    }
+
+    fn list_of(&self, state: &State, request: ListRequest) -> Result<ListResponse, Status> {
+        let objects = control::list(state, kind(request.kind)?);
+        Ok(ListResponse { objects: objects.iter().map(|object| self.shown(object)).collect() })
     }
 
     async fn create_service(&self, request: CreateServiceRequest) -> Result<Service, Status> {

@@ -22,6 +22,7 @@ mod leader;
 mod logs;
 mod manager;
 mod raft;
+mod replica;
 mod rotation;
 mod start;
 mod store;

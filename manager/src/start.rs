@@ -35,6 +35,7 @@ use crate::leader::Leadership;
 use crate::logs::LogsService;
 use crate::manager::{Leader, Lock, Manager};
 use crate::raft::{Ended, Raft, Start, StateError, decode_state, encode_state, mailbox};
+use crate::replica::Replica;
 use crate::store::StoreHandle;
 use crate::transport::Transport;
 use crate::wal::{Member, Opened, Seed, Wal, WalError, WrappingKey};
@@ -387,7 +388,8 @@ fn assemble(
     let relay = RelayService { guard: guard.clone(), writer };
     let attachments =
         AttachmentsService { guard: guard.clone(), forward: forward.clone(), desk: desk.clone() };
-    let control = ControlService { guard: guard.clone(), forward, desk };
+    let replica = Replica::new(store.clone());
+    let control = ControlService { guard: guard.clone(), forward, desk, replica };
     let logs = LogsService { guard, store: store.clone(), identity, scope: scope.child("logs") };
     let routes = Routes::new(group.server())
         .add_service(ca.server())

@@ -11,9 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::Leader;
 use crate::raft::Command;
 
-/// What clients are told while nobody leads (swarmkit's words, which Docker clients know).
-pub(crate) const NO_LEADER: &str = "The swarm does not have a leader. It's possible that too few managers are \
-                                    online. Make sure more than half of the managers are online.";
+pub(crate) use rswarm_proto::status::NO_LEADER;
 
 /// A handle on the raft group's state. Cloning gives another handle.
 #[derive(Clone)]

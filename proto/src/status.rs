@@ -3,6 +3,12 @@
 use rswarm_base::{Chain, Classify, Kind};
 use tonic::{Code, Status};
 
+/// What a call that needs a leader is answered while there is none (swarmkit's words, which Docker clients know).
+pub const NO_LEADER: &str = "The swarm does not have a leader. It's possible that too few managers are online. Make \
+                             sure more than half of the managers are online.";
+/// On the reply to a read: nobody leads, and this is what the manager that was asked knew last.
+pub const REPLICA: &str = "rswarm-replica";
+
 /// The gRPC status of a classified error: its whole chain as the message, the hint as metadata `hint`.
 pub fn to_status<E: Classify>(error: &E) -> Status {
     let mut status = Status::new(code(error.kind()), Chain(error).to_string());

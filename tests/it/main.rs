@@ -20,6 +20,7 @@ mod mesh;
 mod options;
 mod partition;
 mod playground;
+mod quorum;
 mod recovery;
 mod refusals;
 mod secrets;

@@ -16,8 +16,8 @@ use crate::error::ApiError;
 use crate::node::ClusterNode;
 use crate::version;
 use crate::{
-    archive, containers, events, exec, images, networks, nodes, plugins, secrets, services, swarm, system,
-    tasks, usage, volumes,
+    archive, call, containers, events, exec, images, networks, nodes, plugins, secrets, services, swarm,
+    system, tasks, usage, volumes,
 };
 
 /// The Docker release whose behaviour we follow; clients read it out of `Server` and `/version`.
@@ -100,7 +100,8 @@ impl Gate {
         } else {
             match admit(request) {
                 Ok(request) => {
-                    self.routes.clone().oneshot(request).await.unwrap_or_else(|never| match never {})
+                    let routed = self.routes.clone().oneshot(request);
+                    call::answer(async { routed.await.unwrap_or_else(|never| match never {}) }).await
                 }
                 Err(Refusal::Json(error)) => error.into_response(),
                 Err(Refusal::Text(error)) => error.into_text_response(),

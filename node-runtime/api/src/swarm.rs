@@ -12,6 +12,7 @@ use rswarm_proto::model::object::Stored;
 use rswarm_proto::tls::UnlockKey;
 use rswarm_proto::wire::{self, Object};
 
+use crate::call::noted;
 use crate::error::ApiError;
 use crate::node::{InitRequest, JoinRequest, RestoreRequest};
 use crate::request::{JsonBody, Query};
@@ -48,8 +49,9 @@ where
     T: Stored + TryFrom<Object>,
 {
     let request = wire::ListRequest { kind: T::KIND.into() };
-    let reply = app.control().await?.list(request).await.map_err(|status| ApiError::from_status(&status))?;
-    Ok(reply.into_inner().objects.into_iter().filter_map(|object| T::try_from(object).ok()).collect())
+    let reply = noted(app.control().await?.list(request).await);
+    let reply = reply.map_err(|status| ApiError::from_status(&status))?;
+    Ok(reply.objects.into_iter().filter_map(|object| T::try_from(object).ok()).collect())
 }
 
 /// One object by identifier, name or unique beginning of its identifier; `missing` words its absence.
@@ -62,11 +64,11 @@ where
     T: Stored + TryFrom<Object>,
 {
     let request = wire::GetRequest { kind: T::KIND.into(), reference: reference.to_owned() };
-    let reply = app.control().await?.get(request).await.map_err(|status| match status.code() {
+    let reply = noted(app.control().await?.get(request).await).map_err(|status| match status.code() {
         tonic::Code::NotFound => missing(reference),
         _ => ApiError::from_status(&status),
     })?;
-    T::try_from(reply.into_inner()).map_err(|_| missing(reference))
+    T::try_from(reply).map_err(|_| missing(reference))
 }
 
 /// The cluster object: there is one.
