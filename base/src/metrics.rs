@@ -43,6 +43,23 @@ impl Counter {
     }
 }
 
+/// A whole number that goes up and down. Cloning gives another handle on the same one.
+#[derive(Debug, Clone, Default)]
+pub struct Gauge(Arc<AtomicU64>);
+
+impl Gauge {
+    /// It is this now.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// What it is now.
+    #[must_use]
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// Counters of one family, told apart by `N` labels. Cloning gives another handle on the same counts.
 #[derive(Debug, Clone)]
 pub struct Counters<const N: usize> {

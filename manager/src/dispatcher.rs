@@ -117,6 +117,7 @@ impl Dispatcher for DispatcherService {
             told: NodeUpdate::default(),
             applied: BTreeMap::new(),
             acks: FuturesOrdered::new(),
+            heard_at: Instant::now(),
         };
         let ended = self.scope.token();
         let replaced = ended.child_token();
@@ -125,7 +126,8 @@ impl Dispatcher for DispatcherService {
         if let Some(before) = before {
             before.cancel();
         }
-        let sessions = self.sessions.clone();
+        let (sessions, instruments) = (self.sessions.clone(), self.store.instruments.clone());
+        instruments.sessions.set(sessions.lock().expect("no holder panics").len() as u64);
         self.scope.spawn(async move {
             session.run(request.into_inner(), peer, replaced.clone(), ended).await;
             let mut sessions = sessions.lock().expect("no holder panics");
@@ -134,6 +136,7 @@ impl Dispatcher for DispatcherService {
                 replaced.cancel();
             }
             sessions.retain(|_, session| !session.is_cancelled());
+            instruments.sessions.set(sessions.len() as u64);
         });
         Ok(response)
     }
@@ -163,6 +166,8 @@ struct Session {
     applied: BTreeMap<String, u64>,
     /// Status reports that are not stored yet, in their order.
     acks: FuturesOrdered<PendingAck>,
+    /// The last heartbeat, or the session's beginning.
+    heard_at: Instant,
 }
 
 type PendingAck = std::pin::Pin<Box<dyn Future<Output = Option<u64>> + Send + Sync>>;
@@ -269,7 +274,10 @@ impl Session {
                     changed.map_err(|_| End::Goodbye(goodbye::Reason::Move, "this manager is one no more"))
                 }
                 () = until(leaderless_at) => return End::Goodbye(goodbye::Reason::Move, NO_LEADER),
-                () = sleep_until(silent_at) => return End::Goodbye(goodbye::Reason::Move, "no heartbeat"),
+                () = sleep_until(silent_at) => {
+                    self.note_missed();
+                    return End::Goodbye(goodbye::Reason::Move, "no heartbeat");
+                }
                 Some(stored) = self.acks.next() => match stored {
                     Some(sequence) => self.send(ToAgent::StatusAck(StatusAck { sequence })).await,
                     None => Ok(()),
@@ -289,6 +297,9 @@ impl Session {
         match message {
             FromAgent::Hello(_) => return Err(End::Wrong("a session has one hello")),
             FromAgent::Heartbeat(_) => {
+                self.note_missed();
+                self.heard_at = Instant::now();
+                self.store.instruments.heartbeats.one();
                 let ack = ManagerMessage { message: Some(ToAgent::HeartbeatAck(HeartbeatAck {})) };
                 // Where there is no room, other words are on their way, which say as much.
                 let _ = self.out.try_send(Ok(ack));
@@ -310,6 +321,13 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// Counts the heartbeats that were due since the last one.
+    fn note_missed(&self) {
+        let period = self.store.state().heartbeat_period().max(Duration::from_millis(1));
+        let due = self.heard_at.elapsed().as_millis() / period.as_millis();
+        self.store.instruments.missed.add(u64::try_from(due.saturating_sub(1)).unwrap_or(0));
     }
 
     async fn report_tables(&self) {

@@ -6,8 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rswarm_base::{Chain, Clock, IdGen, SystemClock};
+use rswarm_base::{Chain, Clock, IdGen, SystemClock, Timestamp};
 use rswarm_manager_core::{Author, State, intake};
+use rswarm_proto::model::object::Stored;
+use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::relay_client::RelayClient;
 use rswarm_proto::wire::{
     Change, NodeHello, NodeState, NodeTables, NodeTaskReport, RelayReport, Transaction,
@@ -195,8 +197,23 @@ impl Writer {
         if is_news || report.heartbeats.iter().any(|node_id| !is_ready(&state, node_id)) {
             self.leader.wake();
         }
+        self.note_started(&state, report, now);
         self.settle(|state| intake::hellos(state, &report.nodes)).await?;
         self.settle(|state| intake::statuses(state, &report.statuses, now)).await
+    }
+
+    /// Notes how long the tasks took that run for the first time now.
+    fn note_started(&self, state: &State, report: &RelayReport, now: Timestamp) {
+        let reports = report.statuses.iter().filter_map(|status| status.report.as_ref());
+        let running = reports.filter(|report| {
+            report.status.as_ref().is_some_and(|status| status.state() == TaskState::Running)
+        });
+        let started =
+            running.filter_map(|report| state.task(&report.task_id)).filter(|task| task.ran_at == 0);
+        for task in started {
+            let took = now.since(Timestamp(task.meta().created_at));
+            self.store.instruments.scheduling_delay.observe(took);
+        }
     }
 
     /// Writes changes, each for itself, so that one object that somebody else writes at the same time does

@@ -23,6 +23,7 @@ use crate::attachments::AttachmentsService;
 use crate::backup::revived_state;
 use crate::blocking::blocking;
 use crate::ca::CaService;
+use crate::calls::Calls;
 use crate::config::{Boot, Founding, ManagerConfig};
 use crate::control::{ControlService, Desk};
 use crate::dispatcher::{DispatcherService, RelayService};
@@ -391,14 +392,15 @@ fn assemble(
     let replica = Replica::new(store.clone());
     let control = ControlService { guard: guard.clone(), forward, desk, replica };
     let logs = LogsService { guard, store: store.clone(), identity, scope: scope.child("logs") };
-    let routes = Routes::new(group.server())
+    let calls = Calls::default();
+    let services = Routes::new(group.server())
         .add_service(ca.server())
         .add_service(dispatcher.server())
         .add_service(relay.server())
         .add_service(control.server())
         .add_service(attachments.server())
         .add_service(logs.server());
-    Manager { store, routes, leader, lock, ended, scope }
+    Manager { store, routes: calls.counting(services), calls, leader, lock, ended, scope }
 }
 
 /// The leader alone, out of all that changes in the group's status.

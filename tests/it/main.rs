@@ -17,6 +17,7 @@ mod lan;
 mod links;
 mod locks;
 mod mesh;
+mod observe;
 mod options;
 mod partition;
 mod playground;

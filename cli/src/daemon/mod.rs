@@ -9,6 +9,7 @@ mod connections;
 mod content;
 mod executor;
 mod membership;
+mod metrics;
 mod node;
 mod overlay;
 mod tunnel;
@@ -106,6 +107,9 @@ pub async fn run(args: DaemonArgs) -> Result<(), DaemonError> {
     let api_scope = root.child("api");
     for host in &settings.hosts {
         serve(host, &engine, node.clone(), &api_scope).await?;
+    }
+    if let Some(address) = settings.observe.metrics_addr {
+        metrics::serve(address, engine.clone(), node.clone(), &api_scope).await?;
     }
     tracing::info!(hosts = ?settings.hosts, data_root = %data_root.display(), "the daemon is ready");
 

@@ -64,6 +64,7 @@ enum Request {
 struct Access {
     identity: Arc<Identity>,
     addr: String,
+    manager: Manager,
 }
 
 /// The API's handle on the node.
@@ -105,6 +106,11 @@ impl Node {
         let (reply, answer) = oneshot::channel();
         self.requests.send(request(reply)).await.map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())?
+    }
+
+    /// This node's manager, while it is one.
+    pub fn manager(&self) -> Option<Manager> {
+        self.access.borrow().as_ref().map(|access| access.manager.clone())
     }
 
     /// A channel to this node's own manager, kept while the node stays one.
@@ -544,8 +550,10 @@ impl NodeActor {
             },
             (None, None) => ClusterInfo::default(),
         };
-        let access =
-            self.membership.as_ref().filter(|membership| membership.manager.is_some()).map(access_of);
+        let access = self
+            .membership
+            .as_ref()
+            .and_then(|membership| Some(access_of(membership, membership.manager.clone()?)));
         self.access.send_replace(access);
         self.info.send_replace(info);
     }
@@ -558,8 +566,13 @@ async fn due(membership: Option<&mut Membership>) {
     }
 }
 
-fn access_of(membership: &Membership) -> Access {
-    Access { identity: membership.identity.clone(), addr: membership.addresses.local().to_string() }
+fn access_of(membership: &Membership, manager: Manager) -> Access {
+    Access { identity: membership.identity.clone(), addr: membership.addresses.local().to_string(), manager }
+}
+
+/// A channel to the manager on this node, over its own port.
+async fn own_manager(membership: &Membership) -> Result<Channel, tls::ConnectError> {
+    tls::connect(&membership.addresses.local().to_string(), &membership.identity).await
 }
 
 fn info_of(membership: &Membership) -> ClusterInfo {
@@ -613,8 +626,7 @@ async fn enroll(
 /// The managers as this one sees them, itself included; empty when it cannot say in time.
 async fn managers_of(membership: &Membership) -> Vec<NodeObject> {
     let list = async {
-        let access = access_of(membership);
-        let channel = tls::connect(&access.addr, &access.identity).await.ok()?;
+        let channel = own_manager(membership).await.ok()?;
         let request = ListRequest { kind: ObjectKind::Node.into() };
         let nodes = ControlClient::new(channel).list(request).await.ok()?.into_inner().objects;
         let nodes = nodes.into_iter().filter_map(|object| NodeObject::try_from(object).ok());
@@ -650,9 +662,7 @@ fn leave_refusal(managers: &[NodeObject]) -> String {
 /// Takes this manager out of the members in good order, if the others can still agree; else just goes.
 async fn leave_members(membership: &Membership) {
     let call = async {
-        let access = access_of(membership);
-        let channel =
-            tls::connect(&access.addr, &access.identity).await.map_err(|error| error.to_string())?;
+        let channel = own_manager(membership).await.map_err(|error| error.to_string())?;
         let request = LeaveManagerRequest { node_id: membership.identity.subject().node_id, force: true };
         ControlClient::new(channel).leave_manager(request).await.map_err(|status| status.message().to_owned())
     };

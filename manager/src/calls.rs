@@ -1,0 +1,151 @@
+//! Every gRPC call is counted by how it ended, and refusals by their reason.
+
+use std::convert::Infallible;
+use std::task::{Context, Poll};
+
+use http_body_util::BodyExt as _;
+use rswarm_base::metrics::{Counters, Exposition};
+use tonic::body::Body;
+use tonic::codegen::http::{HeaderMap, Request, Response};
+use tonic::codegen::{BoxFuture, Service};
+use tonic::service::Routes;
+use tonic::{Code, Status};
+use tower::layer::layer_fn;
+
+/// What is counted of a manager's calls. Cloning gives another handle on the same counts.
+#[derive(Debug, Clone)]
+pub(crate) struct Calls {
+    handled: Counters<3>,
+    refused: Counters<1>,
+}
+
+impl Default for Calls {
+    fn default() -> Calls {
+        let labels = ["grpc_service", "grpc_method", "grpc_code"];
+        Calls { handled: Counters::new(labels), refused: Counters::new(["reason"]) }
+    }
+}
+
+impl Calls {
+    /// The same services, with every call counted.
+    pub(crate) fn counting(&self, services: Routes) -> Routes {
+        let calls = self.clone();
+        let layer = layer_fn(move |inner| Counted { inner, calls: calls.clone() });
+        Routes::from(services.into_axum_router().layer(layer))
+    }
+
+    /// Writes the counts; the names of the first are those of gRPC's usual interceptors, which dockerd has as well.
+    pub(crate) fn write(&self, out: &mut Exposition) {
+        self.handled.write(
+            "grpc_server_handled_total",
+            "Total number of RPCs completed on the server, regardless of success or failure.",
+            out,
+        );
+        self.refused.write(
+            "rswarm_rpc_refused_total",
+            "RPCs that were refused: from whom they came, or because of what they were",
+            out,
+        );
+    }
+
+    fn note(&self, path: &str, status: &Status) {
+        let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or((path, ""));
+        // Names that nobody serves are the caller's own: they must not become labels.
+        let (service, method) = match status.code() {
+            Code::Unimplemented => ("unknown", "unknown"),
+            _ => (service, method),
+        };
+        self.handled.one([service, method, name(status.code())]);
+        if let Some(reason) = refusal(status) {
+            tracing::debug!(path, reason, error = status.message(), "a call was refused");
+            self.refused.one([reason]);
+        }
+    }
+}
+
+/// Why a call was refused, when it was: words for who looks for attacks, not for users' mistakes.
+fn refusal(status: &Status) -> Option<&'static str> {
+    let message = status.message();
+    match status.code() {
+        Code::Unauthenticated => Some("unauthenticated"),
+        Code::PermissionDenied => Some("denied"),
+        Code::Unimplemented => Some("unknown"),
+        // tonic refuses by length before it reads.
+        Code::OutOfRange | Code::ResourceExhausted => Some("oversized"),
+        Code::Internal if message.contains("decode") => Some("malformed"),
+        // A change of a version that is not the latest any more, as when a call is made again.
+        Code::FailedPrecondition if message.contains("update out of sequence") => Some("replayed"),
+        _ => None,
+    }
+}
+
+/// As gRPC's documentation and other implementations spell them.
+fn name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "Canceled",
+        Code::Unknown => "Unknown",
+        Code::InvalidArgument => "InvalidArgument",
+        Code::DeadlineExceeded => "DeadlineExceeded",
+        Code::NotFound => "NotFound",
+        Code::AlreadyExists => "AlreadyExists",
+        Code::PermissionDenied => "PermissionDenied",
+        Code::ResourceExhausted => "ResourceExhausted",
+        Code::FailedPrecondition => "FailedPrecondition",
+        Code::Aborted => "Aborted",
+        Code::OutOfRange => "OutOfRange",
+        Code::Unimplemented => "Unimplemented",
+        Code::Internal => "Internal",
+        Code::Unavailable => "Unavailable",
+        Code::DataLoss => "DataLoss",
+        Code::Unauthenticated => "Unauthenticated",
+    }
+}
+
+/// A service whose calls are counted.
+#[derive(Clone)]
+struct Counted<S> {
+    inner: S,
+    calls: Calls,
+}
+
+impl<S, Q, B> Service<Request<Q>> for Counted<S>
+where
+    S: Service<Request<Q>, Response = Response<B>, Error = Infallible>,
+    S::Future: Send + 'static,
+    B: tonic::codegen::Body<Data = bytes::Bytes> + Send + 'static,
+    B::Error: Into<tonic::codegen::StdError>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Response<Body>, Infallible>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Q>) -> Self::Future {
+        let (calls, path) = (self.calls.clone(), request.uri().path().to_owned());
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let response = answer.await?;
+            // A call that failed at once ends with its head; any other with its trailers.
+            if let Some(status) = ended(response.headers()) {
+                calls.note(&path, &status);
+                return Ok(response.map(Body::new));
+            }
+            Ok(response.map(|body| {
+                Body::new(body.map_frame(move |frame| {
+                    if let Some(status) = frame.trailers_ref().and_then(ended) {
+                        calls.note(&path, &status);
+                    }
+                    frame
+                }))
+            }))
+        })
+    }
+}
+
+fn ended(headers: &HeaderMap) -> Option<Status> {
+    Status::from_header_map(headers)
+}

@@ -1,0 +1,117 @@
+//! What can be seen of a cluster from outside: figures for Prometheus.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rswarm_tests::harness::{Lab, eventually, run};
+use rswarm_tests::host::Host;
+
+use crate::support::converged;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A scrape, read as Prometheus reads it: every sample by its name and labels.
+struct Scrape(BTreeMap<String, f64>);
+
+impl Scrape {
+    fn of(host: &Host) -> Result<Scrape> {
+        let text = run(host.command("curl").args(["-sS", "--fail", "http://127.0.0.1:9323/metrics"]))?;
+        let mut samples = BTreeMap::new();
+        let mut family = String::new();
+        for line in text.lines() {
+            if let Some(comment) = line.strip_prefix("# ") {
+                let mut words = comment.split(' ');
+                let (what, name) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+                ensure!(["HELP", "TYPE"].contains(&what), "{line}");
+                family = name.to_owned();
+                continue;
+            }
+            let (sample, value) = line.rsplit_once(' ').with_context(|| format!("no sample: {line}"))?;
+            ensure!(sample.starts_with(&family), "{line} is not of the family {family}");
+            let before = samples.insert(sample.to_owned(), value.parse()?);
+            ensure!(before.is_none(), "{sample} is there twice");
+        }
+        Ok(Scrape(samples))
+    }
+
+    fn value(&self, sample: &str) -> Result<f64> {
+        self.0.get(sample).copied().with_context(|| format!("no sample `{sample}`"))
+    }
+}
+
+/// A cluster of one manager and one worker, with figures on their loopbacks.
+fn observed() -> Result<Lab> {
+    let mut lab = Lab::start(2)?;
+    for host in &mut lab.hosts {
+        host.flags = ["--metrics-addr", "127.0.0.1:9323"].map(str::to_owned).to_vec();
+        host.stop()?;
+        host.start()?;
+        host.ready()?;
+        host.import_demo()?;
+    }
+    lab.form_cluster(1)?;
+    Ok(lab)
+}
+
+#[test]
+fn figures_tell_what_engine_and_managers_do() -> Result<()> {
+    let lab = observed()?;
+    let (manager, worker) = (&lab.hosts[0], &lab.hosts[1]);
+    manager.docker(&["service", "create", "--detach", "--name", "web", "--replicas", "3", "demo:latest"])?;
+    converged(manager, "web", 3, PATIENCE)?;
+    // A call that is made again.
+    let (_, found) = manager.api("GET", "/services/web", "")?;
+    let mut found: serde_json::Value = serde_json::from_str(&found)?;
+    found["Spec"]["Labels"]["new"] = "yes".into();
+    let target = format!("/services/web/update?version={}", found["Version"]["Index"]);
+    let spec = found["Spec"].to_string();
+    ensure!(manager.api("POST", &target, &spec)?.0 == 200);
+    ensure!(manager.api("POST", &target, &spec)?.0 == 400, "the same call twice");
+
+    eventually(PATIENCE, "the manager's figures are those of the cluster", || {
+        let scrape = Scrape::of(manager)?;
+        for (sample, wanted) in [
+            ("swarm_node_manager", 1.0),
+            ("swarm_manager_leader", 1.0),
+            ("rswarm_raft_has_leader", 1.0),
+            ("rswarm_raft_voters", 1.0),
+            ("swarm_manager_services_total", 1.0),
+            ("swarm_manager_nodes{state=\"ready\"}", 2.0),
+            ("swarm_manager_tasks_total{state=\"running\"}", 3.0),
+            ("rswarm_scheduler_pending_tasks", 0.0),
+            ("rswarm_dispatcher_sessions", 2.0),
+            ("rswarm_rpc_refused_total{reason=\"replayed\"}", 1.0),
+        ] {
+            let value = scrape.value(sample)?;
+            ensure!(value == wanted, "{sample} is {value}, not {wanted}");
+        }
+        for sample in [
+            "swarm_dispatcher_scheduling_delay_seconds_count",
+            "rswarm_raft_term",
+            "rswarm_raft_applied_index",
+            "rswarm_raft_proposals_total{outcome=\"applied\"}",
+            "swarm_raft_transaction_latency_seconds_count",
+            "etcd_disk_wal_fsync_duration_seconds_sum",
+            "rswarm_store_apply_seconds_count",
+            "rswarm_scheduler_pass_seconds_count",
+            "rswarm_dispatcher_heartbeats_total",
+            "grpc_server_handled_total{grpc_service=\"rswarm.v1.Control\",grpc_method=\"CreateService\",grpc_code=\"OK\"}",
+        ] {
+            ensure!(scrape.value(sample)? > 0.0, "{sample} is zero");
+        }
+        let of = |host| -> Result<f64> {
+            Scrape::of(host)?.value("engine_daemon_container_states_containers{state=\"running\"}")
+        };
+        ensure!(of(manager)? + of(worker)? == 3.0, "the containers that run are not all told");
+        Ok(true)
+    })?;
+    let scrape = Scrape::of(worker)?;
+    ensure!(scrape.value("swarm_node_manager")? == 0.0 && !scrape.0.contains_key("swarm_manager_leader"));
+    let started = scrape.value("engine_daemon_container_actions_seconds_count{action=\"start\"}")?;
+    ensure!(started >= 1.0, "{started}");
+    let elsewhere = ["-s", "-o", "/dev/null", "-w", "%{http_code}", "http://127.0.0.1:9323/"];
+    ensure!(run(worker.command("curl").args(elsewhere))? == "404");
+    manager.docker(&["service", "rm", "web"])?;
+    lab.finish()
+}
