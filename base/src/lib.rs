@@ -5,6 +5,7 @@
 //! Start at [`error`] (how failures are classified), then [`supervise`] (how tasks are owned).
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod clock;
 pub mod error;
 pub mod fsx;

@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 
 use http_body_util::BodyExt as _;
 use rswarm_base::metrics::{Counters, Exposition};
+use rswarm_proto::status::code_name;
 use tonic::body::Body;
 use tonic::codegen::http::{HeaderMap, Request, Response};
 use tonic::codegen::{BoxFuture, Service};
@@ -55,7 +56,7 @@ impl Calls {
             Code::Unimplemented => ("unknown", "unknown"),
             _ => (service, method),
         };
-        self.handled.one([service, method, name(status.code())]);
+        self.handled.one([service, method, code_name(status.code())]);
         if let Some(reason) = refusal(status) {
             tracing::debug!(path, reason, error = status.message(), "a call was refused");
             self.refused.one([reason]);
@@ -76,29 +77,6 @@ fn refusal(status: &Status) -> Option<&'static str> {
         // A change of a version that is not the latest any more, as when a call is made again.
         Code::FailedPrecondition if message.contains("update out of sequence") => Some("replayed"),
         _ => None,
-    }
-}
-
-/// As gRPC's documentation and other implementations spell them.
-fn name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "Canceled",
-        Code::Unknown => "Unknown",
-        Code::InvalidArgument => "InvalidArgument",
-        Code::DeadlineExceeded => "DeadlineExceeded",
-        Code::NotFound => "NotFound",
-        Code::AlreadyExists => "AlreadyExists",
-        Code::PermissionDenied => "PermissionDenied",
-        Code::ResourceExhausted => "ResourceExhausted",
-        Code::FailedPrecondition => "FailedPrecondition",
-        Code::Aborted => "Aborted",
-        Code::OutOfRange => "OutOfRange",
-        Code::Unimplemented => "Unimplemented",
-        Code::Internal => "Internal",
-        Code::Unavailable => "Unavailable",
-        Code::DataLoss => "DataLoss",
-        Code::Unauthenticated => "Unauthenticated",
     }
 }
 

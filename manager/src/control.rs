@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rswarm_base::audit::Audit;
 use rswarm_base::{Clock, IdGen, SystemClock};
 use rswarm_manager_core::control::{self, ControlError, Decision, Fresh};
 use rswarm_manager_core::update::deployment;
@@ -30,6 +31,7 @@ use tonic::{Request, Response, Status};
 use crate::forward::{Forward, Repeat, not_leader, propose_status, was_forwarded};
 use crate::guard::Guard;
 use crate::heartbeats::Heartbeats;
+use crate::record;
 use crate::replica::Replica;
 use crate::rotation::next_root;
 use crate::store::{NO_LEADER, ProposeError, StoreHandle};
@@ -51,6 +53,8 @@ pub(crate) struct ControlService {
     pub desk: Desk,
     /// Who answers reads when that is nobody.
     pub replica: Replica,
+    /// Where calls are written down.
+    pub audit: Audit,
 }
 
 impl ControlService {
@@ -68,8 +72,18 @@ fn client(channel: Channel) -> ControlClient<Channel> {
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
-/// One call: by name, as the leader's desk and as the leader's client answer it.
+/// One call: by name, as the leader's desk and as the leader's client answer it, and written down.
 macro_rules! call {
+    ($service:ident, $request:ident, $repeat:ident, $method:ident) => {{
+        let entry = record::begin(&$service.audit, stringify!($method), &$request);
+        let answer = async { answered!($service, $request, $repeat, $method) }.await;
+        record::end(&$service.audit, entry, &answer);
+        answer
+    }};
+}
+
+/// One call, answered.
+macro_rules! answered {
     ($service:ident, $request:ident, $repeat:ident, $method:ident) => {{
         $service.guard.manager(&$request)?;
         let here = |message| $service.desk.$method(message);
@@ -83,7 +97,7 @@ macro_rules! read {
     ($service:ident, $request:ident, $method:ident, $here:ident) => {{
         $service.guard.manager(&$request)?;
         let was_forwarded = was_forwarded(&$request);
-        let at_leader = async { call!($service, $request, Safe, $method) };
+        let at_leader = async { answered!($service, $request, Safe, $method) };
         if was_forwarded { at_leader.await } else { $service.replica.read(at_leader, $here).await }
     }};
 }

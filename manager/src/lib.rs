@@ -24,6 +24,7 @@ mod logs;
 mod manager;
 mod metrics;
 mod raft;
+mod record;
 mod replica;
 mod rotation;
 mod start;

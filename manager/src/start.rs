@@ -375,7 +375,12 @@ fn assemble(
         leader: leadership_handle,
         cluster_id,
     };
-    let ca = CaService { guard: guard.clone(), forward: forward.clone(), store: store.clone() };
+    let ca = CaService {
+        guard: guard.clone(),
+        forward: forward.clone(),
+        store: store.clone(),
+        audit: config.audit.clone(),
+    };
     let (leader, lock) = (watch_leader(&store, &scope), watch_lock(&store, &scope));
     let dispatcher = DispatcherService {
         store: store.clone(),
@@ -390,7 +395,8 @@ fn assemble(
     let attachments =
         AttachmentsService { guard: guard.clone(), forward: forward.clone(), desk: desk.clone() };
     let replica = Replica::new(store.clone());
-    let control = ControlService { guard: guard.clone(), forward, desk, replica };
+    let control =
+        ControlService { guard: guard.clone(), forward, desk, replica, audit: config.audit.clone() };
     let logs = LogsService { guard, store: store.clone(), identity, scope: scope.child("logs") };
     let calls = Calls::default();
     let services = Routes::new(group.server())
@@ -471,6 +477,7 @@ fn announce(manager: &Manager, config: ManagerConfig, raft_id: u64) {
 mod tests {
     use super::*;
     use crate::found::{NewCluster, found};
+    use rswarm_base::audit::Audit;
     use rswarm_manager_core::peer::eraftpb::Entry;
 
     #[tokio::test]
@@ -480,7 +487,8 @@ mod tests {
         let (founding, identity) = found(request, SystemClock.now()).expect("founded");
         let data_dir = dir.path().join("raft");
         let advertise_addr = "127.0.0.1:1".to_owned();
-        let config = ManagerConfig { identity, data_dir, advertise_addr, tick: crate::TICK };
+        let config =
+            ManagerConfig { identity, data_dir, advertise_addr, tick: crate::TICK, audit: Audit::default() };
         let opened = open(&config, Boot::Bootstrap(Box::new(founding))).await.expect("made");
         let mut wal = opened.wal;
         let mut entry = Entry::default();

@@ -1,4 +1,4 @@
-//! What can be seen of a cluster from outside: figures for Prometheus.
+//! What can be seen of a cluster from outside: figures for Prometheus, and the record of control calls.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rswarm_tests::harness::{Lab, eventually, run};
 use rswarm_tests::host::Host;
+use serde_json::Value;
 
 use crate::support::converged;
 
@@ -62,7 +63,7 @@ fn figures_tell_what_engine_and_managers_do() -> Result<()> {
     converged(manager, "web", 3, PATIENCE)?;
     // A call that is made again.
     let (_, found) = manager.api("GET", "/services/web", "")?;
-    let mut found: serde_json::Value = serde_json::from_str(&found)?;
+    let mut found: Value = serde_json::from_str(&found)?;
     found["Spec"]["Labels"]["new"] = "yes".into();
     let target = format!("/services/web/update?version={}", found["Version"]["Index"]);
     let spec = found["Spec"].to_string();
@@ -113,5 +114,51 @@ fn figures_tell_what_engine_and_managers_do() -> Result<()> {
     let elsewhere = ["-s", "-o", "/dev/null", "-w", "%{http_code}", "http://127.0.0.1:9323/"];
     ensure!(run(worker.command("curl").args(elsewhere))? == "404");
     manager.docker(&["service", "rm", "web"])?;
+    lab.finish()
+}
+
+#[test]
+fn control_calls_are_written_down_with_who_asked_and_no_secret() -> Result<()> {
+    let mut lab = Lab::start(2)?;
+    for host in &mut lab.hosts {
+        host.flags = vec!["--audit-log".to_owned(), host.dir.join("audit.log").display().to_string()];
+        host.stop()?;
+        host.start()?;
+        host.ready()?;
+    }
+    lab.form_cluster(2)?;
+    let [leader, follower] = &lab.hosts[..] else { anyhow::bail!("two hosts") };
+    let secret = r#"{"Name":"key","Data":"aHVzaGh1c2g="}"#;
+    ensure!(follower.api("POST", "/secrets/create", secret)?.0 == 201);
+    ensure!(follower.api("POST", "/secrets/create", secret)?.0 == 409, "the name is taken");
+    follower.docker(&["swarm", "join-token", "--rotate", "-q", "worker"])?;
+    follower.docker(&["secret", "rm", "key"])?;
+
+    // The follower knows the user; the leader has it from the follower.
+    let own = follower.docker(&["info", "--format", "{{.Swarm.NodeID}}"])?;
+    for host in [leader, follower] {
+        let text = std::fs::read_to_string(host.dir.join("audit.log"))?;
+        let lines: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+        let calls = |call: &str, outcome: &str| -> Vec<&Value> {
+            lines.iter().filter(|line| line["call"] == call && line["outcome"] == outcome).collect()
+        };
+        let created = calls("create_secret", "ok");
+        ensure!(created.len() == 1 && created[0]["name"] == "key", "{}: {text}", host.name);
+        ensure!(created[0]["user"]["uid"] == 0 && created[0]["user"]["pid"].as_i64() > Some(1), "{text}");
+        ensure!(created[0]["via"]["node"] == own.trim() && created[0]["via"]["role"] == "manager", "{text}");
+        ensure!(calls("create_secret", "AlreadyExists").len() == 1, "{text}");
+        ensure!(calls("remove_secret", "ok")[0]["id"] == created[0]["id"], "{text}");
+        let rotated = calls("update_cluster", "ok");
+        ensure!(rotated.iter().any(|line| line["detail"][0] == "rotate_worker_token"), "{text}");
+        // Neither as it is nor as it travels; nor what lets nodes in.
+        for hidden in ["hushhush", "aHVzaGh1c2g", "SWMTKN"] {
+            ensure!(!text.contains(hidden), "{hidden} is in the audit log of {}", host.name);
+        }
+        let mode = std::fs::metadata(host.dir.join("audit.log"))?.permissions();
+        ensure!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777 == 0o600, "{mode:?}");
+    }
+    let text = std::fs::read_to_string(leader.dir.join("audit.log"))?;
+    ensure!(text.contains(r#""call":"init""#) && text.contains(r#""call":"issue_certificate""#), "{text}");
+    ensure!(std::fs::read_to_string(follower.dir.join("audit.log"))?.contains(r#""call":"join""#));
     lab.finish()
 }

@@ -9,6 +9,7 @@ use rswarm_api::{
     ClusterError, ClusterInfo, ClusterNode, InitRequest, JoinRequest, LocalState, RemoteManager,
     RestoreRequest,
 };
+use rswarm_base::audit::Audit;
 use rswarm_base::{Chain, Kind, Scope, Timestamp};
 use rswarm_engine::Engine;
 use rswarm_manager::{Backup, Boot, Lock, Manager, NewCluster, found};
@@ -48,6 +49,8 @@ pub struct NodeConfig {
     pub tunnel_port: u16,
     /// Address or interface to advertise when a request names none; empty is the only one there is.
     pub advertise_addr: String,
+    /// Where control calls are written down.
+    pub audit: Audit,
 }
 
 enum Request {
@@ -74,6 +77,7 @@ pub struct Node {
     access: watch::Receiver<Option<Access>>,
     /// The channel to this node's own manager, with the identity that it was opened with.
     channel: arc_swap::ArcSwapOption<(Arc<Identity>, Channel)>,
+    audit: Audit,
 }
 
 impl Node {
@@ -85,6 +89,7 @@ impl Node {
         let (requests, inbox) = mpsc::channel(INBOX);
         let (info_sender, info) = watch::channel(ClusterInfo::default());
         let (access_sender, access) = watch::channel(None);
+        let audit = config.audit.clone();
         let mut actor = NodeActor {
             config,
             membership: None,
@@ -95,7 +100,7 @@ impl Node {
         };
         actor.resume().await?;
         scope.spawn(actor.run(inbox));
-        Ok(Arc::new(Node { requests, info, access, channel: arc_swap::ArcSwapOption::empty() }))
+        Ok(Arc::new(Node { requests, info, access, channel: arc_swap::ArcSwapOption::empty(), audit }))
     }
 
     async fn ask<T>(
@@ -136,6 +141,10 @@ impl Node {
 
 #[async_trait]
 impl ClusterNode for Node {
+    fn audit(&self) -> &Audit {
+        &self.audit
+    }
+
     fn info(&self) -> ClusterInfo {
         self.info.borrow().clone()
     }
@@ -168,8 +177,8 @@ impl ClusterNode for Node {
         self.ask(|reply| Request::Restore(request, reply)).await
     }
 
-    async fn control(&self) -> Result<ControlClient<Channel>, ClusterError> {
-        Ok(ControlClient::new(self.channel().await?).max_decoding_message_size(tls::MESSAGE_BYTES_MAX))
+    async fn control(&self) -> Result<Channel, ClusterError> {
+        self.channel().await
     }
 
     async fn logs(&self) -> Result<LogsClient<Channel>, ClusterError> {
@@ -276,8 +285,9 @@ impl NodeActor {
         way: Way,
     ) -> Result<(), ClusterError> {
         let executor = self.executor(identity.subject().node_id, &addresses);
-        let (paths, scope) = (self.config.paths.clone(), self.scope.child("membership"));
-        let entered = Membership::enter(identity, addresses, way, executor, paths, scope).await;
+        let (paths, audit) = (self.config.paths.clone(), self.config.audit.clone());
+        let scope = self.scope.child("membership");
+        let entered = Membership::enter(identity, addresses, way, executor, paths, audit, scope).await;
         self.membership = Some(entered.map_err(ClusterError::from_error)?);
         self.publish();
         Ok(())

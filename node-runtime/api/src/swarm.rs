@@ -12,7 +12,7 @@ use rswarm_proto::model::object::Stored;
 use rswarm_proto::tls::UnlockKey;
 use rswarm_proto::wire::{self, Object};
 
-use crate::call::noted;
+use crate::call::{self, audited, noted};
 use crate::error::ApiError;
 use crate::node::{InitRequest, JoinRequest, RestoreRequest};
 use crate::request::{JsonBody, Query};
@@ -114,7 +114,8 @@ async fn init(
         },
         availability: node::availability(&body.availability)?,
     };
-    Ok(Json(app.cluster.init(request).await?))
+    let detail = if request.force_new_cluster { vec!["force_new_cluster".to_owned()] } else { Vec::new() };
+    Ok(Json(audited(&app, "init", detail, app.cluster.init(request)).await?))
 }
 
 fn pools(pools: Vec<String>) -> Result<Vec<String>, ApiError> {
@@ -152,12 +153,14 @@ async fn join(
         data_path_addr: body.data_path_addr,
         availability: node::availability(&body.availability)?,
     };
-    app.cluster.join(request).await?;
+    let detail = request.remote_addrs.clone();
+    audited(&app, "join", detail, app.cluster.join(request)).await?;
     Ok(StatusCode::OK)
 }
 
 async fn leave(State(app): State<App>, query: Query) -> Result<StatusCode, ApiError> {
-    app.cluster.leave(query.flag("force")).await?;
+    let force = query.flag("force");
+    audited(&app, "leave", call::force(force), app.cluster.leave(force)).await?;
     Ok(StatusCode::OK)
 }
 
@@ -185,7 +188,7 @@ async fn update(
 }
 
 async fn backup(State(app): State<App>) -> Result<impl IntoResponse, ApiError> {
-    let bytes: Bytes = app.cluster.backup().await?;
+    let bytes: Bytes = audited(&app, "backup", Vec::new(), app.cluster.backup()).await?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], bytes))
 }
 
@@ -206,7 +209,7 @@ async fn restore(
         advertise_addr: query.text("advertiseAddr").to_owned(),
         data_path_addr: query.text("dataPathAddr").to_owned(),
     };
-    Ok(Json(app.cluster.restore(request).await?))
+    Ok(Json(audited(&app, "restore", Vec::new(), app.cluster.restore(request)).await?))
 }
 
 async fn unlock_key(State(app): State<App>) -> Result<Json<types::UnlockKeyBody>, ApiError> {
@@ -220,6 +223,6 @@ async fn unlock(
     State(app): State<App>,
     JsonBody(body): JsonBody<types::UnlockKeyBody>,
 ) -> Result<StatusCode, ApiError> {
-    app.cluster.unlock(body.unlock_key).await?;
+    audited(&app, "unlock", Vec::new(), app.cluster.unlock(body.unlock_key)).await?;
     Ok(StatusCode::OK)
 }
