@@ -1,4 +1,8 @@
-//! Every gRPC call is counted by how it ended, and refusals by their reason.
+//! What every gRPC call goes through: its caller's certificate is looked at before its message is read, and it is counted
+//! by how it ended, refusals by their reason.
+//!
+//! Without the first, anybody who can connect could make a manager hold the largest message there may be. What a
+//! certificate is good for is decided again, and finer, by whoever answers (`guard`).
 
 use std::convert::Infallible;
 use std::task::{Context, Poll};
@@ -6,6 +10,8 @@ use std::task::{Context, Poll};
 use http_body_util::BodyExt as _;
 use rswarm_base::metrics::{Counters, Exposition};
 use rswarm_proto::status::code_name;
+use rswarm_proto::tls::{Peer, require, require_expired_too};
+use rswarm_proto::wire::NodeRole;
 use tonic::body::Body;
 use tonic::codegen::http::{HeaderMap, Request, Response};
 use tonic::codegen::{BoxFuture, Service};
@@ -64,6 +70,20 @@ impl Calls {
     }
 }
 
+/// Whether a caller may make such a call at all.
+fn admit(path: &str, caller: Option<&Peer>) -> Result<(), Status> {
+    let mut call = tonic::Request::new(());
+    call.extensions_mut().insert(caller.cloned().unwrap_or_default());
+    let service = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+    match (service, path) {
+        (_, "/rswarm.v1.Ca/Root" | "/rswarm.v1.Ca/Issue") => Ok(()),
+        (_, "/rswarm.v1.Ca/Renew") => require_expired_too(&call, NodeRole::Worker).map(drop),
+        ("rswarm.v1.Dispatcher" | "rswarm.v1.Attachments", _) => require(&call, NodeRole::Worker).map(drop),
+        // What is not known here is not for everybody.
+        _ => require(&call, NodeRole::Manager).map(drop),
+    }
+}
+
 /// Why a call was refused, when it was: words for who looks for attacks, not for users' mistakes.
 fn refusal(status: &Status) -> Option<&'static str> {
     let message = status.message();
@@ -104,6 +124,10 @@ where
 
     fn call(&mut self, request: Request<Q>) -> Self::Future {
         let (calls, path) = (self.calls.clone(), request.uri().path().to_owned());
+        if let Err(status) = admit(&path, request.extensions().get()) {
+            calls.note(&path, &status);
+            return Box::pin(async move { Ok(status.into_http()) });
+        }
         let answer = self.inner.call(request);
         Box::pin(async move {
             let response = answer.await?;

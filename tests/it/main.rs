@@ -24,6 +24,7 @@ mod playground;
 mod quorum;
 mod recovery;
 mod refusals;
+mod rpcs;
 mod secrets;
 mod support;
 mod terminal;
