@@ -22,7 +22,7 @@ use rswarm_proto::wire::{
     GetRequest, LeaveManagerRequest, ListRequest, ListResponse, Network, Node, Object, ObjectKind,
     RemoveRequest, RemoveResponse, Secret, Service, UnlockKeyRequest, UnlockKeyResponse,
     UpdateClusterRequest, UpdateConfigRequest, UpdateNodeRequest, UpdateSecretRequest, UpdateServiceRequest,
-    object,
+    UsageRequest, UsageResponse, object,
 };
 use tokio::time::timeout;
 use tonic::transport::Channel;
@@ -35,6 +35,7 @@ use crate::record;
 use crate::replica::Replica;
 use crate::rotation::next_root;
 use crate::store::{NO_LEADER, ProposeError, StoreHandle};
+use crate::usage;
 
 /// How often a decision is made anew because its object was written in between.
 const CONFLICTS_MAX: usize = 8;
@@ -114,6 +115,10 @@ impl Control for ControlService {
         let message = *request.get_ref();
         let here = || self.desk.list_of(&self.desk.store.state(), message);
         read!(self, request, list, here)
+    }
+
+    async fn usage(&self, request: Request<UsageRequest>) -> Result<Response<UsageResponse>, Status> {
+        answered!(self, request, Safe, usage)
     }
 
     async fn create_service(
@@ -238,6 +243,10 @@ impl Desk {
     fn list_of(&self, state: &State, request: ListRequest) -> Result<ListResponse, Status> {
         let objects = control::list(state, kind(request.kind)?);
         Ok(ListResponse { objects: objects.iter().map(|object| self.shown(object)).collect() })
+    }
+
+    async fn usage(&self, _: UsageRequest) -> Result<UsageResponse, Status> {
+        usage::gather(&*self.latest().await?, &self.heartbeats).await
     }
 
     async fn create_service(&self, request: CreateServiceRequest) -> Result<Service, Status> {

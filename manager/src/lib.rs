@@ -30,6 +30,7 @@ mod rotation;
 mod start;
 mod store;
 mod transport;
+mod usage;
 mod wal;
 
 pub use backup::{Backup, BackupError, Header};

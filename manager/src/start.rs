@@ -387,6 +387,7 @@ fn assemble(
         leader: leader.clone(),
         guard: guard.clone(),
         intake,
+        heartbeats: writer.heartbeats.clone(),
         scope: scope.child("sessions"),
         sessions: Arc::new(Mutex::new(HashMap::new())),
     };

@@ -162,3 +162,54 @@ fn control_calls_are_written_down_with_who_asked_and_no_secret() -> Result<()> {
     ensure!(std::fs::read_to_string(follower.dir.join("audit.log"))?.contains(r#""call":"join""#));
     lab.finish()
 }
+
+#[test]
+fn services_and_nodes_tell_what_their_tasks_use_while_somebody_asks() -> Result<()> {
+    let lab = Lab::start(3)?;
+    // The one that is asked leads; the agents may talk to the other.
+    lab.form_cluster(2)?;
+    for host in &lab.hosts {
+        host.import_busybox()?;
+    }
+    let first = &lab.hosts[0];
+    let create = ["service", "create", "--detach", "--mode", "global", "--name"];
+    // One keeps a processor busy as far as it may, one holds memory.
+    let busy = ["busy", "--limit-cpu", "0.2", "busybox:latest", "sh", "-c", "while :; do :; done"];
+    first.docker(&[&create[..], &busy].concat())?;
+    let holds = "x=$(head -c 8000000 /dev/zero | tr '\\0' a); while :; do sleep 1; done";
+    first.docker(&[&create[..], &["full", "busybox:latest", "sh", "-c", holds]].concat())?;
+    converged(first, "busy", 3, PATIENCE)?;
+    converged(first, "full", 3, PATIENCE)?;
+    let usage = |host: &Host| -> Result<Value> {
+        let (status, body) = host.api("GET", "/swarm/usage", "")?;
+        ensure!(status == 200, "{status} {body}");
+        Ok(serde_json::from_str(&body)?)
+    };
+    for host in &lab.hosts[..2] {
+        eventually(PATIENCE, "all tasks are told of", || {
+            let found = usage(host)?;
+            let services = found["Services"].as_array().context("services")?;
+            ensure!(services.len() == 2, "{found}");
+            let (busy, full) = (&services[0], &services[1]);
+            for service in services {
+                ensure!(service["Running"] == 3 && service["Reporting"] == 3, "{found}");
+            }
+            // Three times a fifth of a processor, measured on a machine that others use too.
+            let rate = busy["CPURate"].as_u64().context("a rate")?;
+            ensure!((50_000_000..1_200_000_000).contains(&rate), "{found}");
+            ensure!(full["Memory"].as_u64() > Some(3 * 8_000_000), "{found}");
+            ensure!(full["PIDs"].as_u64() >= Some(3), "{found}");
+            let nodes = found["Nodes"].as_array().context("nodes")?;
+            ensure!(nodes.len() == 3 && nodes.iter().all(|node| node["Reporting"] == 2), "{found}");
+            Ok(true)
+        })?;
+    }
+    let table = first.rswarm(&["service", "stats", "--no-stream"])?;
+    let busy = table.lines().find(|line| line.contains("busy")).context("a line")?;
+    ensure!(table.starts_with("ID ") && busy.contains('%') && !busy.contains(" 0.00%"), "{table}");
+    let nodes =
+        first.rswarm(&["node", "stats", "--no-stream", "--format", "{{.Hostname}} {{.Tasks}}", "h3"])?;
+    ensure!(nodes == "h3 2\n", "{nodes}");
+    first.docker(&["service", "rm", "busy", "full"])?;
+    lab.finish()
+}

@@ -54,6 +54,7 @@ const TABLE: &[(&str, Access)] = &[
     ("Control/UpdateNode", Manager),
     ("Control/UpdateSecret", Manager),
     ("Control/UpdateService", Manager),
+    ("Control/Usage", Manager),
     ("Dispatcher/Session", Node),
     ("Logs/Subscribe", Manager),
     ("Raft/Join", Manager),

@@ -17,7 +17,7 @@ use crate::error::ApiError;
 use crate::node::{InitRequest, JoinRequest, RestoreRequest};
 use crate::request::{JsonBody, Query};
 use crate::router::App;
-use crate::translate::{cluster as translate, node};
+use crate::translate::{cluster as translate, node, usage};
 use crate::types;
 
 /// The largest backup that is taken in: some millions of tasks, as of raft snapshots.
@@ -39,6 +39,8 @@ pub(crate) fn routes() -> Router<App> {
         // Not Docker's: the whole state in one file, and back.
         .route("/swarm/backup", get(backup))
         .route("/swarm/restore", post(restore))
+        // What services and nodes use.
+        .route("/swarm/usage", get(usage))
 }
 
 // ---- asking the managers --------------------------------------------------------------------------------
@@ -185,6 +187,13 @@ async fn update(
     };
     app.control().await?.update_cluster(request).await.map_err(|status| ApiError::from_status(&status))?;
     Ok(StatusCode::OK)
+}
+
+async fn usage(State(app): State<App>) -> Result<Json<types::ClusterUsage>, ApiError> {
+    let told = app.control().await?.usage(wire::UsageRequest {}).await;
+    let told = told.map_err(|status| ApiError::from_status(&status))?.into_inner();
+    let (tasks, services, nodes) = (list(&app).await?, list(&app).await?, list(&app).await?);
+    Ok(Json(usage::usage(&told, &tasks, &services, &nodes)))
 }
 
 async fn backup(State(app): State<App>) -> Result<impl IntoResponse, ApiError> {

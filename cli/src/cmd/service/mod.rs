@@ -16,6 +16,7 @@ use rswarm_api::types::{
 
 use super::container::logs::{LogOptions, print};
 use super::secret::{self, Family, Reference};
+use super::usage::{Of, UsageArgs};
 use super::{CommandError, Context, InspectArgs, ListArgs, node};
 use crate::client::{Call, Filters};
 use crate::credentials;
@@ -45,6 +46,8 @@ pub enum ServiceCommand {
     Rm(RmArgs),
     /// Print what a service's tasks wrote
     Logs(ServiceLogsArgs),
+    /// Show what services' tasks use
+    Stats(UsageArgs),
 }
 
 /// Whether and how a command follows what it started.
@@ -141,6 +144,7 @@ impl ServiceCommand {
                 context.each(&services, work).await
             }
             ServiceCommand::Logs(args) => logs(context, args).await,
+            ServiceCommand::Stats(args) => args.run(context, Of::Services).await,
         }
     }
 }

@@ -103,6 +103,13 @@ impl Control for FakeManager {
         Ok(self.read(wire::ListResponse { objects: objects.collect() }))
     }
 
+    async fn usage(
+        &self,
+        _: tonic::Request<wire::UsageRequest>,
+    ) -> Result<Reply<wire::UsageResponse>, Status> {
+        Ok(Reply::new(wire::UsageResponse::default()))
+    }
+
     async fn create_service(
         &self,
         request: tonic::Request<wire::CreateServiceRequest>,

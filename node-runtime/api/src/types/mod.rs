@@ -38,6 +38,7 @@ mod stats;
 mod swarm;
 mod system;
 mod task;
+mod usage;
 mod volume;
 
 pub use container::*;
@@ -51,6 +52,7 @@ pub use stats::*;
 pub use swarm::*;
 pub use system::*;
 pub use task::*;
+pub use usage::*;
 pub use volume::*;
 
 /// String to string, as labels and options are.
