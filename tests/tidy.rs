@@ -35,7 +35,8 @@ const EDGES: &[(&str, &[&str])] = &[
             "base",
         ],
     ),
-    ("rswarm-tests", &["manager-core", "worker", "proto", "base"]),
+    ("rswarm-sim", &["manager-core", "worker", "proto", "base"]),
+    ("rswarm-tests", &["proto", "base"]),
 ];
 
 /// What the brain must not be able to reach: an effect it cannot name, it cannot have.

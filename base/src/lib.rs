@@ -1,5 +1,5 @@
-//! What the standard library lacks and every rswarm crate needs: time, identifiers, error kinds, task
-//! supervision, logging set-up, figures, durable files and address pools.
+//! What the standard library lacks and every rswarm crate needs: time, durations as people write them, identifiers, error
+//! kinds, task supervision, logging set-up, figures, an audit log, durable files and address pools.
 //!
 //! Is not: anything that knows what a container or a cluster is.
 //! Start at [`error`] (how failures are classified), then [`supervise`] (how tasks are owned).
@@ -7,6 +7,7 @@
 
 pub mod audit;
 pub mod clock;
+pub mod duration;
 pub mod error;
 pub mod fsx;
 pub mod id;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use rswarm_base::audit::Audit;
 use rswarm_base::{Clock, IdGen, SystemClock};
 use rswarm_manager_core::control::{self, ControlError, Decision, Fresh};
+use rswarm_manager_core::forecast::forecast;
 use rswarm_manager_core::update::deployment;
 use rswarm_manager_core::{AnyObject, Rejected, State};
 use rswarm_proto::model::object::Stored;
@@ -19,15 +20,16 @@ use rswarm_proto::wire::control_client::ControlClient;
 use rswarm_proto::wire::control_server::{Control, ControlServer};
 use rswarm_proto::wire::{
     Cluster, Config, CreateConfigRequest, CreateNetworkRequest, CreateSecretRequest, CreateServiceRequest,
-    GetRequest, LeaveManagerRequest, ListRequest, ListResponse, Network, Node, Object, ObjectKind,
-    RemoveRequest, RemoveResponse, Secret, Service, UnlockKeyRequest, UnlockKeyResponse,
-    UpdateClusterRequest, UpdateConfigRequest, UpdateNodeRequest, UpdateSecretRequest, UpdateServiceRequest,
-    UsageRequest, UsageResponse, object,
+    Forecast, ForecastServiceRequest, GetRequest, LeaveManagerRequest, ListRequest, ListResponse, Network,
+    Node, Object, ObjectKind, RemoveRequest, RemoveResponse, Secret, Service, UnlockKeyRequest,
+    UnlockKeyResponse, UpdateClusterRequest, UpdateConfigRequest, UpdateNodeRequest, UpdateSecretRequest,
+    UpdateServiceRequest, UsageRequest, UsageResponse, forecast_service_request::Request as Asked, object,
 };
 use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
+use crate::blocking::blocking;
 use crate::forward::{Forward, Repeat, not_leader, propose_status, was_forwarded};
 use crate::guard::Guard;
 use crate::heartbeats::Heartbeats;
@@ -133,6 +135,13 @@ impl Control for ControlService {
         request: Request<UpdateServiceRequest>,
     ) -> Result<Response<Service>, Status> {
         call!(self, request, Unsafe, update_service)
+    }
+
+    async fn forecast_service(
+        &self,
+        request: Request<ForecastServiceRequest>,
+    ) -> Result<Response<Forecast>, Status> {
+        answered!(self, request, Safe, forecast_service)
     }
 
     async fn remove_service(
@@ -255,6 +264,25 @@ impl Desk {
 
     async fn update_service(&self, request: UpdateServiceRequest) -> Result<Service, Status> {
         self.decide(|state, ids| control::update_service(state, &request, SystemClock.now(), ids)).await
+    }
+
+    async fn forecast_service(&self, request: ForecastServiceRequest) -> Result<Forecast, Status> {
+        let state = self.latest().await?;
+        let job = move || {
+            let (now, ids) = (SystemClock.now(), IdGen::from_system());
+            let decide = |state: &State, ids: &mut IdGen| match &request.request {
+                Some(Asked::Create(request)) => control::create_service(state, request, now, ids),
+                Some(Asked::Update(request)) => control::update_service(state, request, now, ids),
+                None => Err(ControlError::Incomplete("a service spec must be provided")),
+            };
+            forecast(&state, decide, now, ids)
+        };
+        let mut foretold = blocking(job).await.map_err(|error| to_status(&error))?;
+        if let Some(service) = foretold.service.take() {
+            let shown = control::shown(&AnyObject::Service(Arc::new(service)));
+            foretold.service = Service::try_from(shown).ok();
+        }
+        Ok(foretold)
     }
 
     async fn remove_service(&self, request: RemoveRequest) -> Result<RemoveResponse, Status> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rswarm_base::{Clock, SystemClock, Timestamp};
 use rswarm_manager_core::drain::AppliedTables;
 use rswarm_proto::wire::TaskUsage;
+use tokio::time::Instant;
 
 /// How often it is looked whether this process runs.
 const PULSE: Duration = Duration::from_millis(500);
@@ -32,6 +33,8 @@ struct Heard {
     usage: BTreeMap<String, Vec<TaskUsage>>,
     /// Until when that is wanted.
     usage_until: Timestamp,
+    /// When the clock was last compared with one that nobody sets.
+    compared: Option<(Instant, Timestamp)>,
 }
 
 impl Heartbeats {
@@ -62,6 +65,17 @@ impl Heartbeats {
     /// What one node has.
     pub(crate) fn tables_of(&self, node_id: &str) -> BTreeMap<String, u64> {
         self.heard.lock().expect("no holder panics").tables.get(node_id).cloned().unwrap_or_default()
+    }
+
+    /// Starts over when the clock was set since the last decision, which comes before the next pulse at times: by the
+    /// new time, every node would have been silent for as long as the clock jumped.
+    pub(crate) fn check_clock(&self, now: Timestamp) {
+        let here = (Instant::now(), now);
+        let before = self.heard.lock().expect("no holder panics").compared.replace(here);
+        if before.is_some_and(|before| was_set(before, here)) {
+            tracing::warn!("the clock was set; nodes are given time to be heard");
+            self.restart(now);
+        }
     }
 
     /// All heartbeats as of now, and since when there were any to hear.
@@ -129,9 +143,24 @@ impl Heartbeats {
     }
 }
 
+/// Whether the clock went another way between two looks than time did.
+fn was_set(before: (Instant, Timestamp), after: (Instant, Timestamp)) -> bool {
+    let passed = after.0.duration_since(before.0);
+    after.1 < before.1 || after.1.since(before.1).abs_diff(passed) > STANDSTILL
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_is_noticed_and_one_that_is_slewed_is_not() {
+        let (begin, second) = (Instant::now(), Duration::from_secs(1));
+        let at = |passed: Duration, shown: i64| (begin + passed, Timestamp(1_000_000_000_000 + shown));
+        let check = |shown: i64| was_set(at(Duration::ZERO, 0), at(second, shown));
+        assert_eq!([1_000_000_000, 900_000_000, 2_500_000_000].map(check), [false; 3]);
+        assert_eq!([3_600_000_000_000, -1, -3_600_000_000_000].map(check), [true; 3]);
+    }
 
     #[tokio::test]
     async fn after_a_standstill_nobody_has_been_heard() {

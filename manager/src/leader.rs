@@ -152,6 +152,7 @@ impl Leadership {
         self.heartbeats.retain(|node_id| view.node(node_id).is_some());
         // The time first: should this process stand still here, it is early, and no node seems silent.
         let now = SystemClock.now();
+        self.heartbeats.check_clock(now);
         let (heartbeats, leader_since) = self.heartbeats.all();
         let tables = self.heartbeats.tables();
         let (view, mut ids) = (view.clone(), self.ids.clone());

@@ -8,7 +8,8 @@
 
 use rswarm_base::{Classify, Kind, Timestamp};
 use rswarm_manager_core::State;
-use rswarm_proto::tls::{Authority, AuthorityError, issuer_info};
+use rswarm_manager_core::rotation::renewed_by_all;
+use rswarm_proto::tls::{Authority, AuthorityError};
 use rswarm_proto::token::JoinToken;
 use rswarm_proto::wire::{RootCa, RootRotation, UpdateClusterRequest};
 
@@ -81,15 +82,7 @@ fn normalised(pem: &str) -> Result<String, RotationError> {
 /// tokens, since the old ones pin the old root.
 pub(crate) fn finished(state: &State) -> Option<RootCa> {
     let root = state.cluster()?.root_ca.as_ref()?;
-    let rotation = root.rotation.as_ref()?;
-    let (subject, public_key) = issuer_info(&rotation.certificate_pem)?;
-    let has_renewed = |node: &rswarm_proto::wire::Node| {
-        let tls = node.description.as_ref().and_then(|description| description.tls.as_ref());
-        tls.is_some_and(|tls| tls.issuer_subject == subject && tls.issuer_public_key == public_key)
-    };
-    if !state.nodes().all(|node| has_renewed(node)) {
-        return None;
-    }
+    let rotation = renewed_by_all(state)?;
     let key = std::str::from_utf8(&rotation.key_pem).ok()?;
     let authority = Authority::from_pem(&rotation.certificate_pem, key).ok()?;
     let token = || JoinToken::generate(authority.digest()).to_string();

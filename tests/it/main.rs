@@ -4,8 +4,10 @@
 mod attach;
 mod balance;
 mod churn;
+mod clients;
 mod cluster;
 mod containers;
+mod drains;
 mod dual;
 mod encrypted;
 mod engine;
@@ -20,6 +22,7 @@ mod mesh;
 mod observe;
 mod options;
 mod partition;
+mod placement;
 mod playground;
 mod quorum;
 mod recovery;

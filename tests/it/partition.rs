@@ -37,6 +37,18 @@ impl Echo {
         Ok(Echo { client, answers })
     }
 
+    /// The same with a server that may have been started just now: a task that runs need not listen yet.
+    fn once_it_listens(lab: &Lab, client: &str, address: &str) -> Result<Echo> {
+        let mut talk = None;
+        eventually(PATIENCE, &format!("{address} listens"), || {
+            let mut started = Echo::start(lab, client, address)?;
+            started.say("are you there")?;
+            talk = Some(started);
+            Ok(true)
+        })?;
+        talk.context("it listens")
+    }
+
     /// Says a line and waits for it to come back.
     fn say(&mut self, line: &str) -> Result<()> {
         let input = self.client.stdin.as_mut().context("a pipe")?;
@@ -82,8 +94,10 @@ fn connections_live_on_without_managers_and_through_a_partition() -> Result<()> 
     converged(first, "echo", 1, PATIENCE)?;
     converged(first, "client", 1, PATIENCE)?;
     let task = containers_of(&lab, "echo")?.into_iter().next().context("the server runs")?;
-    let mut talks =
-        [Echo::start(&lab, "client", &vip(first, "echo")?)?, Echo::start(&lab, "client", &task.address)?];
+    let mut talks = [
+        Echo::once_it_listens(&lab, "client", &vip(first, "echo")?)?,
+        Echo::once_it_listens(&lab, "client", &task.address)?,
+    ];
     let say = |talks: &mut [Echo; 2], line: &str| talks.iter_mut().try_for_each(|talk| talk.say(line));
     say(&mut talks, "begin")?;
 

@@ -40,6 +40,7 @@ const TABLE: &[(&str, Access)] = &[
     ("Control/CreateNetwork", Manager),
     ("Control/CreateSecret", Manager),
     ("Control/CreateService", Manager),
+    ("Control/ForecastService", Manager),
     ("Control/Get", Manager),
     ("Control/GetUnlockKey", Manager),
     ("Control/LeaveManager", Manager),

@@ -47,6 +47,11 @@ pub struct Agent {
     heard_at: Timestamp,
     pub is_up: bool,
     clock_skew: i64,
+    /// Whether its containers have changed since they were looked at.
+    pub changed: bool,
+    /// Who signed its certificate, and who signs them now as far as it was told.
+    root: usize,
+    signer: usize,
 }
 
 impl Agent {
@@ -60,6 +65,9 @@ impl Agent {
             heard_at: Timestamp::ZERO,
             is_up: true,
             clock_skew: (random.number() % 4_000_000_000) as i64 - 2_000_000_000,
+            changed: false,
+            root: 0,
+            signer: 0,
         }
     }
 
@@ -75,12 +83,18 @@ impl Agent {
         for container in self.containers.values_mut().filter(|container| container.is_up()) {
             container.report(TaskState::Failed, clock);
         }
+        self.changed = true;
         self.restart();
     }
 
     /// The networks that it was told of, with their tables.
     pub fn tables(&self) -> impl Iterator<Item = &NetworkView> {
         self.set.networks.values()
+    }
+
+    /// Its clock is set.
+    pub fn jump(&mut self, by: i64) {
+        self.clock_skew += by;
     }
 
     fn clock(&self, now: Timestamp) -> Timestamp {
@@ -100,24 +114,29 @@ impl Agent {
             }),
         });
         let statuses = statuses.collect();
-        Payload::Report { node_id: self.node_id.clone(), statuses, sequence: self.set.sequence.clone() }
+        Payload::Report {
+            node_id: self.node_id.clone(),
+            statuses,
+            sequence: self.set.sequence.clone(),
+            root: self.root,
+        }
     }
 
-    pub fn assign(&mut self, from: u64, index: u64, message: &Assignments, now: Timestamp) {
+    pub fn assign(&mut self, from: u64, index: u64, root: usize, message: &Assignments, now: Timestamp) {
         if from == self.manager {
             self.heard_at = now;
         }
         if index < self.seen {
             return;
         }
-        let mut next = self.set.clone();
-        if next.apply(message).is_err() {
+        if self.set.apply(message).is_err() {
             // The next report tells the sequence, and the manager starts over.
             self.set = AssignmentSet::default();
             return;
         }
-        self.set = next;
         self.seen = index;
+        self.signer = root;
+        self.changed |= !message.changes.is_empty();
         for (id, task) in &self.set.tasks {
             match self.containers.get_mut(id) {
                 Some(container) => container.task = task.clone(),
@@ -133,13 +152,18 @@ impl Agent {
     /// Every task goes one step on, or takes its time.
     pub fn step(&mut self, now: Timestamp, calm: bool, random: &mut IdGen) {
         let clock = self.clock(now);
+        if self.root != self.signer && random.number().is_multiple_of(10) {
+            self.root = self.signer;
+        }
         let has_set = !self.set.sequence.is_empty();
         let mut gone = Vec::new();
         for (id, container) in &mut self.containers {
             let wanted = self.set.tasks.contains_key(id) || !has_set;
             let desired = if wanted { container.task.desired() } else { TaskState::Remove };
             if calm || !random.number().is_multiple_of(3) {
+                let before = container.status.state();
                 container.go(desired, clock, now, calm, random);
+                self.changed |= container.status.state() != before;
             }
             if !wanted && container.status.state().is_terminal() {
                 gone.push(id.clone());

@@ -2,14 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use rswarm_base::Timestamp;
-use rswarm_manager_core::State;
 use rswarm_manager_core::state::{address_of, node_state};
+use rswarm_manager_core::{State, relocate};
 use rswarm_proto::model::object::Stored;
 use rswarm_proto::model::service::Mode;
 use rswarm_proto::model::task::TaskState;
-use rswarm_proto::wire::{NodeState, Service, update_config::Order};
+use rswarm_proto::tls::issuer_info;
+use rswarm_proto::wire::{Node, NodeState, Service, Takeover, update_config::Order};
 
 use crate::agent::Agent;
 
@@ -25,13 +27,25 @@ pub struct Checkers {
     observed: BTreeMap<String, (TaskState, TaskState)>,
     /// Complete slots, by job and iteration.
     completed: BTreeMap<(String, Option<u64>), BTreeSet<u64>>,
+    versions: BTreeMap<(&'static str, String), u64>,
+    /// How many tasks each service might have, by the raft index of the spec that said so.
+    bounds: BTreeMap<String, BTreeMap<u64, u64>>,
+    root: String,
 }
+
+/// Entries within which managers follow a spec: what may be on its way when they decide.
+const BOUND_HOLDS: u64 = 400;
 
 impl Checkers {
     /// One leader per term.
     pub fn leads(&mut self, term: u64, manager: u64) {
         let leader = *self.leaders.entry(term).or_insert(manager);
         assert_eq!(leader, manager, "term {term} has two leaders");
+    }
+
+    /// The managers were lost, and others go on from all that was committed, in terms of their own.
+    pub fn regrouped(&mut self) {
+        self.leaders.clear();
     }
 
     /// All managers apply the same entry at one index.
@@ -60,10 +74,13 @@ impl Checkers {
             mesh.addresses.iter().for_each(|address| hold(&mesh.network_id, address));
         }
         published_once(state);
+        self.version(state);
+        self.root(state);
         for service in state.services().filter(|service| !service.pending_delete && service.is_job()) {
             self.job(service, state);
         }
         for service in state.services() {
+            self.count(service, state);
             let endpoint = service.endpoint.iter().flat_map(|endpoint| &endpoint.virtual_ips);
             endpoint.for_each(|vip| hold(&vip.network_id, &vip.address));
         }
@@ -80,6 +97,69 @@ impl Checkers {
         for node in state.nodes().filter(|node| node_state(node) == NodeState::Down) {
             self.down_at.insert(node.id.clone(), now);
         }
+    }
+
+    /// No object goes back to an older version.
+    fn version(&mut self, state: &State) {
+        fn of<'s, T: Stored + 's>(
+            kind: &'static str,
+            objects: impl Iterator<Item = &'s Arc<T>>,
+            id: impl Fn(&T) -> &str,
+            seen: &mut BTreeMap<(&'static str, String), u64>,
+        ) {
+            for object in objects {
+                let (id, version) = (id(object), object.meta().version);
+                let last = seen.entry((kind, id.to_owned())).or_default();
+                assert!(*last <= version, "{kind} {id} went back from version {last} to {version}");
+                *last = version;
+            }
+        }
+        let seen = &mut self.versions;
+        of("cluster", state.cluster().into_iter(), |cluster| &cluster.id, seen);
+        of("node", state.nodes(), |node| &node.id, seen);
+        of("service", state.services(), |service| &service.id, seen);
+        of("network", state.networks(), |network| &network.id, seen);
+        of("task", state.tasks(), |task| &task.id, seen);
+    }
+
+    /// The old root goes when no node has a certificate by it any more.
+    fn root(&mut self, state: &State) {
+        let Some(root) = state.cluster().and_then(|cluster| cluster.root_ca.as_ref()) else { return };
+        if self.root != root.certificate_pem {
+            let by_other = |node: &&Arc<Node>| {
+                let tls = node.description.as_ref().and_then(|description| description.tls.as_ref());
+                tls.map(|tls| (tls.issuer_subject.clone(), tls.issuer_public_key.clone()))
+                    != issuer_info(&root.certificate_pem)
+            };
+            let other = state.nodes().find(by_other).map(|node| &node.id);
+            assert_eq!(other, None, "its certificate is good no more");
+            self.root.clone_from(&root.certificate_pem);
+        }
+    }
+
+    /// A service has no more tasks than its replicas and, start-first or while some move, those that take over.
+    fn count(&mut self, service: &Service, state: &State) {
+        let Some(spec) = service.spec.as_ref().filter(|_| !service.pending_delete) else { return };
+        let Mode::Replicated(replicas) = spec.mode_or_default() else { return };
+        let mut live = state.tasks_of_service(&service.id).filter(|task| task.is_live());
+        let moves = live.any(|task| task.takes_over() != Takeover::NoTakeover);
+        let beside = match spec.update.unwrap_or_default().order() {
+            Order::StopFirst if !moves => 0,
+            Order::StopFirst | Order::StartFirst => relocate::parallelism(service).min(replicas),
+        };
+        let bounds = self.bounds.entry(service.id.clone()).or_default();
+        bounds.insert(service.spec_version, replicas + beside);
+        // A spec counts for as long after the next one as what was decided by it may be on its way.
+        let next = |version: u64| bounds.range(version + 1..).next().map(|(next, _)| *next);
+        let over: Vec<u64> = bounds
+            .keys()
+            .copied()
+            .filter(|version| next(*version).is_some_and(|next| next + BOUND_HOLDS < state.index()))
+            .collect();
+        bounds.retain(|version, _| !over.contains(version));
+        let bound = bounds.values().max().copied().unwrap_or(0);
+        let live = state.tasks_of_service(&service.id).filter(|task| task.is_live()).count() as u64;
+        assert!(live <= bound, "service {} has {live} tasks, {bound} at most", service.id);
     }
 
     /// A job's completions are exact: each slot has its turn once, no more run than may, none is forgotten, and
@@ -109,7 +189,7 @@ impl Checkers {
     /// What containers must be, whatever managers believe.
     pub fn containers(&mut self, agents: &BTreeMap<String, Agent>, state: &State) {
         let mut addresses: BTreeMap<(String, String), String> = BTreeMap::new();
-        let mut slots: BTreeMap<(String, u64), Vec<(String, Timestamp)>> = BTreeMap::new();
+        let mut slots: BTreeMap<(String, u64), Vec<(String, Timestamp, bool)>> = BTreeMap::new();
         for (node, agent) in agents {
             for container in agent.containers.values() {
                 let task = &container.task;
@@ -127,10 +207,12 @@ impl Checkers {
                 }
                 if task.slot != 0 {
                     let since = Timestamp(task.meta().created_at);
-                    slots
-                        .entry((task.service_id.clone(), task.slot))
-                        .or_default()
-                        .push((node.clone(), since));
+                    let takes_over = task.takes_over() != Takeover::NoTakeover;
+                    slots.entry((task.service_id.clone(), task.slot)).or_default().push((
+                        node.clone(),
+                        since,
+                        takes_over,
+                    ));
                 }
             }
         }
@@ -140,10 +222,11 @@ impl Checkers {
             // A node that was given up may still run what was replaced elsewhere.
             let known = tasks
                 .iter()
-                .filter(|(node, since)| self.down_at.get(node).is_none_or(|down_at| down_at < since));
+                .filter(|(node, since, _)| self.down_at.get(node).is_none_or(|down_at| down_at < since));
             let known = known.count();
+            let moves = tasks.iter().any(|(_, _, takes_over)| *takes_over);
             assert!(
-                known <= if start_first { 2 } else { 1 },
+                known <= if start_first || moves { 2 } else { 1 },
                 "{known} tasks run in slot {slot} of {service}"
             );
         }

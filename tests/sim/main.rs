@@ -1,22 +1,32 @@
 //! A whole cluster in one thread and virtual time: the real brain, raft peers and agent rules, on a network
 //! that loses, reorders and parts, disks that forget what was not synced, and machines that crash.
 //!
-//! One seed gives one history. `SEED=n cargo test -p rswarm-tests --test sim` runs that one alone;
-//! `SEEDS=n` runs n fresh ones from the first that is not in `seeds.txt`.
+//! One seed gives one history. The committed seeds and the first [`SEEDS`] are run by every test run;
+//! `SEED=n cargo test --workspace --test sim` runs one alone, and
+//! `MINUTES=60 cargo test --workspace --test sim hunt -- --ignored --nocapture` fresh ones for an hour.
 
 mod agent;
 mod checkers;
 mod manager;
 mod net;
+mod roots;
 mod workload;
 mod world;
 
+use std::collections::BTreeSet;
+use std::num::NonZero;
+use std::sync::Mutex;
 use std::time::Duration;
+
+use rswarm_base::{Clock as _, IdGen, SystemClock};
 
 use world::World;
 
+/// Seeds of every test run, beside the committed ones.
+const SEEDS: u64 = 500;
+
 /// How long users and faults do their worst, in virtual time.
-const STORM: Duration = Duration::from_secs(60);
+const STORM: Duration = Duration::from_secs(30);
 /// How long a healed cluster may take to be as its users asked.
 const RECOVERY: Duration = Duration::from_secs(90);
 
@@ -40,22 +50,47 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().expect("a number"))
 }
 
+/// Runs what `seeds` gives on every core. Returns how many passed, and those that failed.
+fn run_all(seeds: impl Iterator<Item = u64> + Send) -> (u64, Vec<u64>) {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let (seeds, results) = (Mutex::new(seeds), Mutex::new((0, Vec::new())));
+    let work = || {
+        loop {
+            let Some(seed) = seeds.lock().expect("no holder panics").next() else { return };
+            let passed = std::panic::catch_unwind(|| run(seed)).is_ok();
+            let mut results = results.lock().expect("no holder panics");
+            if passed {
+                results.0 += 1;
+            } else {
+                eprintln!("seed {seed} fails: SEED={seed} cargo test --workspace --test sim");
+                results.1.push(seed);
+            }
+        }
+    };
+    std::thread::scope(|scope| (0..cores).for_each(|_| drop(scope.spawn(work))));
+    results.into_inner().expect("no holder panics")
+}
+
 #[test]
 fn every_seed_keeps_the_promises() {
-    let seeds = match (number("SEED"), number("SEEDS")) {
-        (Some(seed), _) => vec![seed],
-        (None, Some(count)) => {
-            let first = committed_seeds().into_iter().max().unwrap_or(0) + 1;
-            (first..first + count).collect()
-        }
-        (None, None) => committed_seeds(),
+    let seeds = match number("SEED") {
+        Some(seed) => BTreeSet::from([seed]),
+        None => committed_seeds().into_iter().chain(1..=SEEDS).collect(),
     };
-    for seed in seeds {
-        if let Err(panic) = std::panic::catch_unwind(|| run(seed)) {
-            eprintln!("seed {seed} fails: SEED={seed} cargo test -p rswarm-tests --test sim");
-            std::panic::resume_unwind(panic);
-        }
-    }
+    let (_, failed) = run_all(seeds.into_iter());
+    assert!(failed.is_empty(), "seeds that fail: {failed:?}");
+}
+
+#[test]
+#[ignore = "looks for seeds that fail, for MINUTES, from FROM on or from anywhere"]
+fn hunt() {
+    let time = Duration::from_secs(60 * number("MINUTES").unwrap_or(60));
+    let first = number("FROM").unwrap_or_else(|| IdGen::from_system().number() >> 16);
+    let begin = SystemClock.now();
+    let fresh = (first..).take_while(move |_| SystemClock.now().since(begin) < time);
+    let (passed, failed) = run_all(fresh);
+    eprintln!("{passed} seeds from {first} on kept the promises, {} did not", failed.len());
+    assert!(failed.is_empty(), "seeds that fail: {failed:?}");
 }
 
 #[test]

@@ -9,12 +9,16 @@ use rswarm_manager_core::assign::{AssignmentSet, Tables};
 use rswarm_manager_core::drain::AppliedTables;
 use rswarm_manager_core::peer::eraftpb::{Entry, HardState, Message, MessageType, Snapshot};
 use rswarm_manager_core::peer::{self, Body, Committed, Config, Input, MemberChange, Persist, Restored};
-use rswarm_manager_core::{Author, Env, Peer, Rejected, State, apply, intake, pass};
+use rswarm_manager_core::rotation::renewed_by_all;
+use rswarm_manager_core::state::node_state;
+use rswarm_manager_core::{Author, Env, Peer, Plan, Rejected, State, apply, intake, pass};
 use rswarm_proto::wire::{
-    Assignments, Batch, Change, NodeTaskReport, StateSnapshot, Transaction, assignments,
+    Assignments, Batch, Change, Cluster, NodeDescription, NodeHello, NodeState, NodeTaskReport, RootCa,
+    StateSnapshot, Transaction, assignments,
 };
 
 use crate::net::{Address, Packet, Payload};
+use crate::roots::{root, signer};
 
 /// Entries between raft snapshots: few, so that snapshots are sent often.
 const SNAPSHOT_EVERY: u64 = 60;
@@ -66,11 +70,18 @@ impl Disk {
         }
     }
 
-    fn restored(&self) -> Restored {
+    pub fn restored(&self) -> Restored {
         let snapshot =
             self.snapshot.as_ref().map(|snapshot| snapshot.get_metadata().clone()).unwrap_or_default();
         let entries = self.entries.values().filter(|entry| entry.index > snapshot.index).cloned().collect();
         Restored { hard_state: self.hard_state.clone(), snapshot, entries }
+    }
+
+    /// How far its log goes, as elections compare logs.
+    pub fn position(&self) -> (u64, u64) {
+        let snapshot = self.snapshot.as_ref().map(|snapshot| snapshot.get_metadata());
+        let snapshot = snapshot.map_or((0, 0), |metadata| (metadata.term, metadata.index));
+        self.entries.values().last().map_or(snapshot, |entry| (entry.term, entry.index).max(snapshot))
     }
 
     fn state(&self) -> State {
@@ -112,6 +123,7 @@ pub struct Running {
     snapshot_at: u64,
     heartbeats: BTreeMap<String, Timestamp>,
     pub leader_since: Option<Timestamp>,
+    clock_was_set: bool,
     /// Transactions of the last pass that are not decided yet.
     outstanding: BTreeSet<u64>,
     wake_at: Option<Timestamp>,
@@ -141,6 +153,7 @@ impl Manager {
             snapshot_at: applied,
             heartbeats: BTreeMap::new(),
             leader_since: None,
+            clock_was_set: false,
             outstanding: BTreeSet::new(),
             wake_at: None,
             decided_on: None,
@@ -154,6 +167,14 @@ impl Manager {
     pub fn crash(&mut self, random: &mut IdGen) {
         self.running = None;
         self.disk.crash(random);
+    }
+
+    /// Its clock is set. Whoever leads notices, and has heard nobody by the new time.
+    pub fn jump(&mut self, by: i64) {
+        self.clock_skew += by;
+        if let Some(running) = &mut self.running {
+            running.clock_was_set = true;
+        }
     }
 
     fn clock(&self, now: Timestamp) -> Timestamp {
@@ -230,7 +251,12 @@ impl Manager {
     pub fn lead(&mut self, members: &BTreeSet<u64>, now: Timestamp, crash_chance: u64, random: &mut IdGen) {
         let clock = self.clock(now);
         let Some(running) = &mut self.running else { return };
+        if std::mem::take(&mut running.clock_was_set) {
+            running.heartbeats.clear();
+            running.leader_since = running.leader_since.map(|_| clock);
+        }
         let Some(since) = running.leader_since else { return };
+        running.finish_rotation(clock);
         let change = running.member_change(members);
         if let Some(change) = change {
             let _ = running.peer.handle(Input::ChangeMember(change));
@@ -278,14 +304,14 @@ impl Manager {
                 message.merge_from_bytes(&bytes).expect("what was sent is a message");
                 self.handle(Input::Message(Box::new(message)), now, crash_chance, random);
             }
-            Payload::Report { node_id, statuses, sequence } => {
+            Payload::Report { node_id, statuses, sequence, root } => {
                 running.answer(&node_id, &sequence);
-                running.take_in(node_id, statuses, clock);
+                running.take_in(node_id, statuses, root, clock);
                 self.pump(now, crash_chance, random);
             }
-            Payload::Relay { node_id, statuses } => {
+            Payload::Relay { node_id, statuses, root } => {
                 if running.leader_since.is_some() {
-                    running.take_in(node_id, statuses, clock);
+                    running.take_in(node_id, statuses, root, clock);
                     self.pump(now, crash_chance, random);
                 }
             }
@@ -320,7 +346,7 @@ impl Running {
         assert_eq!(committed.index, self.applied + 1, "entries come one after the other");
         self.applied = committed.index;
         let role = self.peer.role();
-        let mut hash = committed.term;
+        let mut digest = committed.term;
         match committed.body {
             // The first entry of an own term: everything before it is applied, so leading begins.
             Body::Empty => {
@@ -332,9 +358,9 @@ impl Running {
                     self.notes.push(Note::Leads { term: role.term });
                 }
             }
-            Body::Members { change, .. } => hash = hash << 8 ^ change.id(),
+            Body::Members { change, .. } => digest = digest << 8 ^ change.id(),
             Body::Data(data) => {
-                hash ^= data.iter().fold(7u64, |hash, byte| hash.wrapping_mul(31) ^ u64::from(*byte));
+                digest ^= hash(&data);
                 let batch = Batch::decode(data.as_slice()).expect("what was proposed is a batch");
                 let applied = apply(&self.state, committed.index, &batch);
                 self.state = applied.state;
@@ -344,7 +370,7 @@ impl Running {
                 }
             }
         }
-        self.notes.push(Note::Applied { index: committed.index, entry: hash });
+        self.notes.push(Note::Applied { index: committed.index, entry: digest });
     }
 
     fn propose(&mut self, transactions: Vec<Transaction>, clock: Timestamp) -> bool {
@@ -352,21 +378,51 @@ impl Running {
         self.peer.handle(Input::Propose(batch.encode_to_vec())).is_ok()
     }
 
-    fn take_in(&mut self, node_id: String, statuses: Vec<NodeTaskReport>, clock: Timestamp) {
+    fn take_in(&mut self, node_id: String, statuses: Vec<NodeTaskReport>, root: usize, clock: Timestamp) {
         if self.leader_since.is_none() {
             if let Some(leader) = self.peer.role().leader {
                 let (from, to) = (Address::Manager(self.peer.id()), Address::Manager(leader));
-                self.out.push(Packet { from, to, payload: Payload::Relay { node_id, statuses } });
+                self.out.push(Packet { from, to, payload: Payload::Relay { node_id, statuses, root } });
             }
             return;
         }
+        let mut changes: Vec<Change> = intake::hellos(&self.state, &self.hello(&node_id, root));
+        // A leader is woken by those who were away, as `Writer::write` does.
+        if self.state.node(&node_id).is_none_or(|node| node_state(node) != NodeState::ReadyNode) {
+            self.wake_at = Some(clock);
+        }
         self.heartbeats.insert(node_id, clock);
-        self.wake_at = Some(clock);
-        let changes: Vec<Change> = intake::statuses(&self.state, &statuses, clock);
+        changes.extend(intake::statuses(&self.state, &statuses, clock));
         if !changes.is_empty() {
             let (id, author) = (self.ids.number(), Author::Dispatcher.name().to_owned());
             self.propose(vec![Transaction { id, author, changes }], clock);
         }
+    }
+
+    /// The description of a node with the certificate that it has now, when that is news.
+    fn hello(&self, node_id: &str, issuer: usize) -> Vec<NodeHello> {
+        let description = self.state.node(node_id).and_then(|node| node.description.as_ref());
+        let outdated = description.filter(|description| description.tls.as_ref() != Some(&root(issuer).info));
+        let renewed = outdated.map(|description| NodeHello {
+            node_id: node_id.to_owned(),
+            description: Some(NodeDescription {
+                tls: Some(root(issuer).info.clone()),
+                ..description.clone()
+            }),
+            ..NodeHello::default()
+        });
+        renewed.into_iter().collect()
+    }
+
+    /// Ends the replacement of the root certificate once the brain says that it may.
+    fn finish_rotation(&mut self, clock: Timestamp) {
+        let Some((rotation, cluster)) = renewed_by_all(&self.state).zip(self.state.cluster()) else { return };
+        let root = RootCa { certificate_pem: rotation.certificate_pem.clone(), ..RootCa::default() };
+        let cluster = Cluster { root_ca: Some(root), ..Cluster::clone(cluster) };
+        let mut plan = Plan::default();
+        plan.update(cluster);
+        let (id, author) = (self.ids.number(), Author::Ca.name().to_owned());
+        self.propose(vec![Transaction { id, author, changes: plan.changes }], clock);
     }
 
     /// Tells a node what it is assigned, on top of what it has. A manager that knows no leader is silent, so
@@ -385,7 +441,11 @@ impl Running {
         let message = Assignments { kind: kind.into(), from: sequence.to_owned(), to: to.clone(), changes };
         self.sessions.insert(node_id.to_owned(), (to, next));
         let (from, to) = (Address::Manager(self.peer.id()), Address::Agent(node_id.to_owned()));
-        self.out.push(Packet { from, to, payload: Payload::Assign { index: self.applied, message } });
+        self.out.push(Packet {
+            from,
+            to,
+            payload: Payload::Assign { index: self.applied, root: signer(&self.state), message },
+        });
     }
 
     /// The next step towards the wanted members.
@@ -409,10 +469,22 @@ impl Running {
     }
 }
 
-/// What the first manager of a cluster starts from.
-pub fn founded(id: u64, state: &State) -> Disk {
+/// What the first manager of a cluster starts from, be it new or from a backup.
+pub fn founded_at(id: u64, index: u64, state: &State) -> Disk {
     let mut disk = Disk::default();
-    let snapshot = StateSnapshot { index: peer::bootstrap_index(), ..state.snapshot() };
-    disk.write(&peer::bootstrap(id, snapshot.encode_to_vec()));
+    let snapshot = StateSnapshot { index, ..state.snapshot() };
+    disk.write(&peer::bootstrap_at(id, index, snapshot.encode_to_vec()));
     disk
+}
+
+/// Tells contents apart. Eight bytes at a time: this code is not optimised.
+pub fn hash(bytes: &[u8]) -> u64 {
+    let words = bytes.chunks(8).map(|chunk| {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        u64::from_le_bytes(word)
+    });
+    words.fold(bytes.len() as u64, |hash, word| {
+        (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23)
+    })
 }

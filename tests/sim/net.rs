@@ -20,12 +20,12 @@ pub enum Address {
 pub enum Payload {
     /// A raft message, encoded.
     Raft(Vec<u8>),
-    /// An agent's heartbeat with its statuses, and the sequence that it has applied.
-    Report { node_id: String, statuses: Vec<NodeTaskReport>, sequence: String },
+    /// An agent's heartbeat with its statuses, the sequence that it has applied, and who signed its certificate.
+    Report { node_id: String, statuses: Vec<NodeTaskReport>, sequence: String, root: usize },
     /// The same, passed on by a follower.
-    Relay { node_id: String, statuses: Vec<NodeTaskReport> },
-    /// What an agent is assigned, as of a raft index.
-    Assign { index: u64, message: Assignments },
+    Relay { node_id: String, statuses: Vec<NodeTaskReport>, root: usize },
+    /// What an agent is assigned, as of a raft index, and the root that signs certificates.
+    Assign { index: u64, root: usize, message: Assignments },
 }
 
 /// One message on its way.

@@ -5,17 +5,19 @@ use std::sync::Arc;
 
 use rswarm_base::{IdGen, Timestamp};
 use rswarm_manager_core::State;
-use rswarm_manager_core::control::{self, Decision};
+use rswarm_manager_core::control::{self, Decision, Fresh};
 use rswarm_proto::model::object::Stored;
 use rswarm_proto::wire::{
     Annotations, ContainerSpec, CreateNetworkRequest, CreateServiceRequest, EndpointSpec, Global, Network,
     NetworkAttachmentConfig, NetworkSpec, NodeAvailability, NodeSpec, ObjectKind, PortConfig, RemoveRequest,
-    Replicated, ReplicatedJob, ResourceRequirements, Resources, RestartPolicy, Service, ServiceSpec,
-    TaskSpec, UpdateConfig, UpdateNodeRequest, UpdateServiceRequest, service_spec,
+    Replicated, ReplicatedJob, ResourceRequirements, Resources, RestartPolicy, RootCa, RootRotation, Service,
+    ServiceSpec, TaskSpec, UpdateClusterRequest, UpdateConfig, UpdateNodeRequest, UpdateServiceRequest,
+    service_spec,
     update_config::{FailureAction, Order},
 };
 
 use crate::agent::{BROKEN, FLAKY};
+use crate::roots::root;
 
 const SECOND: i64 = 1_000_000_000;
 /// Services at once, and replicas of each once all is mended: what the small subnets of the simulation can
@@ -25,7 +27,7 @@ const REPLICAS_MENDED: u64 = 3;
 /// Services on the ingress network at once, where every node has an address too.
 const PUBLISHED_MAX: usize = 2;
 /// Prefix length of every network: small, so that addresses are reused soon.
-pub const SUBNET_SIZE: u32 = 27;
+pub const SUBNET_SIZE: u32 = 26;
 
 /// What a user was promised once the request was acknowledged.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,13 +78,13 @@ pub fn request(
     let services: Vec<_> = state.services().filter(|service| !service.pending_delete).cloned().collect();
     let pick = |random: &mut IdGen, count: usize| random.number() as usize % count.max(1);
     let service = services.get(pick(random, services.len()));
-    match random.number() % 13 {
-        0..=2 if services.len() < SERVICES_MAX => {
+    match random.number() % 27 {
+        0..=5 if services.len() < SERVICES_MAX => {
             let request = CreateServiceRequest { spec: Some(new_service(state, random)) };
             Some(exists(ObjectKind::Service, control::create_service(state, &request, now, ids)))
         }
-        3 | 4 => Some((rescale(state, service?, now, random, ids)?, Promise::Nothing)),
-        5 | 6 => {
+        6..=9 => Some((rescale(state, service?, now, random, ids)?, Promise::Nothing)),
+        10..=13 => {
             let image = [FLAKY, "web:1", "web:2", "web:3", BROKEN][pick(random, 5)];
             let decision = update(state, service?, now, ids, |spec| {
                 let container = spec.task.get_or_insert_default().container.get_or_insert_default();
@@ -90,35 +92,50 @@ pub fn request(
             });
             Some((decision, Promise::Nothing))
         }
-        7 => {
+        14 | 15 => {
             let id = service?.id.clone();
             let request = RemoveRequest { id: id.clone(), force: false };
             let decision = control::remove_service(state, &request, ids);
             Some((decision, Promise::Goes(ObjectKind::Service, id)))
         }
-        8 if user_networks(state).count() < 3 => {
+        16 | 17 if user_networks(state).count() < 3 => {
             let annotations =
                 Some(Annotations { name: format!("net{}", random.number() % 100), ..Annotations::default() });
             let request =
                 CreateNetworkRequest { spec: Some(NetworkSpec { annotations, ..NetworkSpec::default() }) };
             Some(exists(ObjectKind::Network, control::create_network(state, &request, ids)))
         }
-        9 => {
+        18 | 19 => {
             let network = user_networks(state).find(|network| !network.pending_delete)?;
             let request = RemoveRequest { id: network.id.clone(), force: false };
             let decision = control::remove_network(state, &request, ids);
             Some((decision, Promise::Goes(ObjectKind::Network, network.id.clone())))
         }
-        10 | 11 => Some((redrain(state, random, ids)?, Promise::Nothing)),
-        12 => {
+        20..=23 => Some((redrain(state, random, ids)?, Promise::Nothing)),
+        24 | 25 => {
             let ports = published(state, random);
             let decision = update(state, service?, now, ids, |spec| {
                 spec.endpoint.get_or_insert_default().ports = ports;
             });
             Some((decision, Promise::Nothing))
         }
+        26 => Some((replace_root(state, random, ids)?, Promise::Nothing)),
         _ => None,
     }
+}
+
+/// Another root certificate, also while the last one is still on its way.
+fn replace_root(state: &State, random: &mut IdGen, ids: &mut IdGen) -> Option<Decision> {
+    let cluster = state.cluster()?;
+    let old = cluster.root_ca.clone()?;
+    let new = root(random.number() as usize).certificate_pem.clone();
+    if new == old.certificate_pem {
+        return None;
+    }
+    let rotation = Some(RootRotation { certificate_pem: new, ..RootRotation::default() });
+    let fresh = Fresh { root: Some(RootCa { rotation, ..old }), ..Fresh::default() };
+    let request = UpdateClusterRequest { version: cluster.meta().version, ..UpdateClusterRequest::default() };
+    Some(control::update_cluster(state, &request, fresh, ids))
 }
 
 fn user_networks(state: &State) -> impl Iterator<Item = &Arc<Network>> {

@@ -1,32 +1,32 @@
 //! The world: one queue of events in virtual time, and everything that happens by chance in it.
 
+mod faults;
+mod wanted;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message as _;
 use rswarm_base::{IdGen, Timestamp};
-use rswarm_manager_core::assign::{Table, Tables};
-use rswarm_manager_core::peer::Input;
-use rswarm_manager_core::state::node_state;
+use rswarm_manager_core::peer::{Input, bootstrap_index};
 use rswarm_manager_core::{Author, State, apply};
-use rswarm_proto::model::service::Mode;
-use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::{
     Annotations, Batch, Change, Cluster, ClusterSpec, Node, NodeAvailability, NodeDescription, NodeSpec,
-    NodeState, ObjectKind, Resources, Service, Transaction, change, update_status,
+    ObjectKind, Resources, RootCa, Service, Transaction, change,
 };
-use rswarm_worker::assignments::NetworkView;
 
 use crate::agent::Agent;
-use crate::checkers::{Checkers, completed};
-use crate::manager::{Manager, Note, founded};
+use crate::checkers::Checkers;
+use crate::manager::{Manager, Note, founded_at, hash};
 use crate::net::{Address, Net, Packet, Payload};
+use crate::roots::root;
 use crate::workload::{self, Promise, Promises};
 
 const TICK: Duration = Duration::from_millis(100);
-const MANAGERS: u64 = 3;
-const NODES: usize = 4;
+/// Entries between comparisons of whole states: after a step that went two ways, they differ for long.
+const STATE_EVERY: u64 = 64;
+/// Seeds between those of a large cluster: most faults need few machines, and a small cluster is quickly run.
+const LARGE_EVERY: u64 = 25;
 
 #[derive(Debug)]
 enum Event {
@@ -37,8 +37,22 @@ enum Event {
     Fault,
 }
 
+/// How many machines there are.
+#[derive(Debug, Clone, Copy)]
+struct Size {
+    managers: usize,
+    nodes: usize,
+}
+
+impl Size {
+    const SMALL: Size = Size { managers: 3, nodes: 4 };
+    const LARGE: Size = Size { managers: 5, nodes: 20 };
+}
+
 /// A cluster, its machines and its users.
 pub struct World {
+    size: Size,
+    had_disaster: bool,
     now: Timestamp,
     queue: BTreeMap<(Timestamp, u64), Event>,
     sequence: u64,
@@ -67,7 +81,11 @@ pub struct World {
 
 impl World {
     pub fn new(seed: u64) -> World {
+        let size = if seed.is_multiple_of(LARGE_EVERY) { Size::LARGE } else { Size::SMALL };
+        let managers = size.managers as u64;
         World {
+            size,
+            had_disaster: false,
             now: Timestamp(1_700_000_000_000_000_000),
             queue: BTreeMap::new(),
             sequence: 0,
@@ -75,8 +93,8 @@ impl World {
             random: IdGen::seeded(u128::from(seed) << 65 | u128::from(seed)),
             net: Net::default(),
             managers: BTreeMap::new(),
-            members: (1..=MANAGERS).collect(),
-            next_manager: MANAGERS + 1,
+            members: (1..=managers).collect(),
+            next_manager: managers + 1,
             agents: BTreeMap::new(),
             checkers: Checkers::default(),
             promises: Promises::default(),
@@ -92,18 +110,19 @@ impl World {
 
     /// One manager founds the cluster, the others join it as learners and are promoted.
     pub fn found_cluster(&mut self) {
-        let state = first_state();
-        for id in 1..=MANAGERS {
+        let state = first_state(self.size.nodes);
+        for id in self.members.clone() {
             let mut manager = Manager::new(id, &mut self.random);
             if id == 1 {
-                manager.disk = founded(id, &state);
+                manager.disk = founded_at(id, bootstrap_index(), &state);
             }
             manager.start();
             self.managers.insert(id, manager);
             self.after(TICK, Event::ManagerTick(id));
         }
         for node in state.nodes() {
-            let agent = Agent::new(&node.id, 1 + self.random.number() % MANAGERS, &mut self.random);
+            let agent =
+                Agent::new(&node.id, 1 + self.random.number() % self.size.managers as u64, &mut self.random);
             self.agents.insert(node.id.clone(), agent);
             self.after(TICK, Event::AgentTick(node.id.clone()));
         }
@@ -182,7 +201,7 @@ impl World {
             }
             Event::Fault => {
                 self.break_it();
-                let pause = Duration::from_millis(500 + self.random.number() % 3000);
+                let pause = Duration::from_millis(300 + self.random.number() % 2000);
                 self.after(pause, Event::Fault);
             }
         }
@@ -217,7 +236,9 @@ impl World {
             Note::Applied { index, entry } => {
                 self.checkers.applied(id, index, entry);
                 let running = self.managers.get(&id).and_then(|manager| manager.running.as_ref());
-                if let Some(running) = running.filter(|running| running.applied == index && index % 16 == 0) {
+                if let Some(running) =
+                    running.filter(|running| running.applied == index && index % STATE_EVERY == 0)
+                {
                     self.checkers.state(id, index, fingerprint(&running.state));
                 }
             }
@@ -244,15 +265,19 @@ impl World {
     fn tick_agent(&mut self, node: &str) {
         let managers: Vec<u64> = self.members.iter().copied().collect();
         let Some(agent) = self.agents.get_mut(node) else { return };
+        let mut report = None;
         if agent.is_up {
             agent.step(self.now, self.calm, &mut self.random);
             if self.random.number().is_multiple_of(3) {
                 let payload = agent.report(&managers, self.now, &mut self.random);
                 let to = Address::Manager(agent.manager);
-                self.send(Packet { from: Address::Agent(node.to_owned()), to, payload });
+                report = Some(Packet { from: Address::Agent(node.to_owned()), to, payload });
             }
         }
-        self.checkers.containers(&self.agents, &self.newest);
+        if std::mem::take(&mut agent.changed) {
+            self.checkers.containers(&self.agents, &self.newest);
+        }
+        report.into_iter().for_each(|packet| self.send(packet));
         self.after(TICK, Event::AgentTick(node.to_owned()));
     }
 
@@ -266,10 +291,10 @@ impl World {
         match packet.to.clone() {
             Address::Agent(node) => {
                 let Some(agent) = self.agents.get_mut(&node).filter(|agent| agent.is_up) else { return };
-                if let (Address::Manager(from), Payload::Assign { index, message }) =
+                if let (Address::Manager(from), Payload::Assign { index, root, message }) =
                     (&packet.from, &packet.payload)
                 {
-                    agent.assign(*from, *index, message, self.now);
+                    agent.assign(*from, *index, *root, message, self.now);
                 }
             }
             Address::Manager(id) => {
@@ -387,165 +412,6 @@ impl World {
             .filter_map(|decision| decision.ok().map(|(transaction, _)| transaction))
             .collect()
     }
-
-    // ---- faults -------------------------------------------------------------------------------------
-
-    fn break_it(&mut self) {
-        match self.random.number() % 10 {
-            0 | 1 => self.crash_or_start_managers(),
-            2 => self.stop_or_start_agent(),
-            3 => {
-                let node = self.any_node();
-                let now = self.now;
-                if let Some(agent) = self.agents.get_mut(&node) {
-                    agent.reboot(now);
-                }
-            }
-            4 | 5 => self.part(),
-            6..=8 => {
-                let loss = 20 + self.random.number() % 50;
-                self.net.heal();
-                self.net.loss = loss;
-                self.managers
-                    .values_mut()
-                    .filter(|manager| manager.running.is_none())
-                    .for_each(Manager::start);
-            }
-            _ => self.replace_manager(),
-        }
-    }
-
-    fn any_node(&mut self) -> String {
-        let at = self.random.number() as usize % self.agents.len();
-        self.agents.keys().nth(at).cloned().expect("there are agents")
-    }
-
-    fn crash_or_start_managers(&mut self) {
-        for manager in self.managers.values_mut() {
-            match (self.random.number() % 3, &manager.running) {
-                (0, Some(_)) => manager.crash(&mut self.random),
-                (1 | 2, None) => manager.start(),
-                _ => {}
-            }
-        }
-    }
-
-    fn stop_or_start_agent(&mut self) {
-        let node = self.any_node();
-        if let Some(agent) = self.agents.get_mut(&node) {
-            if agent.is_up { agent.is_up = false } else { agent.restart() }
-        }
-    }
-
-    fn part(&mut self) {
-        let managers = self.managers.keys().map(|id| Address::Manager(*id));
-        let agents = self.agents.keys().map(|node| Address::Agent(node.clone()));
-        let all: Vec<Address> = managers.chain(agents).collect();
-        let sides = all.into_iter().map(|address| (address, (self.random.number() % 2) as u8)).collect();
-        self.net.part(sides);
-    }
-
-    /// A member is replaced for good: the new one has another raft id and an empty disk.
-    fn replace_manager(&mut self) {
-        let known = self
-            .members
-            .iter()
-            .all(|id| self.managers.get(id).is_some_and(|manager| manager.running.is_some()));
-        if !known || self.managers.len() as u64 > MANAGERS {
-            return;
-        }
-        let at = self.random.number() as usize % self.members.len();
-        let old = *self.members.iter().nth(at).expect("there are members");
-        let new = self.next_manager;
-        self.next_manager += 1;
-        self.members.remove(&old);
-        self.members.insert(new);
-        let mut manager = Manager::new(new, &mut self.random);
-        manager.start();
-        self.managers.insert(new, manager);
-        self.after(TICK, Event::ManagerTick(new));
-    }
-
-    // ---- what should be -----------------------------------------------------------------------------
-
-    /// Whether there is a leader and all members vote.
-    fn has_group(&self) -> bool {
-        let Some(leader) = self.leader() else { return false };
-        let Some(running) = &self.managers[&leader].running else { return false };
-        let voters: BTreeSet<u64> =
-            running.peer.members().iter().filter(|member| !member.learner).map(|member| member.id).collect();
-        voters == self.members
-    }
-
-    /// What is not as it should be in a cluster at rest.
-    fn trouble(&self) -> Option<String> {
-        let Some(leader) = self.leader() else { return Some("nobody leads".to_owned()) };
-        let state = &self.managers[&leader].running.as_ref()?.state;
-        if let Some(node) = state.nodes().find(|node| node_state(node) != NodeState::ReadyNode) {
-            return Some(format!("node {} is not ready", node.id));
-        }
-        if let Some(network) = state.networks().find(|network| network.pending_delete) {
-            return Some(format!("network {} is still there", network.id));
-        }
-        let service = state.services().find_map(|service| self.service_trouble(state, service));
-        service.or_else(|| self.container_trouble(state))
-    }
-
-    fn service_trouble(&self, state: &State, service: &Service) -> Option<String> {
-        if service.pending_delete {
-            return Some(format!("service {} is still there", service.id));
-        }
-        let phase = service.update_status.as_ref().map(|status| status.state());
-        let under_way = [update_status::State::Updating, update_status::State::RollbackStarted];
-        if phase.is_some_and(|phase| under_way.contains(&phase)) {
-            return Some(format!("service {} is still being updated", service.id));
-        }
-        let wanted = match service.spec.as_ref()?.mode_or_default() {
-            Mode::Replicated(replicas) => replicas,
-            Mode::Global => NODES as u64,
-            Mode::ReplicatedJob { total, .. } => return unfinished(state, service, total),
-            Mode::GlobalJob => return unfinished(state, service, NODES as u64),
-        };
-        let live = state.tasks_of_service(&service.id).filter(|task| task.is_live());
-        let states: Vec<_> = live.map(|task| (task.slot, task.observed(), task.desired())).collect();
-        let running = states.iter().filter(|(_, observed, _)| *observed == TaskState::Running).count() as u64;
-        let as_asked = running == wanted && states.len() as u64 == wanted;
-        (!as_asked).then(|| format!("service {} should have {wanted} tasks and has {states:?}", service.id))
-    }
-
-    /// No container outlives its task, and every task that is said to run has one that does.
-    fn container_trouble(&self, state: &State) -> Option<String> {
-        let mut tables = Tables::new(state);
-        for (node, agent) in &self.agents {
-            let assigned = tables.assignments(node);
-            let same = |view: &NetworkView, table: &Arc<Table>| {
-                view.network.id == table.network.id
-                    && view.endpoints == table.endpoints
-                    && view.services == table.services
-                    && view.nodes == table.nodes
-            };
-            if agent.tables().count() != assigned.networks.len()
-                || !agent.tables().zip(assigned.networks.values()).all(|(view, table)| same(view, table))
-            {
-                return Some(format!("{node} has other tables than it was assigned"));
-            }
-            for (id, container) in agent.containers.iter().filter(|(_, container)| container.is_up()) {
-                let wanted = state.task(id).is_some_and(|task| task.is_live() && task.node_id == *node);
-                if !wanted {
-                    return Some(format!(
-                        "{} of task {id} is on {node} still",
-                        container.status.state().name()
-                    ));
-                }
-            }
-            for task in state.tasks_on_node(node).filter(|task| task.observed() == TaskState::Running) {
-                if !agent.containers.get(&task.id).is_some_and(|container| container.is_up()) {
-                    return Some(format!("task {} is said to run on {node} and does not", task.id));
-                }
-            }
-        }
-        None
-    }
 }
 
 fn is_sound(service: &Service) -> bool {
@@ -555,25 +421,29 @@ fn is_sound(service: &Service) -> bool {
 }
 
 fn fingerprint(state: &State) -> u64 {
-    let bytes = state.snapshot().encode_to_vec();
-    bytes.iter().fold(7u64, |hash, byte| hash.wrapping_mul(31) ^ u64::from(*byte))
+    hash(&state.snapshot().encode_to_vec())
 }
 
 /// The cluster and its nodes, as the founding manager writes them.
-fn first_state() -> State {
+fn first_state(nodes: usize) -> State {
     let annotations = Some(Annotations { name: "default".to_owned(), ..Annotations::default() });
     let spec = ClusterSpec { annotations, ..ClusterSpec::default() };
     let cluster = Cluster {
         id: "cluster".to_owned(),
         spec: Some(spec),
         subnet_size: workload::SUBNET_SIZE,
+        root_ca: Some(RootCa { certificate_pem: root(0).certificate_pem.clone(), ..RootCa::default() }),
         ..Cluster::default()
     };
     let resources = Some(Resources { nano_cpus: 4_000_000_000, memory: 8 << 30, pids: 0 });
-    let nodes = (1..=NODES).map(|n| Node {
+    let nodes = (1..=nodes).map(|n| Node {
         id: format!("node{n}"),
         spec: Some(NodeSpec::default()),
-        description: Some(NodeDescription { resources, ..NodeDescription::default() }),
+        description: Some(NodeDescription {
+            resources,
+            tls: Some(root(0).info.clone()),
+            ..NodeDescription::default()
+        }),
         ..Node::default()
     });
     let objects = std::iter::once(cluster.into()).chain(nodes.map(Into::into));
@@ -586,12 +456,4 @@ fn first_state() -> State {
     assert!(applied.results.iter().all(|(_, result)| result.is_ok()));
     assert!(applied.state.get(ObjectKind::Cluster, "cluster").is_some());
     applied.state
-}
-
-/// What a job still has to complete, or runs beyond that.
-fn unfinished(state: &State, service: &Service, total: u64) -> Option<String> {
-    let done = completed(state, service);
-    let live = state.tasks_of_service(&service.id).filter(|task| task.is_live()).count();
-    (done.len() as u64 != total || live > 0)
-        .then(|| format!("job {} has completed {done:?} of {total}, and {live} tasks are live", service.id))
 }

@@ -10,6 +10,9 @@ use anyhow::{Context, Result, ensure};
 
 use crate::harness::{binary, eventually, run};
 
+/// The demo image with a health check.
+pub const CHECKED: &str = "checked:latest";
+
 /// A host of a lab.
 pub struct Host {
     /// `h1`, `h2`, …
@@ -22,13 +25,15 @@ pub struct Host {
     pub dir: PathBuf,
     /// More flags for its daemon.
     pub flags: Vec<String>,
+    /// The program that its daemon is started from.
+    pub program: PathBuf,
     daemon: Option<Child>,
 }
 
 impl Host {
     /// A host whose daemon does not run yet.
     pub fn new(name: String, netns: String, address: Ipv4Addr, dir: PathBuf) -> Host {
-        Host { name, netns, address, dir, flags: Vec::new(), daemon: None }
+        Host { name, netns, address, dir, flags: Vec::new(), program: binary(), daemon: None }
     }
 
     /// Where its API listens.
@@ -49,7 +54,7 @@ impl Host {
         std::fs::create_dir_all(&self.dir)?;
         let log = File::options().create(true).append(true).open(self.dir.join("daemon.log"))?;
         let child = self
-            .command(binary())
+            .command(&self.program)
             .args(["daemon", "--node-name", &self.name, "--log-level", "debug"])
             .arg("--data-root")
             .arg(self.dir.join("data"))
@@ -138,9 +143,20 @@ impl Host {
 
     /// Puts the demo image on this host: the binary itself, `FROM scratch`, tagged `demo:latest`.
     pub fn import_demo(&self) -> Result<()> {
+        self.import_server("demo:latest", &[])
+    }
+
+    /// The same as [`CHECKED`], with a health check: its tasks are ready when they answer, not when they are started.
+    pub fn import_checked_demo(&self) -> Result<()> {
+        let fetch = r#"["/rswarm","whoami","--fetch","http://127.0.0.1/hostname"]"#;
+        self.import_server(CHECKED, &[&format!("HEALTHCHECK --interval=1s --timeout=30s CMD {fetch}")])
+    }
+
+    fn import_server(&self, tag: &str, more: &[&str]) -> Result<()> {
         let dir = tempfile::tempdir()?;
         std::fs::copy(binary(), dir.path().join("rswarm"))?;
-        self.import(dir.path(), "demo:latest", &["ENTRYPOINT [\"/rswarm\",\"whoami\"]", "EXPOSE 80"])
+        let changes = ["ENTRYPOINT [\"/rswarm\",\"whoami\"]", "EXPOSE 80"];
+        self.import(dir.path(), tag, &[&changes[..], more].concat())
     }
 
     /// Puts a busybox image on this host, tagged `busybox:latest`.

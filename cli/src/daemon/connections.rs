@@ -23,8 +23,8 @@ pub(super) fn any_incoming(pid: i32) -> io::Result<bool> {
 }
 
 /// States in the kernel's tables (`include/net/tcp_states.h`) in which somebody may wait for an answer: established,
-/// and closed by the other side alone.
-const OPEN: [u8; 2] = [0x01, 0x08];
+/// about to be, and closed by the other side alone.
+const OPEN: [u8; 3] = [0x01, 0x03, 0x08];
 const LISTEN: u8 = 0x0a;
 
 fn incoming(tables: &str) -> bool {
@@ -71,8 +71,9 @@ mod tests {
         let went = "   2: 0300000A:C350 0400000A:0050 01 00000000:00000000 00:00000000 00000000     0\n";
         let own = "   3: 0100007F:0050 0100007F:C350 01 00000000:00000000 00:00000000 00000000     0\n";
         let over = "   4: 0300000A:0050 0400000A:C350 06 00000000:00000000 00:00000000 00000000     0\n";
+        let comes = "   5: 0300000A:0050 0400000A:C350 03 00000000:00000000 01:00000000 00000000     0\n";
         let check = |lines: &[&str]| incoming(&format!("{HEAD}{}", lines.concat()));
-        assert!(check(&[listen, came]));
+        assert!(check(&[listen, came]) && check(&[listen, comes]));
         assert!(!check(&[listen, went, own, over]));
         assert!(!check(&[came]), "nobody listens: it went out from there");
         // A listener of both families; the connection came by IPv4.

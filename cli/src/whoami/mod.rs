@@ -58,8 +58,10 @@ fn serve_until_told(port: u16) -> Result<(), String> {
     ending.add(Signal::SIGTERM);
     ending.add(Signal::SIGINT);
     ending.thread_block().map_err(|problem| format!("signals cannot be blocked: {problem}"))?;
-    serve::start(port).map_err(|problem| format!("port {port} cannot be served: {problem}"))?;
+    let server =
+        serve::Server::start(port).map_err(|problem| format!("port {port} cannot be served: {problem}"))?;
     let _ = writeln!(std::io::stdout(), "answering on port {port}");
     ending.wait().map_err(|problem| format!("signals cannot be awaited: {problem}"))?;
+    server.end();
     Ok(())
 }

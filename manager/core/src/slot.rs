@@ -164,7 +164,7 @@ pub fn verdict(service: &Service, slot: &Slot<'_>) -> Verdict {
     if told {
         return Verdict::Replace(Duration::ZERO);
     }
-    if policy.max_attempts > 0 && attempts(slot, policy.window) >= policy.max_attempts {
+    if policy.max_attempts > 0 && attempts(slot, policy.window.unwrap_or_default()) >= policy.max_attempts {
         return Verdict::Done;
     }
     Verdict::Replace(restart_delay(service))
@@ -189,6 +189,12 @@ fn attempts(slot: &Slot<'_>, window: i64) -> u64 {
             && ended(task) >= from
     };
     slot.tasks.iter().filter(counts).count() as u64
+}
+
+/// What a new task of the service would be, as far as it matters for where it may go.
+#[must_use]
+pub fn model(service: &Service) -> Task {
+    new_task(service, Place { slot: 1, node_id: String::new() }, Timestamp::ZERO, &mut IdGen::seeded(0))
 }
 
 /// A task of the service as it is now, wanted to run at once.

@@ -28,7 +28,11 @@ use tonic::transport::Channel;
 
 /// Nothing in these tests takes longer on a machine that works.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+/// Raft's tick, unless [`TICKING`] says otherwise: elections are waited for.
 const TICK: Duration = Duration::from_millis(50);
+
+/// The tick of all managers of this process; benchmarks set the product's own.
+pub static TICKING: OnceLock<Duration> = OnceLock::new();
 
 /// What the managers log is shown as `RSWARM_LOG` says.
 static LOG: OnceLock<Result<(), String>> = OnceLock::new();
@@ -110,7 +114,7 @@ impl Host {
             identity: self.identity.clone(),
             data_dir: self.raft_dir(),
             advertise_addr: self.addr.clone(),
-            tick: TICK,
+            tick: *TICKING.get_or_init(|| TICK),
             audit: Audit::default(),
         };
         match Manager::start(config, boot, scope.clone()).await {

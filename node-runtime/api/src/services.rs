@@ -11,6 +11,7 @@ use axum::routing::{get, post};
 use rswarm_base::{IdGen, Kind};
 use rswarm_engine::names;
 use rswarm_proto::wire;
+use rswarm_proto::wire::forecast_service_request;
 use rswarm_proto::wire::update_service_request::Rollback;
 
 use crate::error::ApiError;
@@ -30,6 +31,8 @@ pub(crate) fn routes() -> Router<App> {
     Router::new()
         .route("/services", get(list))
         .route("/services/create", post(create))
+        .route("/services/create/forecast", post(forecast_create))
+        .route("/services/{id}/forecast", post(forecast_update))
         .route("/services/{id}", get(inspect).delete(remove))
         .route("/services/{id}/update", post(update))
         .route("/services/{id}/logs", get(read_logs))
@@ -130,16 +133,25 @@ async fn network_id(app: &App, reference: &str) -> Result<String, ApiError> {
 async fn create(
     State(app): State<App>,
     headers: HeaderMap,
-    JsonBody(mut body): JsonBody<types::ServiceSpec>,
+    JsonBody(body): JsonBody<types::ServiceSpec>,
 ) -> Result<(StatusCode, Json<types::ServiceCreated>), ApiError> {
+    let request = creation(&app, body, &headers).await?;
+    let created = app.control().await?.create_service(request).await;
+    let id = created.map_err(|status| ApiError::from_status(&status))?.into_inner().id;
+    Ok((StatusCode::CREATED, Json(types::ServiceCreated { id, warnings: None })))
+}
+
+async fn creation(
+    app: &App,
+    mut body: types::ServiceSpec,
+    headers: &HeaderMap,
+) -> Result<wire::CreateServiceRequest, ApiError> {
     if body.name.is_empty() {
         body.name = names::random(&mut IdGen::from_system());
     }
-    let mut control = app.control().await?;
-    let request = wire::CreateServiceRequest { spec: Some(spec(&app, &body, &headers).await?) };
-    let created = control.create_service(request).await.map_err(|status| ApiError::from_status(&status))?;
-    let id = created.into_inner().id;
-    Ok((StatusCode::CREATED, Json(types::ServiceCreated { id, warnings: None })))
+    // A node that is no manager says so first.
+    app.control().await?;
+    Ok(wire::CreateServiceRequest { spec: Some(spec(app, &body, headers).await?) })
 }
 
 async fn update(
@@ -149,7 +161,19 @@ async fn update(
     headers: HeaderMap,
     JsonBody(body): JsonBody<types::ServiceSpec>,
 ) -> Result<Json<types::ServiceUpdated>, ApiError> {
-    let version = swarm::version(&query)?;
+    let request = change(&app, &id, &query, &body, &headers).await?;
+    app.control().await?.update_service(request).await.map_err(|status| ApiError::from_status(&status))?;
+    Ok(Json(types::ServiceUpdated { warnings: None }))
+}
+
+async fn change(
+    app: &App,
+    id: &str,
+    query: &Query,
+    body: &types::ServiceSpec,
+    headers: &HeaderMap,
+) -> Result<wire::UpdateServiceRequest, ApiError> {
+    let version = swarm::version(query)?;
     let rollback = match query.text("rollback") {
         "" => Rollback::None,
         "previous" => Rollback::Previous,
@@ -160,18 +184,47 @@ async fn update(
         "previous-spec" => true,
         other => return Err(ApiError::invalid(format!("unsupported registryAuthFrom value \"{other}\""))),
     };
-    let stored = find(&app, &id).await?;
+    let stored = find(app, id).await?;
     // A rollback takes the spec that is stored; the one sent along is not looked at.
-    let spec = if rollback == Rollback::Previous { None } else { Some(spec(&app, &body, &headers).await?) };
-    let request = wire::UpdateServiceRequest {
+    let spec = if rollback == Rollback::Previous { None } else { Some(spec(app, body, headers).await?) };
+    Ok(wire::UpdateServiceRequest {
         id: stored.id,
         version,
         spec,
         rollback: rollback.into(),
         registry_auth_from_previous,
-    };
-    app.control().await?.update_service(request).await.map_err(|status| ApiError::from_status(&status))?;
-    Ok(Json(types::ServiceUpdated { warnings: None }))
+    })
+}
+
+/// What `create` would do, with the same body.
+async fn forecast_create(
+    State(app): State<App>,
+    headers: HeaderMap,
+    JsonBody(body): JsonBody<types::ServiceSpec>,
+) -> Result<Json<types::ServiceForecast>, ApiError> {
+    let request = creation(&app, body, &headers).await?;
+    foretold(&app, forecast_service_request::Request::Create(request)).await
+}
+
+/// What `update` would do, with the same query and body.
+async fn forecast_update(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    query: Query,
+    headers: HeaderMap,
+    JsonBody(body): JsonBody<types::ServiceSpec>,
+) -> Result<Json<types::ServiceForecast>, ApiError> {
+    let request = change(&app, &id, &query, &body, &headers).await?;
+    foretold(&app, forecast_service_request::Request::Update(request)).await
+}
+
+async fn foretold(
+    app: &App,
+    request: forecast_service_request::Request,
+) -> Result<Json<types::ServiceForecast>, ApiError> {
+    let request = wire::ForecastServiceRequest { request: Some(request) };
+    let foretold = app.control().await?.forecast_service(request).await;
+    Ok(Json(service::forecast(foretold.map_err(|status| ApiError::from_status(&status))?.into_inner())))
 }
 
 async fn remove(State(app): State<App>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {

@@ -181,6 +181,23 @@ impl Inside {
         self.keep_mesh_rules(Vec::new())
     }
 
+    /// Says on the link who has its addresses now: others may remember who had them before, for half a minute. In the
+    /// calling thread's namespace.
+    // Documentation/networking/ip-sysctl.rst, arp_notify, ndisc_notify: when a link's MAC is set
+    fn announce(&self) -> io::Result<()> {
+        let has_v6 = self.addresses.iter().any(|placed| placed.address.is_ipv6());
+        let notify = |value| {
+            set_sysctl(&format!("ipv4/conf/{}/arp_notify", self.interface), value);
+            if has_v6 {
+                set_sysctl(&format!("ipv6/conf/{}/ndisc_notify", self.interface), value);
+            }
+        };
+        notify("1");
+        let done = Route::open()?.set_mac(&self.interface, self.mac);
+        notify("0");
+        done
+    }
+
     /// Makes the rules of a container of the mesh, or puts them right, in the calling thread's namespace.
     pub fn keep_mesh_rules(&self, before: Vec<Held>) -> io::Result<Vec<Held>> {
         let found = Route::open()?.list()?;
@@ -242,6 +259,7 @@ pub async fn connect(
     let set_up = move || {
         let rules = inside.set_up()?;
         route.await_carrier(&near)?;
+        inside.announce()?;
         Ok(rules)
     };
     let done = container.act(action, set_up).await;

@@ -1,6 +1,7 @@
 //! Services: make, change, scale, follow, list.
 
 mod create;
+mod forecast;
 mod list;
 mod options;
 mod progress;
@@ -59,6 +60,14 @@ pub struct WaitArgs {
     /// Do not show progress
     #[arg(short, long)]
     quiet: bool,
+}
+
+/// Whether a command only says what it would do.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct DryRunArgs {
+    /// Show what would change, which tasks would be replaced and where new ones would go; change nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 #[derive(Debug, Args)]
@@ -155,12 +164,16 @@ pub fn inspect_path(name: &str) -> String {
 }
 
 async fn create_command(context: &Context, args: create::CreateArgs) -> Result<u8, CommandError> {
-    let wait = args.wait;
+    let (wait, dry_run) = (args.wait, args.dry.dry_run);
     let with_auth = args.settings.with_registry_auth;
     let (secrets, configs) = (args.secret.clone(), args.config.clone());
     let mut spec = args.spec()?;
     give_content(context, &mut spec, &secrets, &configs).await?;
-    let call = authorised(Call::post("/services/create").body(&spec), with_auth, &spec)?;
+    let path = if dry_run { "/services/create/forecast" } else { "/services/create" };
+    let call = authorised(Call::post(path).body(&spec), with_auth, &spec)?;
+    if dry_run {
+        return forecast::show(context, call, None).await;
+    }
     let created: ServiceCreated = context.client.json(call).await?;
     warn(context, created.warnings);
     context.terminal.line(&created.id)?;
@@ -169,8 +182,11 @@ async fn create_command(context: &Context, args: create::CreateArgs) -> Result<u
 
 async fn update_command(context: &Context, args: update::UpdateArgs) -> Result<u8, CommandError> {
     let service = inspect(context, &args.service).await?;
+    let dry_run = args.dry.dry_run;
+    let before = dry_run.then(|| service.spec.clone());
+    let verb = if dry_run { "forecast" } else { "update" };
     let call =
-        Call::post(format!("{}/update", inspect_path(&service.id))).query("version", service.version.index);
+        Call::post(format!("{}/{verb}", inspect_path(&service.id))).query("version", service.version.index);
     let (wait, name, with_auth) = (args.wait, args.service.clone(), args.settings.with_registry_auth);
     let call = if args.rollback {
         call.query("rollback", "previous").body(&service.spec)
@@ -182,6 +198,9 @@ async fn update_command(context: &Context, args: update::UpdateArgs) -> Result<u
         give_content(context, &mut spec, &secrets, &configs).await?;
         authorised(call.body(&spec), with_auth, &spec)?
     };
+    if dry_run {
+        return forecast::show(context, call, before.as_ref()).await;
+    }
     send_update(context, call).await?;
     context.terminal.line(name)?;
     progress::follow(context, &service.id, wait).await

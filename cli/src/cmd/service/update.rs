@@ -2,11 +2,12 @@
 
 use clap::Args;
 use rswarm_api::types::{
-    EndpointSpec, Mount, NetworkAttachmentConfig, Placement, PlacementPreference, ServiceSpec, Ulimit,
+    EndpointSpec, GenericResource, Mount, NetworkAttachmentConfig, Placement, PlacementPreference,
+    ServiceSpec, Ulimit,
 };
 
-use super::WaitArgs;
 use super::options::{self, Settings};
+use super::{DryRunArgs, WaitArgs};
 use crate::cmd::{CommandError, mount, secret, words};
 
 pub const EXAMPLES: &str = "\
@@ -48,6 +49,8 @@ pub struct UpdateArgs {
     changes: Changes,
     #[command(flatten)]
     pub wait: WaitArgs,
+    #[command(flatten)]
+    pub dry: DryRunArgs,
     /// Name or ID
     pub service: String,
 }
@@ -91,6 +94,12 @@ struct Changes {
     /// Remove a placement preference
     #[arg(long, value_name = "PREFERENCE", value_parser = options::preference)]
     placement_pref_rm: Vec<PlacementPreference>,
+    /// Reserve so many of a kind that nodes say they have
+    #[arg(long, value_name = "RESOURCE", value_parser = options::generic_resource)]
+    generic_resource_add: Vec<GenericResource>,
+    /// Reserve none of this kind
+    #[arg(long, value_name = "KIND")]
+    generic_resource_rm: Vec<String>,
     /// Set a label of the service
     #[arg(long, value_name = "LABEL")]
     label_add: Vec<String>,
@@ -177,6 +186,7 @@ impl Changes {
         let labels = spec.labels.get_or_insert_default();
         labels.retain(|key, _| !self.label_rm.contains(key));
         labels.extend(words::key_values(&self.label_add));
+        options::change_generic(spec, self.generic_resource_add, &self.generic_resource_rm);
         change_ports(spec, &self.publish_add, &self.publish_rm)?;
         let networks = &mut spec.task_template.networks;
         change(

@@ -17,6 +17,9 @@ const NAME_MAX: usize = 64;
 /// The one kind of template there is.
 const GOLANG: &str = "golang";
 
+/// Bytes of all labels of a secret or config: beside its data, they must fit one write.
+const LABELS_BYTES_MAX: usize = 16 << 10;
+
 /// Checks a secret or a config.
 pub fn content(spec: &ContentSpec, kind: ObjectKind) -> Result<(), Vec<Problem>> {
     let mut findings = Findings::default();
@@ -39,8 +42,8 @@ pub fn content(spec: &ContentSpec, kind: ObjectKind) -> Result<(), Vec<Problem>>
     let reason = format!("{noun} data must be larger than 0 and less than {max} bytes");
     findings.add_if(spec.data.is_empty() || spec.data.len() >= max, "", reason);
     let labels: usize = annotations.labels.iter().map(|(key, value)| key.len() + value.len()).sum();
-    let reason = format!("the labels of a {noun} may have {} bytes, not {labels}", super::LABELS_BYTES_MAX);
-    findings.add_if(labels > super::LABELS_BYTES_MAX, "", reason);
+    let reason = format!("the labels of a {noun} may have {} bytes, not {labels}", LABELS_BYTES_MAX);
+    findings.add_if(labels > LABELS_BYTES_MAX, "", reason);
     let templating = spec.templating.as_str();
     let reason = format!("unrecognized template driver '{templating}': want {GOLANG}");
     findings.add_if(!templating.is_empty() && templating != GOLANG, "", reason);

@@ -148,6 +148,30 @@ impl Control for FakeManager {
         Ok(Reply::new(wire::Service::default()))
     }
 
+    async fn forecast_service(
+        &self,
+        request: tonic::Request<wire::ForecastServiceRequest>,
+    ) -> Result<Reply<wire::Forecast>, Status> {
+        let task = wire::ForecastTask {
+            name: "web.1".into(),
+            starts: true,
+            to_node: "node1".into(),
+            ..wire::ForecastTask::default()
+        };
+        let service = match request.into_inner().request {
+            Some(wire::forecast_service_request::Request::Create(request)) => {
+                wire::Service { spec: request.spec, ..wire::Service::default() }
+            }
+            _ => return Err(Status::failed_precondition("update out of sequence")),
+        };
+        Ok(Reply::new(wire::Forecast {
+            service: Some(service),
+            tasks: vec![task],
+            unchanged: 2,
+            complete: true,
+        }))
+    }
+
     async fn create_network(
         &self,
         request: tonic::Request<wire::CreateNetworkRequest>,
@@ -553,7 +577,7 @@ async fn a_taken_connection_carries_raw_bytes_with_and_without_an_upgrade() {
     async fn echo(hijacker: connection::Hijacker, _body: Bytes) -> Response {
         hijacker
             .take(|mut raw| async move {
-                crate::attach::accept(&mut raw, crate::stream::MULTIPLEXED).await.expect("head");
+                crate::attach::accept(&mut raw, crate::stream::MULTIPLEXED).await.expect("head").await;
                 let mut rest = raw.early.to_vec();
                 raw.socket.read_to_end(&mut rest).await.expect("read");
                 raw.socket.write_all(&rest).await.expect("write");

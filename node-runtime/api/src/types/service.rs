@@ -381,6 +381,23 @@ docker! {
         pub warnings: Option<Vec<String>>,
     }
 
+    /// The reply to `POST /services/create/forecast` and `/services/{id}/forecast`, which docker has not.
+    pub struct ServiceForecast {
+        pub spec: ServiceSpec,
+        pub tasks: Vec<ForecastTask>,
+        pub unchanged: u64,
+        pub complete: bool,
+    }
+
+    pub struct ForecastTask {
+        pub name: String,
+        pub replaces: String,
+        pub from_node: String,
+        pub starts: bool,
+        pub to_node: String,
+        pub err: String,
+    }
+
     /// The reply to `POST /secrets/create` and `/configs/create`.
     pub struct IdReply {
         #[serde(rename = "ID")]

@@ -84,6 +84,13 @@ impl Route {
         }
     }
 
+    /// Gives a link a MAC, which may be the one that it has.
+    pub fn set_mac(&mut self, link: &str, mac: Mac) -> io::Result<()> {
+        let mut message = named_link(link);
+        message.attributes.push(LinkAttribute::Address(mac.0.to_vec()));
+        self.request(RouteNetlinkMessage::SetLink(message), 0)
+    }
+
     fn create_pair(&mut self, pair: &Pair, bridge: u32) -> io::Result<()> {
         let mut far = LinkMessage::default();
         far.attributes = vec![

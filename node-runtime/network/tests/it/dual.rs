@@ -299,3 +299,29 @@ async fn an_overlay_carries_both_families_to_tasks_services_and_published_ports(
         assert_clean(&hosts[n], &configs[n]);
     }
 }
+
+/// A MAC of somebody's choice is not what the next owner of the address has.
+#[tokio::test]
+async fn the_next_owner_of_an_address_is_reached_at_once() {
+    let (lab, dir) = (Lab::new(), Dir::new());
+    let host = lab.host(1);
+    let config = config("b0000067", dir.path());
+    let daemon = Daemon::start(&host, config.clone());
+    let networks = &daemon.networks;
+    networks.create_bridge(dual(BRIDGE, Some("fd00:7::/64"))).await.expect("bridge");
+    let neighbour = Container::start(networks, request("neighbour", BRIDGE)).await;
+    let chosen = AttachRequest { mac: Some(Mac([2, 0, 0, 0, 0, 7])), ..request("chosen", BRIDGE) };
+    let chosen = Container::start(networks, chosen).await;
+    let reached = |container: &Container| {
+        let all = [&neighbour.space, &host];
+        container.attached.ips().all(|address| all.iter().all(|space| space.pings(address)))
+    };
+    assert!(reached(&chosen));
+    networks.detach("chosen").await.expect("detach");
+    let next = Container::start(networks, request("next", BRIDGE)).await;
+    assert_eq!(next.address(), chosen.address());
+    assert_ne!(next.attached.mac, chosen.attached.mac);
+    assert!(reached(&next));
+    daemon.networks.close_all().await.expect("close");
+    assert_clean(&host, &config);
+}

@@ -15,7 +15,7 @@ use crate::types;
 pub(crate) use read::{network_targets, spec};
 #[cfg(test)]
 pub(crate) use show::spec_out;
-pub(crate) use show::{service, task_out};
+pub(crate) use show::{forecast, service, task_out};
 
 /// How many of a service's tasks run, should run, and are done.
 pub(crate) fn status(

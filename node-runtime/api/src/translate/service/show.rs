@@ -5,8 +5,30 @@ use rswarm_proto::wire;
 use rswarm_proto::wire::{endpoint_spec, restart_policy, update_config, update_status};
 
 use super::read::RUNTIME_LABEL;
-use crate::translate::{content, healthcheck_out, meta, mounts, nanos, ports, ulimits_out};
+use crate::translate::{content, healthcheck_out, meta, mounts, nanos, ports, shown_generic, ulimits_out};
 use crate::types;
+
+/// What would come of a request.
+pub(crate) fn forecast(foretold: wire::Forecast) -> types::ServiceForecast {
+    let spec = foretold.service.and_then(|service| service.spec);
+    types::ServiceForecast {
+        spec: spec.as_ref().map(spec_out).unwrap_or_default(),
+        tasks: foretold
+            .tasks
+            .into_iter()
+            .map(|task| types::ForecastTask {
+                name: task.name,
+                replaces: task.replaces,
+                from_node: task.from_node,
+                starts: task.starts,
+                to_node: task.to_node,
+                err: task.err,
+            })
+            .collect(),
+        unchanged: foretold.unchanged,
+        complete: foretold.complete,
+    }
+}
 
 /// The stored service. With `defaults`, its spec shows what the managers assume where it says nothing.
 pub(crate) fn service(service: &wire::Service, defaults: bool) -> types::Service {
@@ -206,7 +228,7 @@ fn resources_out(resources: &wire::ResourceRequirements) -> types::ResourceRequi
         reservations: resources.reservations.as_ref().map(|reservations| types::NodeResources {
             nano_cpus: reservations.nano_cpus,
             memory_bytes: reservations.memory,
-            generic_resources: None,
+            generic_resources: shown_generic(&resources.generic),
         }),
         swap_bytes: resources.swap,
         memory_swappiness: resources.memory_swappiness,
@@ -224,7 +246,7 @@ fn restart_out(policy: &wire::RestartPolicy) -> types::ServiceRestartPolicy {
         condition: condition.to_owned(),
         delay: policy.delay,
         max_attempts: Some(policy.max_attempts),
-        window: (policy.window != 0).then_some(policy.window),
+        window: policy.window,
     }
 }
 
