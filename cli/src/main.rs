@@ -30,6 +30,8 @@ use cmd::{CommandError, Context, Failure};
 use daemon::DaemonArgs;
 use terminal::Terminal;
 
+/// What precedes the end of a command that read from a manager without a leader.
+const STALE: &str = "warning: the swarm has no leader: this is what the manager knew last";
 const DEFAULT_HOST: &str = "unix:///run/rswarm/rswarm.sock";
 /// What a wrong command line ends with; docker's `run` and `exec` have their own code.
 const USAGE: u8 = 1;
@@ -114,7 +116,11 @@ fn command_line(args: &[OsString]) -> ExitCode {
                     Ok(client) => Context { client, terminal: Terminal::of_process() },
                     Err(error) => return failed(&error),
                 };
-                match command.run(&context).await {
+                let done = command.run(&context).await;
+                if context.client.is_stale() {
+                    context.terminal.complain(STALE);
+                }
+                match done {
                     Ok(code) => ExitCode::from(code),
                     Err(failure) => command_failed(&failure),
                 }

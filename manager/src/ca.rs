@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use rswarm_base::audit::Audit;
 use rswarm_base::id::cluster_id;
 use rswarm_base::{IdGen, Timestamp};
 use rswarm_manager_core::{Author, State};
@@ -21,6 +22,7 @@ use tonic::{Request, Response, Status};
 use crate::forward::{Forward, Repeat, not_leader, propose_status};
 use crate::found::{certificate_lifetime, new_node};
 use crate::guard::{Guard, set_caller};
+use crate::record;
 use crate::store::StoreHandle;
 
 /// Serves certificates.
@@ -31,12 +33,25 @@ pub(crate) struct CaService {
     pub forward: Forward,
     /// The state.
     pub store: StoreHandle,
+    /// Where it is written down who was let in.
+    pub audit: Audit,
 }
 
 impl CaService {
     /// For the node's gRPC server.
     pub(crate) fn server(self) -> CaServer<Self> {
         CaServer::new(self)
+    }
+
+    async fn issue_at_leader(
+        &self,
+        request: Request<IssueRequest>,
+    ) -> Result<Response<IssueResponse>, Status> {
+        // Mistyped tokens are told so without troubling the leader.
+        JoinToken::parse(&request.get_ref().token).map_err(|error| to_status(&error))?;
+        let here = |request| async { self.issue_here(request).await };
+        let there = |channel, onward| async move { CaClient::new(channel).issue(onward).await };
+        self.forward.at_leader(request, Repeat::Unsafe, here, there).await
     }
 
     async fn issue_here(&self, request: IssueRequest) -> Result<IssueResponse, Status> {
@@ -91,11 +106,10 @@ impl Ca for CaService {
     }
 
     async fn issue(&self, request: Request<IssueRequest>) -> Result<Response<IssueResponse>, Status> {
-        // Mistyped tokens are told so without troubling the leader.
-        JoinToken::parse(&request.get_ref().token).map_err(|error| to_status(&error))?;
-        let here = |request| async { self.issue_here(request).await };
-        let there = |channel, onward| async move { CaClient::new(channel).issue(onward).await };
-        self.forward.at_leader(request, Repeat::Unsafe, here, there).await
+        let entry = record::begin(&self.audit, "issue_certificate", &request);
+        let answer = self.issue_at_leader(request).await;
+        record::end(&self.audit, entry, &answer);
+        answer
     }
 
     async fn renew(&self, mut request: Request<RenewRequest>) -> Result<Response<IssueResponse>, Status> {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rswarm_base::audit::Audit;
 use rswarm_manager_core::State;
 use rswarm_proto::model::{Cluster, Node};
 use rswarm_proto::tls::Identity;
@@ -22,6 +23,8 @@ pub struct ManagerConfig {
     pub advertise_addr: String,
     /// Time between raft ticks; [`TICK`] but for tests and wide networks.
     pub tick: Duration,
+    /// Where control calls are written down.
+    pub audit: Audit,
 }
 
 /// How a manager comes into being.

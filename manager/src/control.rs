@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rswarm_base::audit::Audit;
 use rswarm_base::{Clock, IdGen, SystemClock};
 use rswarm_manager_core::control::{self, ControlError, Decision, Fresh};
 use rswarm_manager_core::forecast::forecast;
@@ -22,18 +23,21 @@ use rswarm_proto::wire::{
     Forecast, ForecastServiceRequest, GetRequest, LeaveManagerRequest, ListRequest, ListResponse, Network,
     Node, Object, ObjectKind, RemoveRequest, RemoveResponse, Secret, Service, UnlockKeyRequest,
     UnlockKeyResponse, UpdateClusterRequest, UpdateConfigRequest, UpdateNodeRequest, UpdateSecretRequest,
-    UpdateServiceRequest, forecast_service_request::Request as Asked, object,
+    UpdateServiceRequest, UsageRequest, UsageResponse, forecast_service_request::Request as Asked, object,
 };
 use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use crate::blocking::blocking;
-use crate::forward::{Forward, Repeat, not_leader, propose_status};
+use crate::forward::{Forward, Repeat, not_leader, propose_status, was_forwarded};
 use crate::guard::Guard;
 use crate::heartbeats::Heartbeats;
+use crate::record;
+use crate::replica::Replica;
 use crate::rotation::next_root;
 use crate::store::{NO_LEADER, ProposeError, StoreHandle};
+use crate::usage;
 
 /// How often a decision is made anew because its object was written in between.
 const CONFLICTS_MAX: usize = 8;
@@ -50,6 +54,10 @@ pub(crate) struct ControlService {
     pub forward: Forward,
     /// What is done here when that is this manager.
     pub desk: Desk,
+    /// Who answers reads when that is nobody.
+    pub replica: Replica,
+    /// Where calls are written down.
+    pub audit: Audit,
 }
 
 impl ControlService {
@@ -67,8 +75,18 @@ fn client(channel: Channel) -> ControlClient<Channel> {
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
-/// One call: by name, as the leader's desk and as the leader's client answer it.
+/// One call: by name, as the leader's desk and as the leader's client answer it, and written down.
 macro_rules! call {
+    ($service:ident, $request:ident, $repeat:ident, $method:ident) => {{
+        let entry = record::begin(&$service.audit, stringify!($method), &$request);
+        let answer = async { answered!($service, $request, $repeat, $method) }.await;
+        record::end(&$service.audit, entry, &answer);
+        answer
+    }};
+}
+
+/// One call, answered.
+macro_rules! answered {
     ($service:ident, $request:ident, $repeat:ident, $method:ident) => {{
         $service.guard.manager(&$request)?;
         let here = |message| $service.desk.$method(message);
@@ -77,14 +95,32 @@ macro_rules! call {
     }};
 }
 
+/// A read, which this manager answers by its own state while nobody leads.
+macro_rules! read {
+    ($service:ident, $request:ident, $method:ident, $here:ident) => {{
+        $service.guard.manager(&$request)?;
+        let was_forwarded = was_forwarded(&$request);
+        let at_leader = async { answered!($service, $request, Safe, $method) };
+        if was_forwarded { at_leader.await } else { $service.replica.read(at_leader, $here).await }
+    }};
+}
+
 #[tonic::async_trait]
 impl Control for ControlService {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<Object>, Status> {
-        call!(self, request, Safe, get)
+        let message = request.get_ref().clone();
+        let here = || self.desk.get_of(&self.desk.store.state(), &message);
+        read!(self, request, get, here)
     }
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
-        call!(self, request, Safe, list)
+        let message = *request.get_ref();
+        let here = || self.desk.list_of(&self.desk.store.state(), message);
+        read!(self, request, list, here)
+    }
+
+    async fn usage(&self, request: Request<UsageRequest>) -> Result<Response<UsageResponse>, Status> {
+        answered!(self, request, Safe, usage)
     }
 
     async fn create_service(
@@ -105,7 +141,7 @@ impl Control for ControlService {
         &self,
         request: Request<ForecastServiceRequest>,
     ) -> Result<Response<Forecast>, Status> {
-        call!(self, request, Safe, forecast_service)
+        answered!(self, request, Safe, forecast_service)
     }
 
     async fn remove_service(
@@ -200,17 +236,26 @@ pub(crate) struct Desk {
 
 impl Desk {
     async fn get(&self, request: GetRequest) -> Result<Object, Status> {
+        self.get_of(&*self.latest().await?, &request)
+    }
+
+    fn get_of(&self, state: &State, request: &GetRequest) -> Result<Object, Status> {
         let kind = kind(request.kind)?;
-        let state = self.latest().await?;
-        let found = control::get(&state, kind, &request.reference).map_err(|error| to_status(&error))?;
+        let found = control::get(state, kind, &request.reference).map_err(|error| to_status(&error))?;
         Ok(self.shown(&found))
     }
 
     async fn list(&self, request: ListRequest) -> Result<ListResponse, Status> {
-        let kind = kind(request.kind)?;
-        let state = self.latest().await?;
-        let objects = control::list(&state, kind).iter().map(|object| self.shown(object)).collect();
-        Ok(ListResponse { objects })
+        self.list_of(&*self.latest().await?, request)
+    }
+
+    fn list_of(&self, state: &State, request: ListRequest) -> Result<ListResponse, Status> {
+        let objects = control::list(state, kind(request.kind)?);
+        Ok(ListResponse { objects: objects.iter().map(|object| self.shown(object)).collect() })
+    }
+
+    async fn usage(&self, _: UsageRequest) -> Result<UsageResponse, Status> {
+        usage::gather(&*self.latest().await?, &self.heartbeats).await
     }
 
     async fn create_service(&self, request: CreateServiceRequest) -> Result<Service, Status> {

@@ -11,8 +11,8 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use prost::Message as _;
-use rswarm_base::Scope;
 use rswarm_base::id::cluster_id;
+use rswarm_base::{Clock, Scope, SystemClock};
 use rswarm_manager_core::State;
 use rswarm_manager_core::assign::{AssignmentSet, assignments, is_content};
 use rswarm_proto::tls::{MESSAGE_BYTES_MAX, Peer, require};
@@ -21,9 +21,9 @@ use rswarm_proto::wire::dispatcher_server::{Dispatcher, DispatcherServer};
 use rswarm_proto::wire::manager_message::Message as ToAgent;
 use rswarm_proto::wire::relay_server::{Relay, RelayServer};
 use rswarm_proto::wire::{
-    AgentMessage, AssignmentChange, Assignments, Goodbye, HeartbeatAck, Hello, ManagerAddr, ManagerMessage,
-    NodeDescription, NodeHello, NodeRole, NodeStatus, NodeTaskReport, NodeUpdate, RelayReport, RelayResponse,
-    StatusAck, TaskReport, Welcome, assignments, goodbye,
+    AgentMessage, AssignmentChange, Assignments, Goodbye, Heartbeat, HeartbeatAck, Hello, ManagerAddr,
+    ManagerMessage, NodeDescription, NodeHello, NodeRole, NodeStatus, NodeTaskReport, NodeUpdate,
+    RelayReport, RelayResponse, StatusAck, TaskReport, Welcome, assignments, goodbye,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -34,6 +34,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::Leader;
 use crate::forward::{not_leader, propose_status};
 use crate::guard::{Guard, is_removed};
+use crate::heartbeats::Heartbeats;
 use crate::intake::{IntakeHandle, Report, Writer};
 use crate::store::{NO_LEADER, StoreHandle};
 
@@ -41,6 +42,8 @@ use crate::store::{NO_LEADER, StoreHandle};
 const OUT_MAX: usize = 16;
 /// An agent that does not take a message for this long is gone.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+/// Tasks of one node whose use is told: a bound, not a limit that a machine comes to.
+const USAGE_TASKS_MAX: usize = 1000;
 /// What an agent may take to introduce itself.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of an assignment message after which further secrets and configs go into the next one.
@@ -67,6 +70,8 @@ pub(crate) struct DispatcherService {
     pub guard: Guard,
     /// Where reports go.
     pub intake: IntakeHandle,
+    /// What is wanted with heartbeats.
+    pub heartbeats: Heartbeats,
     /// Where sessions live.
     pub scope: Scope,
     /// The session of each node, to end it when the node begins another.
@@ -106,6 +111,7 @@ impl Dispatcher for DispatcherService {
             return Err(Status::not_found(format!("node {} is not part of this cluster", peer.node_id)));
         }
         let session = Session {
+            heartbeats: self.heartbeats.clone(),
             node_id: peer.node_id.clone(),
             id: cluster_id(),
             store: self.store.clone(),
@@ -117,6 +123,7 @@ impl Dispatcher for DispatcherService {
             told: NodeUpdate::default(),
             applied: BTreeMap::new(),
             acks: FuturesOrdered::new(),
+            heard_at: Instant::now(),
         };
         let ended = self.scope.token();
         let replaced = ended.child_token();
@@ -125,7 +132,8 @@ impl Dispatcher for DispatcherService {
         if let Some(before) = before {
             before.cancel();
         }
-        let sessions = self.sessions.clone();
+        let (sessions, instruments) = (self.sessions.clone(), self.store.instruments.clone());
+        instruments.sessions.set(sessions.lock().expect("no holder panics").len() as u64);
         self.scope.spawn(async move {
             session.run(request.into_inner(), peer, replaced.clone(), ended).await;
             let mut sessions = sessions.lock().expect("no holder panics");
@@ -134,6 +142,7 @@ impl Dispatcher for DispatcherService {
                 replaced.cancel();
             }
             sessions.retain(|_, session| !session.is_cancelled());
+            instruments.sessions.set(sessions.len() as u64);
         });
         Ok(response)
     }
@@ -149,6 +158,7 @@ async fn barrier(store: &StoreHandle) -> Result<Arc<State>, Status> {
 
 /// One agent's session.
 struct Session {
+    heartbeats: Heartbeats,
     node_id: String,
     id: String,
     store: StoreHandle,
@@ -163,6 +173,8 @@ struct Session {
     applied: BTreeMap<String, u64>,
     /// Status reports that are not stored yet, in their order.
     acks: FuturesOrdered<PendingAck>,
+    /// The last heartbeat, or the session's beginning.
+    heard_at: Instant,
 }
 
 type PendingAck = std::pin::Pin<Box<dyn Future<Output = Option<u64>> + Send + Sync>>;
@@ -269,7 +281,10 @@ impl Session {
                     changed.map_err(|_| End::Goodbye(goodbye::Reason::Move, "this manager is one no more"))
                 }
                 () = until(leaderless_at) => return End::Goodbye(goodbye::Reason::Move, NO_LEADER),
-                () = sleep_until(silent_at) => return End::Goodbye(goodbye::Reason::Move, "no heartbeat"),
+                () = sleep_until(silent_at) => {
+                    self.note_missed();
+                    return End::Goodbye(goodbye::Reason::Move, "no heartbeat");
+                }
                 Some(stored) = self.acks.next() => match stored {
                     Some(sequence) => self.send(ToAgent::StatusAck(StatusAck { sequence })).await,
                     None => Ok(()),
@@ -288,11 +303,20 @@ impl Session {
     async fn on_message(&mut self, message: FromAgent) -> Result<(), End> {
         match message {
             FromAgent::Hello(_) => return Err(End::Wrong("a session has one hello")),
-            FromAgent::Heartbeat(_) => {
-                let ack = ManagerMessage { message: Some(ToAgent::HeartbeatAck(HeartbeatAck {})) };
+            FromAgent::Heartbeat(Heartbeat { mut usage }) => {
+                self.note_missed();
+                self.heard_at = Instant::now();
+                self.store.instruments.heartbeats.one();
+                let usage_wanted = self.heartbeats.is_usage_wanted(SystemClock.now());
+                let ack = ToAgent::HeartbeatAck(HeartbeatAck { usage_wanted });
+                let ack = ManagerMessage { message: Some(ack) };
                 // Where there is no room, other words are on their way, which say as much.
                 let _ = self.out.try_send(Ok(ack));
                 self.intake.report(Report::Heartbeat(self.node_id.clone())).await;
+                if usage_wanted && !usage.is_empty() {
+                    usage.truncate(USAGE_TASKS_MAX);
+                    self.intake.report(Report::Usage(self.node_id.clone(), usage)).await;
+                }
                 // Again and again: another manager may lead since.
                 self.report_tables().await;
             }
@@ -310,6 +334,13 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// Counts the heartbeats that were due since the last one.
+    fn note_missed(&self) {
+        let period = self.store.state().heartbeat_period().max(Duration::from_millis(1));
+        let due = self.heard_at.elapsed().as_millis() / period.as_millis();
+        self.store.instruments.missed.add(u64::try_from(due.saturating_sub(1)).unwrap_or(0));
     }
 
     async fn report_tables(&self) {
@@ -456,7 +487,8 @@ impl Relay for RelayService {
             return Err(not_leader());
         }
         self.writer.write(request.get_ref()).await.map_err(|error| propose_status(&error))?;
-        Ok(Response::new(RelayResponse {}))
+        let usage_wanted = self.writer.heartbeats.is_usage_wanted(SystemClock.now());
+        Ok(Response::new(RelayResponse { usage_wanted }))
     }
 }
 

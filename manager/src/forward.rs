@@ -71,7 +71,7 @@ impl Forward {
         TF: Future<Output = Result<Response<A>, Status>>,
     {
         let deadline = Instant::now() + LEADER_WAIT;
-        let was_forwarded = request.metadata().contains_key(FORWARDED);
+        let was_forwarded = was_forwarded(&request);
         let (metadata, _, message) = request.into_parts();
         loop {
             let answer = match self.target(deadline, was_forwarded).await? {
@@ -207,6 +207,16 @@ impl Forward {
             to_status(&ProposeError::Lost)
         }
     }
+}
+
+/// Whether another manager passed the call on: that one goes on looking for the leader, and answers the caller.
+pub(crate) fn was_forwarded<T>(request: &Request<T>) -> bool {
+    request.metadata().contains_key(FORWARDED)
+}
+
+/// Whether a call failed because nobody leads.
+pub(crate) fn is_leaderless(status: &Status) -> bool {
+    status.code() == tonic::Code::Unavailable && status.message() == NO_LEADER
 }
 
 /// The refusal of a manager that does not lead.

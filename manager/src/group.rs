@@ -133,7 +133,7 @@ impl Raft for GroupService {
 
 fn decode(bytes: &[u8]) -> Result<Message, Status> {
     let mut message = Message::default();
-    message.merge_from_bytes(bytes).map_err(|_| Status::invalid_argument("a raft message that is none"))?;
+    message.merge_from_bytes(bytes).map_err(|_| Status::internal("a raft message cannot be decoded"))?;
     Ok(message)
 }
 

@@ -1,5 +1,5 @@
-//! When each node was last heard of, and which endpoint tables its kernel has: the observations that are kept out
-//! of raft.
+//! When each node was last heard of, which endpoint tables its kernel has, and what its tasks use while somebody wants
+//! to know: the observations that are kept out of raft.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rswarm_base::{Clock, SystemClock, Timestamp};
 use rswarm_manager_core::drain::AppliedTables;
+use rswarm_proto::wire::TaskUsage;
 use tokio::time::Instant;
 
 /// How often it is looked whether this process runs.
@@ -28,6 +29,10 @@ struct Heard {
     tables: AppliedTables,
     /// Since when heartbeats could be heard without a break.
     since: Timestamp,
+    /// What each node said last that its tasks use.
+    usage: BTreeMap<String, Vec<TaskUsage>>,
+    /// Until when that is wanted.
+    usage_until: Timestamp,
     /// When the clock was last compared with one that nobody sets.
     compared: Option<(Instant, Timestamp)>,
 }
@@ -81,7 +86,9 @@ impl Heartbeats {
 
     /// Forgets all: a new leader has heard nobody yet, nor has one that stood still.
     pub(crate) fn restart(&self, since: Timestamp) {
-        *self.heard.lock().expect("no holder panics") = Heard { since, ..Heard::default() };
+        let mut heard = self.heard.lock().expect("no holder panics");
+        let usage_until = heard.usage_until;
+        *heard = Heard { since, usage_until, ..Heard::default() };
     }
 
     /// Starts over whenever this process stood still: what nodes said meanwhile still waits to be heard, and
@@ -105,6 +112,34 @@ impl Heartbeats {
         let mut heard = self.heard.lock().expect("no holder panics");
         heard.last.retain(|node_id, _| is_listed(node_id));
         heard.tables.retain(|node_id, _| is_listed(node_id));
+        heard.usage.retain(|node_id, _| is_listed(node_id));
+    }
+
+    /// Somebody wants to know until then what tasks use.
+    pub(crate) fn want_usage(&self, until: Timestamp) {
+        let mut heard = self.heard.lock().expect("no holder panics");
+        heard.usage_until = heard.usage_until.max(until);
+    }
+
+    /// Whether somebody does. Once nobody does any more, nothing is kept of it.
+    pub(crate) fn is_usage_wanted(&self, now: Timestamp) -> bool {
+        let mut heard = self.heard.lock().expect("no holder panics");
+        let is_wanted = now < heard.usage_until;
+        if !is_wanted {
+            heard.usage.clear();
+        }
+        is_wanted
+    }
+
+    /// What a node's tasks use.
+    pub(crate) fn use_of(&self, node_id: &str, tasks: &[TaskUsage]) {
+        let mut heard = self.heard.lock().expect("no holder panics");
+        heard.usage.insert(node_id.to_owned(), tasks.to_vec());
+    }
+
+    /// What all tasks use, as far as their nodes have said.
+    pub(crate) fn usage(&self) -> BTreeMap<String, Vec<TaskUsage>> {
+        self.heard.lock().expect("no holder panics").usage.clone()
     }
 }
 

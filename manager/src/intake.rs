@@ -6,11 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rswarm_base::{Chain, Clock, IdGen, SystemClock};
+use rswarm_base::{Chain, Clock, IdGen, SystemClock, Timestamp};
 use rswarm_manager_core::{Author, State, intake};
+use rswarm_proto::model::object::Stored;
+use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::relay_client::RelayClient;
 use rswarm_proto::wire::{
-    Change, NodeHello, NodeState, NodeTables, NodeTaskReport, RelayReport, Transaction,
+    Change, NodeHello, NodeState, NodeTables, NodeTaskReport, NodeUsage, RelayReport, TaskUsage, Transaction,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
@@ -34,6 +36,8 @@ const HEARTBEATS_PATIENCE: Duration = Duration::from_secs(1);
 const OTHERS_PATIENCE: Duration = Duration::from_secs(10);
 /// How long heartbeats that found no leader are worth repeating: they count from when the leader hears them.
 const HEARTBEATS_KEPT: Duration = Duration::from_secs(2);
+/// How long a follower believes that the leader wants to know what tasks use: some of the leader's answers.
+const USAGE_KEPT: Duration = Duration::from_secs(5);
 /// How often reports on objects that others write at the same time are decided anew.
 const CONFLICTS_MAX: usize = 8;
 
@@ -41,6 +45,8 @@ const CONFLICTS_MAX: usize = 8;
 pub(crate) enum Report {
     /// The node lives.
     Heartbeat(String),
+    /// What the tasks of a node use.
+    Usage(String, Vec<TaskUsage>),
     /// The endpoint tables in its kernel, by network, with their versions.
     Tables(String, BTreeMap<String, u64>),
     /// How its tasks are; answered once that is stored.
@@ -60,7 +66,7 @@ impl IntakeHandle {
     /// Brings a report; waits while the intake is behind, which slows the agents down.
     pub(crate) async fn report(&self, report: Report) {
         let intake = match &report {
-            Report::Heartbeat(_) | Report::Tables(..) => &self.heartbeats,
+            Report::Heartbeat(_) | Report::Tables(..) | Report::Usage(..) => &self.heartbeats,
             Report::Statuses(..) | Report::Hello(_) => &self.others,
         };
         // An intake that ended belongs to a manager that stops; sessions end with it.
@@ -82,6 +88,7 @@ struct Gathered {
     report: RelayReport,
     heartbeats: BTreeSet<String>,
     tables: BTreeMap<String, BTreeMap<String, u64>>,
+    usage: BTreeMap<String, Vec<TaskUsage>>,
     waiting: Vec<oneshot::Sender<()>>,
 }
 
@@ -125,12 +132,19 @@ impl Intake {
         gathered.report.heartbeats = std::mem::take(&mut gathered.heartbeats).into_iter().collect();
         let tables = std::mem::take(&mut gathered.tables).into_iter();
         gathered.report.tables = tables.map(|(node_id, tables)| NodeTables { node_id, tables }).collect();
+        let usage = std::mem::take(&mut gathered.usage).into_iter();
+        gathered.report.usage = usage.map(|(node_id, tasks)| NodeUsage { node_id, tasks }).collect();
         let kept_until = Instant::now() + HEARTBEATS_KEPT;
         loop {
             let report = &gathered.report;
             let there = |channel| async { RelayClient::new(channel).report(report.clone()).await };
             let delivered = match self.forward.relay(self.patience, there).await {
-                Ok(Some(_)) => Ok(()),
+                Ok(Some(response)) => {
+                    if response.get_ref().usage_wanted {
+                        self.writer.heartbeats.want_usage(SystemClock.now().after(USAGE_KEPT));
+                    }
+                    Ok(())
+                }
                 Ok(None) => self.writer.write(report).await.map_err(|error| Chain(&error).to_string()),
                 Err(status) => Err(status.message().to_owned()),
             };
@@ -141,6 +155,7 @@ impl Intake {
             if Instant::now() >= kept_until {
                 gathered.report.heartbeats.clear();
                 gathered.report.tables.clear();
+                gathered.report.usage.clear();
             }
             if gathered.report == RelayReport::default() {
                 break;
@@ -158,6 +173,7 @@ impl Gathered {
     fn take(&mut self, report: Report) {
         match report {
             Report::Heartbeat(node_id) => drop(self.heartbeats.insert(node_id)),
+            Report::Usage(node_id, tasks) => drop(self.usage.insert(node_id, tasks)),
             Report::Tables(node_id, tables) => drop(self.tables.insert(node_id, tables)),
             Report::Statuses(statuses, waiting) => {
                 self.report.statuses.extend(statuses);
@@ -190,13 +206,31 @@ impl Writer {
         for node_id in &report.heartbeats {
             self.heartbeats.beat(node_id, now);
         }
+        for usage in &report.usage {
+            self.heartbeats.use_of(&usage.node_id, &usage.tasks);
+        }
         let heard = report.tables.iter().filter(|told| self.heartbeats.applied(&told.node_id, &told.tables));
         let is_news = heard.count() > 0 && state.stopping_tasks().next().is_some();
         if is_news || report.heartbeats.iter().any(|node_id| !is_ready(&state, node_id)) {
             self.leader.wake();
         }
+        self.note_started(&state, report, now);
         self.settle(|state| intake::hellos(state, &report.nodes)).await?;
         self.settle(|state| intake::statuses(state, &report.statuses, now)).await
+    }
+
+    /// Notes how long the tasks took that run for the first time now.
+    fn note_started(&self, state: &State, report: &RelayReport, now: Timestamp) {
+        let reports = report.statuses.iter().filter_map(|status| status.report.as_ref());
+        let running = reports.filter(|report| {
+            report.status.as_ref().is_some_and(|status| status.state() == TaskState::Running)
+        });
+        let started =
+            running.filter_map(|report| state.task(&report.task_id)).filter(|task| task.ran_at == 0);
+        for task in started {
+            let took = now.since(Timestamp(task.meta().created_at));
+            self.store.instruments.scheduling_delay.observe(took);
+        }
     }
 
     /// Writes changes, each for itself, so that one object that somebody else writes at the same time does

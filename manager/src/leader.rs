@@ -156,6 +156,7 @@ impl Leadership {
         let (heartbeats, leader_since) = self.heartbeats.all();
         let tables = self.heartbeats.tables();
         let (view, mut ids) = (view.clone(), self.ids.clone());
+        let timer = self.store.instruments.pass.timer();
         let job = move || {
             let mut env = Env {
                 now,
@@ -166,6 +167,7 @@ impl Leadership {
                 secret: random_bytes(),
             };
             let decided = pass(&view, &mut env);
+            timer.stop();
             (decided, ids)
         };
         let (Pass { transactions, wake_at }, ids) = blocking(job).await;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rswarm_base::metrics::Exposition;
 use rswarm_base::{Clock, Scope, SystemClock};
 use rswarm_manager_core::State;
 use rswarm_proto::tls::{Credentials, Identity, UnlockKey};
@@ -12,6 +13,7 @@ use tonic::service::Routes;
 use crate::backup::Backup;
 use crate::blocking::blocking;
 use crate::ca;
+use crate::calls::Calls;
 use crate::config::{Boot, ManagerConfig};
 use crate::forward::propose_status;
 use crate::raft::Ended;
@@ -42,6 +44,7 @@ pub type Lock = Option<UnlockKey>;
 pub struct Manager {
     pub(crate) store: StoreHandle,
     pub(crate) routes: Routes,
+    pub(crate) calls: Calls,
     pub(crate) leader: watch::Receiver<Option<Leader>>,
     pub(crate) lock: watch::Receiver<Option<Lock>>,
     pub(crate) ended: watch::Receiver<Option<Ended>>,
@@ -66,6 +69,12 @@ impl Manager {
     #[must_use]
     pub fn services(&self) -> Routes {
         self.routes.clone()
+    }
+
+    /// Writes this manager's figures: raft, the state, dispatcher, calls.
+    pub fn metrics(&self, out: &mut Exposition) {
+        self.store.instruments.write(&self.store.status(), &self.store.state(), out);
+        self.calls.write(out);
     }
 
     /// The replicated state as this manager has it, after each applied batch.

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Leader;
 use crate::blocking::{blocking, gone};
+use crate::metrics::Instruments;
 use crate::store::{ProposeError, Status, StoreHandle};
 use crate::transport::{Place, Transport};
 use crate::wal::{Seed, SnapshotFiles, Wal, WalError};
@@ -142,6 +143,7 @@ pub(crate) struct Raft {
     published_state: watch::Sender<Arc<State>>,
     published_status: watch::Sender<Arc<Status>>,
     tick: Duration,
+    instruments: Instruments,
 }
 
 /// What a blocking job brings back.
@@ -206,7 +208,13 @@ impl Raft {
         let state = Arc::new(start.state);
         let (published_state, state_watch) = watch::channel(state.clone());
         let (published_status, status_watch) = watch::channel(Arc::default());
-        let store = StoreHandle { commands: sender, state: state_watch, status: status_watch };
+        let instruments = Instruments { fsync: start.wal.fsync(), ..Instruments::default() };
+        let store = StoreHandle {
+            commands: sender,
+            state: state_watch,
+            status: status_watch,
+            instruments: instruments.clone(),
+        };
         let raft = Raft {
             peer: start.peer,
             files: start.wal.snapshot_files(),
@@ -230,6 +238,7 @@ impl Raft {
             published_state,
             published_status,
             tick: start.tick,
+            instruments,
         };
         (raft, store)
     }
@@ -465,10 +474,12 @@ impl Raft {
                 }
             }
             Body::Data(data) => {
+                let timer = self.instruments.apply.timer();
                 let batch =
                     Batch::decode(data.as_slice()).map_err(|source| Failure::Entry { index, source })?;
                 let applied = apply(&self.state, index, &batch);
                 self.state = Arc::new(applied.state);
+                timer.stop();
                 // Whoever hears that something was applied must see it.
                 self.published_state.send_replace(self.state.clone());
                 if applied.events.iter().any(|event| matches!(event.after, Some(AnyObject::Node(_)))) {
@@ -515,6 +526,8 @@ impl Raft {
     }
 
     fn publish_status(&mut self) {
+        self.instruments.last_index.set(self.peer.last_index());
+        self.instruments.commit_index.set(self.peer.commit_index());
         let role = self.peer.role();
         let place = role.leader.and_then(|leader| self.transport.place(leader));
         let status = Status {
@@ -555,8 +568,10 @@ impl Raft {
         let Some(metadata) = self.peer.snapshot_metadata(self.applied) else { return };
         self.is_saving = true;
         let (files, state) = (self.files.clone(), self.state.clone());
+        let timer = self.instruments.snapshot.timer();
         self.work.spawn_blocking(move || {
             let written = files.write(&metadata, &encode_state(&state));
+            timer.stop();
             Work::Saved(metadata, written)
         });
     }

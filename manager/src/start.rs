@@ -23,6 +23,7 @@ use crate::attachments::AttachmentsService;
 use crate::backup::revived_state;
 use crate::blocking::blocking;
 use crate::ca::CaService;
+use crate::calls::Calls;
 use crate::config::{Boot, Founding, ManagerConfig};
 use crate::control::{ControlService, Desk};
 use crate::dispatcher::{DispatcherService, RelayService};
@@ -35,6 +36,7 @@ use crate::leader::Leadership;
 use crate::logs::LogsService;
 use crate::manager::{Leader, Lock, Manager};
 use crate::raft::{Ended, Raft, Start, StateError, decode_state, encode_state, mailbox};
+use crate::replica::Replica;
 use crate::store::StoreHandle;
 use crate::transport::Transport;
 use crate::wal::{Member, Opened, Seed, Wal, WalError, WrappingKey};
@@ -373,13 +375,19 @@ fn assemble(
         leader: leadership_handle,
         cluster_id,
     };
-    let ca = CaService { guard: guard.clone(), forward: forward.clone(), store: store.clone() };
+    let ca = CaService {
+        guard: guard.clone(),
+        forward: forward.clone(),
+        store: store.clone(),
+        audit: config.audit.clone(),
+    };
     let (leader, lock) = (watch_leader(&store, &scope), watch_lock(&store, &scope));
     let dispatcher = DispatcherService {
         store: store.clone(),
         leader: leader.clone(),
         guard: guard.clone(),
         intake,
+        heartbeats: writer.heartbeats.clone(),
         scope: scope.child("sessions"),
         sessions: Arc::new(Mutex::new(HashMap::new())),
     };
@@ -387,16 +395,19 @@ fn assemble(
     let relay = RelayService { guard: guard.clone(), writer };
     let attachments =
         AttachmentsService { guard: guard.clone(), forward: forward.clone(), desk: desk.clone() };
-    let control = ControlService { guard: guard.clone(), forward, desk };
+    let replica = Replica::new(store.clone());
+    let control =
+        ControlService { guard: guard.clone(), forward, desk, replica, audit: config.audit.clone() };
     let logs = LogsService { guard, store: store.clone(), identity, scope: scope.child("logs") };
-    let routes = Routes::new(group.server())
+    let calls = Calls::default();
+    let services = Routes::new(group.server())
         .add_service(ca.server())
         .add_service(dispatcher.server())
         .add_service(relay.server())
         .add_service(control.server())
         .add_service(attachments.server())
         .add_service(logs.server());
-    Manager { store, routes, leader, lock, ended, scope }
+    Manager { store, routes: calls.counting(services), calls, leader, lock, ended, scope }
 }
 
 /// The leader alone, out of all that changes in the group's status.
@@ -467,6 +478,7 @@ fn announce(manager: &Manager, config: ManagerConfig, raft_id: u64) {
 mod tests {
     use super::*;
     use crate::found::{NewCluster, found};
+    use rswarm_base::audit::Audit;
     use rswarm_manager_core::peer::eraftpb::Entry;
 
     #[tokio::test]
@@ -476,7 +488,8 @@ mod tests {
         let (founding, identity) = found(request, SystemClock.now()).expect("founded");
         let data_dir = dir.path().join("raft");
         let advertise_addr = "127.0.0.1:1".to_owned();
-        let config = ManagerConfig { identity, data_dir, advertise_addr, tick: crate::TICK };
+        let config =
+            ManagerConfig { identity, data_dir, advertise_addr, tick: crate::TICK, audit: Audit::default() };
         let opened = open(&config, Boot::Bootstrap(Box::new(founding))).await.expect("made");
         let mut wal = opened.wal;
         let mut entry = Entry::default();

@@ -9,11 +9,10 @@ use rswarm_proto::wire::Transaction;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::Leader;
+use crate::metrics::Instruments;
 use crate::raft::Command;
 
-/// What clients are told while nobody leads (swarmkit's words, which Docker clients know).
-pub(crate) const NO_LEADER: &str = "The swarm does not have a leader. It's possible that too few managers are \
-                                    online. Make sure more than half of the managers are online.";
+pub(crate) use rswarm_proto::status::NO_LEADER;
 
 /// A handle on the raft group's state. Cloning gives another handle.
 #[derive(Clone)]
@@ -21,6 +20,8 @@ pub(crate) struct StoreHandle {
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) state: watch::Receiver<Arc<State>>,
     pub(crate) status: watch::Receiver<Arc<Status>>,
+    /// What is counted around the state.
+    pub(crate) instruments: Instruments,
 }
 
 /// This manager's place in the group, as it knows it.
@@ -62,9 +63,18 @@ impl StoreHandle {
 
     /// Proposes a transaction. Returns the index it was applied at; then [`StoreHandle::state`] has it.
     pub(crate) async fn propose(&self, transaction: Transaction) -> Result<u64, ProposeError> {
+        let timer = self.instruments.transaction.timer();
         let (reply, answer) = oneshot::channel();
-        self.send(Command::Propose { transaction, reply }).await?;
-        answer.await.map_err(|_| ProposeError::Lost)?
+        let proposed = async {
+            self.send(Command::Propose { transaction, reply }).await?;
+            answer.await.map_err(|_| ProposeError::Lost)?
+        };
+        let result = proposed.await;
+        self.instruments.proposed(&result);
+        if result.is_ok() {
+            timer.stop();
+        }
+        result
     }
 
     /// A state that holds everything that was acknowledged to anyone before this call.

@@ -34,7 +34,11 @@ fn the_quorum_is_guarded_and_the_last_manager_left_recovers_the_cluster() -> Res
     ensure!(refused.contains("leaves 1 managers out of 3. Without a Raft quorum"), "{refused}");
     // The one that is away is not.
     lab.hosts[2].docker(&["node", "demote", "h1"])?;
-    lab.hosts[2].docker(&["node", "promote", "h1"])?;
+    eventually(
+        Duration::from_secs(20),
+        "the leader has written of h1 what it had to, and it is promoted",
+        || lab.hosts[2].docker(&["node", "promote", "h1"]).map(|_| true),
+    )?;
 
     lab.hosts[1].kill()?;
     eventually(Duration::from_secs(20), "h3 has no quorum any more", || {

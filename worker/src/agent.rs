@@ -150,6 +150,7 @@ impl Agent {
             managers: managers_seen,
             events: session_events,
             restart: restarts,
+            executor: executor.clone(),
         };
         let mut agent = Agent {
             description: describe(executor.as_ref(), &config.identity).await,

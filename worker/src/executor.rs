@@ -5,7 +5,9 @@ use std::pin::Pin;
 
 use async_trait::async_trait;
 use futures_util::Stream;
-use rswarm_proto::wire::{ContainerStatus, LogLine, NodeDescription, PortConfig, Task, TaskLogsRequest};
+use rswarm_proto::wire::{
+    ContainerStatus, LogLine, NodeDescription, PortConfig, Task, TaskLogsRequest, TaskUsage,
+};
 
 use crate::assignments::NetworkView;
 use crate::content::Content;
@@ -73,6 +75,11 @@ pub trait Executor: Send + Sync + 'static {
 
     /// The cluster networks that the kernel of this node holds something of.
     async fn held_networks(&self) -> Vec<String>;
+
+    /// What the running tasks use, but for rates. One whose counters cannot be read is left out.
+    async fn usage(&self) -> Vec<TaskUsage> {
+        Vec::new()
+    }
 
     /// Reads a task's log.
     async fn logs(&self, request: &TaskLogsRequest) -> Result<LogStream, ExecError>;

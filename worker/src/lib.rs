@@ -26,6 +26,7 @@ mod reporter;
 mod session;
 pub mod step;
 mod task;
+mod usage;
 
 pub use agent::{Agent, AgentConfig, AgentHandle, Membership};
 pub use content::Content;

@@ -8,10 +8,15 @@ use rswarm_base::id::IdGen;
 use rswarm_base::{Chain, Scope};
 use rswarm_proto::tls::{self, Identity};
 use rswarm_proto::wire::dispatcher_client::DispatcherClient;
-use rswarm_proto::wire::{AgentMessage, Heartbeat, Hello, ManagerMessage, agent_message, manager_message};
+use rswarm_proto::wire::{
+    AgentMessage, Heartbeat, Hello, ManagerMessage, TaskUsage, agent_message, manager_message,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
+
+use crate::executor::Executor;
+use crate::usage;
 
 /// Messages to a manager that may wait; the agent coalesces what does not fit.
 const OUTBOX: usize = 64;
@@ -64,6 +69,8 @@ pub(crate) struct Session {
     pub(crate) events: mpsc::Sender<SessionEvent>,
     /// Told by the agent to end the stream at hand, e.g. after a gap.
     pub(crate) restart: mpsc::Receiver<()>,
+    /// Who knows what tasks use.
+    pub(crate) executor: Arc<dyn Executor>,
 }
 
 impl Session {
@@ -149,6 +156,9 @@ impl Session {
         let mut period: Option<watch::Sender<Duration>> = None;
         let mut is_acknowledging = false;
         let mut heard = Instant::now();
+        let (wanted, is_wanted) = watch::channel(false);
+        let (latest, usage) = watch::channel(Vec::new());
+        session.spawn(usage::watch(self.executor.clone(), is_wanted, latest, session.clone()));
         loop {
             let limit = period.as_ref().filter(|_| is_acknowledging).map(|period| silence(*period.borrow()));
             let received = tokio::select! {
@@ -166,16 +176,19 @@ impl Session {
                 .map_err(|status| SessionError::Ended(manager.into(), Box::new(status)))?
                 .ok_or_else(|| SessionError::Closed(manager.into()))?;
             match &message.message {
-                Some(manager_message::Message::HeartbeatAck(_)) => {
+                Some(manager_message::Message::HeartbeatAck(ack)) => {
+                    wanted.send_if_modified(|wanted| {
+                        std::mem::replace(wanted, ack.usage_wanted) != ack.usage_wanted
+                    });
                     // An older manager never answers; it is not left for that.
                     is_acknowledging = true;
                     continue;
                 }
                 Some(manager_message::Message::Welcome(welcome)) => {
-                    set_period(&mut period, welcome.heartbeat_period, &outbox, session);
+                    set_period(&mut period, welcome.heartbeat_period, &outbox, &usage, session);
                 }
                 Some(manager_message::Message::Node(update)) if period.is_some() => {
-                    set_period(&mut period, update.heartbeat_period, &outbox, session);
+                    set_period(&mut period, update.heartbeat_period, &outbox, &usage, session);
                 }
                 _ => {}
             }
@@ -192,10 +205,16 @@ const MESSAGE_MAX: usize = 64 << 20;
 
 /// Heartbeats have a task of their own, so that no amount of work makes this node look dead.
 /// A new period begins at once, with a heartbeat.
-async fn beat(mut period: watch::Receiver<Duration>, outbox: mpsc::Sender<AgentMessage>, session: Scope) {
+async fn beat(
+    mut period: watch::Receiver<Duration>,
+    outbox: mpsc::Sender<AgentMessage>,
+    usage: watch::Receiver<Vec<TaskUsage>>,
+    session: Scope,
+) {
     loop {
         let pause = *period.borrow_and_update();
-        let sent = outbox.send(message(agent_message::Message::Heartbeat(Heartbeat {})));
+        let heartbeat = Heartbeat { usage: usage.borrow().clone() };
+        let sent = outbox.send(message(agent_message::Message::Heartbeat(heartbeat)));
         tokio::select! {
             biased;
             () = session.cancelled() => return,
@@ -215,6 +234,7 @@ fn set_period(
     current: &mut Option<watch::Sender<Duration>>,
     ns: i64,
     outbox: &mpsc::Sender<AgentMessage>,
+    usage: &watch::Receiver<Vec<TaskUsage>>,
     session: &Scope,
 ) {
     let wanted = Duration::from_nanos(u64::try_from(ns).unwrap_or(0)).max(BACKOFF_MIN);
@@ -224,7 +244,7 @@ fn set_period(
         }
         None => {
             let (period, changes) = watch::channel(wanted);
-            session.spawn(beat(changes, outbox.clone(), session.clone()));
+            session.spawn(beat(changes, outbox.clone(), usage.clone(), session.clone()));
             *current = Some(period);
         }
     }

@@ -209,7 +209,7 @@ async fn a_node_leaves_a_manager_that_no_longer_answers_before_it_counts_as_down
     let update = cluster.update(Duration::from_secs(1));
     silent.welcome(update.clone()).await;
     silent.hear_heartbeat().await;
-    silent.say(ToAgent::HeartbeatAck(HeartbeatAck {})).await;
+    silent.say(ToAgent::HeartbeatAck(HeartbeatAck::default())).await;
     // The connection stays, nothing comes over it: a link that drops what it is given looks like this.
     let heard = Instant::now();
     let (second, mut session) = cluster.session().await;

@@ -5,6 +5,8 @@ mod host;
 mod stream;
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -125,6 +127,8 @@ impl Classify for ClientError {
 pub struct Client {
     host: Host,
     connections: Scope,
+    /// Whether any reply came from a manager's own state, for want of a leader.
+    is_stale: Arc<AtomicBool>,
 }
 
 impl Client {
@@ -133,7 +137,13 @@ impl Client {
     /// # Errors
     /// When the text is not an address.
     pub fn new(host: &str) -> Result<Client, ClientError> {
-        Ok(Client { host: host.parse()?, connections: Scope::root("client") })
+        Ok(Client { host: host.parse()?, connections: Scope::root("client"), is_stale: Arc::default() })
+    }
+
+    /// Whether something that the daemon said so far may be old: its cluster has no leader.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        self.is_stale.load(Ordering::Relaxed)
     }
 
     /// Sends a call and reads its JSON reply.
@@ -173,6 +183,9 @@ impl Client {
     pub async fn send(&self, call: Call) -> Result<Response<Incoming>, ClientError> {
         let name = call.to_string();
         let reply = self.exchange(call, &name).await?;
+        if reply.headers().contains_key(rswarm_api::STALE) {
+            self.is_stale.store(true, Ordering::Relaxed);
+        }
         match reply.status() {
             status if status.is_success() => Ok(reply),
             StatusCode::NOT_MODIFIED | StatusCode::SWITCHING_PROTOCOLS => Ok(reply),

@@ -9,6 +9,7 @@ pub mod secret;
 pub mod service;
 pub mod swarm;
 pub mod system;
+pub mod usage;
 pub mod volume;
 pub mod words;
 

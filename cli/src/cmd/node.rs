@@ -4,6 +4,7 @@ use clap::{Args, Subcommand};
 use rswarm_api::types::{InfoBody, Node, Task, TlsInfo};
 
 use super::service::tasks;
+use super::usage::{Of, UsageArgs};
 use super::{CommandError, Context, ListArgs};
 use crate::client::{Call, Filters};
 use crate::render::json::indent;
@@ -40,6 +41,8 @@ pub enum NodeCommand {
     Inspect(NodeInspectArgs),
     /// List the tasks on nodes
     Ps(PsArgs),
+    /// Show what the tasks on nodes use
+    Stats(UsageArgs),
     /// Change a node
     Update(UpdateArgs),
     /// Make nodes managers
@@ -118,6 +121,7 @@ impl NodeCommand {
             NodeCommand::Ls(args) => list(context, args).await,
             NodeCommand::Inspect(args) => inspect(context, args).await,
             NodeCommand::Ps(args) => node_tasks(context, args).await,
+            NodeCommand::Stats(args) => args.run(context, Of::Nodes).await,
             NodeCommand::Update(args) => update(context, args).await,
             NodeCommand::Promote(Names { nodes }) => set_role(context, &nodes, "manager").await,
             NodeCommand::Demote(Names { nodes }) => set_role(context, &nodes, "worker").await,

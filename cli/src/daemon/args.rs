@@ -4,6 +4,7 @@ mod defaults;
 mod fixed;
 mod generic;
 mod network;
+mod observe;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use serde::Deserialize;
 use defaults::{DefaultOptions, DefaultSettings};
 use fixed::FixedOptions;
 use network::{NetworkOptions, NetworkSettings};
+use observe::{ObserveOptions, ObserveSettings};
 
 /// Flags of `rswarm daemon`, also taken under the name `dockerd`.
 #[derive(Debug, Clone, Default, Args)]
@@ -113,6 +115,8 @@ pub struct DaemonArgs {
     #[command(flatten)]
     pub defaults: DefaultOptions,
     #[command(flatten)]
+    pub observe: ObserveOptions,
+    #[command(flatten)]
     pub fixed: FixedOptions,
     /// Check the options and the configuration file, and end
     #[arg(long)]
@@ -196,6 +200,8 @@ struct ConfigFile {
     #[serde(flatten)]
     defaults: DefaultOptions,
     #[serde(flatten)]
+    observe: ObserveOptions,
+    #[serde(flatten)]
     fixed: FixedOptions,
     /// What none of these knows.
     #[serde(flatten)]
@@ -266,6 +272,8 @@ pub struct Settings {
     pub network: NetworkSettings,
     /// Containers that do not say otherwise.
     pub defaults: DefaultSettings,
+    /// What can be seen from outside.
+    pub observe: ObserveSettings,
     /// Least severe level that is logged.
     pub log_level: LogLevel,
     /// How log lines look.
@@ -345,6 +353,7 @@ impl Settings {
         file.fixed.check()?;
         let network = NetworkOptions::merge(args.network, file.network, &mut twice)?;
         let defaults = DefaultOptions::merge(args.defaults, file.defaults, &mut twice)?;
+        let observe = ObserveOptions::merge(args.observe, file.observe, &mut twice)?;
         let downloads_max = twice.either(
             "max-concurrent-downloads",
             args.max_concurrent_downloads,
@@ -411,6 +420,7 @@ impl Settings {
             downloads_max: downloads_max.unwrap_or_default(),
             network,
             defaults,
+            observe,
             log_level: level.unwrap_or(if debug { LogLevel::Debug } else { LogLevel::Info }),
             log_format: args.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
         })

@@ -12,12 +12,13 @@ use rswarm_base::{Kind, Timestamp};
 use rswarm_engine::config::TaskRef;
 use rswarm_engine::container::{HealthStatus, Status};
 use rswarm_engine::logs::{LogOptions, LogSource};
+use rswarm_engine::stats::{MemoryStats, Sample};
 use rswarm_engine::{Container, ContainerConfig, EndpointConfig, Engine, RemoveOptions, WaitCondition};
 use rswarm_image::{Progress, Reference, RegistryAuth};
 use rswarm_proto::model::template::Place;
 use rswarm_proto::wire::{
     ContainerStatus, EngineDescription, GenericResource, LogLine, NetworkAttachment, NodeDescription,
-    Platform, PortConfig, Resources, Task, TaskLogsRequest, log_line, port_config,
+    Platform, PortConfig, Resources, Task, TaskLogsRequest, TaskUsage, log_line, port_config,
 };
 use rswarm_worker::assignments::NetworkView;
 use rswarm_worker::executor::LogStream;
@@ -30,6 +31,8 @@ use super::content;
 use super::overlay::{address, facts, mac, overlay};
 use super::tunnel::OwnKey;
 
+/// Tasks whose use is told to the managers, who take no more.
+const USAGE_TASKS_MAX: usize = 1000;
 /// How often a container is asked for the connections that it has left.
 const LOOK_PERIOD: Duration = Duration::from_millis(100);
 /// How many looks in a row must find none: a client that asked for the name just before may still be on its way.
@@ -346,6 +349,20 @@ impl Executor for EngineExecutor {
         }
     }
 
+    async fn usage(&self) -> Vec<TaskUsage> {
+        let is_task =
+            |container: &Arc<Container>| task_of(container).is_some() && container.state.status.is_live();
+        let running = self.engine.list().into_iter().filter(is_task);
+        let mut usage = Vec::new();
+        for container in running.take(USAGE_TASKS_MAX) {
+            let Some(task_id) = task_of(&container) else { continue };
+            // It may have ended since.
+            let Ok(sample) = self.engine.stats(&container.id).await else { continue };
+            usage.push(usage_of(task_id, &sample));
+        }
+        usage
+    }
+
     async fn logs(&self, request: &TaskLogsRequest) -> Result<LogStream, ExecError> {
         let container = self
             .container_of(&request.task_id)
@@ -372,6 +389,28 @@ impl Executor for EngineExecutor {
 
 fn task_of(container: &Container) -> Option<&str> {
     container.config.task.as_ref().map(|task| task.task_id.as_str())
+}
+
+/// A look at a container, in sums.
+fn usage_of(task_id: &str, sample: &Sample) -> TaskUsage {
+    let networks = || sample.networks.values();
+    TaskUsage {
+        task_id: task_id.to_owned(),
+        cpu_time: sample.cgroup.cpu.usage,
+        memory: sample.cgroup.memory.as_ref().map_or(0, memory_used),
+        pids: sample.cgroup.pids.as_ref().map_or(0, |pids| pids.current),
+        received: networks().map(|network| network.received.bytes).sum(),
+        sent: networks().map(|network| network.sent.bytes).sum(),
+        read: sample.cgroup.io.iter().map(|io| io.read_bytes).sum(),
+        written: sample.cgroup.io.iter().map(|io| io.write_bytes).sum(),
+        ..TaskUsage::default()
+    }
+}
+
+/// Without the page cache that can be dropped, as `stats` shows it; versions 1 and 2 name that differently.
+fn memory_used(memory: &MemoryStats) -> u64 {
+    let cache = ["total_inactive_file", "inactive_file"].iter().find_map(|name| memory.detail.get(*name));
+    memory.usage.saturating_sub(cache.copied().unwrap_or(0))
 }
 
 /// Ports of a running container on this host, each once.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
+use rswarm_base::audit::Audit;
 use rswarm_base::id::IdGen;
 use rswarm_base::{Chain, Classify, Kind, Scope, Timestamp, fsx};
 use rswarm_manager::{Boot, Ended, Lock, Manager, ManagerConfig, StartError, TICK};
@@ -185,6 +186,7 @@ pub struct Membership {
     executor: Arc<EngineExecutor>,
     routes: watch::Sender<Routes>,
     paths: Paths,
+    audit: Audit,
     scope: Scope,
     renew_fraction: f64,
     disowned_since: Option<Instant>,
@@ -206,6 +208,7 @@ impl Membership {
         way: Way,
         executor: Arc<EngineExecutor>,
         paths: Paths,
+        audit: Audit,
         scope: Scope,
     ) -> Result<Membership, EnterError> {
         let listener = TcpListener::bind(addresses.listen)
@@ -214,7 +217,7 @@ impl Membership {
         std::fs::create_dir_all(paths.certificates()).map_err(EnterError::Files)?;
         identity.save(&paths.certificates(), way.lock.as_ref())?;
         fsx::write_json(&paths.addresses(), &addresses).map_err(EnterError::Files)?;
-        let parts = Parts { identity, addresses, way, executor, paths, scope: scope.clone() };
+        let parts = Parts { identity, addresses, way, executor, paths, audit, scope: scope.clone() };
         let started = parts.start(listener).await;
         if started.is_err() {
             scope.shutdown(END_DEADLINE).await;
@@ -420,7 +423,7 @@ impl Membership {
     async fn become_manager(&mut self) -> Result<(), StartError> {
         let own = self.addresses.advertise.to_string();
         let via = self.agent.managers().into_iter().filter(|manager| *manager != own).collect();
-        let config = manager_config(&self.identity, &self.addresses, &self.paths);
+        let config = manager_config(&self.identity, &self.addresses, &self.paths, &self.audit);
         let started = Manager::start(config, Boot::Join { via }, self.scope.child("manager")).await;
         let manager = started.inspect_err(|error| {
             // Trying again would only read the same damage.
@@ -491,6 +494,7 @@ struct Parts {
     way: Way,
     executor: Arc<EngineExecutor>,
     paths: Paths,
+    audit: Audit,
     scope: Scope,
 }
 
@@ -527,6 +531,7 @@ impl Parts {
             executor: self.executor,
             routes: sender,
             paths: self.paths,
+            audit: self.audit,
             scope: self.scope,
             renew_fraction: renew_fraction(),
             disowned_since: None,
@@ -544,7 +549,7 @@ impl Parts {
             return Ok((None, None));
         }
         let returns = matches!(self.way.boot, Boot::Restart);
-        let config = manager_config(&self.identity, &self.addresses, &self.paths);
+        let config = manager_config(&self.identity, &self.addresses, &self.paths, &self.audit);
         match Manager::start(config, self.way.boot.clone(), self.scope.child("manager")).await {
             Ok(manager) => Ok((Some(manager), None)),
             Err(StartError::Absent(_)) if returns => {
@@ -584,12 +589,18 @@ async fn ended(manager: Option<&Manager>) -> Option<Ended> {
     }
 }
 
-fn manager_config(identity: &Arc<Identity>, addresses: &Addresses, paths: &Paths) -> ManagerConfig {
+fn manager_config(
+    identity: &Arc<Identity>,
+    addresses: &Addresses,
+    paths: &Paths,
+    audit: &Audit,
+) -> ManagerConfig {
     ManagerConfig {
         identity: identity.clone(),
         data_dir: paths.raft(),
         advertise_addr: addresses.advertise.to_string(),
         tick: TICK,
+        audit: audit.clone(),
     }
 }
 

@@ -9,6 +9,7 @@ mod connections;
 mod content;
 mod executor;
 mod membership;
+mod metrics;
 mod node;
 mod overlay;
 mod tunnel;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rswarm_api::{ClusterError, ClusterNode};
+use rswarm_base::audit::Audit;
 use rswarm_base::telemetry::{self, Format};
 use rswarm_base::{Chain, Scope, fsx, id};
 use rswarm_engine::{Engine, EngineConfig};
@@ -102,11 +104,15 @@ pub async fn run(args: DaemonArgs) -> Result<(), DaemonError> {
         generic: settings.generic.clone(),
         tunnel_port: settings.tunnel_port,
         advertise_addr: settings.advertise_addr.clone(),
+        audit: audit(&settings)?,
     };
     let node = Node::start(config, node_scope.clone()).await.map_err(DaemonError::Node)?;
     let api_scope = root.child("api");
     for host in &settings.hosts {
         serve(host, &engine, node.clone(), &api_scope).await?;
+    }
+    if let Some(address) = settings.observe.metrics_addr {
+        metrics::serve(address, engine.clone(), node.clone(), &api_scope).await?;
     }
     tracing::info!(hosts = ?settings.hosts, data_root = %data_root.display(), "the daemon is ready");
 
@@ -118,6 +124,12 @@ pub async fn run(args: DaemonArgs) -> Result<(), DaemonError> {
     engine_scope.shutdown(ENGINE_DEADLINE).await;
     drop(pidfile);
     Ok(())
+}
+
+/// Where control calls are written down, when somebody wants that.
+fn audit(settings: &Settings) -> Result<Audit, DaemonError> {
+    let Some(path) = &settings.observe.audit_log else { return Ok(Audit::default()) };
+    Audit::open(path).map_err(|error| DaemonError::File(path.clone(), error))
 }
 
 /// Takes the data root. A daemon that was killed holds it until the kernel has cleared it away: whoever starts the

@@ -9,6 +9,7 @@ use rswarm_api::{
     ClusterError, ClusterInfo, ClusterNode, InitRequest, JoinRequest, LocalState, RemoteManager,
     RestoreRequest,
 };
+use rswarm_base::audit::Audit;
 use rswarm_base::{Chain, Kind, Scope, Timestamp};
 use rswarm_engine::Engine;
 use rswarm_manager::{Backup, Boot, Lock, Manager, NewCluster, found};
@@ -51,6 +52,8 @@ pub struct NodeConfig {
     pub tunnel_port: u16,
     /// Address or interface to advertise when a request names none; empty is the only one there is.
     pub advertise_addr: String,
+    /// Where control calls are written down.
+    pub audit: Audit,
 }
 
 enum Request {
@@ -67,6 +70,7 @@ enum Request {
 struct Access {
     identity: Arc<Identity>,
     addr: String,
+    manager: Manager,
 }
 
 /// The API's handle on the node.
@@ -76,6 +80,7 @@ pub struct Node {
     access: watch::Receiver<Option<Access>>,
     /// The channel to this node's own manager, with the identity that it was opened with.
     channel: arc_swap::ArcSwapOption<(Arc<Identity>, Channel)>,
+    audit: Audit,
 }
 
 impl Node {
@@ -87,6 +92,7 @@ impl Node {
         let (requests, inbox) = mpsc::channel(INBOX);
         let (info_sender, info) = watch::channel(ClusterInfo::default());
         let (access_sender, access) = watch::channel(None);
+        let audit = config.audit.clone();
         let mut actor = NodeActor {
             config,
             membership: None,
@@ -97,7 +103,7 @@ impl Node {
         };
         actor.resume().await?;
         scope.spawn(actor.run(inbox));
-        Ok(Arc::new(Node { requests, info, access, channel: arc_swap::ArcSwapOption::empty() }))
+        Ok(Arc::new(Node { requests, info, access, channel: arc_swap::ArcSwapOption::empty(), audit }))
     }
 
     async fn ask<T>(
@@ -108,6 +114,11 @@ impl Node {
         let (reply, answer) = oneshot::channel();
         self.requests.send(request(reply)).await.map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())?
+    }
+
+    /// This node's manager, while it is one.
+    pub fn manager(&self) -> Option<Manager> {
+        self.access.borrow().as_ref().map(|access| access.manager.clone())
     }
 
     /// A channel to this node's own manager, kept while the node stays one.
@@ -133,6 +144,10 @@ impl Node {
 
 #[async_trait]
 impl ClusterNode for Node {
+    fn audit(&self) -> &Audit {
+        &self.audit
+    }
+
     fn info(&self) -> ClusterInfo {
         self.info.borrow().clone()
     }
@@ -165,8 +180,8 @@ impl ClusterNode for Node {
         self.ask(|reply| Request::Restore(request, reply)).await
     }
 
-    async fn control(&self) -> Result<ControlClient<Channel>, ClusterError> {
-        Ok(ControlClient::new(self.channel().await?).max_decoding_message_size(tls::MESSAGE_BYTES_MAX))
+    async fn control(&self) -> Result<Channel, ClusterError> {
+        self.channel().await
     }
 
     async fn logs(&self) -> Result<LogsClient<Channel>, ClusterError> {
@@ -273,8 +288,9 @@ impl NodeActor {
         way: Way,
     ) -> Result<(), ClusterError> {
         let executor = self.executor(identity.subject().node_id, &addresses);
-        let (paths, scope) = (self.config.paths.clone(), self.scope.child("membership"));
-        let entered = Membership::enter(identity, addresses, way, executor, paths, scope).await;
+        let (paths, audit) = (self.config.paths.clone(), self.config.audit.clone());
+        let scope = self.scope.child("membership");
+        let entered = Membership::enter(identity, addresses, way, executor, paths, audit, scope).await;
         self.membership = Some(entered.map_err(ClusterError::from_error)?);
         self.publish();
         Ok(())
@@ -547,8 +563,10 @@ impl NodeActor {
             },
             (None, None) => ClusterInfo::default(),
         };
-        let access =
-            self.membership.as_ref().filter(|membership| membership.manager.is_some()).map(access_of);
+        let access = self
+            .membership
+            .as_ref()
+            .and_then(|membership| Some(access_of(membership, membership.manager.clone()?)));
         self.access.send_replace(access);
         self.info.send_replace(info);
     }
@@ -561,8 +579,13 @@ async fn due(membership: Option<&mut Membership>) {
     }
 }
 
-fn access_of(membership: &Membership) -> Access {
-    Access { identity: membership.identity.clone(), addr: membership.addresses.local().to_string() }
+fn access_of(membership: &Membership, manager: Manager) -> Access {
+    Access { identity: membership.identity.clone(), addr: membership.addresses.local().to_string(), manager }
+}
+
+/// A channel to the manager on this node, over its own port.
+async fn own_manager(membership: &Membership) -> Result<Channel, tls::ConnectError> {
+    tls::connect(&membership.addresses.local().to_string(), &membership.identity).await
 }
 
 fn info_of(membership: &Membership) -> ClusterInfo {
@@ -616,8 +639,7 @@ async fn enroll(
 /// The managers as this one sees them, itself included; empty when it cannot say in time.
 async fn managers_of(membership: &Membership) -> Vec<NodeObject> {
     let list = async {
-        let access = access_of(membership);
-        let channel = tls::connect(&access.addr, &access.identity).await.ok()?;
+        let channel = own_manager(membership).await.ok()?;
         let request = ListRequest { kind: ObjectKind::Node.into() };
         let nodes = ControlClient::new(channel).list(request).await.ok()?.into_inner().objects;
         let nodes = nodes.into_iter().filter_map(|object| NodeObject::try_from(object).ok());
@@ -653,9 +675,7 @@ fn leave_refusal(managers: &[NodeObject]) -> String {
 /// Takes this manager out of the members in good order, if the others can still agree; else just goes.
 async fn leave_members(membership: &Membership) {
     let call = async {
-        let access = access_of(membership);
-        let channel =
-            tls::connect(&access.addr, &access.identity).await.map_err(|error| error.to_string())?;
+        let channel = own_manager(membership).await.map_err(|error| error.to_string())?;
         let request = LeaveManagerRequest { node_id: membership.identity.subject().node_id, force: true };
         ControlClient::new(channel).leave_manager(request).await.map_err(|status| status.message().to_owned())
     };

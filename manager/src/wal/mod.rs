@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use protobuf::Message as _;
+use rswarm_base::metrics::Histogram;
 use rswarm_base::{Classify, Kind, fsx};
 use rswarm_manager_core::peer::eraftpb::{Entry, HardState};
 use rswarm_manager_core::peer::{Persist, Restored};
@@ -182,6 +183,12 @@ impl Wal {
             self.segments.drop_through(index)?;
         }
         Ok(())
+    }
+
+    /// What the disk takes to make a write durable.
+    #[must_use]
+    pub fn fsync(&self) -> Histogram {
+        self.segments.fsync.clone()
     }
 
     /// Writes raft snapshots without holding up the log: in another thread, while this one appends.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use rswarm_base::fsx;
+use rswarm_base::metrics::{DISK, Histogram};
 use rswarm_manager_core::peer::eraftpb::HardState;
 
 use super::frame::{Damage, FILE_HEADER, Purpose, Reader, Record, Sealer, Writer, file_header};
@@ -28,6 +29,8 @@ pub(super) struct Segments {
     synced: u64,
     /// From which length on a segment is closed.
     pub(super) limit: u64,
+    /// What the disk takes to make a write durable.
+    pub(super) fsync: Histogram,
 }
 
 /// One segment.
@@ -43,7 +46,8 @@ impl Segments {
         let (file, length) = begin(dir, sealer, 1, &HardState::default())?;
         let current = Segment { sequence: 1, last: 0 };
         let (dir, closed, limit) = (dir.to_owned(), VecDeque::new(), SEGMENT_BYTES);
-        Ok(Segments { dir, closed, current, file, length, synced: length, limit })
+        let fsync = Histogram::new(DISK);
+        Ok(Segments { dir, closed, current, file, length, synced: length, limit, fsync })
     }
 
     /// Reads all segments in order; each record goes to `take` with its segment's sequence number.
@@ -84,7 +88,8 @@ impl Segments {
         file.sync_all().and_then(|()| fsx::sync_dir(dir)).map_err(failed)?;
         let length = file.metadata().map_err(failed)?.len();
         let (dir, limit) = (dir.to_owned(), SEGMENT_BYTES);
-        Ok(Segments { dir, closed, current, file, length, synced: length, limit })
+        let fsync = Histogram::new(DISK);
+        Ok(Segments { dir, closed, current, file, length, synced: length, limit, fsync })
     }
 
     /// For the next records; begins a new segment when the current one is full.
@@ -109,7 +114,13 @@ impl Segments {
     pub(super) fn append(&mut self, bytes: &[u8], last: Option<u64>, sync: bool) -> Result<(), WalError> {
         let mut write = || -> io::Result<()> {
             self.file.write_all(bytes)?;
-            if sync { self.file.sync_data() } else { Ok(()) }
+            if !sync {
+                return Ok(());
+            }
+            let timer = self.fsync.timer();
+            self.file.sync_data()?;
+            timer.stop();
+            Ok(())
         };
         write().map_err(|source| self.give_up(source))?;
         self.length += bytes.len() as u64;

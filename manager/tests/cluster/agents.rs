@@ -46,7 +46,7 @@ impl Agent {
         let beating = Scope::root("heartbeats");
         let (beats, token) = (out.clone(), beating.token());
         beating.spawn(async move {
-            let beat = || AgentMessage { message: Some(ToManager::Heartbeat(Heartbeat {})) };
+            let beat = || AgentMessage { message: Some(ToManager::Heartbeat(Heartbeat::default())) };
             let run = async {
                 while beats.send(beat()).await.is_ok() {
                     tokio::time::sleep(Duration::from_millis(300)).await;

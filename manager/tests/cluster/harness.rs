@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use rswarm_base::audit::Audit;
 use rswarm_base::telemetry::{self, Format};
 use rswarm_base::{Scope, Timestamp};
 use rswarm_manager::{Boot, Founding, Manager, ManagerConfig, NewCluster, StartError, found};
@@ -114,6 +115,7 @@ impl Host {
             data_dir: self.raft_dir(),
             advertise_addr: self.addr.clone(),
             tick: *TICKING.get_or_init(|| TICK),
+            audit: Audit::default(),
         };
         match Manager::start(config, boot, scope.clone()).await {
             Ok(manager) => {

@@ -2,7 +2,8 @@
 
 use crate::harness::{Host, PATIENCE, leader, trio};
 use rswarm_manager::{Boot, Ended, StartError};
-use rswarm_proto::wire::ClusterSpec;
+use rswarm_proto::status::REPLICA;
+use rswarm_proto::wire::{ClusterSpec, ListRequest, ObjectKind};
 use std::fs;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -57,9 +58,14 @@ async fn a_whole_cluster_comes_back_from_its_disks() {
     hosts[2].write("more").await.expect("written");
 }
 
+fn networks() -> ListRequest {
+    ListRequest { kind: ObjectKind::Network.into() }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_quorum_calls_fail_soon_and_say_so() {
     let mut hosts = trio(ClusterSpec::default()).await;
+    hosts[0].write("before").await.expect("written");
     hosts[1].kill().await;
     hosts[2].kill().await;
     hosts[0].wait("it noticed", |manager| manager.leader().borrow().is_none()).await;
@@ -68,9 +74,16 @@ async fn without_a_quorum_calls_fail_soon_and_say_so() {
     assert_eq!(status.code(), tonic::Code::Unavailable);
     assert!(status.message().starts_with("The swarm does not have a leader."), "{}", status.message());
     assert!(asked.elapsed() < Duration::from_secs(4));
+    // What it knows can be read, and says what it is.
+    let listed = hosts[0].control().await.list(networks()).await.expect("read");
+    assert!(listed.metadata().contains_key(REPLICA), "unmarked");
+    assert_eq!(listed.get_ref().objects.len(), 2, "ingress, and what was written");
     hosts[1].restart().await;
     leader(&hosts).await;
     hosts[0].write("again").await.expect("written");
+    let listed = hosts[0].control().await.list(networks()).await.expect("read");
+    assert!(!listed.metadata().contains_key(REPLICA), "marked though somebody leads");
+    assert_eq!(listed.get_ref().objects.len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -18,6 +18,7 @@ use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rswarm_base::Scope;
+use rswarm_base::audit::User;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot};
 
@@ -35,11 +36,18 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) trait Socket: AsyncRead + AsyncWrite + Send + Unpin + 'static {
     /// To see when the other side is gone; `None` where that cannot be seen.
     fn watch(&self) -> Option<Watch>;
+
+    /// Who is at the other side; `None` where that cannot be seen.
+    fn user(&self) -> Option<User>;
 }
 
 impl Socket for Box<dyn Socket> {
     fn watch(&self) -> Option<Watch> {
         (**self).watch()
+    }
+
+    fn user(&self) -> Option<User> {
+        (**self).user()
     }
 }
 
@@ -47,6 +55,10 @@ impl Socket for Box<dyn Socket> {
 impl Socket for tokio::io::DuplexStream {
     fn watch(&self) -> Option<Watch> {
         None
+    }
+
+    fn user(&self) -> Option<User> {
+        Some(User::Local { uid: 1000, gid: 1000, pid: 42 })
     }
 }
 
@@ -105,10 +117,13 @@ impl<S: Sync> FromRequestParts<S> for Hijacker {
 pub(crate) async fn serve<T: Socket>(socket: T, gate: Gate, scope: Scope) {
     let (ask, mut asked) = mpsc::channel(1);
     let hijacker = Hijacker { ask, upgrade: false, scope: scope.clone() };
-    let drains = scope.clone();
+    let (drains, user) = (scope.clone(), socket.user());
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(|body| Body::new(Drain { body: Some(body), scope: drains.clone() }));
         request.extensions_mut().insert(hijacker.clone());
+        if let Some(user) = user {
+            request.extensions_mut().insert(user);
+        }
         let gate = gate.clone();
         Box::pin(async move { Ok::<_, Infallible>(gate.call(request).await) })
     });

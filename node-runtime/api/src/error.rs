@@ -4,6 +4,7 @@ use axum::Json;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use rswarm_base::{Chain, Classify, Kind};
+use rswarm_proto::status::NO_LEADER;
 
 use crate::router;
 use crate::types::ErrorBody;
@@ -38,8 +39,13 @@ impl ApiError {
 
     /// A manager's answer: its text and hint, under the kind that its code stands for.
     pub fn from_status(status: &tonic::Status) -> ApiError {
+        let kind = match status.message() {
+            // Docker's clients know it as a 500.
+            NO_LEADER => Kind::Internal,
+            _ => rswarm_proto::status::kind(status.code()),
+        };
         ApiError {
-            kind: rswarm_proto::status::kind(status.code()),
+            kind,
             message: status.message().to_owned(),
             hint: status.metadata().get("hint").and_then(|hint| hint.to_str().ok()).map(str::to_owned),
         }

@@ -9,6 +9,7 @@
 mod archive;
 mod attach;
 mod attachments;
+mod call;
 mod connection;
 mod containers;
 mod error;
@@ -47,6 +48,7 @@ use std::time::Duration;
 use rswarm_base::Scope;
 use rswarm_engine::Engine;
 
+pub use call::STALE;
 pub use listener::Listener;
 pub use node::{
     Availability, ClusterError, ClusterInfo, ClusterNode, InitRequest, JoinRequest, LocalState,

@@ -5,9 +5,9 @@ use std::fmt;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use rswarm_base::audit::Audit;
 use rswarm_base::{Classify, Kind};
 use rswarm_proto::wire;
-use rswarm_proto::wire::control_client::ControlClient;
 use rswarm_proto::wire::logs_client::LogsClient;
 use tonic::transport::Channel;
 
@@ -271,6 +271,9 @@ pub trait ClusterNode: Send + Sync + 'static {
     /// Where the node stands. Never waits.
     fn info(&self) -> ClusterInfo;
 
+    /// Where it is written down who made this node enter or leave a cluster.
+    fn audit(&self) -> &Audit;
+
     /// Starts a cluster; returns this node's id.
     async fn init(&self, request: InitRequest) -> Result<String, ClusterError>;
 
@@ -289,8 +292,9 @@ pub trait ClusterNode: Send + Sync + 'static {
     /// Starts the cluster of a backup anew, with this node as its only manager; returns the node's id.
     async fn restore(&self, request: RestoreRequest) -> Result<String, ClusterError>;
 
-    /// A client of a manager's control service; on managers only, else [`ClusterError::no_control`].
-    async fn control(&self) -> Result<ControlClient<Channel>, ClusterError>;
+    /// The way to this node's manager and its control service; on managers only, else
+    /// [`ClusterError::no_control`].
+    async fn control(&self) -> Result<Channel, ClusterError>;
 
     /// A client of a manager's log service; on managers only, else [`ClusterError::no_control`].
     async fn logs(&self) -> Result<LogsClient<Channel>, ClusterError>;

@@ -8,16 +8,19 @@ use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, heade
 use axum::response::{IntoResponse, Response};
 use rswarm_base::{Kind, Scope};
 use rswarm_engine::Engine;
+use rswarm_proto::tls::MESSAGE_BYTES_MAX;
 use rswarm_proto::wire::control_client::ControlClient;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tower::ServiceExt as _;
 
+use crate::call::Stamp;
 use crate::error::ApiError;
 use crate::node::ClusterNode;
 use crate::version;
 use crate::{
-    archive, containers, events, exec, images, networks, nodes, plugins, secrets, services, swarm, system,
-    tasks, usage, volumes,
+    archive, call, containers, events, exec, images, networks, nodes, plugins, secrets, services, swarm,
+    system, tasks, usage, volumes,
 };
 
 /// The Docker release whose behaviour we follow; clients read it out of `Server` and `/version`.
@@ -33,8 +36,9 @@ pub(crate) struct App {
 
 impl App {
     /// The managers' control service, or the 503 that says why there is none here.
-    pub async fn control(&self) -> Result<ControlClient<Channel>, ApiError> {
-        Ok(self.cluster.control().await?)
+    pub async fn control(&self) -> Result<ControlClient<InterceptedService<Channel, Stamp>>, ApiError> {
+        let client = ControlClient::with_interceptor(self.cluster.control().await?, Stamp::of_call());
+        Ok(client.max_decoding_message_size(MESSAGE_BYTES_MAX))
     }
 }
 
@@ -100,7 +104,9 @@ impl Gate {
         } else {
             match admit(request) {
                 Ok(request) => {
-                    self.routes.clone().oneshot(request).await.unwrap_or_else(|never| match never {})
+                    let user = request.extensions().get().copied();
+                    let routed = self.routes.clone().oneshot(request);
+                    call::answer(user, async { routed.await.unwrap_or_else(|never| match never {}) }).await
                 }
                 Err(Refusal::Json(error)) => error.into_response(),
                 Err(Refusal::Text(error)) => error.into_text_response(),

@@ -12,11 +12,12 @@ use rswarm_proto::model::object::Stored;
 use rswarm_proto::tls::UnlockKey;
 use rswarm_proto::wire::{self, Object};
 
+use crate::call::{self, audited, noted};
 use crate::error::ApiError;
 use crate::node::{InitRequest, JoinRequest, RestoreRequest};
 use crate::request::{JsonBody, Query};
 use crate::router::App;
-use crate::translate::{cluster as translate, node};
+use crate::translate::{cluster as translate, node, usage};
 use crate::types;
 
 /// The largest backup that is taken in: some millions of tasks, as of raft snapshots.
@@ -38,6 +39,8 @@ pub(crate) fn routes() -> Router<App> {
         // Not Docker's: the whole state in one file, and back.
         .route("/swarm/backup", get(backup))
         .route("/swarm/restore", post(restore))
+        // What services and nodes use.
+        .route("/swarm/usage", get(usage))
 }
 
 // ---- asking the managers --------------------------------------------------------------------------------
@@ -48,8 +51,9 @@ where
     T: Stored + TryFrom<Object>,
 {
     let request = wire::ListRequest { kind: T::KIND.into() };
-    let reply = app.control().await?.list(request).await.map_err(|status| ApiError::from_status(&status))?;
-    Ok(reply.into_inner().objects.into_iter().filter_map(|object| T::try_from(object).ok()).collect())
+    let reply = noted(app.control().await?.list(request).await);
+    let reply = reply.map_err(|status| ApiError::from_status(&status))?;
+    Ok(reply.objects.into_iter().filter_map(|object| T::try_from(object).ok()).collect())
 }
 
 /// One object by identifier, name or unique beginning of its identifier; `missing` words its absence.
@@ -62,11 +66,11 @@ where
     T: Stored + TryFrom<Object>,
 {
     let request = wire::GetRequest { kind: T::KIND.into(), reference: reference.to_owned() };
-    let reply = app.control().await?.get(request).await.map_err(|status| match status.code() {
+    let reply = noted(app.control().await?.get(request).await).map_err(|status| match status.code() {
         tonic::Code::NotFound => missing(reference),
         _ => ApiError::from_status(&status),
     })?;
-    T::try_from(reply.into_inner()).map_err(|_| missing(reference))
+    T::try_from(reply).map_err(|_| missing(reference))
 }
 
 /// The cluster object: there is one.
@@ -112,7 +116,8 @@ async fn init(
         },
         availability: node::availability(&body.availability)?,
     };
-    Ok(Json(app.cluster.init(request).await?))
+    let detail = if request.force_new_cluster { vec!["force_new_cluster".to_owned()] } else { Vec::new() };
+    Ok(Json(audited(&app, "init", detail, app.cluster.init(request)).await?))
 }
 
 fn pools(pools: Vec<String>) -> Result<Vec<String>, ApiError> {
@@ -150,12 +155,14 @@ async fn join(
         data_path_addr: body.data_path_addr,
         availability: node::availability(&body.availability)?,
     };
-    app.cluster.join(request).await?;
+    let detail = request.remote_addrs.clone();
+    audited(&app, "join", detail, app.cluster.join(request)).await?;
     Ok(StatusCode::OK)
 }
 
 async fn leave(State(app): State<App>, query: Query) -> Result<StatusCode, ApiError> {
-    app.cluster.leave(query.flag("force")).await?;
+    let force = query.flag("force");
+    audited(&app, "leave", call::force(force), app.cluster.leave(force)).await?;
     Ok(StatusCode::OK)
 }
 
@@ -182,8 +189,15 @@ async fn update(
     Ok(StatusCode::OK)
 }
 
+async fn usage(State(app): State<App>) -> Result<Json<types::ClusterUsage>, ApiError> {
+    let told = app.control().await?.usage(wire::UsageRequest {}).await;
+    let told = told.map_err(|status| ApiError::from_status(&status))?.into_inner();
+    let (tasks, services, nodes) = (list(&app).await?, list(&app).await?, list(&app).await?);
+    Ok(Json(usage::usage(&told, &tasks, &services, &nodes)))
+}
+
 async fn backup(State(app): State<App>) -> Result<impl IntoResponse, ApiError> {
-    let bytes: Bytes = app.cluster.backup().await?;
+    let bytes: Bytes = audited(&app, "backup", Vec::new(), app.cluster.backup()).await?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], bytes))
 }
 
@@ -204,7 +218,7 @@ async fn restore(
         advertise_addr: query.text("advertiseAddr").to_owned(),
         data_path_addr: query.text("dataPathAddr").to_owned(),
     };
-    Ok(Json(app.cluster.restore(request).await?))
+    Ok(Json(audited(&app, "restore", Vec::new(), app.cluster.restore(request)).await?))
 }
 
 async fn unlock_key(State(app): State<App>) -> Result<Json<types::UnlockKeyBody>, ApiError> {
@@ -218,6 +232,6 @@ async fn unlock(
     State(app): State<App>,
     JsonBody(body): JsonBody<types::UnlockKeyBody>,
 ) -> Result<StatusCode, ApiError> {
-    app.cluster.unlock(body.unlock_key).await?;
+    audited(&app, "unlock", Vec::new(), app.cluster.unlock(body.unlock_key)).await?;
     Ok(StatusCode::OK)
 }

@@ -1,9 +1,10 @@
-//! Whether a client is still there, when nothing is read from or written to it, and whether it has read what was
-//! written.
+//! What the kernel says of a client: who it is, whether it is still there when nothing is read from or written to it, and
+//! whether it has read what was written.
 
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
+use rswarm_base::audit::User;
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 
@@ -75,12 +76,21 @@ impl Socket for UnixStream {
         let twin: std::os::unix::net::UnixStream = self.as_fd().try_clone_to_owned().ok()?.into();
         UnixStream::from_std(twin).ok().map(Watch::Unix)
     }
+
+    fn user(&self) -> Option<User> {
+        let peer = self.peer_cred().ok()?;
+        Some(User::Local { uid: peer.uid(), gid: peer.gid(), pid: peer.pid().unwrap_or(0) })
+    }
 }
 
 impl Socket for TcpStream {
     fn watch(&self) -> Option<Watch> {
         let twin: std::net::TcpStream = self.as_fd().try_clone_to_owned().ok()?.into();
         TcpStream::from_std(twin).ok().map(Watch::Tcp)
+    }
+
+    fn user(&self) -> Option<User> {
+        self.peer_addr().ok().map(|addr| User::Remote { addr })
     }
 }
 

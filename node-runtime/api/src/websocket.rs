@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use axum::http::{HeaderMap, header};
 use bytes::{Buf as _, Bytes};
 use futures_util::{Sink, Stream};
+use rswarm_base::audit::User;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -107,6 +108,10 @@ fn io_error(error: Error) -> io::Error {
 impl Socket for Messages {
     fn watch(&self) -> Option<Watch> {
         self.stream.get_ref().watch()
+    }
+
+    fn user(&self) -> Option<User> {
+        self.stream.get_ref().user()
     }
 }
 

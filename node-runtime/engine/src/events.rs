@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rswarm_base::Timestamp;
+use rswarm_base::metrics::Counter;
 use tokio::sync::broadcast;
 
 /// Events kept for a late reader, as dockerd keeps.
@@ -62,16 +63,24 @@ pub struct Subscription {
 pub(crate) struct Events {
     ring: Arc<Mutex<VecDeque<Arc<Event>>>>,
     live: broadcast::Sender<Arc<Event>>,
+    /// How many there were.
+    pub(crate) count: Counter,
 }
 
 impl Events {
     pub(crate) fn new() -> Events {
-        Events { ring: Arc::default(), live: broadcast::channel(QUEUE).0 }
+        Events { ring: Arc::default(), live: broadcast::channel(QUEUE).0, count: Counter::default() }
+    }
+
+    /// How many follow them.
+    pub(crate) fn readers(&self) -> usize {
+        self.live.receiver_count()
     }
 
     /// Keeps and announces an event; both under one lock, so that no subscriber misses or doubles it.
     pub(crate) fn publish(&self, event: Event) {
         let event = Arc::new(event);
+        self.count.one();
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         if ring.len() == RING {
             ring.pop_front();

@@ -23,6 +23,7 @@ mod links;
 pub mod logs;
 mod merge;
 mod merged;
+mod metrics;
 pub mod names;
 pub mod network;
 mod registry;

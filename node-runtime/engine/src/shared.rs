@@ -14,6 +14,7 @@ use crate::container::{Attributes, Container};
 use crate::error::StartError;
 use crate::events::Events;
 use crate::exec::Execs;
+use crate::metrics::Instruments;
 use crate::network::LocalNetworks;
 use crate::registry::Registry;
 use crate::spec::Host;
@@ -31,6 +32,7 @@ pub(crate) struct Shared {
     pub registry: Registry,
     pub execs: Execs,
     pub events: Events,
+    pub instruments: Instruments,
     /// The actors run in it; when it ends, containers go on.
     pub scope: Scope,
 }

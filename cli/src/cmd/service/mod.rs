@@ -17,6 +17,7 @@ use rswarm_api::types::{
 
 use super::container::logs::{LogOptions, print};
 use super::secret::{self, Family, Reference};
+use super::usage::{Of, UsageArgs};
 use super::{CommandError, Context, InspectArgs, ListArgs, node};
 use crate::client::{Call, Filters};
 use crate::credentials;
@@ -46,6 +47,8 @@ pub enum ServiceCommand {
     Rm(RmArgs),
     /// Print what a service's tasks wrote
     Logs(ServiceLogsArgs),
+    /// Show what services' tasks use
+    Stats(UsageArgs),
 }
 
 /// Whether and how a command follows what it started.
@@ -150,6 +153,7 @@ impl ServiceCommand {
                 context.each(&services, work).await
             }
             ServiceCommand::Logs(args) => logs(context, args).await,
+            ServiceCommand::Stats(args) => args.run(context, Of::Services).await,
         }
     }
 }

@@ -4,8 +4,10 @@ use std::sync::Mutex;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use rswarm_base::audit::Audit;
 use rswarm_engine::EngineConfig;
 use rswarm_proto::model::object::Stored as _;
+use rswarm_proto::status::{NO_LEADER, REPLICA, USER};
 use rswarm_proto::wire;
 use rswarm_proto::wire::control_server::{Control, ControlServer};
 use rswarm_proto::wire::logs_client::LogsClient;
@@ -45,11 +47,23 @@ fn the_table_of_statuses_is_dockers() {
 struct FakeManager {
     objects: Arc<Mutex<Vec<wire::Object>>>,
     updates: Arc<Mutex<Vec<wire::UpdateServiceRequest>>>,
+    /// Who asked for an update, as the managers are told.
+    users: Arc<Mutex<Vec<String>>>,
+    /// Whether it answers as a manager without a leader does.
+    is_leaderless: bool,
 }
 
 impl FakeManager {
     fn put(&self, object: impl Into<wire::Object>) {
         self.objects.lock().expect("no panic").push(object.into());
+    }
+
+    fn read<T>(&self, answer: T) -> Reply<T> {
+        let mut reply = Reply::new(answer);
+        if self.is_leaderless {
+            reply.metadata_mut().insert(REPLICA, "1".parse().expect("a value"));
+        }
+        reply
     }
 
     fn find(&self, request: &wire::GetRequest) -> Option<wire::Object> {
@@ -74,7 +88,8 @@ impl FakeManager {
 #[tonic::async_trait]
 impl Control for FakeManager {
     async fn get(&self, request: tonic::Request<wire::GetRequest>) -> Result<Reply<wire::Object>, Status> {
-        self.find(request.get_ref()).map(Reply::new).ok_or_else(|| Status::not_found("no such object"))
+        let found = self.find(request.get_ref());
+        found.map(|found| self.read(found)).ok_or_else(|| Status::not_found("no such object"))
     }
 
     async fn list(
@@ -85,7 +100,14 @@ impl Control for FakeManager {
         let objects = self.objects.lock().expect("no panic").clone();
         let objects =
             objects.into_iter().filter(|o| o.key().is_some_and(|(kind, _)| i32::from(kind) == wanted));
-        Ok(Reply::new(wire::ListResponse { objects: objects.collect() }))
+        Ok(self.read(wire::ListResponse { objects: objects.collect() }))
+    }
+
+    async fn usage(
+        &self,
+        _: tonic::Request<wire::UsageRequest>,
+    ) -> Result<Reply<wire::UsageResponse>, Status> {
+        Ok(Reply::new(wire::UsageResponse::default()))
     }
 
     async fn create_service(
@@ -113,6 +135,11 @@ impl Control for FakeManager {
         &self,
         request: tonic::Request<wire::UpdateServiceRequest>,
     ) -> Result<Reply<wire::Service>, Status> {
+        let user = request.metadata().get(USER).map(|user| user.to_str().expect("text").to_owned());
+        self.users.lock().expect("no panic").extend(user);
+        if self.is_leaderless {
+            return Err(Status::unavailable(NO_LEADER));
+        }
         let request = request.into_inner();
         if request.version != 7 {
             return Err(Status::failed_precondition("update out of sequence"));
@@ -263,7 +290,8 @@ impl Control for FakeManager {
 
 /// A node that is a manager when there is a channel, else outside any cluster.
 struct FakeNode {
-    control: Option<ControlClient<Channel>>,
+    control: Option<Channel>,
+    audit: Audit,
     inits: Mutex<Vec<InitRequest>>,
 }
 
@@ -317,7 +345,11 @@ impl ClusterNode for FakeNode {
         Ok(format!("{}@{}", String::from_utf8_lossy(&request.backup), request.advertise_addr))
     }
 
-    async fn control(&self) -> Result<ControlClient<Channel>, ClusterError> {
+    fn audit(&self) -> &Audit {
+        &self.audit
+    }
+
+    async fn control(&self) -> Result<Channel, ClusterError> {
         self.control.clone().ok_or_else(|| ClusterError::no_control(self.info().state))
     }
 
@@ -351,7 +383,8 @@ impl Host {
             Some(manager) => Some(connect(manager, &scope).await),
             None => None,
         };
-        let node = Arc::new(FakeNode { control, inits: Mutex::default() });
+        let audit = Audit::open(&dir.path().join("audit")).expect("opened");
+        let node = Arc::new(FakeNode { control, audit, inits: Mutex::default() });
         let gate = Gate::new(App { engine, cluster: node.clone(), scope: scope.clone() });
         Host { gate, node, scope, _dir: dir }
     }
@@ -399,7 +432,7 @@ impl Drop for Host {
     }
 }
 
-async fn connect(manager: FakeManager, scope: &Scope) -> ControlClient<Channel> {
+async fn connect(manager: FakeManager, scope: &Scope) -> Channel {
     let (client, server) = tokio::io::duplex(1 << 20);
     scope.spawn(async move {
         let incoming = tokio_stream::once(Ok::<_, std::io::Error>(server));
@@ -412,7 +445,47 @@ async fn connect(manager: FakeManager, scope: &Scope) -> ControlClient<Channel> 
         async move { client }
     });
     let endpoint = tonic::transport::Endpoint::from_static("http://manager");
-    ControlClient::new(endpoint.connect_with_connector(connector).await.expect("channel"))
+    endpoint.connect_with_connector(connector).await.expect("channel")
+}
+
+// ---- who asks, and what an answer rests on ----------------------------------------------------------------
+
+#[tokio::test]
+async fn managers_are_told_for_whom_they_work_and_membership_is_written_down() {
+    let manager = FakeManager::default();
+    manager.put(wire::Service { id: "s1".into(), ..wire::Service::default() });
+    let users = manager.users.clone();
+    let host = Host::start(Some(manager)).await;
+    let body = json!({ "Name": "web", "TaskTemplate": { "ContainerSpec": { "Image": "a" } } });
+    assert_eq!(host.call("POST", "/services/s1/update?version=7", Some(body)).await.0, 200);
+    assert_eq!(*users.lock().expect("no panic"), ["1000:1000:42"]);
+
+    assert_eq!(host.call("POST", "/swarm/leave", None).await.0, 503);
+    assert_eq!(host.call("POST", "/swarm/leave?force=1", None).await.0, 200);
+    assert_eq!(host.call("POST", "/swarm/unlock", Some(json!({ "UnlockKey": "SWMKEY-1-x" }))).await.0, 409);
+    let written = std::fs::read_to_string(host._dir.path().join("audit")).expect("an audit log");
+    let lines: Vec<Value> = written.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let told: Vec<_> = lines.iter().map(|line| (line["call"].as_str(), line["outcome"].as_str())).collect();
+    let (leave, unlock) = (Some("leave"), Some("unlock"));
+    assert_eq!(told, [(leave, Some("Unavailable")), (leave, Some("ok")), (unlock, Some("AlreadyExists"))]);
+    assert_eq!(lines[1]["user"], json!({ "uid": 1000, "gid": 1000, "pid": 42 }));
+    assert_eq!((&lines[1]["id"], &lines[1]["detail"]), (&json!("node1"), &json!(["force"])));
+    assert!(!written.contains("SWMKEY"), "the unlock key is in the audit log: {written}");
+}
+
+#[tokio::test]
+async fn without_a_leader_reads_are_marked_and_writes_are_refused_as_dockerd_refuses_them() {
+    let manager = FakeManager { is_leaderless: true, ..FakeManager::default() };
+    manager.put(wire::Service { id: "s1".into(), ..wire::Service::default() });
+    let host = Host::start(Some(manager)).await;
+    let head = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n");
+    for path in ["/services", "/services/s1", "/tasks", "/nodes"] {
+        let answer = host.raw(&head(path)).await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("rswarm-stale: 1"), "{path}: {answer}");
+    }
+    assert!(!host.raw(&head("/_ping")).await.contains("rswarm-stale"));
+    let body = json!({ "Name": "web", "TaskTemplate": { "ContainerSpec": { "Image": "a" } } });
+    host.check("POST", "/services/s1/update?version=7", Some(body), 500, NO_LEADER).await;
 }
 
 // ---- what every request goes through --------------------------------------------------------------------

@@ -17,6 +17,7 @@ pub(crate) mod service;
 pub(crate) mod stats;
 pub(crate) mod summary;
 pub(crate) mod task;
+pub(crate) mod usage;
 pub(crate) mod verbose;
 
 use rswarm_base::Timestamp;

@@ -66,6 +66,7 @@ mod stats;
 mod swarm;
 mod system;
 mod task;
+mod usage;
 mod volume;
 
 pub use container::*;
@@ -80,6 +81,7 @@ pub use stats::*;
 pub use swarm::*;
 pub use system::*;
 pub use task::*;
+pub use usage::*;
 pub use volume::*;
 
 /// String to string, as labels and options are.

@@ -137,6 +137,10 @@ async fn probe(shared: &Shared, check: &Check, shim: &Shim, container: &Containe
             (-1, format!("Health check exceeded timeout ({:?})", check.timeout))
         }
     };
+    shared.instruments.probes.one();
+    if exit_code != 0 {
+        shared.instruments.probes_failed.one();
+    }
     shared.exec_died(container, &id, exit_code);
     Probe { start, end: Timestamp::now(), exit_code, output }
 }

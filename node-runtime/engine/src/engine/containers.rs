@@ -14,6 +14,7 @@ use crate::config::{ContainerConfig, RestartPolicy};
 use crate::container::{Container, Request, Status};
 use crate::error::{ControlError, CreateError, LogsError, LookupError, NameError, RemoveError, StartError};
 use crate::logs::{self, LogOptions, LogStream};
+use crate::metrics::timed;
 use crate::stats::Sample;
 use crate::top::{self, Top};
 use crate::{create, links, names, signal, stats};
@@ -95,7 +96,8 @@ impl Engine {
     pub async fn create(&self, name: Option<&str>, config: ContainerConfig) -> Result<Created, CreateError> {
         // In a task of its own: a caller that goes away leaves nothing half made.
         let (shared, name) = (self.shared.clone(), name.map(str::to_owned));
-        self.detached(async move { create::create(&shared, name.as_deref(), config).await }).await
+        let work = self.detached(async move { create::create(&shared, name.as_deref(), config).await });
+        timed(&self.shared.instruments.create, work).await
     }
 
     /// Starts a container. On return its program runs.
@@ -103,7 +105,8 @@ impl Engine {
     /// # Errors
     /// When it runs already or cannot be started; then everything is undone.
     pub async fn start(&self, reference: &str) -> Result<(), StartError> {
-        self.find(reference)?.ask(Request::Start).await?
+        let work = async { self.find(reference)?.ask(Request::Start).await? };
+        timed(&self.shared.instruments.start, work).await
     }
 
     /// Stops a container: its stop signal (or `signal`), a wait of `timeout` (or the container's own;
@@ -270,7 +273,8 @@ impl Engine {
     /// # Errors
     /// When it runs and `force` is not given, or somebody else is removing it.
     pub async fn remove(&self, reference: &str, options: RemoveOptions) -> Result<(), RemoveError> {
-        self.find(reference)?.ask(|reply| Request::Remove { options, reply }).await?
+        let work = async { self.find(reference)?.ask(|reply| Request::Remove { options, reply }).await? };
+        timed(&self.shared.instruments.delete, work).await
     }
 
     // ---- views --------------------------------------------------------------------------------------

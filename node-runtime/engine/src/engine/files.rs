@@ -20,6 +20,7 @@ use crate::error::Cause;
 use crate::filesystem::copy::{self, CHUNKS_MAX, ChunkWriter};
 use crate::filesystem::view::{Bind, Extent, View};
 use crate::filesystem::{CopyError, PathStat, PutOptions};
+use crate::metrics::timed;
 use crate::spec::VolumeSource;
 
 /// An archive on its way to a client. An error in it is its end.
@@ -162,7 +163,8 @@ impl Engine {
     /// When its layers cannot be read.
     pub async fn changes(&self, reference: &str) -> Result<Vec<Change>, CopyError> {
         let container = self.find(reference)?.container();
-        Ok(self.shared.images.changes(&container.id).await.map_err(Cause::new)?)
+        let work = self.shared.images.changes(&container.id);
+        Ok(timed(&self.shared.instruments.changes, work).await.map_err(Cause::new)?)
     }
 
     /// Makes an image of a container.
@@ -184,7 +186,8 @@ impl Engine {
         };
         // Frozen first: whoever holds the files must not wait for the container's actor.
         let frozen = request.pause && self.freeze(&container).await;
-        let made = self.commit_files(&container.id, options).await;
+        let work = self.commit_files(&container.id, options);
+        let made = timed(&self.shared.instruments.commit, work).await;
         if frozen {
             self.thaw(&container.id).await;
         }

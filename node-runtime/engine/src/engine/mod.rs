@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rswarm_base::metrics::Exposition;
 use rswarm_base::{Chain, Scope};
 use rswarm_image::{ImageStore, StoreConfig};
 use rswarm_network::Networks;
@@ -22,6 +23,7 @@ use crate::container::{Status, launch, logfile};
 use crate::error::{Cause, FileError, LookupError, OpenError};
 use crate::events::{Event, Events, Subscription};
 use crate::exec::Execs;
+use crate::metrics::Instruments;
 use crate::network::LocalNetworks;
 use crate::registry::{Handle, Registry};
 use crate::shared::Shared;
@@ -112,6 +114,7 @@ impl Engine {
             registry: Registry::default(),
             execs: Execs::default(),
             events: Events::new(),
+            instruments: Instruments::default(),
             scope: scope.child("containers"),
             config,
         });
@@ -178,6 +181,11 @@ impl Engine {
             memory: host::memory(),
             cgroup_version: if self.shared.host.cgroup_v2 { "2" } else { "1" },
         }
+    }
+
+    /// Writes the engine's figures.
+    pub fn metrics(&self, out: &mut Exposition) {
+        self.shared.instruments.write(&self.info(), &self.shared.events, out);
     }
 
     /// The last events and those to come.
