@@ -1,4 +1,4 @@
-//! What the standard library lacks and every rswarm crate needs: time, identifiers, error kinds, task
+//! What the standard library lacks and every rswarm crate needs: time, durations as people write them, identifiers, error kinds, task
 //! supervision, logging set-up, durable files and address pools.
 //!
 //! Is not: anything that knows what a container or a cluster is.
@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod clock;
+pub mod duration;
 pub mod error;
 pub mod fsx;
 pub mod id;

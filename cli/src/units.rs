@@ -2,17 +2,6 @@
 
 use std::time::Duration;
 
-const SECOND: u64 = 1_000_000_000;
-/// Go's duration units, longest suffix first where one ends in another.
-const DURATION_UNITS: [(&str, f64); 7] = [
-    ("ns", 1.0),
-    ("us", 1e3),
-    ("µs", 1e3),
-    ("ms", 1e6),
-    ("s", SECOND as f64),
-    ("m", 60.0 * SECOND as f64),
-    ("h", 3600.0 * SECOND as f64),
-];
 const DECIMAL: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
 const BINARY: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 
@@ -63,25 +52,7 @@ pub fn parse_nano_cpus(text: &str) -> Result<i64, String> {
 /// # Errors
 /// What is wrong with the text.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("invalid duration `{text}`: give it as in `10s`, `1m30s` or `2h`");
-    let mut rest = text.trim();
-    if rest == "0" {
-        return Ok(Duration::ZERO);
-    }
-    let mut total = 0.0;
-    if rest.is_empty() {
-        return Err(wrong());
-    }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
-        let number: f64 = rest[..digits].parse().map_err(|_| wrong())?;
-        let end = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |at| digits + at);
-        let unit = &rest[digits..end];
-        let (_, factor) = DURATION_UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(wrong)?;
-        total += number * factor;
-        rest = &rest[end..];
-    }
-    Ok(Duration::from_nanos(total as u64))
+    rswarm_base::duration::parse(text).map_err(|error| error.to_string())
 }
 
 /// A duration in nanoseconds, as the API carries it.

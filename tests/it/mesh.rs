@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use rswarm_tests::harness::{Lab, eventually, run};
 use rswarm_tests::host::Host;
 
-use crate::support::{cluster, containers_of, converged, deploy, fetch_inside, running_tasks};
+use crate::support::{cluster, containers_of, converged, deploy, fetch_inside, hammer, running_tasks};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Requests that a client must have made for its word to count.
@@ -129,20 +129,6 @@ fn nothing_is_wrong_and_what_is_open_is_told(lab: &Lab) -> Result<()> {
         ensure!(open.contains("anywhere"), "{audit}");
     }
     Ok(())
-}
-
-/// Asks again and again until told to end; the failures, and how often it asked.
-fn hammer(end: &AtomicBool, ask: impl Fn() -> Result<String>) -> (Vec<String>, usize) {
-    let (mut failures, mut count) = (Vec::new(), 0);
-    while !end.load(Ordering::Relaxed) {
-        count += 1;
-        match ask() {
-            Ok(page) if page.contains("Hostname") => {}
-            Ok(page) => failures.push(format!("request {count}: {page:?}")),
-            Err(error) => failures.push(format!("request {count}: {error:#}")),
-        }
-    }
-    (failures, count)
 }
 
 fn no_request_is_lost(lab: &Lab) -> Result<()> {

@@ -1,6 +1,7 @@
 //! What several tests ask of a lab.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -94,6 +95,20 @@ pub fn fetch_inside(host: &Host, container: &str, url: &str) -> Result<String> {
     let mut command = std::process::Command::new("nsenter");
     command.args([&namespace, "curl", "-sS", "--max-time", "5", "--get", "http://127.0.0.1/fetch"]);
     run(command.arg("--data-urlencode").arg(format!("url={url}")))
+}
+
+/// Asks the demo server again and again until told to end; the failures, and how often it asked.
+pub fn hammer(end: &AtomicBool, ask: impl Fn() -> Result<String>) -> (Vec<String>, usize) {
+    let (mut failures, mut count) = (Vec::new(), 0);
+    while !end.load(Ordering::Relaxed) {
+        count += 1;
+        match ask() {
+            Ok(page) if page.contains("Hostname") => {}
+            Ok(page) => failures.push(format!("request {count}: {page:?}")),
+            Err(error) => failures.push(format!("request {count}: {error:#}")),
+        }
+    }
+    (failures, count)
 }
 
 /// The container of a task on the host that runs it, with the task's address on `app`.

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use rswarm_base::Timestamp;
 use rswarm_manager_core::State;
+use rswarm_manager_core::relocate::parallelism;
 use rswarm_manager_core::state::{address_of, node_state};
 use rswarm_proto::model::object::Stored;
 use rswarm_proto::model::service::Mode;
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::tls::issuer_info;
-use rswarm_proto::wire::{Node, NodeState, Service, update_config::Order};
+use rswarm_proto::wire::{Node, NodeState, Service, Takeover, update_config::Order};
 
 use crate::agent::Agent;
 
@@ -137,18 +138,20 @@ impl Checkers {
         }
     }
 
-    /// A service has no more tasks than its replicas and, start-first, those that take over.
+    /// A service has no more tasks than its replicas and, start-first or when tasks move while they serve, those that
+    /// take over.
     fn count(&mut self, service: &Service, state: &State) {
         let Some(spec) = service.spec.as_ref().filter(|_| !service.pending_delete) else { return };
         let Mode::Replicated(replicas) = spec.mode_or_default() else { return };
-        let update = spec.update.unwrap_or_default();
-        let beside = match (update.order(), update.parallelism) {
-            (Order::StopFirst, _) => 0,
-            (Order::StartFirst, 0) => replicas,
-            (Order::StartFirst, parallelism) => parallelism,
+        let mut live = state.tasks_of_service(&service.id).filter(|task| task.is_live());
+        let moves = live.any(|task| task.takes_over() != Takeover::NoTakeover);
+        let beside = match spec.update.unwrap_or_default().order() {
+            Order::StopFirst if !moves => 0,
+            Order::StopFirst | Order::StartFirst => parallelism(service).min(replicas),
         };
         let bounds = self.bounds.entry(service.id.clone()).or_default();
-        bounds.insert(service.spec_version, replicas + beside);
+        let bound = bounds.entry(service.spec_version).or_default();
+        *bound = (replicas + beside).max(*bound);
         // A spec counts for as long after the next one as what was decided by it may be on its way.
         let next = |version: u64| bounds.range(version + 1..).next().map(|(next, _)| *next);
         let over: Vec<u64> = bounds
@@ -189,7 +192,7 @@ impl Checkers {
     /// What containers must be, whatever managers believe.
     pub fn containers(&mut self, agents: &BTreeMap<String, Agent>, state: &State) {
         let mut addresses: BTreeMap<(String, String), String> = BTreeMap::new();
-        let mut slots: BTreeMap<(String, u64), Vec<(String, Timestamp)>> = BTreeMap::new();
+        let mut slots: BTreeMap<(String, u64), Vec<(String, Timestamp, bool)>> = BTreeMap::new();
         for (node, agent) in agents {
             for container in agent.containers.values() {
                 let task = &container.task;
@@ -207,10 +210,12 @@ impl Checkers {
                 }
                 if task.slot != 0 {
                     let since = Timestamp(task.meta().created_at);
-                    slots
-                        .entry((task.service_id.clone(), task.slot))
-                        .or_default()
-                        .push((node.clone(), since));
+                    let takes_over = task.takes_over() != Takeover::NoTakeover;
+                    slots.entry((task.service_id.clone(), task.slot)).or_default().push((
+                        node.clone(),
+                        since,
+                        takes_over,
+                    ));
                 }
             }
         }
@@ -220,10 +225,11 @@ impl Checkers {
             // A node that was given up may still run what was replaced elsewhere.
             let known = tasks
                 .iter()
-                .filter(|(node, since)| self.down_at.get(node).is_none_or(|down_at| down_at < since));
+                .filter(|(node, since, _)| self.down_at.get(node).is_none_or(|down_at| down_at < since));
             let known = known.count();
+            let moves = tasks.iter().any(|(_, _, takes_over)| *takes_over);
             assert!(
-                known <= if start_first { 2 } else { 1 },
+                known <= if start_first || moves { 2 } else { 1 },
                 "{known} tasks run in slot {slot} of {service}"
             );
         }

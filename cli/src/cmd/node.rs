@@ -8,6 +8,7 @@ use super::{CommandError, Context, ListArgs};
 use crate::client::{Call, Filters};
 use crate::render::json::indent;
 use crate::render::table::{Listing, Row, row};
+use crate::units::parse_duration;
 
 const LISTING: Listing = Listing {
     table: "{{.ID}} {{if .Self}}*{{else}} {{ end }}\t{{.Hostname}}\t{{.Status}}\t{{.Availability}}\t{{.ManagerStatus}}\t{{.EngineVersion}}",
@@ -23,6 +24,11 @@ const LISTING: Listing = Listing {
     ],
     quiet: "ID",
 };
+
+/// The node label that says how long tasks may serve on.
+const DRAIN_DEADLINE: &str = "rswarm.drain.deadline";
+/// How often a drained node is looked at.
+const POLL: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// What comes after `node`.
 #[derive(Debug, Subcommand)]
@@ -68,6 +74,12 @@ pub struct UpdateArgs {
     /// What it does: active, pause, drain
     #[arg(long, value_parser = ["active", "pause", "drain"])]
     availability: Option<String>,
+    /// How long tasks may serve on while their successors start on other nodes, from when it is drained
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    drain_deadline: Option<String>,
+    /// Return when a drained node has no task left
+    #[arg(long)]
+    wait: bool,
     /// Its role: worker, manager
     #[arg(long, value_parser = ["worker", "manager"])]
     role: Option<String>,
@@ -234,9 +246,33 @@ async fn update(context: &Context, args: UpdateArgs) -> Result<u8, CommandError>
             return Err(CommandError::Usage(format!("node `{}` has no label `{key}`", args.node)));
         }
     }
+    if let Some(deadline) = args.drain_deadline {
+        labels.insert(DRAIN_DEADLINE.to_owned(), deadline);
+    }
     send_update(context, &node).await?;
+    if args.wait && node.spec.availability == "drain" {
+        until_empty(context, &node.id).await?;
+    }
     context.terminal.line(&args.node)?;
     Ok(0)
+}
+
+/// A duration, as it was typed.
+fn duration(text: &str) -> Result<String, String> {
+    parse_duration(text).map(|_| text.to_owned())
+}
+
+/// Asks until no task of services is left on the node. There is no event for it; docker's own clients poll so too.
+async fn until_empty(context: &Context, id: &str) -> Result<(), CommandError> {
+    let filters = Filters::default().with("node", id);
+    loop {
+        let tasks: Vec<Task> = context.client.json(Call::get("/tasks").filters(&filters)).await?;
+        let ended = ["complete", "shutdown", "failed", "rejected", "orphaned", "remove"];
+        if tasks.iter().all(|task| ended.contains(&task.status.state.as_str())) {
+            return Ok(());
+        }
+        tokio::time::sleep(POLL).await;
+    }
 }
 
 async fn set_role(context: &Context, names: &[String], role: &str) -> Result<u8, CommandError> {

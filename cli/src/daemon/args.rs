@@ -2,6 +2,7 @@
 
 mod defaults;
 mod fixed;
+mod generic;
 mod network;
 
 use std::collections::BTreeMap;
@@ -89,6 +90,9 @@ pub struct DaemonArgs {
     /// Address or interface that this node tells others in a cluster, when `swarm init` and `join` give none
     #[arg(long, value_name = "ADDRESS")]
     pub swarm_default_advertise_addr: Option<String>,
+    /// What this node has that services can reserve, KIND=NAME or KIND=COUNT; may be repeated
+    #[arg(long = "node-generic-resource", value_name = "KIND=VALUE")]
+    pub node_generic_resources: Vec<String>,
     /// Log driver of containers that choose none [default: json-file]
     #[arg(long, value_name = "NAME")]
     pub log_driver: Option<String>,
@@ -180,6 +184,7 @@ struct ConfigFile {
     default_cgroupns_mode: Option<String>,
     live_restore: Option<bool>,
     swarm_default_advertise_addr: Option<String>,
+    node_generic_resources: Vec<String>,
     log_driver: Option<String>,
     log_opts: BTreeMap<String, String>,
     log_level: Option<LogLevel>,
@@ -249,6 +254,8 @@ pub struct Settings {
     pub cgroupns_mode: String,
     /// What this node advertises in a cluster, when nobody says; empty is the only address it has.
     pub advertise_addr: String,
+    /// What this node has that services can reserve.
+    pub generic: Vec<rswarm_proto::wire::GenericResource>,
     /// The log driver of containers that choose none; empty is json-file.
     pub log_driver: String,
     /// Its options.
@@ -398,6 +405,7 @@ impl Settings {
                 .swarm_default_advertise_addr
                 .or(file.swarm_default_advertise_addr)
                 .unwrap_or_default(),
+            generic: generic::parse(&[args.node_generic_resources, file.node_generic_resources].concat())?,
             log_driver: args.log_driver.or(file.log_driver).unwrap_or_default(),
             log_opts,
             downloads_max: downloads_max.unwrap_or_default(),

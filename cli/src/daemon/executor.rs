@@ -16,8 +16,8 @@ use rswarm_engine::{Container, ContainerConfig, EndpointConfig, Engine, RemoveOp
 use rswarm_image::{Progress, Reference, RegistryAuth};
 use rswarm_proto::model::template::Place;
 use rswarm_proto::wire::{
-    ContainerStatus, EngineDescription, LogLine, NetworkAttachment, NodeDescription, Platform, PortConfig,
-    Resources, Task, TaskLogsRequest, log_line, port_config,
+    ContainerStatus, EngineDescription, GenericResource, LogLine, NetworkAttachment, NodeDescription,
+    Platform, PortConfig, Resources, Task, TaskLogsRequest, log_line, port_config,
 };
 use rswarm_worker::assignments::NetworkView;
 use rswarm_worker::executor::LogStream;
@@ -39,25 +39,36 @@ pub struct EngineExecutor {
     node_id: String,
     hostname: String,
     labels: BTreeMap<String, String>,
+    generic: Vec<GenericResource>,
     data_path: IpAddr,
     own_key: OwnKey,
     pub(super) attachments: Arc<Attachments>,
 }
 
 impl EngineExecutor {
-    /// The executor of the node `node_id`.
+    /// The executor of the node `node_id`, with the engine's labels and what it has that services can reserve.
     #[must_use]
     pub fn new(
         engine: Engine,
         node_id: String,
         hostname: String,
-        labels: &[(String, String)],
+        (labels, generic): (&[(String, String)], &[GenericResource]),
         data_path: IpAddr,
         own_key: OwnKey,
     ) -> Arc<EngineExecutor> {
         let labels = labels.iter().cloned().collect();
         let attachments = Attachments::new(engine.clone());
-        Arc::new(EngineExecutor { engine, node_id, hostname, labels, data_path, own_key, attachments })
+        let generic = generic.to_vec();
+        Arc::new(EngineExecutor {
+            engine,
+            node_id,
+            hostname,
+            labels,
+            generic,
+            data_path,
+            own_key,
+            attachments,
+        })
     }
 
     fn container_of(&self, task_id: &str) -> Option<Arc<Container>> {
@@ -115,6 +126,7 @@ impl EngineExecutor {
         let place = Place::of(task, &self.describe().await);
         config.files = content::files(task, &place, content)?;
         config.spec = place.expand(config.spec).map_err(|error| failure(&error))?;
+        config.spec.env.extend(resource_variables(&task.generic));
         self.ensure_image(&config.spec.image, &config.spec.registry_auth).await?;
         self.engine.create(Some(&task.container_name()), config).await.map_err(|error| failure(&error))?;
         Ok(())
@@ -155,6 +167,20 @@ impl EngineExecutor {
     }
 }
 
+/// How a container learns what its task was given: `DOCKER_RESOURCE_GPU=uuid1,uuid2`, `DOCKER_RESOURCE_SSD=3`.
+/// spec: swarmkit `api/genericresource/string.go`
+fn resource_variables(given: &[GenericResource]) -> Vec<String> {
+    let mut kinds: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for resource in given {
+        let value = if resource.name.is_empty() { resource.count.to_string() } else { resource.name.clone() };
+        kinds.entry(&resource.kind).or_default().push(value);
+    }
+    let variable = |(kind, values): (&str, Vec<String>)| {
+        format!("DOCKER_RESOURCE_{}={}", kind.to_uppercase(), values.join(","))
+    };
+    kinds.into_iter().map(variable).collect()
+}
+
 /// A service's line of `/etc/hosts`, `ADDRESS NAME [NAME…]`, as a container has it: `NAME:ADDRESS` for each name.
 fn host_entries(line: &str) -> Vec<String> {
     let mut words = line.split_whitespace();
@@ -189,6 +215,7 @@ impl Executor for EngineExecutor {
             tunnel: self.own_key.announced().inspect_err(|error| tracing::error!(%error, "no key")).ok(),
             // The agent's to say: it holds the certificate.
             tls: None,
+            generic: self.generic.clone(),
         }
     }
 
@@ -392,6 +419,14 @@ pub(super) fn failure<E: std::error::Error>(error: &E) -> ExecError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_container_learns_what_its_task_was_given() {
+        let own =
+            |kind: &str, name: &str, count| GenericResource { kind: kind.into(), name: name.into(), count };
+        let given = [own("nvidia-gpu", "a", 0), own("ssd", "", 3), own("nvidia-gpu", "b", 0)];
+        assert_eq!(resource_variables(&given), ["DOCKER_RESOURCE_NVIDIA-GPU=a,b", "DOCKER_RESOURCE_SSD=3"]);
+    }
 
     #[test]
     fn a_line_of_hosts_is_one_entry_for_each_name() {

@@ -99,6 +99,7 @@ pub async fn run(args: DaemonArgs) -> Result<(), DaemonError> {
         paths: Paths::new(&data_root),
         hostname: hostname(&settings),
         labels: settings.labels.clone(),
+        generic: settings.generic.clone(),
         tunnel_port: settings.tunnel_port,
         advertise_addr: settings.advertise_addr.clone(),
     };

@@ -17,7 +17,8 @@ use rswarm_proto::token::JoinToken;
 use rswarm_proto::wire::control_client::ControlClient;
 use rswarm_proto::wire::logs_client::LogsClient;
 use rswarm_proto::wire::{
-    LeaveManagerRequest, ListRequest, Node as NodeObject, NodeAvailability, NodeRole, ObjectKind,
+    GenericResource, LeaveManagerRequest, ListRequest, Node as NodeObject, NodeAvailability, NodeRole,
+    ObjectKind,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::transport::Channel;
@@ -44,6 +45,8 @@ pub struct NodeConfig {
     pub hostname: String,
     /// The engine's labels.
     pub labels: Vec<(String, String)>,
+    /// What the node has that services can reserve.
+    pub generic: Vec<GenericResource>,
     /// The UDP port of encrypted networks.
     pub tunnel_port: u16,
     /// Address or interface to advertise when a request names none; empty is the only one there is.
@@ -282,7 +285,7 @@ impl NodeActor {
             self.config.engine.clone(),
             node_id,
             self.config.hostname.clone(),
-            &self.config.labels,
+            (&self.config.labels, &self.config.generic),
             addresses.data_path,
             OwnKey::new(self.config.paths.tunnel_key(), self.config.tunnel_port),
         )

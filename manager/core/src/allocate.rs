@@ -13,7 +13,7 @@ use rswarm_proto::model::object::Stored;
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::{
     Annotations, Cluster, Endpoint, IpamConfig, Network, NetworkAttachment, NetworkAttachmentConfig,
-    NetworkSpec, Node, Service, Task, TaskStatus, VirtualIp, endpoint_spec,
+    NetworkSpec, Node, Service, ServiceSpec, Task, TaskStatus, VirtualIp, endpoint_spec,
 };
 
 use crate::author::Author;
@@ -68,6 +68,15 @@ impl Reconciler for Allocate {
         }
         plan
     }
+}
+
+/// The endpoint of a service that needs no address and no port: nothing is left to hand out, and a client that has just
+/// created the service can update it without having to read it again.
+pub fn bare_endpoint(spec: &ServiceSpec) -> Option<Endpoint> {
+    let endpoint = spec.endpoint.clone().unwrap_or_default();
+    let has_networks = spec.task.as_ref().is_some_and(|task| !task.networks.is_empty());
+    let is_bare = endpoint.ports.is_empty() && !has_networks;
+    is_bare.then(|| Endpoint { spec: Some(endpoint), ..Endpoint::default() })
 }
 
 /// The network of the routing mesh, for a cluster that never had one: it is made once, and users may remove it.

@@ -9,10 +9,11 @@ use rswarm_base::{Classify, Kind};
 use rswarm_proto::model::object::Stored;
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::update_status::State as Phase;
-use rswarm_proto::wire::{Batch, Change, ObjectKind, Service, Task, Transaction, change};
+use rswarm_proto::wire::{Batch, Change, NodeAvailability, ObjectKind, Service, Task, Transaction, change};
 
 use crate::author::Author;
 use crate::content::{self, ContentInUse, ContentMissing};
+use crate::filter::availability;
 use crate::publish::{self, PortTaken, needs_ingress};
 use crate::state::{AnyObject, State};
 
@@ -293,8 +294,17 @@ impl Draft {
             (AnyObject::Cluster(before), AnyObject::Cluster(object)) => {
                 AnyObject::Cluster(self.stamped(object, before.meta().created_at))
             }
-            (AnyObject::Node(before), AnyObject::Node(object)) => {
-                AnyObject::Node(self.stamped(object, before.meta().created_at))
+            (AnyObject::Node(before), AnyObject::Node(node)) => {
+                let mut node = self.stamped(node, before.meta().created_at);
+                let written = Arc::make_mut(&mut node);
+                written.drain_since = match availability(written) {
+                    NodeAvailability::Drain if availability(before) == NodeAvailability::Drain => {
+                        before.drain_since
+                    }
+                    NodeAvailability::Drain => self.now,
+                    NodeAvailability::Active | NodeAvailability::Pause => 0,
+                };
+                AnyObject::Node(node)
             }
             (AnyObject::Network(before), AnyObject::Network(object)) => {
                 AnyObject::Network(self.stamped(object, before.meta().created_at))

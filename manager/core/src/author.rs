@@ -35,6 +35,8 @@ pub enum Author {
     Update,
     /// Evictions.
     Enforce,
+    /// Tasks that move while they serve.
+    Relocate,
     /// Addresses.
     Allocate,
     /// Placement.
@@ -51,7 +53,7 @@ pub enum Author {
     Pass,
 }
 
-const NAMES: [(Author, &str); 20] = [
+const NAMES: [(Author, &str); 21] = [
     (Author::Bootstrap, "bootstrap"),
     (Author::Control, "control"),
     (Author::Attach, "attach"),
@@ -65,6 +67,7 @@ const NAMES: [(Author, &str); 20] = [
     (Author::Restart, "restart"),
     (Author::Update, "update"),
     (Author::Enforce, "enforce"),
+    (Author::Relocate, "relocate"),
     (Author::Allocate, "allocate"),
     (Author::Schedule, "schedule"),
     (Author::Drain, "drain"),
@@ -75,7 +78,7 @@ const NAMES: [(Author, &str); 20] = [
 ];
 
 /// The reconcilers, whose rights a pass has together.
-const RECONCILERS: [Author; 13] = [
+const RECONCILERS: [Author; 14] = [
     Author::Replicated,
     Author::Global,
     Author::Cron,
@@ -83,6 +86,7 @@ const RECONCILERS: [Author; 13] = [
     Author::Restart,
     Author::Update,
     Author::Enforce,
+    Author::Relocate,
     Author::Allocate,
     Author::Schedule,
     Author::Drain,
@@ -170,7 +174,7 @@ impl Write {
     fn writers(self) -> &'static [Author] {
         use Author::{
             Allocate, Attach, Bootstrap, Ca, Control, Cron, Dispatcher, Drain, Enforce, Global, Job,
-            Liveness, Membership, Reap, Replicated, Restart, Schedule, Tunnels, Update,
+            Liveness, Membership, Reap, Relocate, Replicated, Restart, Schedule, Tunnels, Update,
         };
         match self {
             Write::ClusterCreate => &[Bootstrap],
@@ -189,8 +193,10 @@ impl Write {
                 &[Allocate]
             }
             Write::ServiceDelete | Write::TaskDelete | Write::NetworkDelete => &[Reap],
-            Write::TaskCreate => &[Replicated, Global, Job, Restart, Update, Attach],
-            Write::TaskDesired => &[Replicated, Global, Job, Restart, Update, Enforce, Reap, Attach],
+            Write::TaskCreate => &[Replicated, Global, Job, Restart, Update, Relocate, Attach],
+            Write::TaskDesired => {
+                &[Replicated, Global, Job, Restart, Update, Enforce, Relocate, Reap, Attach]
+            }
             Write::TaskNode | Write::TaskAssigned => &[Schedule],
             Write::TaskAddresses | Write::TaskPending => &[Allocate],
             Write::TaskOrphaned => &[Liveness],
@@ -344,6 +350,7 @@ fn task(before: &Task, after: &Task) -> Vec<Write> {
     let mut writes = when([
         (before.desired_state != after.desired_state, Write::TaskDesired),
         (before.node_id != after.node_id, Write::TaskNode),
+        (before.generic != after.generic, Write::TaskNode),
         (before.networks != after.networks, Write::TaskAddresses),
         (before.ran_at != after.ran_at, Write::TaskReported),
         (before.drained != after.drained, Write::TaskDrained),
@@ -355,6 +362,7 @@ fn task(before: &Task, after: &Task) -> Vec<Write> {
         (before.endpoint != after.endpoint, Write::Never),
         (before.start_after != after.start_after, Write::Never),
         (before.replaces != after.replaces, Write::Never),
+        (before.takes_over != after.takes_over, Write::Never),
         (before.job_iteration != after.job_iteration, Write::Never),
     ]);
     let old = before.status.clone().unwrap_or_default();

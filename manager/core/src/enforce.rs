@@ -1,5 +1,6 @@
 //! Evictions: a task must leave a node that was drained, is lost, or no longer has what the task needs.
-//! The task is only told to stop; its replacement is `restart`'s business.
+//! The task is only told to stop; its replacement is `restart`'s business. On a drained node that is the last
+//! resort: what can move while it serves is `relocate`'s.
 
 use std::sync::Arc;
 
@@ -8,7 +9,9 @@ use rswarm_proto::wire::{Node, NodeAvailability, Task, TaskStatus};
 
 use crate::author::Author;
 use crate::filter;
+use crate::generic::Claims;
 use crate::reconcile::{Env, Plan, Reconciler};
+use crate::relocate;
 use crate::slot;
 use crate::state::State;
 
@@ -24,7 +27,7 @@ impl Reconciler for Enforce {
         Author::Enforce
     }
 
-    fn reconcile(&self, view: &State, _env: &mut Env<'_>) -> Plan {
+    fn reconcile(&self, view: &State, env: &mut Env<'_>) -> Plan {
         let mut plan = Plan::default();
         // When no node is left, moving tasks would only stop them: they are taken on again as nodes return.
         let has_refuge = view.nodes().any(|node| filter::takes_new_tasks(node));
@@ -35,7 +38,12 @@ impl Reconciler for Enforce {
             match view.node(node_id) {
                 None => live().for_each(|task| plan.update(slot::desire(task, TaskState::Shutdown))),
                 Some(node) if filter::availability(node) == NodeAvailability::Drain => {
-                    live().for_each(|task| plan.update(slot::desire(task, TaskState::Shutdown)));
+                    let (serving, leaving): (Vec<_>, Vec<_>) =
+                        live().partition(|task| relocate::serves_on(view, task, env));
+                    leaving.iter().for_each(|task| plan.update(slot::desire(task, TaskState::Shutdown)));
+                    if !serving.is_empty() {
+                        plan.wake(relocate::deadline(node, env));
+                    }
                 }
                 // A global task has nowhere else to go: it waits for its node.
                 Some(_) if view.is_node_lost(node_id) => live()
@@ -55,16 +63,20 @@ impl Reconciler for Enforce {
 fn misfits<'a>(node: &Node, mut tasks: Vec<&'a Arc<Task>>) -> impl Iterator<Item = &'a Arc<Task>> {
     tasks.sort_by_key(|task| slot::age(task));
     let has = filter::capacity(node);
-    let (mut cpus, mut memory) = (0i64, 0i64);
+    let (mut cpus, mut memory, mut generic) = (0i64, 0i64, Claims::default());
     tasks.retain(|task| {
         let reserved = filter::reservations(task);
         let too_much = (reserved.nano_cpus > 0 && cpus.saturating_add(reserved.nano_cpus) > has.nano_cpus)
             || (reserved.memory > 0 && memory.saturating_add(reserved.memory) > has.memory);
+        let mut with_it = generic.clone();
+        with_it.add(&task.generic);
+        let too_much = too_much || !task.generic.is_empty() && !with_it.is_had_by(node);
         let misplaced = task.spec.as_ref().is_some_and(|spec| !slot::sits_well(spec, node));
         let leaves = (too_much || misplaced) && task.observed() >= TaskState::Assigned;
         if !leaves && task.observed() >= TaskState::Assigned {
             cpus += reserved.nano_cpus;
             memory += reserved.memory;
+            generic = with_it;
         }
         leaves
     });
@@ -89,7 +101,10 @@ mod tests {
     #[test]
     fn a_drained_node_is_left_in_order() {
         let mut world = World::new(2);
-        let id = world.create(spec("web", 4));
+        let mut web = spec("web", 4);
+        let stop_first = (relocate::ORDER.to_owned(), "stop-first".to_owned());
+        web.annotations.get_or_insert_default().labels.extend([stop_first]);
+        let id = world.create(web);
         world.run(Duration::from_secs(2));
         world.change_node("n1", Author::Control, |node| {
             node.spec.get_or_insert_default().set_availability(NodeAvailability::Drain);

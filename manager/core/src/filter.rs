@@ -3,6 +3,7 @@
 use rswarm_proto::wire::{Node, NodeAvailability, NodeState, PortConfig, Resources, Task, port_config};
 
 use crate::constraint;
+use crate::generic;
 use crate::schedule::Load;
 use crate::state::node_state;
 
@@ -43,7 +44,10 @@ impl Filter {
         let placement = task.spec.as_ref().and_then(|spec| spec.placement.as_ref());
         match self {
             Filter::Ready => takes_new_tasks(node),
-            Filter::Resources => resources_fit(&reservations(task), node, load),
+            Filter::Resources => {
+                resources_fit(&reservations(task), node, load)
+                    && load.generic.choose(generic::reserved(task), node).is_some()
+            }
             Filter::Constraints => {
                 placement.is_none_or(|placement| constraint::all_match(&placement.constraints, node))
             }

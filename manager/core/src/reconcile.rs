@@ -109,6 +109,7 @@ pub fn all() -> Vec<Box<dyn Reconciler>> {
     vec![
         Box::new(crate::liveness::Liveness),
         Box::new(crate::enforce::Enforce),
+        Box::new(crate::relocate::Relocate),
         Box::new(crate::replicated::Replicated),
         Box::new(crate::cron::Crons),
         Box::new(crate::global::Global),
@@ -285,8 +286,8 @@ mod tests {
     use rswarm_proto::wire::update_config::{FailureAction, Order};
     use rswarm_proto::wire::update_status::State as Phase;
     use rswarm_proto::wire::{
-        Global, NodeAvailability, PortConfig, Replicated, Service, ServiceSpec, UpdateConfig, port_config,
-        service_spec,
+        Global, NodeAvailability, PortConfig, Replicated, Service, ServiceSpec, Takeover, UpdateConfig,
+        port_config, service_spec,
     };
 
     const NODES: usize = 4;
@@ -429,22 +430,23 @@ mod tests {
         }
     }
 
-    /// How many tasks a service may have at once: its replicas, and with start-first those that take over.
-    fn bound(service: &Service) -> Option<u64> {
+    /// How many tasks a service may have at once: its replicas, and with start-first or when tasks move while they
+    /// serve, those that take over.
+    fn bound(world: &World, service: &Service) -> Option<u64> {
         let spec = service.spec.as_ref()?;
         let Mode::Replicated(replicas) = spec.mode_or_default() else { return None };
         let update = spec.update.unwrap_or_default();
-        let beside = match (update.order(), update.parallelism) {
-            (Order::StopFirst, _) => 0,
-            (Order::StartFirst, 0) => replicas,
-            (Order::StartFirst, parallelism) => parallelism,
+        let moves = world.live(&service.id).iter().any(|task| task.takes_over() != Takeover::NoTakeover);
+        let beside = match (update.order(), crate::relocate::parallelism(service)) {
+            (Order::StopFirst, _) if !moves => 0,
+            (Order::StopFirst | Order::StartFirst, parallelism) => parallelism.min(replicas),
         };
         Some(replicas + beside)
     }
 
     fn within_bounds(world: &World) {
         for service in world.state.services().filter(|service| !service.pending_delete) {
-            let Some(bound) = bound(service) else { continue };
+            let Some(bound) = bound(world, service) else { continue };
             let live = world.live(&service.id).len() as u64;
             assert!(live <= bound, "service {} has {live} live tasks, {bound} at most", service.id);
         }

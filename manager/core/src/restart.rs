@@ -112,7 +112,7 @@ mod tests {
     fn policy(condition: Condition, max_attempts: u64) -> ServiceSpec {
         let mut spec = spec("web", 1);
         let delay = Some(1_000_000_000);
-        let policy = RestartPolicy { condition: condition.into(), delay, max_attempts, window: 0 };
+        let policy = RestartPolicy { condition: condition.into(), delay, max_attempts, window: None };
         spec.task.get_or_insert_default().restart = Some(policy);
         spec
     }
@@ -192,7 +192,7 @@ mod tests {
         let mut world = World::new(2);
         let mut spec = policy(Condition::Any, 1);
         let task = spec.task.get_or_insert_default();
-        task.restart.get_or_insert_default().window = 20_000_000_000;
+        task.restart.get_or_insert_default().window = Some(20_000_000_000);
         let id = world.create(spec);
         for _ in 0..3 {
             world.run(Duration::from_secs(30));
@@ -209,7 +209,10 @@ mod tests {
     #[test]
     fn a_replacement_of_a_stopping_task_waits_for_it_but_not_forever() {
         let mut world = World::new(2);
-        let id = world.create(spec("web", 1));
+        let mut web = spec("web", 1);
+        let stop_first = (crate::relocate::ORDER.to_owned(), "stop-first".to_owned());
+        web.annotations.get_or_insert_default().labels.extend([stop_first]);
+        let id = world.create(web);
         world.run(Duration::from_secs(2));
         let old = world.live(&id)[0].clone();
         world.change_node(&old.node_id, Author::Control, |node| {

@@ -15,6 +15,7 @@ use rswarm_proto::wire::{Node, PortConfig, Task, TaskStatus};
 
 use crate::author::Author;
 use crate::filter::{self, Filter};
+use crate::generic::{self, Claims};
 use crate::reconcile::{Env, Plan, Reconciler};
 use crate::slot::ended_by_itself;
 use crate::state::State;
@@ -68,6 +69,8 @@ pub struct Load {
     pub nano_cpus: i64,
     /// Reserved memory, in bytes.
     pub memory: i64,
+    /// Generic resources that tasks were given.
+    pub generic: Claims,
     services: OrdMap<String, u64>,
     ports: BTreeMap<(String, u32), u32>,
 }
@@ -97,6 +100,7 @@ impl Load {
         self.held += 1;
         self.nano_cpus += reserved.nano_cpus;
         self.memory += reserved.memory;
+        self.generic.add(&task.generic);
         for port in filter::host_ports(task) {
             *self.ports.entry(port_key(port)).or_default() += 1;
         }
@@ -114,6 +118,7 @@ impl Load {
         self.held -= 1;
         self.nano_cpus -= reserved.nano_cpus;
         self.memory -= reserved.memory;
+        self.generic.remove(&task.generic);
         for port in filter::host_ports(task) {
             let key = port_key(port);
             match self.ports.get_mut(&key) {
@@ -177,7 +182,8 @@ impl<'a> Nodes<'a> {
             err: String::new(),
             ..task.status.clone().unwrap_or_default()
         };
-        let assigned = Task { node_id: node.id.clone(), status: Some(status), ..task.clone() };
+        let generic = load.generic.choose(generic::reserved(task), node).unwrap_or_default();
+        let assigned = Task { node_id: node.id.clone(), generic, status: Some(status), ..task.clone() };
         Arc::make_mut(load).add(&assigned);
         plan.update(assigned);
     }

@@ -164,7 +164,7 @@ pub fn verdict(service: &Service, slot: &Slot<'_>) -> Verdict {
     if told {
         return Verdict::Replace(Duration::ZERO);
     }
-    if policy.max_attempts > 0 && attempts(slot, policy.window) >= policy.max_attempts {
+    if policy.max_attempts > 0 && attempts(slot, policy.window.unwrap_or_default()) >= policy.max_attempts {
         return Verdict::Done;
     }
     Verdict::Replace(restart_delay(service))

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use prost::Message;
+use rswarm_base::duration;
 use rswarm_base::ipam::Subnet;
 use rswarm_proto::model::service::Mode;
 use rswarm_proto::wire::{
@@ -18,6 +19,7 @@ use rswarm_proto::wire::{
 pub use self::content::{CONFIG_BYTES_MAX, SECRET_BYTES_MAX, content};
 use crate::constraint::Constraint;
 use crate::publish::balancing;
+use crate::relocate;
 use crate::state::{State, address_of};
 
 /// Tasks that one service may ask for.
@@ -126,6 +128,9 @@ pub fn service(spec: &ServiceSpec, state: &State) -> Result<(), Vec<Problem>> {
     }
     let labels = spec.annotations.as_ref().map(|annotations| &annotations.labels);
     if let Some(Err(reason)) = labels.map(balancing) {
+        findings.add("", reason);
+    }
+    if let Some(Err(reason)) = labels.map(relocate::starts_first) {
         findings.add("", reason);
     }
     findings.result()
@@ -355,6 +360,13 @@ fn resources(requirements: &ResourceRequirements, findings: &mut Findings) {
     let reserved = requirements.reservations.unwrap_or_default();
     amounts(&limits, findings);
     amounts(&reserved, findings);
+    for resource in &requirements.generic {
+        let (kind, count) = (&resource.kind, resource.count);
+        let named = !resource.name.is_empty();
+        findings.add_if(named, "", format!("invalid argument for resource {kind}"));
+        findings.add_if(count < 0, "", format!("cannot ask for negative resource {kind}: {count}"));
+        findings.add_if(kind.is_empty(), "Resources", "a generic resource needs a kind");
+    }
     let over = |reserved: i64, limit: i64| limit > 0 && reserved > limit;
     let reason = "reserved CPU cannot be more than the limit";
     findings.add_if(over(reserved.nano_cpus, limits.nano_cpus), "Resources", reason);
@@ -377,7 +389,7 @@ fn amounts(resources: &Resources, findings: &mut Findings) {
 
 fn restart(policy: &RestartPolicy, findings: &mut Findings) {
     findings.add_if(policy.delay.is_some_and(|ns| ns < 0), "TaskSpec", "restart-delay cannot be negative");
-    findings.add_if(policy.window < 0, "TaskSpec", "restart-window cannot be negative");
+    findings.add_if(policy.window.is_some_and(|ns| ns < 0), "TaskSpec", "restart-window cannot be negative");
 }
 
 fn update(config: Option<&UpdateConfig>, which: &str, findings: &mut Findings) {
@@ -525,6 +537,10 @@ pub fn node(spec: &NodeSpec) -> Result<(), Vec<Problem>> {
     let labels = spec.annotations.as_ref().map(|annotations| &annotations.labels);
     let nameless = labels.is_some_and(|labels| labels.keys().any(String::is_empty));
     findings.add_if(nameless, "", "a label needs a name");
+    let deadline = labels.and_then(|labels| labels.get(relocate::DEADLINE));
+    if let Some(Err(error)) = deadline.map(|text| duration::parse(text)) {
+        findings.add("", format!("label {}: {error}", relocate::DEADLINE));
+    }
     findings.result()
 }
 

@@ -356,6 +356,7 @@ pub(crate) fn node(id: &str) -> Node {
             engine: Some(EngineDescription::default()),
             tunnel: None,
             tls: None,
+            generic: Vec::new(),
         }),
         status: Some(NodeStatus { addr: "192.0.2.1".to_owned(), ..NodeStatus::default() }),
         ..Node::default()

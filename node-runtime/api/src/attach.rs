@@ -13,8 +13,13 @@ use crate::watch;
 /// Read buffer of each direction.
 const CHUNK: usize = 32 << 10;
 
-/// Answers the request: 101 to one that asked for an upgrade, else 200 and raw bytes after it.
-pub(crate) async fn accept(raw: &mut Raw, content_type: &str) -> std::io::Result<()> {
+/// Answers the request: 101 to one that asked for an upgrade, else 200 and raw bytes after it. What it returns waits
+/// until the client has read that. Clients that read the answer's head through a buffer and the rest past it, as
+/// docker-py does, lose what arrives with the head; Docker is slow enough for them.
+pub(crate) async fn accept(
+    raw: &mut Raw,
+    content_type: &str,
+) -> std::io::Result<impl Future<Output = ()> + use<>> {
     let mut head =
         String::from(if raw.upgrade { "HTTP/1.1 101 UPGRADED\r\n" } else { "HTTP/1.1 200 OK\r\n" });
     let content_type = if raw.upgrade { content_type } else { crate::stream::RAW };
@@ -28,7 +33,16 @@ pub(crate) async fn accept(raw: &mut Raw, content_type: &str) -> std::io::Result
         head.push_str(&format!("{name}: {}\r\n", value.to_str().expect("our own headers are ASCII")));
     }
     head.push_str("\r\n");
-    raw.socket.write_all(head.as_bytes()).await
+    let watch = raw.socket.watch();
+    if let Some(watch) = &watch {
+        watch.arm().await;
+    }
+    raw.socket.write_all(head.as_bytes()).await?;
+    Ok(async move {
+        if let Some(watch) = watch {
+            watch.has_read().await;
+        }
+    })
 }
 
 /// What becomes of frames on their way to the client.

@@ -100,7 +100,10 @@ enum Door {
 impl Door {
     async fn open(&self, mut raw: Raw) -> std::io::Result<Raw> {
         match self {
-            Door::Plain(content_type) => attach::accept(&mut raw, content_type).await.map(|()| raw),
+            Door::Plain(content_type) => {
+                attach::accept(&mut raw, content_type).await?.await;
+                Ok(raw)
+            }
             Door::Websocket(handshake) => handshake.accept(raw).await,
         }
     }

@@ -106,7 +106,7 @@ fn create_body(body: Option<serde_json::Value>) -> Result<types::CreateBody, Api
         return Err(ApiError::invalid("config cannot be empty in order to create a container"));
     }
     let body: types::CreateBody =
-        serde_json::from_value(body).map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))?;
+        types::from_value(body).map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))?;
     let config = &body.config;
     if config.image.is_empty() && config.cmd.words().is_empty() && config.entrypoint.words().is_empty() {
         return Err(ApiError::invalid("no command specified"));

@@ -89,10 +89,9 @@ async fn start(
     };
     let content_type = content_type(version, body.tty);
     let then = move |mut raw: Raw| async move {
-        if attach::accept(&mut raw, content_type).await.is_err() {
-            return;
-        }
-        match app.engine.exec_start(&id, size).await {
+        let Ok(accepted) = attach::accept(&mut raw, content_type).await else { return };
+        let (started, ()) = tokio::join!(app.engine.exec_start(&id, size), accepted);
+        match started {
             Ok(streams) => {
                 if attach::pump(raw, streams, &wiring).await == End::Detached {
                     app.engine.exec_detached(&id);

@@ -8,11 +8,13 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use bytes::Bytes;
 use percent_encoding::percent_decode_str;
+use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
 
 use crate::error::ApiError;
 use crate::filters::Filters;
 use crate::json_syntax;
+use crate::types;
 use crate::version::{self, ApiVersion};
 
 /// Largest JSON body that is read. Specs with embedded seccomp profiles stay far below.
@@ -106,12 +108,13 @@ fn read_json<T: DeserializeOwned>(headers: &HeaderMap, bytes: &Bytes) -> Result<
     }
     check_content_type(headers)?;
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let value = T::deserialize(&mut reader).map_err(|error| {
+    let invalid = |complaint| ApiError::invalid(format!("invalid JSON: {complaint}"));
+    let value = serde_json::Value::deserialize(&mut reader).map_err(|error| {
         let complaint = json_syntax::complaint(bytes).unwrap_or_else(|| error.to_string());
-        ApiError::invalid(format!("invalid JSON: {complaint}"))
+        invalid(complaint)
     })?;
     reader.end().map_err(|_| ApiError::invalid("unexpected content after JSON"))?;
-    Ok(Some(value))
+    types::from_value(value).map(Some).map_err(|error| invalid(error.to_string()))
 }
 
 fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
@@ -170,7 +173,7 @@ mod tests {
         let json = "application/json; charset=utf-8";
         assert_eq!(read("", ""), Ok(None));
         assert!(
-            read(json, r#"{"Detach":true,"Unknown":1}"#).is_ok_and(|body| body.is_some_and(|b| b.detach))
+            read(json, r#"{"detach":true,"Unknown":1}"#).is_ok_and(|body| body.is_some_and(|b| b.detach))
         );
         assert!(read(json, r#"{"Detach":null}"#).is_ok_and(|body| body == Some(ExecStartBody::default())));
         assert_eq!(read(json, "{} x"), Err("unexpected content after JSON".to_owned()));

@@ -1,11 +1,16 @@
-//! Whether a client is still there, when nothing is read from or written to it.
+//! Whether a client is still there, when nothing is read from or written to it, and whether it has read what was
+//! written.
 
 use std::os::fd::AsFd as _;
+use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::connection::Socket;
+
+/// The longest wait for a client to read: one that reads nothing gets the rest all the same.
+const READ_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Another hold on a client's socket, for events only: nothing is read or written through it.
 pub(crate) enum Watch {
@@ -23,16 +28,37 @@ impl Watch {
                 Watch::Tcp(socket) => socket.ready(Interest::WRITABLE).await,
             };
             if ready.is_ok_and(|ready| !ready.is_write_closed()) {
-                // That there is room is seen; the kernel tells of the next change.
-                let seen = || Err::<(), _>(std::io::ErrorKind::WouldBlock.into());
-                let _ = match self {
-                    Watch::Unix(socket) => socket.try_io(Interest::WRITABLE, seen),
-                    Watch::Tcp(socket) => socket.try_io(Interest::WRITABLE, seen),
-                };
+                self.note_room();
             } else {
                 return;
             }
         }
+    }
+
+    /// Makes the next [`Watch::has_read`] tell of what is written from now on.
+    pub async fn arm(&self) {
+        if let Watch::Unix(socket) = self {
+            let _ = socket.writable().await;
+            self.note_room();
+        }
+    }
+
+    /// Resolves when the other side reads something, or does not within a moment. On TCP, where nobody can know, at
+    /// once.
+    // unix_write_space in net/unix/af_unix.c: the kernel tells of room for writing each time that some is read
+    pub async fn has_read(&self) {
+        if let Watch::Unix(socket) = self {
+            let _ = tokio::time::timeout(READ_TIMEOUT, socket.writable()).await;
+        }
+    }
+
+    /// That there is room for writing is seen; the kernel tells of the next change.
+    fn note_room(&self) {
+        let seen = || Err::<(), _>(std::io::ErrorKind::WouldBlock.into());
+        let _ = match self {
+            Watch::Unix(socket) => socket.try_io(Interest::WRITABLE, seen),
+            Watch::Tcp(socket) => socket.try_io(Interest::WRITABLE, seen),
+        };
     }
 }
 
@@ -55,5 +81,31 @@ impl Socket for TcpStream {
     fn watch(&self) -> Option<Watch> {
         let twin: std::net::TcpStream = self.as_fd().try_clone_to_owned().ok()?.into();
         TcpStream::from_std(twin).ok().map(Watch::Tcp)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn that_the_other_side_reads_is_told() {
+        let (mut near, mut far) = UnixStream::pair().expect("pair");
+        let watch = near.watch().expect("watch");
+        for _ in 0..2 {
+            watch.arm().await;
+            near.write_all(b"head").await.expect("write");
+            let read = watch.has_read();
+            tokio::pin!(read);
+            tokio::task::yield_now().await;
+            assert!(futures_util::poll!(&mut read).is_pending());
+            let mut head = [0; 4];
+            far.read_exact(&mut head).await.expect("read");
+            let since = std::time::Instant::now();
+            read.await;
+            assert!(since.elapsed() < READ_TIMEOUT / 2, "told by the kernel, not by the clock");
+        }
     }
 }

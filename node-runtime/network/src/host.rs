@@ -520,6 +520,6 @@ fn in_dockers_words(error: io::Error) -> io::Error {
 
 /// The ports that a map of ours has in the kernel, in the calling thread's namespace.
 fn read_ports(family: Family, table: &str, map: &str) -> io::Result<BTreeMap<HostPort, Target>> {
-    let elements = nft::elements(family, table, map)?;
+    let elements = nft::undisturbed(|| nft::elements(family, table, map))?;
     Ok(elements.iter().filter_map(|(key, value)| rules::read_port(family, (key, value))).collect())
 }

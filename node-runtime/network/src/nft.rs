@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use rswarm_base::ipam::Family;
 
 pub use expr::endpoint;
-pub use held::{BaseChain, Held, Hooked, Settled, are_held, base_chains, has_chain, settle};
+pub use held::{BaseChain, Held, Hooked, Settled, are_held, base_chains, has_chain, settle, undisturbed};
 pub use wire::{elements, ensure, refill, remove};
 
 /// A table of the family `ip` or `ip6`. What concerns both families is two tables, made from one description.

@@ -284,7 +284,7 @@ impl OverlayNetwork {
             settings();
             let mut ports = BTreeMap::new();
             for family in netns::families() {
-                let elements = nft::elements(family, TABLE, rules::ANY)?;
+                let elements = nft::undisturbed(|| nft::elements(family, TABLE, rules::ANY))?;
                 ports.extend(
                     elements.iter().filter_map(|(key, value)| rules::read_port(family, (key, value))),
                 );

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 use rswarm_api::types::{
-    DnsConfig, Empty, EndpointSpec, Mount, NetworkAttachmentConfig, Placement, PlacementPreference,
-    ReplicatedJob, ReplicatedService, ServiceSpec, Ulimit,
+    DnsConfig, Empty, EndpointSpec, GenericResource, Mount, NetworkAttachmentConfig, Placement,
+    PlacementPreference, ReplicatedJob, ReplicatedService, ServiceSpec, Ulimit,
 };
 
 use super::WaitArgs;
@@ -53,6 +53,9 @@ pub struct CreateArgs {
     /// Spread over a label, `spread=node.labels.zone`
     #[arg(long, value_name = "PREFERENCE", value_parser = options::preference)]
     placement_pref: Vec<PlacementPreference>,
+    /// Reserve so many of a kind that nodes say they have, `KIND=COUNT`
+    #[arg(long, value_name = "RESOURCE", value_parser = options::generic_resource)]
+    generic_resource: Vec<GenericResource>,
     /// Set a label of the service, `KEY=VALUE`
     #[arg(short, long)]
     label: Vec<String>,
@@ -137,6 +140,7 @@ impl CreateArgs {
         if endpoint.mode.is_empty() {
             endpoint.mode = "vip".into();
         }
+        options::change_generic(&mut spec, self.generic_resource, &[]);
         let task = &mut spec.task_template;
         task.networks = self.network;
         if !self.constraint.is_empty() || !self.placement_pref.is_empty() {
@@ -181,15 +185,22 @@ mod tests {
 
     #[test]
     fn flags_become_a_spec() {
-        let spec = spec("--name web --replicas 5 -p 80:8080 --network app --limit-memory 64m --constraint node.role==worker --stop-grace-period 3s -e A=1 web:1 --flag x").expect("a spec");
+        let spec = spec("--name web --replicas 5 -p 80:8080 --network app --limit-memory 64m --constraint node.role==worker --generic-resource gpu=2 --stop-grace-period 3s -e A=1 web:1 --flag x").expect("a spec");
         assert_eq!(spec.name, "web");
         assert_eq!(spec.mode.replicated.and_then(|mode| mode.replicas), Some(5));
         let endpoint = spec.endpoint_spec.expect("endpoint");
         assert_eq!((endpoint.mode.as_str(), endpoint.ports[0].target_port), ("vip", 8080));
         let task = spec.task_template;
         assert_eq!(task.networks[0].target, "app");
-        assert_eq!(task.resources.expect("resources").limits.expect("limits").memory_bytes, 64 << 20);
+        assert_eq!(
+            task.resources.as_ref().expect("resources").limits.as_ref().expect("limits").memory_bytes,
+            64 << 20
+        );
         assert_eq!(task.placement.expect("placement").constraints, ["node.role==worker"]);
+        let reserved = task.resources.expect("resources").reservations.expect("reservations");
+        let generic = reserved.generic_resources.expect("generic resources");
+        assert_eq!(generic.len(), 1);
+        assert_eq!(generic[0].discrete_resource_spec.as_ref().expect("counted").value, 2);
         let container = task.container_spec.expect("container");
         assert_eq!((container.image.as_str(), container.args.join(" ").as_str()), ("web:1", "--flag x"));
         assert_eq!(container.stop_grace_period, Some(3_000_000_000));

@@ -2,14 +2,43 @@
 
 use clap::Args;
 use rswarm_api::types::{
-    ContainerSpec, Driver, EndpointSpec, NetworkAttachmentConfig, Placement, PlacementPreference, PortConfig,
-    ReplicatedService, ResourceLimit, ResourceRequirements, ServiceRestartPolicy, ServiceSpec, SpreadOver,
-    UpdateConfig,
+    ContainerSpec, DiscreteGenericResource, Driver, EndpointSpec, GenericResource, NetworkAttachmentConfig,
+    Placement, PlacementPreference, PortConfig, ReplicatedService, ResourceLimit, ResourceRequirements,
+    ServiceRestartPolicy, ServiceSpec, SpreadOver, UpdateConfig,
 };
 
 use crate::cmd::mount::split_csv;
 use crate::cmd::{container, words};
 use crate::units;
+
+/// `KIND=COUNT`, as services ask for generic resources: docker's clients refuse names, and so do managers.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn generic_resource(text: &str) -> Result<GenericResource, String> {
+    let (kind, value) = text
+        .split_once('=')
+        .ok_or_else(|| format!("invalid generic-resource format `{text}` expected `name=value`"))?;
+    let value = value.parse().map_err(|_| {
+        format!("invalid generic-resource request `{text}`, Named Generic Resources is not supported for service create or update")
+    })?;
+    let spec = DiscreteGenericResource { kind: kind.to_owned(), value };
+    Ok(GenericResource { discrete_resource_spec: Some(spec), ..GenericResource::default() })
+}
+
+/// The generic resources that a spec reserves, as they will be: of one kind there is one entry.
+pub fn change_generic(spec: &mut ServiceSpec, add: Vec<GenericResource>, remove: &[String]) {
+    if add.is_empty() && remove.is_empty() {
+        return;
+    }
+    let kind = |resource: &GenericResource| {
+        resource.discrete_resource_spec.as_ref().map(|spec| spec.kind.clone()).unwrap_or_default()
+    };
+    let resources = spec.task_template.resources.get_or_insert_default();
+    let reserved = resources.reservations.get_or_insert_default().generic_resources.get_or_insert_default();
+    reserved.retain(|old| !remove.contains(&kind(old)) && !add.iter().any(|new| kind(new) == kind(old)));
+    reserved.extend(add);
+}
 
 /// Settings of one value each. What is not given stays as it is.
 #[derive(Debug, Clone, Default, Args)]

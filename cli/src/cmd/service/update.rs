@@ -2,7 +2,8 @@
 
 use clap::Args;
 use rswarm_api::types::{
-    EndpointSpec, Mount, NetworkAttachmentConfig, Placement, PlacementPreference, ServiceSpec, Ulimit,
+    EndpointSpec, GenericResource, Mount, NetworkAttachmentConfig, Placement, PlacementPreference,
+    ServiceSpec, Ulimit,
 };
 
 use super::WaitArgs;
@@ -91,6 +92,12 @@ struct Changes {
     /// Remove a placement preference
     #[arg(long, value_name = "PREFERENCE", value_parser = options::preference)]
     placement_pref_rm: Vec<PlacementPreference>,
+    /// Reserve so many of a kind that nodes say they have
+    #[arg(long, value_name = "RESOURCE", value_parser = options::generic_resource)]
+    generic_resource_add: Vec<GenericResource>,
+    /// Reserve none of this kind
+    #[arg(long, value_name = "KIND")]
+    generic_resource_rm: Vec<String>,
     /// Set a label of the service
     #[arg(long, value_name = "LABEL")]
     label_add: Vec<String>,
@@ -177,6 +184,7 @@ impl Changes {
         let labels = spec.labels.get_or_insert_default();
         labels.retain(|key, _| !self.label_rm.contains(key));
         labels.extend(words::key_values(&self.label_add));
+        options::change_generic(spec, self.generic_resource_add, &self.generic_resource_rm);
         change_ports(spec, &self.publish_add, &self.publish_rm)?;
         let networks = &mut spec.task_template.networks;
         change(

@@ -8,7 +8,7 @@ use rswarm_proto::wire::{
 
 use super::read::{find_network, find_service, registry_auth};
 use super::{ControlError, Decision, check_version, decided, valid};
-use crate::allocate::NODE_NETWORKS;
+use crate::allocate::{NODE_NETWORKS, bare_endpoint};
 use crate::content;
 use crate::cron;
 use crate::publish;
@@ -33,7 +33,8 @@ pub fn create_service(
     let mut plan = Plan::default();
     let status = JobStatus { iteration: 0, last_execution: now.0, scheduled_until: now.0 };
     let job_status = spec.mode_or_default().is_job().then_some(status);
-    plan.create(Service { id: id.clone(), spec: Some(spec), job_status, ..Service::default() });
+    let endpoint = bare_endpoint(&spec);
+    plan.create(Service { id: id.clone(), endpoint, spec: Some(spec), job_status, ..Service::default() });
     decided(plan, &id, ids)
 }
 

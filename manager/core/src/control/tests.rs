@@ -66,6 +66,16 @@ fn names_are_had_once() {
 }
 
 #[test]
+fn a_service_that_needs_no_address_stays_as_its_creator_reads_it() {
+    let mut world = World::new(1);
+    let id = create(&mut world, spec("web", 1)).expect("created");
+    let created = world.service(&id).meta().version;
+    world.reconcile();
+    assert_eq!(world.live(&id).len(), 1);
+    assert_eq!(world.service(&id).meta().version, created);
+}
+
+#[test]
 fn an_update_must_have_read_the_latest() {
     let mut world = World::new(1);
     let id = world.create(spec("web", 1));

@@ -480,7 +480,7 @@ async fn a_taken_connection_carries_raw_bytes_with_and_without_an_upgrade() {
     async fn echo(hijacker: connection::Hijacker, _body: Bytes) -> Response {
         hijacker
             .take(|mut raw| async move {
-                crate::attach::accept(&mut raw, crate::stream::MULTIPLEXED).await.expect("head");
+                crate::attach::accept(&mut raw, crate::stream::MULTIPLEXED).await.expect("head").await;
                 let mut rest = raw.early.to_vec();
                 raw.socket.read_to_end(&mut rest).await.expect("read");
                 raw.socket.write_all(&rest).await.expect("write");

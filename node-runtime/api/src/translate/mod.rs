@@ -6,6 +6,7 @@
 pub(crate) mod cluster;
 pub(crate) mod content;
 pub(crate) mod create;
+mod generic;
 pub(crate) mod image;
 pub(crate) mod inspect;
 pub(crate) mod mounts;
@@ -20,6 +21,8 @@ pub(crate) mod verbose;
 
 use rswarm_base::Timestamp;
 use rswarm_proto::wire;
+
+pub(crate) use self::generic::{generic, generic_out, shown_generic};
 
 use crate::error::ApiError;
 use crate::types;

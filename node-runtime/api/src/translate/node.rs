@@ -59,7 +59,7 @@ fn description(node: &wire::Node) -> types::NodeDescription {
         resources: types::NodeResources {
             nano_cpus: resources.nano_cpus,
             memory_bytes: resources.memory,
-            generic_resources: None,
+            generic_resources: super::shown_generic(&description.generic),
         },
         engine: types::EngineDescription {
             engine_version: engine.version,

@@ -28,6 +28,7 @@ pub(crate) fn task(task: &wire::Task, networks: &BTreeMap<String, wire::Network>
         desired_state: desired_name(task).to_owned(),
         job_iteration: task.job_iteration.map(|index| types::Version { index }),
         networks_attachments: places,
+        generic_resources: super::generic_out(&task.generic),
         ..types::Task::default()
     }
 }

@@ -36,7 +36,9 @@ docker! {
         pub host_config: Option<HostConfig>,
         pub networking_config: Option<NetworkingConfig>,
     }
+}
 
+docker! {
     /// What is the same on any host.
     pub struct ContainerConfig {
         pub hostname: String,
@@ -88,7 +90,9 @@ docker! {
         #[serde(skip_serializing_if = "crate::types::omit")]
         pub retries: i32,
     }
+}
 
+docker! {
     /// What depends on the host.
     pub struct HostConfig {
         flatten resources: HostResources,
@@ -142,7 +146,9 @@ docker! {
         #[serde(skip_serializing_if = "crate::types::omit")]
         pub init: Option<bool>,
     }
+}
 
+docker! {
     /// The limits of a container; `POST /containers/{id}/update` takes the same.
     pub struct HostResources {
         pub cpu_shares: i64,
@@ -276,13 +282,17 @@ docker! {
         pub id: String,
         pub warnings: Vec<String>,
     }
+}
 
+docker! {
     /// The body of `POST /containers/{id}/update`.
     pub struct ContainerUpdateBody {
         flatten resources: HostResources,
         pub restart_policy: Option<RestartPolicy>,
     }
+}
 
+docker! {
     pub struct ContainerUpdated {
         pub warnings: Option<Vec<String>>,
     }

@@ -10,26 +10,54 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// Declares structs in the conventions above; `flatten` parts come first, and are read strictly: serde would
-/// take a mistake inside an optional one for its absence.
+/// Declares structs in the conventions above. The fields of `flatten` parts, which come first, are written and read
+/// beside the struct's own.
 macro_rules! docker {
     ($($(#[$meta:meta])* pub struct $name:ident {
-        $(flatten $part:ident: $part_type:ty,)*
         $($(#[$field_meta:meta])* pub $field:ident: $type:ty,)*
     })*) => {$(
         $(#[$meta])*
         #[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
         #[serde(rename_all = "PascalCase", default)]
         pub struct $name {
-            $(#[serde(flatten)] pub $part: $part_type,)*
             $($(#[$field_meta])* #[serde(deserialize_with = "crate::types::lenient")] pub $field: $type,)*
         }
     )*};
+    ($(#[$meta:meta])* pub struct $name:ident {
+        flatten $part:ident: $part_type:ty,
+        $($(#[$field_meta:meta])* pub $field:ident: $type:ty,)*
+    }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Default, PartialEq, serde::Serialize)]
+        #[serde(rename_all = "PascalCase")]
+        pub struct $name {
+            #[serde(flatten)] pub $part: $part_type,
+            $($(#[$field_meta])* pub $field: $type,)*
+        }
+
+        // By hand: serde's own would take a mistake inside an optional part for its absence, and tells no
+        // deserializer which fields it looks for.
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<$name, D::Error> {
+                #[derive(Default, serde::Deserialize)]
+                #[serde(rename_all = "PascalCase", default)]
+                struct Own {
+                    $($(#[$field_meta])* #[serde(deserialize_with = "crate::types::lenient")] $field: $type,)*
+                }
+                let value = serde_json::Value::deserialize(deserializer)?;
+                let $part = crate::types::from_value(value.clone()).map_err(serde::de::Error::custom)?;
+                let Own { $($field),* } =
+                    crate::types::from_value(value).map_err(serde::de::Error::custom)?;
+                Ok($name { $part, $($field),* })
+            }
+        }
+    };
 }
 
 mod container;
 mod event;
 mod exec;
+mod fold;
 mod image;
 mod network;
 mod service;
@@ -43,6 +71,7 @@ mod volume;
 pub use container::*;
 pub use event::*;
 pub use exec::*;
+pub use fold::from_value;
 pub use image::*;
 pub use network::*;
 pub use service::*;

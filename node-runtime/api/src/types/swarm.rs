@@ -24,13 +24,17 @@ docker! {
         pub subnet_size: u32,
         pub data_path_port: u32,
     }
+}
 
+docker! {
     /// The reply to `GET /swarm`.
     pub struct SwarmInspect {
         flatten cluster: ClusterInfo,
         pub join_tokens: JoinTokens,
     }
+}
 
+docker! {
     pub struct JoinTokens {
         pub worker: String,
         pub manager: String,

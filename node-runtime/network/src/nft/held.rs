@@ -20,6 +20,8 @@ use super::{Change, Table, change};
 
 /// Changes of others, one right after the other, that are waited out before we go on without a shape.
 const TRIES: usize = 3;
+/// The same, for a list without which we cannot go on: a firewall that is loaded makes many changes in a row.
+const LISTS: usize = 100;
 
 /// Message numbers (`enum nf_tables_msg_types`).
 const NEW_CHAIN: u8 = 3;
@@ -74,77 +76,119 @@ pub enum Settled {
     Repaired,
 }
 
-/// Brings the calling thread's namespace to `wanted`, from what we left there: nothing, or tables that
-/// somebody else may have changed since. Each table goes over in one piece; of several, the worst is told.
+/// A table on its way.
+struct Part {
+    wanted: Table,
+    todo: Change,
+    /// The shape, where it stays what it was.
+    shape: Option<Vec<Vec<u8>>>,
+    was_damaged: bool,
+}
+
+impl Part {
+    /// Compares what we left with what is wanted, and first with what there is, if anybody changed anything.
+    fn begin(before: Option<Held>, wanted: Table, now: u32) -> io::Result<Part> {
+        let Some(held) = before else {
+            return Ok(Part { wanted, todo: Change::Replace, shape: None, was_damaged: false });
+        };
+        let found = match held.generation == now {
+            true => None,
+            false => Some(read_back(&held)?),
+        };
+        let was_damaged = found.as_ref().is_some_and(|found| found.as_ref() != Some(&held.table));
+        let believed = found.unwrap_or(Some(held.table));
+        let todo = change(believed.as_ref(), &wanted);
+        let keeps_shape = match &todo {
+            Change::None => true,
+            Change::Extend { chains, .. } => chains.is_empty(),
+            Change::Replace => false,
+        };
+        Ok(Part { wanted, todo, shape: held.shape.filter(|_| keeps_shape), was_damaged })
+    }
+
+    fn settled(&self) -> Settled {
+        match self.todo {
+            Change::None => Settled::Unchanged,
+            _ if self.was_damaged => Settled::Repaired,
+            _ => Settled::Changed,
+        }
+    }
+
+    /// Says that nothing is known of what there is.
+    fn replace(&mut self) {
+        (self.todo, self.shape) = (Change::Replace, None);
+    }
+}
+
+/// Brings the calling thread's namespace to `wanted`, from what we left there: nothing, or tables that somebody
+/// else may have changed since. All go over in one transaction; of several, the worst is told.
 pub fn settle(mut before: Vec<Held>, wanted: Vec<Table>) -> io::Result<(Vec<Held>, Settled)> {
     let start = generation()?;
-    let (mut all, mut worst, mut changes) = (Vec::new(), Settled::Unchanged, 0);
+    let mut parts = Vec::new();
     for table in wanted {
         let same = |held: &Held| (held.table.family, &held.table.name) == (table.family, &table.name);
         let held = before.iter().position(same).map(|at| before.swap_remove(at));
-        let (held, settled) = settle_one(held, table)?;
-        changes += u32::from(settled != Settled::Unchanged);
-        worst = worst.max(settled);
-        all.push(held);
+        parts.push(Part::begin(held, table, start)?);
     }
-    // A change of one table is no foreign change to another.
-    let now = generation()?;
-    if now == start.wrapping_add(changes) {
-        all.iter_mut().for_each(|held| held.generation = now);
+    let settled = parts.iter().map(Part::settled).max().unwrap_or(Settled::Unchanged);
+    if settled == Settled::Unchanged {
+        return Ok((held(parts, start, start), settled));
     }
-    Ok((all, worst))
+    if let Err(error) = send(&parts) {
+        // Most likely somebody changed what we read, after we did. The whole of it needs nothing to be there.
+        if parts.iter().all(|part| part.todo == Change::Replace) {
+            return Err(error);
+        }
+        parts.iter_mut().for_each(Part::replace);
+        send(&parts)?;
+    }
+    learn(parts, start).map(|held| (held, settled))
 }
 
-fn settle_one(before: Option<Held>, wanted: Table) -> io::Result<(Held, Settled)> {
-    let now = generation()?;
-    let (believed, was_damaged) = match &before {
-        None => (None, false),
-        Some(held) if held.generation == now => (Some(held.table.clone()), false),
-        Some(held) => {
-            let found = read_back(held)?;
-            let was_damaged = found.as_ref() != Some(&held.table);
-            (found, was_damaged)
-        }
-    };
-    let todo = change(believed.as_ref(), &wanted);
-    let keeps_shape = match &todo {
-        Change::None => true,
-        Change::Extend { chains, .. } => chains.is_empty(),
-        Change::Replace => false,
-    };
-    let shape = before.and_then(|held| held.shape).filter(|_| keeps_shape);
-    if todo == Change::None {
-        return Ok((Held { table: wanted, shape, generation: now }, Settled::Unchanged));
-    }
-    commit(believed.as_ref(), &wanted)?;
-    let held = match shape {
-        // Between the two numbers there was our change alone.
-        shape @ Some(_) => {
-            let ours = now.wrapping_add(1);
-            Held { table: wanted, shape, generation: if generation()? == ours { ours } else { now } }
-        }
-        None => learn(wanted, now)?,
-    };
-    Ok((held, if was_damaged { Settled::Repaired } else { Settled::Changed }))
+fn send(parts: &[Part]) -> io::Result<()> {
+    commit(parts.iter().map(|part| (&part.wanted, &part.todo)))
 }
 
-/// Reads how the kernel writes out the table that it just got, after the change `before`. If somebody else
-/// changed something meanwhile, it is made again: what is read must be what we gave.
-fn learn(table: Table, mut before: u32) -> io::Result<Held> {
+/// Reads how the kernel writes out the tables that it just got whole, after the change `start`. If somebody else
+/// changed something meanwhile, they are made again: what is read must be what we gave.
+fn learn(parts: Vec<Part>, start: u32) -> io::Result<Vec<Held>> {
+    let mut before = start;
     for _ in 0..TRIES {
-        let shape = shape(table.family, &table.name);
+        let unknown = |part: &&Part| part.shape.is_none();
+        let read = |part: &Part| shape(part.wanted.family, &part.wanted.name);
+        let shapes: io::Result<Vec<_>> = parts.iter().filter(unknown).map(read).collect();
         let now = generation()?;
-        match shape {
-            Ok(shape) if now == before.wrapping_add(1) => {
-                return Ok(Held { table, shape, generation: now });
+        match shapes {
+            // Between the two numbers there was our change alone.
+            Ok(shapes) if now == before.wrapping_add(1) => {
+                // Of those that kept their shape nothing is known since the first try.
+                let kept = if before == start { now } else { start };
+                let mut held = held(parts, now, kept);
+                let learned = held.iter_mut().filter(|held| held.shape.is_none());
+                learned.zip(shapes).for_each(|(held, shape)| held.shape = shape);
+                return Ok(held);
             }
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             Ok(_) | Err(_) => {}
         }
+        if !parts.iter().any(|part| part.shape.is_none()) {
+            break;
+        }
         before = now;
-        commit(None, &table)?;
+        let again = parts.iter().filter(unknown).map(|part| (&part.wanted, &Change::Replace));
+        commit(again)?;
     }
-    Ok(Held { table, shape: None, generation: before })
+    Ok(held(parts, start, start))
+}
+
+/// Tables as they are from now on, with the last change after which those made whole, and those that kept their
+/// shape, were as they should be.
+fn held(parts: Vec<Part>, whole: u32, kept: u32) -> Vec<Held> {
+    let one = |part: Part| {
+        let generation = if part.shape.is_none() { whole } else { kept };
+        Held { table: part.wanted, shape: part.shape, generation }
+    };
+    parts.into_iter().map(one).collect()
 }
 
 /// The table with the elements that it has now; `None` when more is not as it was, or it is gone.
@@ -157,7 +201,10 @@ fn read_back(held: &Held) -> io::Result<Option<Table>> {
         Ok(_) | Err(_) => return Ok(None),
     }
     for map in &mut table.maps {
-        map.elements = elements(table.family, &table.name, map.name)?;
+        map.elements = match elements(table.family, &table.name, map.name) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(None),
+            found => found?,
+        };
     }
     Ok(Some(table))
 }
@@ -201,6 +248,21 @@ pub enum Hooked {
 
 /// The base chains in the calling thread's namespace that IP packets come to.
 pub fn base_chains() -> io::Result<Vec<BaseChain>> {
+    undisturbed(list_base_chains)
+}
+
+/// Lists again what others changed while it was listed.
+pub fn undisturbed<T>(mut list: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 1..LISTS {
+        match list() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            listed => return listed,
+        }
+    }
+    list()
+}
+
+fn list_base_chains() -> io::Result<Vec<BaseChain>> {
     let socket = open()?;
     let mut chains = Vec::new();
     let families = [
@@ -303,7 +365,7 @@ fn base_chain(family: &'static str, attributes: &[u8]) -> Option<BaseChain> {
 /// Whether there is a table of that name in the calling thread's namespace, with a chain of that name.
 pub fn has_chain(family: Family, table: &str, chain: &str) -> io::Result<bool> {
     let name = [chain.as_bytes(), b"\0"].concat();
-    let shape = shape(family, table)?.unwrap_or_default();
+    let shape = undisturbed(|| shape(family, table))?.unwrap_or_default();
     Ok(shape.iter().any(|part| part[0] == NEW_CHAIN && part.windows(name.len()).any(|bytes| bytes == name)))
 }
 
@@ -456,5 +518,69 @@ mod tests {
         let found: Vec<_> = parse(&bytes).collect();
         assert_eq!(found, [(1, &[9, 9][..]), (2, &[1, 2, 3, 4][..])]);
         assert_eq!(part(3, &[2], &bytes), [3, 2, 0, 1, 2, 3, 4]);
+    }
+
+    fn table(family: Family, protocols: &[u8]) -> Table {
+        let map = crate::nft::Map {
+            name: "seen",
+            key: &[crate::nft::Field::Protocol],
+            value: &[],
+            elements: protocols.iter().map(|protocol| (vec![*protocol], Vec::new())).collect(),
+        };
+        Table { family, name: "held".into(), maps: vec![map], chains: Vec::new() }
+    }
+
+    fn both(protocols: &[u8]) -> Vec<Table> {
+        Family::ALL.into_iter().map(|family| table(family, protocols)).collect()
+    }
+
+    fn found() -> Vec<Vec<u8>> {
+        let listed = |family| elements(family, "held", "seen").expect("elements");
+        Family::ALL.into_iter().map(|family| listed(family).into_keys().flatten().collect()).collect()
+    }
+
+    /// Runs in a namespace of its own.
+    async fn alone(work: impl FnOnce() + Send + 'static) {
+        let netns = crate::netns::Netns::create().await.expect("root is needed");
+        netns.run(work).await.expect("work");
+    }
+
+    #[tokio::test]
+    async fn both_families_change_in_one_transaction() {
+        alone(|| {
+            let (held, settled) = settle(Vec::new(), both(&[6, 17])).expect("made");
+            assert_eq!(settled, Settled::Changed);
+            let before = generation().expect("a number");
+            let (held, settled) = settle(held, both(&[6, 132])).expect("changed");
+            assert_eq!((settled, generation().expect("a number")), (Settled::Changed, before + 1));
+            assert_eq!(found(), [[6, 132], [6, 132]]);
+            assert!(are_held(&held).expect("looked"));
+            let (_, settled) = settle(held, both(&[6, 132])).expect("the same");
+            assert_eq!((settled, generation().expect("a number")), (Settled::Unchanged, before + 1));
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn what_somebody_changes_after_it_was_read_fails_nothing() {
+        alone(|| {
+            let (mut held, _) = settle(Vec::new(), both(&[6, 17])).expect("made");
+            // As if it came after the look: the number is that of his change.
+            let removed = Change::Extend {
+                chains: Vec::new(),
+                elements: vec![crate::nft::ElementChange {
+                    map: "seen",
+                    delete: [(vec![17], Vec::new())].into(),
+                    add: Default::default(),
+                }],
+            };
+            commit([(&table(Family::V6, &[]), &removed)].into_iter()).expect("his change");
+            let his = generation().expect("a number");
+            held.iter_mut().for_each(|held| held.generation = his);
+            let (held, _) = settle(held, both(&[6])).expect("changed all the same");
+            assert_eq!(found(), [[6], [6]]);
+            assert!(are_held(&held).expect("looked"));
+        })
+        .await;
     }
 }

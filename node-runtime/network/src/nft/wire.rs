@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::io;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, DataAttribute, Hook as Attach, InetHookNumber, ListAttribute,
@@ -23,7 +23,7 @@ use nix::sys::time::TimeVal;
 use rswarm_base::ipam::Family;
 
 use super::expr::expressions;
-use super::{Chain, Change, ElementChange, Field, Map, Point, Table, change};
+use super::{Chain, Change, ElementChange, Field, Map, Point, Table};
 
 /// The kernel answers at once or waits for its own locks; longer than this it never will.
 const ANSWER_SECONDS: i64 = 10;
@@ -37,23 +37,25 @@ const SUBSYSTEM: u16 = 10;
 /// `NFT_DATA_VERDICT`: the type of a map's value that is a chain.
 const DATA_VERDICT: u32 = 0xffff_ff00;
 
-/// Brings the kernel from `old` to `new`, which has the same name and family, in the calling thread's namespace.
-/// `None` is said of a kernel that may have anything by that name. Returns whether there was anything to do.
-pub fn commit(old: Option<&Table>, new: &Table) -> io::Result<bool> {
-    let mut batch = Batch::begin(new.family);
-    match change(old, new) {
-        Change::None => return Ok(false),
-        Change::Extend { chains, elements } => {
-            batch.chains(&new.name, &chains);
-            batch.rules(&new.name, &chains);
-            elements.iter().for_each(|change| batch.change_elements(&new.name, new, change));
-        }
-        Change::Replace => {
-            batch.drop_table(&new.name);
-            batch.create(new);
+/// Makes these changes, each to its table, in the calling thread's namespace, all in one transaction.
+pub fn commit<'a>(changes: impl Iterator<Item = (&'a Table, &'a Change)>) -> io::Result<()> {
+    let mut batch = Batch::begin(Family::V4);
+    for (table, change) in changes {
+        batch.family = table.family;
+        match change {
+            Change::None => {}
+            Change::Extend { chains, elements } => {
+                batch.chains(&table.name, chains);
+                batch.rules(&table.name, chains);
+                elements.iter().for_each(|change| batch.change_elements(&table.name, table, change));
+            }
+            Change::Replace => {
+                batch.drop_table(&table.name);
+                batch.create(table);
+            }
         }
     }
-    batch.commit().map(|()| true)
+    batch.commit()
 }
 
 /// Removes the tables of that name, of every family, in the calling thread's namespace. None is no error.
@@ -87,7 +89,8 @@ pub fn refill(family: Family, table: &str, map: &Map) -> io::Result<bool> {
     }
 }
 
-/// The elements of a map that the kernel has; none when there is no such map.
+/// The elements of a map that the kernel has; none when there is no such map. Interrupted if somebody changed
+/// rules meanwhile.
 pub fn elements(family: Family, table: &str, map: &str) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     let socket = open()?;
     let attributes = vec![SetElementList::Table(table.to_owned()), SetElementList::Set(map.to_owned())];
@@ -98,6 +101,9 @@ pub fn elements(family: Family, table: &str, map: &str) -> io::Result<BTreeMap<V
     let mut found = BTreeMap::new();
     loop {
         for reply in receive(&socket)? {
+            if reply.header.flags & NLM_F_DUMP_INTR != 0 {
+                return Err(io::Error::from(io::ErrorKind::Interrupted));
+            }
             match reply.payload {
                 NetlinkPayload::InnerMessage(message) => read_elements(message, &mut found),
                 NetlinkPayload::Done(_) => return Ok(found),

@@ -6,7 +6,7 @@ use rswarm_proto::wire;
 use rswarm_proto::wire::{endpoint_spec, restart_policy, service_spec, update_config};
 
 use crate::error::ApiError;
-use crate::translate::{content, filled, healthcheck, mounts, ports, refuse, ulimits};
+use crate::translate::{content, generic, healthcheck, mounts, ports, refuse, ulimits};
 use crate::types;
 
 /// `networks` gives the identifiers of the networks that [`network_targets`] names.
@@ -217,8 +217,6 @@ fn decode_profile(profile: &str) -> Result<String, ApiError> {
 fn resources(resources: &types::ResourceRequirements) -> Result<wire::ResourceRequirements, ApiError> {
     check_swap(resources)?;
     let reservations = resources.reservations.as_ref();
-    let generic = reservations.and_then(|reservations| reservations.generic_resources.as_ref());
-    refuse(filled(generic), "--generic-resource (GenericResources)")?;
     Ok(wire::ResourceRequirements {
         limits: resources.limits.as_ref().map(|limits| wire::Resources {
             nano_cpus: limits.nano_cpus,
@@ -232,6 +230,7 @@ fn resources(resources: &types::ResourceRequirements) -> Result<wire::ResourceRe
         }),
         swap: resources.swap_bytes,
         memory_swappiness: resources.memory_swappiness,
+        generic: generic(reservations.and_then(|reservations| reservations.generic_resources.as_ref())),
     })
 }
 
@@ -263,7 +262,7 @@ fn restart(policy: &types::ServiceRestartPolicy) -> Result<wire::RestartPolicy, 
     let mut result = wire::RestartPolicy {
         delay: policy.delay,
         max_attempts: policy.max_attempts.unwrap_or_default(),
-        window: policy.window.unwrap_or_default(),
+        window: policy.window,
         ..wire::RestartPolicy::default()
     };
     result.set_condition(condition);

@@ -5,7 +5,7 @@ use rswarm_proto::wire;
 use rswarm_proto::wire::{endpoint_spec, restart_policy, update_config, update_status};
 
 use super::read::RUNTIME_LABEL;
-use crate::translate::{content, healthcheck_out, meta, mounts, nanos, ports, ulimits_out};
+use crate::translate::{content, healthcheck_out, meta, mounts, nanos, ports, shown_generic, ulimits_out};
 use crate::types;
 
 /// The stored service. With `defaults`, its spec shows what the managers assume where it says nothing.
@@ -206,7 +206,7 @@ fn resources_out(resources: &wire::ResourceRequirements) -> types::ResourceRequi
         reservations: resources.reservations.as_ref().map(|reservations| types::NodeResources {
             nano_cpus: reservations.nano_cpus,
             memory_bytes: reservations.memory,
-            generic_resources: None,
+            generic_resources: shown_generic(&resources.generic),
         }),
         swap_bytes: resources.swap,
         memory_swappiness: resources.memory_swappiness,
@@ -224,7 +224,7 @@ fn restart_out(policy: &wire::RestartPolicy) -> types::ServiceRestartPolicy {
         condition: condition.to_owned(),
         delay: policy.delay,
         max_attempts: Some(policy.max_attempts),
-        window: (policy.window != 0).then_some(policy.window),
+        window: policy.window,
     }
 }
 

@@ -85,13 +85,6 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         (template(r#""Runtime":"plugin""#), Kind::NotImplemented, "runtime"),
         (template(r#""Resources":{"SwapBytes":1}"#), Kind::InvalidArgument, "memory limit must be set"),
         (template(r#""Resources":{"MemorySwappiness":101}"#), Kind::InvalidArgument, "memory swappiness"),
-        (
-            template(
-                r#""Resources":{"Reservations":{"GenericResources":[{"DiscreteResourceSpec":{"Kind":"gpu","Value":1}}]}}"#,
-            ),
-            Kind::NotImplemented,
-            "GenericResources",
-        ),
         (template(r#""RestartPolicy":{"Condition":"maybe"}"#), Kind::InvalidArgument, "maybe"),
         (
             r#"{"Mode":{"ReplicatedJob":{},"GlobalJob":{}},"TaskTemplate":{"ContainerSpec":{"Image":"web"}}}"#
