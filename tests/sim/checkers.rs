@@ -148,7 +148,8 @@ impl Checkers {
             Order::StopFirst | Order::StartFirst => relocate::parallelism(service).min(replicas),
         };
         let bounds = self.bounds.entry(service.id.clone()).or_default();
-        bounds.insert(service.spec_version, replicas + beside);
+        let bound = bounds.entry(service.spec_version).or_default();
+        *bound = (replicas + beside).max(*bound);
         // A spec counts for as long after the next one as what was decided by it may be on its way.
         let next = |version: u64| bounds.range(version + 1..).next().map(|(next, _)| *next);
         let over: Vec<u64> = bounds

@@ -176,7 +176,7 @@ impl World {
     fn run_until(&mut self, time: Duration, done: impl Fn(&World) -> bool) {
         let end = self.now.after(time);
         while !done(self) {
-            assert!(self.now < end, "not there after {time:?}: {:?}", self.trouble());
+            assert!(self.now < end, "not there after {time:?}: {:?}; {}", self.trouble(), self.describe());
             // Looking costs more than acting: not at every event.
             (0..50).for_each(|_| self.step());
         }

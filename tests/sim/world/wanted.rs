@@ -48,7 +48,15 @@ impl World {
         let phase = service.update_status.as_ref().map(|status| status.state());
         let under_way = [update_status::State::Updating, update_status::State::RollbackStarted];
         if phase.is_some_and(|phase| under_way.contains(&phase)) {
-            return Some(format!("service {} is still being updated", service.id));
+            let status = &service.update_status;
+            let tasks = state.tasks_of_service(&service.id).filter(|task| !task.observed().is_terminal());
+            let tasks: Vec<_> = tasks
+                .map(|task| (task.slot, task.observed(), task.desired(), task.start_after, task.ran_at))
+                .collect();
+            return Some(format!(
+                "service {} is still being updated at {}: {status:?} {tasks:?}",
+                service.id, self.now.0
+            ));
         }
         let wanted = match service.spec.as_ref()?.mode_or_default() {
             Mode::Replicated(replicas) => replicas,
