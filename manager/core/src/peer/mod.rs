@@ -261,7 +261,10 @@ impl Peer {
     #[must_use]
     pub fn role(&self) -> Role {
         let raft = &self.raw.raft;
-        let leader = (raft.leader_id != raft::INVALID_ID).then_some(raft.leader_id);
+        // A voter that hears nobody asks for votes, and forgets its leader. A learner would believe in it for ever:
+        // one that was removed while it could not hear of it would tell its agents what no longer holds.
+        let is_alone = !raft.promotable() && raft.pass_election_timeout();
+        let leader = (raft.leader_id != raft::INVALID_ID && !is_alone).then_some(raft.leader_id);
         let is_leader = raft.state == StateRole::Leader;
         Role { term: raft.term, leader, is_leader, removed: self.is_removed() }
     }

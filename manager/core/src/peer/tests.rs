@@ -198,6 +198,22 @@ fn a_joiner_gets_a_snapshot_that_knows_it() {
 }
 
 #[test]
+fn a_learner_that_hears_nobody_knows_no_leader() {
+    let mut group = Group::new(1);
+    group.nodes.insert(3, Node::new(3, None));
+    group.leader().handle(Input::ChangeMember(MemberChange::AddLearner(3))).expect("added");
+    group.run(60);
+    let leader = |group: &Group| group.nodes[&3].peer.role().leader;
+    assert_eq!(leader(&group), Some(1), "it hears of it all the time");
+    group.cut.push(3);
+    group.run(60);
+    assert_eq!(leader(&group), None);
+    group.cut.clear();
+    group.run(10);
+    assert_eq!(leader(&group), Some(1));
+}
+
+#[test]
 fn a_restart_goes_on_from_disk() {
     let mut group = Group::new(2);
     (1..5).for_each(|byte| group.propose(byte));
