@@ -65,7 +65,8 @@ fn relocate(view: &State, service: &Arc<Service>, env: &mut Env<'_>, plan: &mut 
     for slot in slots {
         let mut live = slot.live();
         let (Some(task), None) = (live.next(), live.next()) else { continue };
-        if !serves_on(view, task, env) || !is_time(service, &slot, task, env, plan) {
+        let is_leaving = slot.tasks.iter().any(|task| !task.is_live() && may_run(view, task));
+        if is_leaving || !serves_on(view, task, env) || !is_time(service, &slot, task, env, plan) {
             continue;
         }
         if under_way >= parallelism(service) {
@@ -80,6 +81,12 @@ fn relocate(view: &State, service: &Arc<Service>, env: &mut Env<'_>, plan: &mut 
             ..successor
         });
     }
+}
+
+/// Whether a node may be running it: a third task beside two would be more than users asked for.
+fn may_run(view: &State, task: &Task) -> bool {
+    let state = task.observed();
+    state >= TaskState::Assigned && !state.is_terminal() && !view.is_node_lost(&task.node_id)
 }
 
 /// Ends one of two tasks that are beside each other: the old one once the new one runs, the new one when the move
