@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use rswarm_base::Timestamp;
 use rswarm_manager_core::state::{address_of, node_state};
 use rswarm_manager_core::{State, relocate};
 use rswarm_proto::model::object::Stored;
@@ -22,8 +21,8 @@ pub struct Checkers {
     log: BTreeMap<u64, u64>,
     states: BTreeMap<u64, u64>,
     places: BTreeMap<String, String>,
-    /// When a node was last known to be down.
-    down_at: BTreeMap<String, Timestamp>,
+    /// Up to which index of the log a node was known to be down. Times are those of clocks that are set.
+    down_at: BTreeMap<String, u64>,
     observed: BTreeMap<String, (TaskState, TaskState)>,
     /// Complete slots, by job and iteration.
     completed: BTreeMap<(String, Option<u64>), BTreeSet<u64>>,
@@ -61,7 +60,7 @@ impl Checkers {
     }
 
     /// What one committed state must be in itself, and after the one before it.
-    pub fn committed(&mut self, state: &State, now: Timestamp) {
+    pub fn committed(&mut self, state: &State) {
         let mut held: BTreeSet<(String, IpAddr)> = BTreeSet::new();
         let mut hold = |network: &str, address: &str| {
             let address = address_of(address).expect("an address");
@@ -95,7 +94,7 @@ impl Checkers {
             *seen = (task.observed(), task.desired());
         }
         for node in state.nodes().filter(|node| node_state(node) == NodeState::Down) {
-            self.down_at.insert(node.id.clone(), now);
+            self.down_at.insert(node.id.clone(), state.index());
         }
     }
 
@@ -190,7 +189,7 @@ impl Checkers {
     /// What containers must be, whatever managers believe.
     pub fn containers(&mut self, agents: &BTreeMap<String, Agent>, state: &State) {
         let mut addresses: BTreeMap<(String, String), String> = BTreeMap::new();
-        let mut slots: BTreeMap<(String, u64), Vec<(String, Timestamp, bool)>> = BTreeMap::new();
+        let mut slots: BTreeMap<(String, u64), Vec<Up>> = BTreeMap::new();
         for (node, agent) in agents {
             for container in agent.containers.values() {
                 let task = &container.task;
@@ -207,13 +206,12 @@ impl Checkers {
                     }
                 }
                 if task.slot != 0 {
-                    let since = Timestamp(task.meta().created_at);
-                    let takes_over = task.takes_over() != Takeover::NoTakeover;
-                    slots.entry((task.service_id.clone(), task.slot)).or_default().push((
-                        node.clone(),
-                        since,
-                        takes_over,
-                    ));
+                    slots.entry((task.service_id.clone(), task.slot)).or_default().push(Up {
+                        node: node.clone(),
+                        since: task.created_version,
+                        takes_over: task.takes_over() != Takeover::NoTakeover,
+                        stored: state.task(&task.id).map(|task| (task.observed(), task.desired())),
+                    });
                 }
             }
         }
@@ -223,15 +221,27 @@ impl Checkers {
             // A node that was given up may still run what was replaced elsewhere.
             let known = tasks
                 .iter()
-                .filter(|(node, since, _)| self.down_at.get(node).is_none_or(|down_at| down_at < since));
+                .filter(|up| self.down_at.get(&up.node).is_none_or(|down_at| *down_at < up.since));
             let known = known.count();
-            let moves = tasks.iter().any(|(_, _, takes_over)| *takes_over);
+            let moves = tasks.iter().any(|up| up.takes_over);
             assert!(
                 known <= if start_first || moves { 2 } else { 1 },
-                "{known} tasks run in slot {slot} of {service}"
+                "{known} tasks run in slot {slot} of {service}: {tasks:?}"
             );
         }
     }
+}
+
+/// A container that is up.
+#[derive(Debug)]
+struct Up {
+    node: String,
+    /// The index of the log that made its task.
+    since: u64,
+    takes_over: bool,
+    /// What the managers believe of it; told when a check fails.
+    #[allow(dead_code, reason = "read by `Debug`")]
+    stored: Option<(TaskState, TaskState)>,
 }
 
 /// The slots in which a task of the job's iteration ran to completion.

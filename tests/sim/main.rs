@@ -23,7 +23,7 @@ use rswarm_base::{Clock as _, IdGen, SystemClock};
 use world::World;
 
 /// Seeds of every test run, beside the committed ones.
-const SEEDS: u64 = 17;
+const SEEDS: u64 = 500;
 
 /// How long users and faults do their worst, in virtual time.
 const STORM: Duration = Duration::from_secs(30);

@@ -454,15 +454,14 @@ impl Running {
             return Some(MemberChange::Promote(*learner));
         }
         let members = self.peer.members();
-        let surplus = members.iter().find(|member| !wanted.contains(&member.id));
-        if let Some(member) = surplus {
-            if member.id == self.peer.id() {
-                let heir =
-                    members.iter().find(|other| !other.learner && other.id != member.id && other.active)?;
-                let _ = self.peer.handle(Input::TransferLeader(heir.id));
-                return None;
-            }
-            return Some(MemberChange::Remove(member.id));
+        let own_id = self.peer.id();
+        if let Some(other) = members.iter().find(|other| !wanted.contains(&other.id) && other.id != own_id) {
+            return Some(MemberChange::Remove(other.id));
+        }
+        let heir = members.iter().find(|other| !other.learner && other.id != own_id && other.active);
+        if let Some(heir) = heir.filter(|_| !wanted.contains(&own_id)) {
+            let _ = self.peer.handle(Input::TransferLeader(heir.id));
+            return None;
         }
         let missing = wanted.iter().find(|id| members.iter().all(|member| member.id != **id));
         missing.map(|id| MemberChange::AddLearner(*id))

@@ -224,7 +224,7 @@ impl World {
         {
             self.newest = running.state.clone();
             self.newest_index = running.applied;
-            self.checkers.committed(&self.newest, self.now);
+            self.checkers.committed(&self.newest);
         }
         packets.into_iter().for_each(|packet| self.send(packet));
         notes.into_iter().for_each(|note| self.note(id, note));
