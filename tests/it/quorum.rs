@@ -81,7 +81,7 @@ impl Users {
             .collect();
         let choice = dice.below(8);
         if choice < 4 || known.len() < 3 {
-            let kind = if choice % 2 == 0 { "configs" } else { "services" };
+            let kind = if choice.is_multiple_of(2) { "configs" } else { "services" };
             let path = format!("/{kind}/o{}", self.count);
             let answer = Answer::to(host, "POST", &format!("/{kind}/create"), &spec(&path, &label))?;
             return self.note(path, Some(label), &answer);

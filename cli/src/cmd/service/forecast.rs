@@ -1,6 +1,6 @@
 //! `--dry-run`: what would change of a service, which tasks would be replaced, and where new ones would go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rswarm_api::types::{ForecastTask, ServiceForecast, ServiceSpec};
 use serde_json::Value;
@@ -72,7 +72,7 @@ fn differ(path: &str, before: &Value, after: &Value, found: &mut Vec<String>) {
     match (before, after) {
         (before, after) if before == after => {}
         (Value::Object(old), Value::Object(new)) => {
-            let keys = old.keys().chain(new.keys().filter(|key| !old.contains_key(*key)));
+            let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
             for key in keys {
                 let (old, new) = (old.get(key).unwrap_or(&Value::Null), new.get(key).unwrap_or(&Value::Null));
                 differ(&join(key), old, new, found);
