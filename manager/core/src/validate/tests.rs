@@ -11,6 +11,9 @@ use super::task::{MEMORY_MIN, NANO_CPUS_MIN};
 use super::*;
 use crate::world::{World, node, spec};
 
+/// What breaks a rule, and what is said of it.
+type Rule = (fn(&mut ServiceSpec), &'static str);
+
 fn problems(change: impl FnOnce(&mut ServiceSpec)) -> Vec<String> {
     let mut spec = spec("web", 1);
     change(&mut spec);
@@ -329,7 +332,7 @@ fn clusters_and_nodes_are_checked_too() {
 /// What is said of a spec that is changed so: each rule by its words, and nothing else.
 #[test]
 fn every_rule_of_containers_and_tasks_speaks() {
-    let rules: Vec<(fn(&mut ServiceSpec), &str)> = vec![
+    let rules: Vec<Rule> = vec![
         (|spec| container(spec).env.push("=a".into()), "ContainerSpec: invalid environment variable: \"=a\""),
         (|spec| container(spec).stop_grace = Some(-1), "ContainerSpec: stop-grace-period cannot be negative"),
         (
@@ -408,7 +411,7 @@ fn every_rule_of_resources_ports_and_labels_speaks() {
         let labels = &mut spec.annotations.get_or_insert_default().labels;
         labels.insert(key.to_owned(), value.to_owned());
     }
-    let rules: Vec<(fn(&mut ServiceSpec), &str)> = vec![
+    let rules: Vec<Rule> = vec![
         (|spec| limit(spec).pids = -5, "invalid pids limit -5: cannot be negative"),
         (
             |spec| {
