@@ -1,7 +1,9 @@
 //! Managers to test with: start, kill, restart, ask.
 
 use std::env;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -53,6 +55,14 @@ pub struct Running {
     scope: Scope,
 }
 
+/// A loopback address that nothing else uses: while a host is down its port must not become that of somebody's
+/// outgoing connection, which come from 127.0.0.1.
+fn own_loopback() -> Ipv4Addr {
+    static HOSTS: AtomicU16 = AtomicU16::new(0);
+    let [high, low] = HOSTS.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+    Ipv4Addr::new(127, 1 + (std::process::id() % 250) as u8, high, low)
+}
+
 impl Host {
     /// The first manager of a new cluster.
     pub async fn bootstrap(spec: ClusterSpec) -> Host {
@@ -93,7 +103,7 @@ impl Host {
         // The first test sets it up, for all that run in this process.
         let _ =
             LOG.get_or_init(|| telemetry::init(&env::var("RSWARM_LOG").unwrap_or_default(), Format::Text));
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
+        let listener = TcpListener::bind((own_loopback(), 0)).await.expect("port");
         let addr = listener.local_addr().expect("address").to_string();
         Host { identity, dir: tempfile::tempdir().expect("tempdir"), addr, running: None, listen: None }
     }
