@@ -186,10 +186,9 @@ mod tests {
     use super::*;
     use crate::control;
     use crate::world::{World, set_image, spec};
-    use rswarm_proto::model::object::Stored;
     use rswarm_proto::wire::{
-        CreateServiceRequest, NodeAvailability, Placement, Replicated, ServiceSpec, UpdateServiceRequest,
-        service_spec, update_config,
+        CreateServiceRequest, NodeAvailability, Placement, Replicated, ServiceSpec, service_spec,
+        update_config,
     };
 
     fn updated(
@@ -197,15 +196,7 @@ mod tests {
         id: &str,
         change: impl FnOnce(&mut ServiceSpec),
     ) -> Result<Forecast, ControlError> {
-        let service = world.service(id);
-        let mut spec = service.spec.clone().expect("spec");
-        change(&mut spec);
-        let request = UpdateServiceRequest {
-            id: id.to_owned(),
-            version: service.meta().version,
-            spec: Some(spec),
-            ..UpdateServiceRequest::default()
-        };
+        let request = world.update_request(id, change);
         let decide =
             |state: &State, ids: &mut IdGen| control::update_service(state, &request, world.now, ids);
         forecast(&world.state, decide, world.now, world.ids.clone())

@@ -143,16 +143,26 @@ impl World {
         id: &str,
         change: impl FnOnce(&mut ServiceSpec),
     ) -> Result<String, ControlError> {
+        let request = self.update_request(id, change);
+        self.control(|state, now, ids| control::update_service(state, &request, now, ids))
+    }
+
+    /// What asks for a changed spec.
+    pub(crate) fn update_request(
+        &self,
+        id: &str,
+        change: impl FnOnce(&mut ServiceSpec),
+    ) -> UpdateServiceRequest {
         let service = self.service(id);
         let mut spec = service.spec.clone().expect("spec");
         change(&mut spec);
-        let request = UpdateServiceRequest {
+        let version = service.meta().version;
+        UpdateServiceRequest {
             id: id.to_owned(),
-            version: service.meta().version,
+            version,
             spec: Some(spec),
             ..UpdateServiceRequest::default()
-        };
-        self.control(|state, now, ids| control::update_service(state, &request, now, ids))
+        }
     }
 
     pub(crate) fn remove_service(&mut self, id: &str) {
