@@ -19,6 +19,7 @@ mod links;
 mod locks;
 mod mesh;
 mod options;
+mod oracle;
 mod partition;
 mod placement;
 mod playground;
