@@ -7,15 +7,18 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use rswarm_tests::harness::{Lab, eventually, run};
+use rswarm_tests::dockerd::Dockerd;
+use rswarm_tests::harness::{Lab, run};
 
 const ROUNDS: usize = 20;
 const PARALLEL: usize = 32;
+/// Without networks: none of the containers has one.
+const BARE: [&str; 3] = ["--bridge=none", "--iptables=false", "--ip6tables=false"];
 
 fn main() -> Result<()> {
     // `cargo bench` and `cargo test` pass flags that mean nothing here.
@@ -25,7 +28,7 @@ fn main() -> Result<()> {
     let lab = Lab::start(1)?;
     let host = &lab.hosts[0];
     let ours = Api { name: "rswarm", socket: host.dir.join("rswarm.sock") };
-    let dockerd = Dockerd::start(&lab.dir.join("dockerd"), &host.netns)?;
+    let dockerd = Dockerd::start(&lab.dir.join("dockerd"), &host.netns, &BARE)?;
     let theirs = Api { name: "dockerd", socket: dockerd.socket.clone() };
     import_busybox(&ours)?;
     import_busybox(&theirs)?;
@@ -120,62 +123,6 @@ impl Api {
         let time = started.elapsed();
         ids.iter().try_for_each(|id| self.end(id))?;
         Ok(time)
-    }
-}
-
-/// Debian's dockerd with everything of its own; ended and forgotten when dropped.
-struct Dockerd {
-    socket: PathBuf,
-    child: Child,
-    dir: PathBuf,
-    /// The parent cgroup's name, which dockerd leaves behind in every hierarchy.
-    cgroup: String,
-}
-
-impl Dockerd {
-    fn start(dir: &Path, netns: &str) -> Result<Dockerd> {
-        std::fs::create_dir_all(dir)?;
-        let socket = dir.join("docker.sock");
-        let log = std::fs::File::create(dir.join("log"))?;
-        let cgroup = format!("{netns}-dockerd");
-        let config = dir.join("daemon.json");
-        std::fs::write(&config, "{}")?;
-        let child = Command::new("nsenter")
-            .arg(format!("--net=/run/netns/{netns}"))
-            .args(["unshare", "--mount", "dockerd", "--bridge=none", "--iptables=false", "--ip6tables=false"])
-            .args(["--cgroup-parent", &format!("/{cgroup}"), "--storage-driver=overlay2"])
-            .arg("--data-root")
-            .arg(dir.join("data"))
-            .arg("--exec-root")
-            .arg(dir.join("exec"))
-            .arg("--pidfile")
-            .arg(dir.join("pid"))
-            .arg("--config-file")
-            .arg(&config)
-            .arg("-H")
-            .arg(format!("unix://{}", socket.display()))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()?;
-        let dockerd = Dockerd { socket, child, dir: dir.to_owned(), cgroup };
-        eventually(Duration::from_secs(30), "dockerd answers", || {
-            let api = Api { name: "dockerd", socket: dockerd.socket.clone() };
-            api.call("GET", "/version", b"").map(|_| true)
-        })?;
-        Ok(dockerd)
-    }
-}
-
-impl Drop for Dockerd {
-    fn drop(&mut self) {
-        let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
-        let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.dir);
-        for hierarchy in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            let _ = std::fs::remove_dir(hierarchy.path().join(&self.cgroup));
-        }
     }
 }
 

@@ -21,6 +21,7 @@ mod locks;
 mod mesh;
 mod observe;
 mod options;
+mod oracle;
 mod partition;
 mod placement;
 mod playground;

@@ -86,7 +86,7 @@ async fn update(
     query: Query,
     JsonBody(body): JsonBody<types::NodeSpec>,
 ) -> Result<StatusCode, ApiError> {
-    let version = swarm::version(&query)?;
+    let version = swarm::version(&query, "node")?;
     let spec = node::spec(&body)?;
     let id = find(&app, &id).await?.id;
     let request = wire::UpdateNodeRequest { id, version, spec: Some(spec) };

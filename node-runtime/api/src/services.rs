@@ -191,7 +191,7 @@ async fn change(
     body: &types::ServiceSpec,
     headers: &HeaderMap,
 ) -> Result<wire::UpdateServiceRequest, ApiError> {
-    let version = swarm::version(query)?;
+    let version = swarm::version(query, "service")?;
     let rollback = match query.text("rollback") {
         "" => Rollback::None,
         "previous" => Rollback::Previous,

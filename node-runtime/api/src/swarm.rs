@@ -82,10 +82,13 @@ pub(crate) async fn cluster(app: &App) -> Result<wire::Cluster, ApiError> {
         .ok_or_else(|| ApiError::new(Kind::Unavailable, "the cluster has no settings yet"))
 }
 
-/// The version that an update must present.
-pub(crate) fn version(query: &Query) -> Result<u64, ApiError> {
-    query.number("version")?.ok_or_else(|| {
-        ApiError::invalid(format!("invalid object version '{}': want a number", query.text("version")))
+/// The version that an update of a `noun` must present, or why it is none, in Go's words.
+pub(crate) fn version(query: &Query, noun: &str) -> Result<u64, ApiError> {
+    let text = query.text("version");
+    text.parse().map_err(|_| {
+        ApiError::invalid(format!(
+            "invalid {noun} version '{text}': strconv.ParseUint: parsing \"{text}\": invalid syntax"
+        ))
     })
 }
 
@@ -177,7 +180,7 @@ async fn update(
 ) -> Result<StatusCode, ApiError> {
     let current = cluster(&app).await?.spec.unwrap_or_default();
     let request = wire::UpdateClusterRequest {
-        version: version(&query)?,
+        version: version(&query, "swarm")?,
         spec: Some(translate::spec(&body, current)?),
         rotate_worker_token: query.flag("rotateWorkerToken"),
         rotate_manager_token: query.flag("rotateManagerToken"),

@@ -15,7 +15,7 @@ use crate::logs;
 use crate::request::Query;
 use crate::router::App;
 use crate::swarm;
-use crate::translate::task;
+use crate::translate::{node, service, task};
 use crate::types;
 use crate::version::ApiVersion;
 
@@ -54,7 +54,31 @@ impl Selection {
             Vec::new()
         };
         let nodes = if filters.has("node") { swarm::list(app).await? } else { Vec::new() };
-        Ok(Selection { filters, services, nodes, own_node: app.cluster.info().node_id })
+        let selection = Selection { filters, services, nodes, own_node: app.cluster.info().node_id };
+        selection.check()?;
+        Ok(selection)
+    }
+
+    /// Services and nodes that are named must be there.
+    fn check(&self) -> Result<(), ApiError> {
+        use rswarm_proto::model::object::Stored as _;
+        let is_called = |id: &str, name: &str, wanted: &str| {
+            id == wanted || name == wanted || (!wanted.is_empty() && id.starts_with(wanted))
+        };
+        for wanted in self.filters.get("service") {
+            if !self.services.iter().any(|service| is_called(&service.id, service.name(), wanted)) {
+                return Err(service::not_found(wanted));
+            }
+        }
+        for wanted in self.filters.get("node").iter().filter(|wanted| *wanted != "self") {
+            let name = |node: &wire::Node| {
+                node.description.as_ref().map_or(String::new(), |description| description.hostname.clone())
+            };
+            if !self.nodes.iter().any(|node| is_called(&node.id, &name(node), wanted)) {
+                return Err(node::not_found(wanted));
+            }
+        }
+        Ok(())
     }
 
     fn matches(&self, found: &wire::Task) -> bool {

@@ -144,13 +144,13 @@ impl Classify for ControlError {
             ControlError::Invalid(_)
             | ControlError::Incomplete(_)
             | ControlError::Ambiguous { .. }
-            | ControlError::ModeChange
-            | ControlError::Rename
             | ControlError::LabelsOnly
             | ControlError::ContentMissing(_)
             | ControlError::ContentInUse(_)
             | ControlError::ForeignAddress(_)
             | ControlError::PortTaken(_) => Kind::InvalidArgument,
+            // As swarmkit: it might be had one day.
+            ControlError::ModeChange | ControlError::Rename => Kind::NotImplemented,
             ControlError::NotAttachable(_) => Kind::PermissionDenied,
             ControlError::NotFound { .. } => Kind::NotFound,
             ControlError::NameTaken { .. }

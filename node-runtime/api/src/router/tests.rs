@@ -762,7 +762,7 @@ async fn a_service_is_created_shown_updated_and_its_names_are_unique() {
         "/services/web/update",
         Some(spec.clone()),
         400,
-        "invalid object version '': want a number",
+        "invalid service version '': strconv.ParseUint: parsing \"\": invalid syntax",
     )
     .await;
     let path = "/services/web/update?version=7&rollback=previous&registryAuthFrom=previous-spec";

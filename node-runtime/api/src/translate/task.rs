@@ -20,7 +20,7 @@ pub(crate) fn task(task: &wire::Task, networks: &BTreeMap<String, wire::Network>
         created_at,
         updated_at,
         labels: Some(types::StringMap::new()),
-        spec: task.spec.as_ref().map(service::task_out).unwrap_or_default(),
+        spec: spec(task),
         service_id: task.service_id.clone(),
         slot: task.slot,
         node_id: task.node_id.clone(),
@@ -31,6 +31,12 @@ pub(crate) fn task(task: &wire::Task, networks: &BTreeMap<String, wire::Network>
         generic_resources: super::generic_out(&task.generic),
         ..types::Task::default()
     }
+}
+
+/// As moby, which says of services what runs them, and not of tasks.
+fn spec(task: &wire::Task) -> types::TaskSpec {
+    let shown = task.spec.as_ref().map(service::task_out).unwrap_or_default();
+    types::TaskSpec { runtime: String::new(), ..shown }
 }
 
 fn status(task: &wire::Task) -> types::TaskStatus {

@@ -54,6 +54,7 @@ docker! {
         pub failure_action: String,
         #[serde(alias = "monitor", skip_serializing_if = "crate::types::omit")]
         pub monitor: i64,
+        #[serde(serialize_with = "as_go_writes")]
         pub max_failure_ratio: f32,
         #[serde(alias = "order")]
         pub order: String,
@@ -442,6 +443,15 @@ docker! {
         pub data: String,
         #[serde(skip_serializing_if = "crate::types::omit")]
         pub templating: Option<Driver>,
+    }
+}
+
+/// A whole number without a fraction, as Go's encoder has it.
+fn as_go_writes<S: serde::Serializer>(ratio: &f32, serializer: S) -> Result<S::Ok, S::Error> {
+    if ratio.fract() == 0.0 {
+        serializer.serialize_i64(*ratio as i64)
+    } else {
+        serializer.serialize_f32(*ratio)
     }
 }
 

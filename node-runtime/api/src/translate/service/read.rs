@@ -67,14 +67,15 @@ fn mode(mode: &types::ServiceMode) -> Result<service_spec::Mode, ApiError> {
 
 fn task(spec: &types::ServiceSpec, networks: &BTreeMap<String, String>) -> Result<wire::TaskSpec, ApiError> {
     let template = &spec.task_template;
-    refuse(
-        !matches!(template.runtime.as_str(), "" | "container"),
-        "a service whose runtime is not \"container\"",
-    )?;
     refuse(template.plugin_spec.is_some(), "a plugin service (PluginSpec)")?;
     refuse(template.network_attachment_spec.is_some(), "a network attachment (NetworkAttachmentSpec)")?;
-    let Some(container_spec) = &template.container_spec else {
-        return Err(ApiError::invalid("TaskTemplate: ContainerSpec is missing"));
+    // As moby: what runs it, and the spec for that, go together.
+    let container_spec = match (template.runtime.as_str(), &template.container_spec) {
+        ("" | "container", Some(spec)) => spec,
+        ("" | "container" | "plugin" | "attachment", _) => {
+            return Err(ApiError::invalid("mismatched Runtime and *Spec fields"));
+        }
+        _ => return Err(ApiError::invalid("unsupported runtime")),
     };
     let container = container(container_spec)?;
     let resources = template.resources.as_ref().map(resources).transpose()?;
@@ -110,7 +111,6 @@ fn container(spec: &types::ContainerSpec) -> Result<wire::ContainerSpec, ApiErro
     }
     let dns = spec.dns_config.clone().unwrap_or_default();
     let mounts = spec.mounts.iter().map(mounts::parse_mount).collect::<Result<Vec<_>, _>>()?;
-    mounts::check_targets(&mounts)?;
     Ok(wire::ContainerSpec {
         image: spec.image.clone(),
         labels: spec.labels.clone(),
@@ -316,9 +316,7 @@ fn endpoint(spec: &types::EndpointSpec) -> Result<wire::EndpointSpec, ApiError> 
         "" | "vip" => endpoint_spec::Mode::Vip,
         "dnsrr" => endpoint_spec::Mode::Dnsrr,
         other => {
-            return Err(ApiError::invalid(format!(
-                "invalid EndpointSpec mode \"{other}\": want vip or dnsrr"
-            )));
+            return Err(ApiError::invalid(format!("invalid resolution mode: \"{other}\"")));
         }
     };
     let mut result = wire::EndpointSpec {

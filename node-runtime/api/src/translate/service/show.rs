@@ -343,13 +343,12 @@ fn insert_defaults(spec: &mut types::ServiceSpec) {
         order: "stop-first".to_owned(),
         ..types::UpdateConfig::default()
     };
-    if spec.mode.replicated_job.is_none() && spec.mode.global_job.is_none() {
-        spec.update_config.get_or_insert_with(update);
-        spec.rollback_config.get_or_insert_with(update);
-    }
-    let endpoint = spec.endpoint_spec.get_or_insert_default();
-    if endpoint.mode.is_empty() {
-        endpoint.mode = "vip".to_owned();
+    // As dockerd: jobs too, which may not have any.
+    for config in [&mut spec.update_config, &mut spec.rollback_config] {
+        let config = config.get_or_insert_with(update);
+        if config.monitor == 0 {
+            config.monitor = nanos(defaults::UPDATE_MONITOR);
+        }
     }
     let task = &mut spec.task_template;
     task.resources.get_or_insert_default();

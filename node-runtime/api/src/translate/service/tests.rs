@@ -82,7 +82,8 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         ),
         (container(r#""Hosts":["nonsense"]"#), Kind::InvalidArgument, "nonsense"),
         (template(r#""PluginSpec":{}"#), Kind::NotImplemented, "PluginSpec"),
-        (template(r#""Runtime":"plugin""#), Kind::NotImplemented, "runtime"),
+        (template(r#""Runtime":"plugin""#), Kind::InvalidArgument, "mismatched Runtime"),
+        (template(r#""Runtime":"odd""#), Kind::InvalidArgument, "unsupported runtime"),
         (template(r#""Resources":{"SwapBytes":1}"#), Kind::InvalidArgument, "memory limit must be set"),
         (template(r#""Resources":{"MemorySwappiness":101}"#), Kind::InvalidArgument, "memory swappiness"),
         (template(r#""RestartPolicy":{"Condition":"maybe"}"#), Kind::InvalidArgument, "maybe"),
@@ -98,7 +99,7 @@ fn what_cannot_be_honoured_is_refused_by_name() {
             Kind::InvalidArgument,
             "only one service mode",
         ),
-        (r#"{"TaskTemplate":{}}"#.to_owned(), Kind::InvalidArgument, "ContainerSpec"),
+        (r#"{"TaskTemplate":{}}"#.to_owned(), Kind::InvalidArgument, "mismatched Runtime"),
     ];
     for (text, kind, name) in refused {
         let error = spec(&parse(&text), &no_networks()).expect_err(&text);
@@ -133,7 +134,7 @@ fn defaults_are_shown_only_when_asked_for() {
     assert_eq!(service(&stored, false).spec.update_config, None);
     let shown = service(&stored, true).spec;
     assert_eq!(shown.update_config.expect("update").parallelism, 1);
-    assert_eq!(shown.endpoint_spec.expect("endpoint").mode, "vip");
+    assert_eq!(shown.endpoint_spec, None, "dockerd shows none either");
     let task = shown.task_template;
     assert_eq!(task.restart_policy.expect("restart").delay, Some(5_000_000_000));
     assert_eq!(task.container_spec.expect("container").stop_grace_period, Some(10_000_000_000));
@@ -232,7 +233,7 @@ fn jobs_are_read_with_mobys_defaults_and_counted_by_slot() {
     assert_eq!((status.running_tasks, status.desired_tasks, status.completed_tasks), (1, 2, 2));
     let shown = serde_json::to_value(super::service(&service, true)).expect("json");
     assert_eq!(shown["JobStatus"]["JobIteration"], serde_json::json!({"Index": 1}));
-    assert!(shown["Spec"].get("UpdateConfig").is_none(), "jobs have none, not even a default one");
+    assert_eq!(shown["Spec"]["UpdateConfig"]["Parallelism"], 1, "dockerd does not ask whether it is a job");
 }
 
 #[test]
