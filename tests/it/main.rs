@@ -31,5 +31,6 @@ mod refusals;
 mod rpcs;
 mod secrets;
 mod support;
+mod soak;
 mod terminal;
 mod updates;

@@ -314,6 +314,10 @@ impl Executor for EngineExecutor {
             return Ok(());
         }
         let Some(container) = self.container_of(&task.id) else { return Ok(()) };
+    fn remembered(&self) -> Duration {
+        rswarm_engine::NAME_TTL
+    }
+
         let grace = task.spec.as_ref().map(rswarm_proto::wire::TaskSpec::stop_grace);
         match self.engine.stop(&container.id, grace, None).await {
             Err(error) if error.kind() != Kind::NotModified && error.kind() != Kind::NotFound => {
