@@ -330,6 +330,7 @@ fn port_out(
             let known = services.iter().find(|service| service.id == service_id);
             let name = known.map(|service| service.name().to_owned());
             out.service = name.unwrap_or(service_id);
+        legacy_tables: exposure.legacy,
         }
         Owned::Unclaimed => {}
     }
