@@ -561,7 +561,7 @@ mod tests {
         let (network, service) = with_service(&mut world, spec);
         let network = world.state.network(&network).expect("network");
         assert_eq!((network.ipam.len(), network.vni), (0, 0));
-        assert_eq!(world.service(&service).endpoint.clone().expect("endpoint").virtual_ips, []);
+        assert!(world.service(&service).endpoint.clone().expect("endpoint").virtual_ips.is_empty());
         let task = world.live(&service)[0].clone();
         assert_eq!((task.networks[0].network_id == network.id, task.networks[0].addresses.len()), (true, 0));
         assert_eq!(world.running(&service), 1);
