@@ -1,7 +1,8 @@
 //! What virtual addresses and the mesh cost: throughput and connections beside the direct way, and the time
 //! that a change takes.
 //!
-//! `cargo bench -p rswarm-network` as root. Ways that are compared take turns; figures are medians.
+//! `cargo bench -p rswarm-network --bench data_path [-- changes services ways]` as root. Ways that are compared take
+//! turns; figures are medians.
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
 #[path = "../tests/it/lab.rs"]
@@ -36,12 +37,22 @@ const GREET: u16 = 7001;
 const APART: u16 = 10;
 const ROUNDS: usize = 7;
 const ROUND: Duration = Duration::from_millis(700);
+/// How many make connections at the same time.
+const CLIENTS: usize = 8;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
-    changes().await;
-    services().await;
-    ways().await;
+    let asked: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let is_asked = |name: &str| asked.is_empty() || asked.iter().any(|word| word == name);
+    if is_asked("changes") {
+        changes().await;
+    }
+    if is_asked("services") {
+        services().await;
+    }
+    if is_asked("ways") {
+        ways().await;
+    }
 }
 
 // === ways ===
@@ -118,17 +129,25 @@ fn compare(what: &str, client: &Space, ways: &[(&str, IpAddr, u16)]) {
     }
 }
 
-/// Connections per second, one after the other.
+/// Connections per second. One client after the other would measure how fast threads wake: some at once keep
+/// the processors busy. The server closes first, so that no port of the client's waits for its time to end.
 fn setups(client: &Space, to: SocketAddr) -> f64 {
-    client.run(move || {
+    let one = move || {
         let (started, mut count) = (Instant::now(), 0);
         while started.elapsed() < ROUND {
             let mut stream = TcpStream::connect(to).expect("connect");
-            stream.read_exact(&mut [0]).expect("greeting");
+            stream.read_to_end(&mut Vec::new()).expect("greeting");
             count += 1;
         }
         f64::from(count) / started.elapsed().as_secs_f64()
-    })
+    };
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let client = client.clone();
+            std::thread::spawn(move || client.run(one))
+        })
+        .collect();
+    clients.into_iter().map(|client| client.join().expect("a client")).sum()
 }
 
 /// What clients talk to; ends with the value.

@@ -582,9 +582,7 @@ impl Bridge {
         let Some(attached) = self.endpoints.get(container) else { return Ok(()) };
         if !attached.ports.is_empty() {
             withdraw(&self.context.host, self.endpoint(container)).await?;
-            for address in attached.ips() {
-                conntrack::forget(&self.context.home, Doomed::AnsweredBy(address)).await;
-            }
+            conntrack::forget(&self.context.home, Doomed::AnsweredBy(attached.ips().collect())).await;
         }
         disconnect(&self.context.home, &pair_name(container, &self.info.id)).await?;
         self.endpoints.remove(container);

@@ -1,18 +1,22 @@
 //! Connections that the kernel remembers: an endpoint that leaves takes its own with it, so that the next
 //! owner of its address, or of its published port, does not get its packets.
+//!
+//! The kernel keeps those of all namespaces in one table of fixed size. To list them costs it a look, under a lock, at
+//! each of some hundred thousand places; to delete by a filter (Linux 6.9) passes over the empty ones.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    DefaultNla, Emitable, NLA_F_NESTED, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload, Nla,
 };
 use netlink_packet_netfilter::conntrack::{
     ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Tuple,
 };
 use netlink_packet_netfilter::{
-    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily, NetfilterSubsystem,
 };
 use netlink_sys::{Socket, SocketAddr, protocols};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -22,12 +26,26 @@ use rswarm_base::ipam::{Family, Subnet};
 use crate::netns::Netns;
 
 const ANSWER_SECONDS: i64 = 10;
+/// More filters than these cost more than one list.
+const FILTERS: usize = 8;
+/// With version 0 a deletion would not look at the family (`ctnetlink_del_conntrack`).
+const VERSION: u8 = 1;
+/// `IPCTNL_MSG_CT_DELETE`.
+const DELETE: u8 = 2;
+/// `CTA_FILTER`; in it `CTA_FILTER_ORIG_FLAGS` and `CTA_FILTER_REPLY_FLAGS`.
+const FILTER: u16 = 25;
+const FILTER_ORIGINAL: u16 = 1;
+const FILTER_REPLY: u16 = 2;
+/// What counts of a direction (`CTA_FILTER_F_CTA_IP_SRC`, `…_PROTO_NUM`, `…_PROTO_DST_PORT`).
+const SOURCE: u32 = 1 << 0;
+const PROTOCOL: u32 = 1 << 3;
+const DESTINATION_PORT: u32 = 1 << 5;
 
 /// Which connections to forget.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Doomed {
-    /// Those that this address answers.
-    AnsweredBy(IpAddr),
+    /// Those that one of these addresses answers.
+    AnsweredBy(BTreeSet<IpAddr>),
     /// UDP to this port of the host: a client that never pauses would keep the flow that it had before
     /// the port was published, past all rules.
     UdpTo {
@@ -47,42 +65,123 @@ pub enum Doomed {
 
 /// Forgets connections. What cannot be forgotten runs into its timeout.
 pub async fn forget(netns: &Netns, doomed: Doomed) {
+    if doomed.families().is_empty() {
+        return;
+    }
     let done = netns.run(move || forget_here(&doomed)).await.and_then(std::convert::identity);
-    match done {
-        Ok(count) => tracing::debug!(count, "connections forgotten"),
-        Err(error) => tracing::warn!(%error, "connections could not be forgotten"),
+    if let Err(error) = done {
+        tracing::warn!(%error, "connections could not be forgotten");
     }
 }
 
-fn forget_here(doomed: &Doomed) -> io::Result<usize> {
+fn forget_here(doomed: &Doomed) -> io::Result<()> {
     let mut socket = Socket::new(protocols::NETLINK_NETFILTER)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(ANSWER_SECONDS, 0))?;
-    let mut count = 0;
+    let filters = doomed.filters();
+    if filters.is_some_and(|filters| filters.into_iter().all(|filter| filter.delete(&socket).is_ok())) {
+        return Ok(());
+    }
     for family in doomed.families() {
-        let family = match family {
-            Family::V4 => NetfilterProtoFamily::IPv4,
-            Family::V6 => NetfilterProtoFamily::IPv6,
-        };
+        let family = protocol(family);
         send(&socket, family, ConntrackMessage::Get(Vec::new()), NLM_F_DUMP)?;
-        let originals = list(&socket, doomed)?;
-        count += originals.len();
-        for original in originals {
+        for original in list(&socket, doomed)? {
             let message = ConntrackMessage::Delete(vec![ConntrackAttribute::CtaTupleOrig(original)]);
             send(&socket, family, message, NLM_F_ACK)?;
             // One that ended meanwhile is no error; the answer only keeps the pace.
             let _ = socket.recv_from_full()?;
         }
     }
-    Ok(count)
+    Ok(())
+}
+
+fn protocol(family: Family) -> NetfilterProtoFamily {
+    match family {
+        Family::V4 => NetfilterProtoFamily::IPv4,
+        Family::V6 => NetfilterProtoFamily::IPv6,
+    }
+}
+
+/// What the kernel itself can compare connections with (`ctnetlink_alloc_filter`).
+struct Filter {
+    family: Family,
+    /// One direction's addresses and ports, of which `fields` count.
+    tuple: ConntrackAttribute,
+    /// The attribute of [`FILTER`] that names the direction, and what counts of it.
+    fields: (u16, u32),
+}
+
+impl Filter {
+    fn answered_by(address: IpAddr) -> Filter {
+        let tuple = vec![Tuple::Ip(vec![IPTuple::SourceAddress(address)])];
+        Filter {
+            family: Family::of(address),
+            tuple: ConntrackAttribute::CtaTupleReply(tuple),
+            fields: (FILTER_REPLY, SOURCE),
+        }
+    }
+
+    fn udp_to(family: Family, port: u16) -> Filter {
+        let tuple = vec![Tuple::Proto(udp_to(port).to_vec())];
+        Filter {
+            family,
+            tuple: ConntrackAttribute::CtaTupleOrig(tuple),
+            fields: (FILTER_ORIGINAL, PROTOCOL | DESTINATION_PORT),
+        }
+    }
+
+    /// Deletes all that it fits. A kernel that cannot takes it for the description of one connection, which it refuses.
+    fn delete(self, socket: &Socket) -> io::Result<()> {
+        let (direction, fields) = self.fields;
+        let fields = DefaultNla::new(direction, fields.to_ne_bytes().to_vec());
+        let message = NetfilterMessageInner::Other {
+            subsys: NetfilterSubsystem::Conntrack,
+            message_type: DELETE,
+            attributes: vec![nested(self.tuple.kind(), &value(&self.tuple)), nested(FILTER, &bytes(&fields))],
+        };
+        send(socket, protocol(self.family), message, NLM_F_ACK)?;
+        let (answer, _) = socket.recv_from_full()?;
+        match NetlinkMessage::<NetfilterMessage>::deserialize(&answer).map(|answer| answer.payload) {
+            Ok(NetlinkPayload::Error(error)) if error.code.is_none() => Ok(()),
+            Ok(NetlinkPayload::Error(error)) => Err(error.to_io()),
+            other => Err(io::Error::other(format!("not an answer to a deletion: {other:?}"))),
+        }
+    }
+}
+
+fn nested(kind: u16, attributes: &[u8]) -> DefaultNla {
+    DefaultNla::new(kind | NLA_F_NESTED, attributes.to_vec())
+}
+
+fn value(attribute: &impl Nla) -> Vec<u8> {
+    let mut bytes = vec![0; attribute.value_len()];
+    attribute.emit_value(&mut bytes);
+    bytes
+}
+
+fn bytes(attribute: &impl Emitable) -> Vec<u8> {
+    let mut bytes = vec![0; attribute.buffer_len()];
+    attribute.emit(&mut bytes);
+    bytes
 }
 
 impl Doomed {
+    /// What to have the kernel compare with; `None` if it cannot, or if to look at each once is less work.
+    fn filters(&self) -> Option<Vec<Filter>> {
+        match self {
+            Doomed::AnsweredBy(addresses) if addresses.len() <= FILTERS => {
+                Some(addresses.iter().copied().map(Filter::answered_by).collect())
+            }
+            Doomed::UdpTo { family, port } => Some(vec![Filter::udp_to(*family, *port)]),
+            Doomed::AnsweredBy(_) | Doomed::Stray { .. } => None,
+        }
+    }
+
     /// The families that such connections are of.
     fn families(&self) -> BTreeSet<Family> {
         match self {
-            Doomed::AnsweredBy(address) => BTreeSet::from([Family::of(*address)]),
+            Doomed::AnsweredBy(addresses) => addresses.iter().copied().map(Family::of).collect(),
             Doomed::UdpTo { family, .. } => BTreeSet::from([*family]),
             Doomed::Stray { subnets, .. } => subnets.iter().map(|subnet| subnet.family()).collect(),
         }
@@ -126,7 +225,7 @@ fn original_of(message: NetfilterMessage, doomed: &Doomed) -> Option<Vec<Tuple>>
     }
     let (original, reply) = (original?, reply?);
     let is_doomed = match doomed {
-        Doomed::AnsweredBy(address) => source(&reply) == Some(*address),
+        Doomed::AnsweredBy(addresses) => source(&reply).is_some_and(|answers| addresses.contains(&answers)),
         Doomed::UdpTo { port, .. } => goes_to(&original, *port),
         Doomed::Stray { subnets, live } => source(&reply).is_some_and(|answers| {
             subnets.iter().any(|subnet| subnet.contains(answers)) && !live.contains(&answers)
@@ -145,21 +244,24 @@ fn source(tuple: &[Tuple]) -> Option<IpAddr> {
     })
 }
 
+fn udp_to(port: u16) -> [ProtoTuple; 2] {
+    [ProtoTuple::Protocol(Protocol::Udp), ProtoTuple::DestinationPort(port)]
+}
+
 fn goes_to(tuple: &[Tuple], port: u16) -> bool {
-    let wanted = [ProtoTuple::Protocol(Protocol::Udp), ProtoTuple::DestinationPort(port)];
-    let has_all = |parts: &[ProtoTuple]| wanted.iter().all(|part| parts.contains(part));
+    let has_all = |parts: &[ProtoTuple]| udp_to(port).iter().all(|part| parts.contains(part));
     tuple.iter().any(|part| matches!(part, Tuple::Proto(parts) if has_all(parts)))
 }
 
 fn send(
     socket: &Socket,
     family: NetfilterProtoFamily,
-    message: ConntrackMessage,
+    message: impl Into<NetfilterMessageInner>,
     flags: u16,
 ) -> io::Result<()> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | flags;
-    let message = NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message);
+    let message = NetfilterMessage::new(NetfilterHeader::new(family, VERSION, 0), message);
     let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];

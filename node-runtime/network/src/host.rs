@@ -255,9 +255,7 @@ impl Host {
         let live: BTreeSet<IpAddr> =
             leased.chain(self.mesh.targets().into_values()).map(|target| target.address).collect();
         let gone: BTreeSet<IpAddr> = inherited.values().map(|target| target.address).collect();
-        for address in gone.difference(&live) {
-            conntrack::forget(&self.home, Doomed::AnsweredBy(*address)).await;
-        }
+        conntrack::forget(&self.home, Doomed::AnsweredBy(&gone - &live)).await;
         Ok(())
     }
 

@@ -9,7 +9,7 @@ mod derive;
 mod keep;
 mod uplink;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
@@ -173,9 +173,7 @@ impl OverlayNetwork {
         self.apply_rules(&sandbox, &overlay).await?;
         self.apply_mesh(&overlay).await?;
         self.keep_members(&overlay).await;
-        if woken || someone_left(self.wanted.as_deref(), &overlay) {
-            conntrack::forget(&sandbox, self.strays(&overlay)).await;
-        }
+        conntrack::forget(&sandbox, self.strays(&overlay, woken)).await;
         self.context.names.publish(&self.id, NameTable::of_overlay(&overlay));
         self.wanted = Some(Arc::new(overlay));
         tracing::debug!(network = self.id, steps = steps.len(), "overlay applied");
@@ -241,18 +239,22 @@ impl OverlayNetwork {
         Ok(())
     }
 
-    /// Connections that nobody answers any more: their endpoint has gone, or there was none when they began
-    /// and now there is.
-    fn strays(&self, overlay: &Overlay) -> Doomed {
-        let uplink =
-            Family::ALL.into_iter().filter_map(|family| Subnet::new(self.uplink_at(family)?, family.bits()));
-        let subnets = overlay.subnets.iter().map(|(subnet, _)| *subnet).chain(uplink).collect();
+    /// Connections that nobody answers any more: their endpoint has gone, perhaps unseen, or there was none when
+    /// they began and now there is (`woken`).
+    fn strays(&self, overlay: &Overlay, woken: bool) -> Doomed {
         let nodes = overlay.mesh.iter().flat_map(|mesh| {
             mesh.nodes.iter().flat_map(|node| &node.addresses).chain(&mesh.addresses).copied()
         });
         let local = self.endpoints.values().flat_map(Attached::ips);
         let live = addresses(overlay).chain(overlay.subnets.iter().map(|(_, gateway)| *gateway));
-        Doomed::Stray { subnets, live: live.chain(nodes).chain(local).collect() }
+        let live: BTreeSet<IpAddr> = live.chain(nodes).chain(local).collect();
+        if let (Some(before), false) = (&self.wanted, woken) {
+            return Doomed::AnsweredBy(addresses(before).filter(|address| !live.contains(address)).collect());
+        }
+        let uplink =
+            Family::ALL.into_iter().filter_map(|family| Subnet::new(self.uplink_at(family)?, family.bits()));
+        let subnets = overlay.subnets.iter().map(|(subnet, _)| *subnet).chain(uplink).collect();
+        Doomed::Stray { subnets, live }
     }
 
     /// The sandbox: the one we have, the one that a daemon before us pinned, or a new one.
@@ -508,9 +510,7 @@ impl OverlayNetwork {
                 self.apply_rules(&sandbox, &overlay).await?;
             }
         }
-        for address in endpoint.ips() {
-            conntrack::forget(&sandbox, Doomed::AnsweredBy(address)).await;
-        }
+        conntrack::forget(&sandbox, Doomed::AnsweredBy(endpoint.ips().collect())).await;
         let pair = pair_name(container, &self.id);
         let neighbours = self.forsaken(&endpoint);
         let action = format!("link `{pair}` could not be removed");
@@ -662,11 +662,4 @@ fn local_neighbours(endpoint: &Attached) -> impl Iterator<Item = Neighbour> {
 /// The addresses of all endpoints.
 fn addresses(overlay: &Overlay) -> impl Iterator<Item = IpAddr> {
     overlay.endpoints.iter().flat_map(|endpoint| endpoint.addresses.iter().copied())
-}
-
-/// Whether an endpoint has gone, or may have gone unseen.
-fn someone_left(before: Option<&Overlay>, now: &Overlay) -> bool {
-    let Some(before) = before else { return true };
-    let now: HashSet<IpAddr> = addresses(now).collect();
-    addresses(before).any(|address| !now.contains(&address))
 }

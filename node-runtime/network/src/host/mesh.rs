@@ -1,6 +1,6 @@
 //! Ports that every node of the cluster publishes, on this one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
@@ -88,7 +88,7 @@ impl Host {
             return Ok(());
         }
         self.apply().await?;
-        conntrack::forget(&self.home, Doomed::AnsweredBy(address)).await;
+        conntrack::forget(&self.home, Doomed::AnsweredBy(BTreeSet::from([address]))).await;
         Ok(())
     }
 

@@ -248,3 +248,27 @@ async fn connections_of_a_container_that_ended_unseen_are_forgotten() {
     daemon.networks.close_all().await.expect("close");
     assert_clean(&host, &config);
 }
+
+#[tokio::test]
+async fn a_container_that_leaves_takes_its_own_connections_and_no_others() {
+    let (lab, dir) = (Lab::new(), Dir::new());
+    let (host, client) = (lab.host(1), lab.host(9));
+    let config = config("c0000042", dir.path());
+    let daemon = Daemon::start(&host, config.clone());
+    let mut containers = Vec::new();
+    for (name, published) in [("web", 8080), ("api", 8081)] {
+        let container = publishing(name, vec![port(None, published, 80, Protocol::Tcp)]);
+        let container = Container::start(&daemon.networks, container).await;
+        let server = container.space.whoami(80);
+        assert!(client.asks([10, 88, 0, 1], published).is_some());
+        containers.push((container, server));
+    }
+    let remembered =
+        |n: u8| host.sh("cat /proc/net/nf_conntrack").contains(&format!("src=172.17.0.{n} dst=10.88.0.9"));
+    assert!(remembered(2) && remembered(3));
+    daemon.networks.detach("web").await.expect("detach");
+    assert!(!remembered(2) && remembered(3));
+    drop(containers);
+    daemon.networks.close_all().await.expect("close");
+    assert_clean(&host, &config);
+}
