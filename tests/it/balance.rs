@@ -71,7 +71,7 @@ fn host_name(page: &str) -> Result<String> {
 /// The tasks that answer a client on a host's published port.
 fn met(client: &Host, server: &Host) -> Result<BTreeSet<String>> {
     let url = format!("http://{}:8080/", server.address);
-    let ask = |_| host_name(&run(client.command("curl").args(["-sS", "--fail", "--max-time", "5", &url]))?);
+    let ask = |_| host_name(&run(client.command("curl").args(["-sS", "--fail", "--max-time", "20", &url]))?);
     (0..CONNECTIONS).map(ask).collect()
 }
 
@@ -142,7 +142,7 @@ fn a_port_answers_where_a_task_is(lab: &Lab) -> Result<()> {
                 return Ok(met(client, server)?.iter().eq(own));
             }
             let url = format!("http://{}:8080/", server.address);
-            let status = client.command("curl").args(["-sS", "--max-time", "5", &url]).output()?.status;
+            let status = client.command("curl").args(["-sS", "--max-time", "20", &url]).output()?.status;
             Ok(status.code() == Some(REFUSED))
         })?;
     }

@@ -9,6 +9,8 @@ use rswarm_tests::harness::{Lab, eventually};
 use rswarm_tests::host::Host;
 use rswarm_tests::traces;
 
+use crate::support::number;
+
 /// Rounds before the first look: caches and pools have their size by then.
 const WARM_UP: usize = 40;
 /// Rounds between the two looks; `RSWARM_CHURN_ROUNDS` makes it more.
@@ -23,10 +25,7 @@ fn a_daemon_is_the_same_after_many_containers() -> Result<()> {
     let lab = Lab::start(1)?;
     let host = &lab.hosts[0];
     host.import_busybox()?;
-    let rounds = match std::env::var("RSWARM_CHURN_ROUNDS") {
-        Ok(text) => text.parse().context("RSWARM_CHURN_ROUNDS")?,
-        Err(_) => ROUNDS,
-    };
+    let rounds = number("RSWARM_CHURN_ROUNDS", ROUNDS)?;
     for _ in 0..WARM_UP {
         round(host)?;
     }

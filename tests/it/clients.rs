@@ -3,27 +3,31 @@
 //!
 //! A connection lives until its task has drained; then its server closes it, or it is reset. A client that asks just
 //! then hears nothing and asks again on another one, as RFC 9112 (9.3.1) has it and HTTP libraries do. What was
-//! asked on a new connection is answered, always.
+//! asked on a new connection is answered, always; also by clients that remember an address for as long as they may.
+//!
+//! A datagram may be lost, and is asked again. It is never refused, whether its client keeps its port or not.
 
-use std::fs::File;
+use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nix::sched::{CloneFlags, setns};
 use rswarm_tests::harness::{Lab, eventually};
 use rswarm_tests::host::{CHECKED, Host};
 
-use crate::support::{cluster, containers_of, converged, deploy, running_tasks};
+use crate::support::{cluster, containers_of, converged, deploy, inside, look_up, running_tasks};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A machine that is busy is slow, and loses nothing.
 const ANSWER: Duration = Duration::from_secs(20);
-/// A question that is lost is asked again.
-const RESOLVE: Duration = Duration::from_secs(3);
+/// How long a datagram is waited for.
+const DATAGRAM: Duration = Duration::from_secs(3);
+/// How often one is asked: what is on the way back when its task leaves is lost, and no more.
+const TRIES: usize = 3;
 /// Requests that a client must have made for its word to count.
 const REQUESTS_MIN: usize = 20;
 /// Between two requests of one client: six of them share the machine with the cluster.
@@ -39,9 +43,11 @@ fn clients_lose_no_request_while_tasks_come_and_go() -> Result<()> {
     deploy(first, "client", 1)?;
     let create = ["service", "create", "--detach", "--replicas", "2", "--network", "app"];
     let create = |more: &[&str]| first.docker(&[&create[..], more, &[CHECKED]].concat());
-    create(&["--name", "web", "-p", "8080:80"])?;
-    create(&["--name", "direct", "--endpoint-mode", "dnsrr"])?;
-    for (service, replicas) in [("web", 2), ("direct", 2), ("client", 1)] {
+    create(&["--name", "web", "-p", "8080:80", "-p", "8080:80/udp"])?;
+    for name in ["direct", "spare"] {
+        create_in_pool(first, name)?;
+    }
+    for (service, replicas) in [("web", 2), ("direct", 2), ("spare", 2), ("client", 1)] {
         converged(first, service, replicas, PATIENCE)?;
     }
     let ways = ways(&lab)?;
@@ -58,14 +64,29 @@ fn clients_lose_no_request_while_tasks_come_and_go() -> Result<()> {
             let client = scope.spawn(move || way.inside(|| Ok(way.client(keeps).run(end))));
             running.push((way, keeps, client));
         }
-        let changed = come_and_go(first, "web").and(come_and_go(first, "direct"));
+        let ways = ways.iter().filter(|way| way.is_balanced);
+        let datagrams: Vec<_> = ways
+            .flat_map(|way| [(way, true), (way, false)])
+            .map(|(way, keeps)| (way, keeps, scope.spawn(move || way.inside(|| datagrams(way, keeps, end)))))
+            .collect();
+        let changed = come_and_go(first, "web")
+            .and_then(|()| come_and_go(first, "direct"))
+            .and_then(|()| goes(&lab, "spare"))
+            .and_then(|()| the_gone_are_forgotten(&lab));
         end.store(true, Ordering::Relaxed);
         let told: Result<Vec<_>> = running
             .into_iter()
             .map(|(way, keeps, client)| Ok((way, keeps, client.join().expect("a client's thread")?)))
             .collect();
+        let datagrams = datagrams.into_iter().map(|(way, keeps, client)| {
+            let (asked, lost) = client.join().expect("a client's thread")?;
+            println!("{asked} datagrams by {}, one port: {keeps}: {lost} asked again", way.name);
+            ensure!(asked >= REQUESTS_MIN, "{asked} datagrams by {} say nothing", way.name);
+            Ok(())
+        });
+        let datagrams = datagrams.collect::<Result<()>>();
         told?.into_iter().try_for_each(|(way, keeps, told)| told.judge(way.name, keeps))?;
-        changed
+        datagrams.and(changed)
     })?;
     first.docker(&["service", "rm", "web", "direct", "client"])?;
     lab.finish()
@@ -87,10 +108,12 @@ fn connections_outlive_an_upgrade_of_the_daemon() -> Result<()> {
     for service in ["client", "web", "bound"] {
         converged(first, service, 1, PATIENCE)?;
     }
-    let [mesh, vip, _] = ways(&lab)?;
-    let vip = Way { to: To::Address(SocketAddr::new(vip.inside(|| resolve("web"))?.into(), 80)), ..vip };
+    let [mesh, vip, ..] = ways(&lab)?;
+    let vip =
+        Way { to: To::Address(SocketAddr::new(vip.inside(|| look_up("web"))?.first()?.into(), 80)), ..vip };
     let bound = To::Address(SocketAddr::new(lab.hosts[1].address.into(), 8090));
-    let bound = Way { name: "a port of the host", to: bound, namespace: mesh.namespace.clone() };
+    let bound =
+        Way { name: "a port of the host", to: bound, namespace: mesh.namespace.clone(), is_balanced: false };
     let ways = [mesh, vip, bound];
     let mut old = Vec::new();
     for way in &ways {
@@ -136,6 +159,8 @@ struct Way {
     name: &'static str,
     namespace: PathBuf,
     to: To,
+    /// By an address that is not a task's.
+    is_balanced: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -143,35 +168,33 @@ enum To {
     Address(SocketAddr),
     /// A name, on port 80: each connection looks it up anew.
     Name(&'static str),
+    /// The same, as long as the answer may not be remembered.
+    Remembered(&'static str),
 }
 
-fn ways(lab: &Lab) -> Result<[Way; 3]> {
+fn ways(lab: &Lab) -> Result<[Way; 5]> {
     let task = containers_of(lab, "client")?.into_iter().next().context("the client runs")?;
     let pid = lab.hosts[task.host].docker(&["inspect", "--format", "{{.State.Pid}}", &task.id])?;
     let inside = PathBuf::from(format!("/proc/{}/ns/net", pid.trim()));
     let outside = PathBuf::from(format!("/run/netns/{}", lab.hosts[2].netns));
     let mesh = To::Address(SocketAddr::new(lab.hosts[1].address.into(), 8080));
+    let inside = |name, to, is_balanced| Way { name, namespace: inside.clone(), to, is_balanced };
     Ok([
-        Way { name: "the mesh", namespace: outside, to: mesh },
-        Way { name: "the virtual address", namespace: inside.clone(), to: To::Name("web") },
-        Way { name: "names of tasks", namespace: inside, to: To::Name("direct") },
+        Way { name: "the mesh", namespace: outside, to: mesh, is_balanced: true },
+        inside("the virtual address", To::Name("web"), true),
+        inside("names of tasks", To::Name("direct"), false),
+        inside("remembered tasks", To::Remembered("pool"), false),
+        inside("remembered tasks behind a virtual address", To::Remembered("tasks.web"), false),
     ])
 }
 
 impl Way {
-    /// Runs in the client's network namespace, on a thread of its own.
     fn inside<R: Send>(&self, work: impl FnOnce() -> Result<R> + Send) -> Result<R> {
-        std::thread::scope(|scope| {
-            let entered = || {
-                setns(File::open(&self.namespace)?, CloneFlags::CLONE_NEWNET)?;
-                work()
-            };
-            scope.spawn(entered).join().expect("the work's thread")
-        })
+        inside(&self.namespace, work)
     }
 
     fn client(&self, keeps: bool) -> Client {
-        Client { to: self.to, keeps, connection: None, told: Told::default() }
+        Client { to: self.to, keeps, remembered: Cell::default(), connection: None, told: Told::default() }
     }
 }
 
@@ -201,6 +224,8 @@ impl Told {
 struct Client {
     to: To,
     keeps: bool,
+    /// An address, and until when.
+    remembered: Cell<Option<(SocketAddr, Instant)>>,
     connection: Option<BufReader<TcpStream>>,
     told: Told,
 }
@@ -247,7 +272,16 @@ impl Client {
     fn address(&self) -> Result<SocketAddr> {
         match self.to {
             To::Address(address) => Ok(address),
-            To::Name(name) => Ok(SocketAddr::new(resolve(name)?.into(), 80)),
+            To::Name(name) => Ok(SocketAddr::new(look_up(name)?.first()?.into(), 80)),
+            To::Remembered(name) => match self.remembered.get() {
+                Some((address, until)) if Instant::now() < until => Ok(address),
+                _ => {
+                    let answer = look_up(name)?;
+                    let address = SocketAddr::new(answer.first()?.into(), 80);
+                    self.remembered.set(Some((address, Instant::now() + answer.ttl)));
+                    Ok(address)
+                }
+            },
         }
     }
 
@@ -284,20 +318,84 @@ fn has_ended(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }
 
-/// The first address that the container's name server has for a name.
-fn resolve(name: &str) -> Result<Ipv4Addr> {
-    let mut question = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, u8::try_from(name.len())?];
-    question.extend(name.bytes().chain([0, 0, 1, 0, 1]));
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    socket.connect((Ipv4Addr::new(127, 0, 0, 11), 53))?;
-    socket.set_read_timeout(Some(RESOLVE))?;
-    let mut answer = [0; 512];
-    let mut ask = || socket.send(&question).and_then(|_| socket.recv(&mut answer));
-    let length = ask().or_else(|_| ask()).with_context(|| format!("who is {name}"))?;
-    // After the question: a pointer to the name, type, class, time to live, and the length of the address.
-    let first = answer[..length].get(question.len() + 12..question.len() + 16);
-    let octets: [u8; 4] = first.with_context(|| format!("{name} has no address"))?.try_into()?;
-    Ok(octets.into())
+/// Services without a virtual address that have a name in common.
+fn create_in_pool(first: &Host, name: &str) -> Result<()> {
+    let create = ["service", "create", "--detach", "--replicas", "2", "--endpoint-mode", "dnsrr"];
+    let place = ["--network", "name=app,alias=pool", "--name", name, CHECKED];
+    first.docker(&[&create[..], &place].concat()).map(drop)
+}
+
+/// Asks again and again, from one port or each time from another: how often, and how many of them more than once.
+fn datagrams(way: &Way, keeps: bool, end: &AtomicBool) -> Result<(usize, usize)> {
+    let address = way.client(false).address()?;
+    let socket = || -> Result<UdpSocket> {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.connect(address)?;
+        socket.set_read_timeout(Some(DATAGRAM))?;
+        Ok(socket)
+    };
+    let mut kept = socket()?;
+    let (mut asked, mut lost) = (0, 0);
+    while !end.load(Ordering::Relaxed) {
+        if !keeps {
+            kept = socket()?;
+        }
+        asked += 1;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            kept.send(b"?").with_context(|| format!("datagram {asked} by {}", way.name))?;
+            match kept.recv(&mut [0; 64]) {
+                Ok(_) => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && tries < TRIES => lost += 1,
+                Err(error) => {
+                    return Err(error)
+                        .with_context(|| format!("datagram {asked} by {}, try {tries}", way.name));
+                }
+            }
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok((asked, lost))
+}
+
+/// A service is removed whose name clients have from another one as well.
+fn goes(lab: &Lab, service: &str) -> Result<()> {
+    lab.hosts[0].docker(&["service", "rm", service])?;
+    eventually(PATIENCE, &format!("{service} is gone"), || Ok(containers_of(lab, service)?.is_empty()))
+}
+
+/// No node remembers a connection of a task that has ended.
+fn the_gone_are_forgotten(lab: &Lab) -> Result<()> {
+    let (status, body) = lab.hosts[0].api("GET", "/tasks", "")?;
+    ensure!(status == 200, "{status}: {body}");
+    let tasks: Vec<serde_json::Value> = serde_json::from_str(&body)?;
+    let addresses = |task: &serde_json::Value| {
+        let attachments = task["NetworksAttachments"].as_array().cloned().unwrap_or_default();
+        let cidrs = attachments
+            .into_iter()
+            .flat_map(|place| place["Addresses"].as_array().cloned().unwrap_or_default());
+        let ips = cidrs.filter_map(|cidr| cidr.as_str()?.split('/').next()?.parse().ok());
+        ips.collect::<Vec<IpAddr>>()
+    };
+    let (live, gone): (Vec<_>, Vec<_>) = tasks.iter().partition(|task| task["Status"]["State"] == "running");
+    let live: BTreeSet<IpAddr> = live.into_iter().flat_map(addresses).collect();
+    let gone: BTreeSet<IpAddr> =
+        gone.into_iter().flat_map(addresses).filter(|gone| !live.contains(gone)).collect();
+    ensure!(!gone.is_empty(), "no task has ended");
+    eventually(PATIENCE, "what has gone is forgotten", || {
+        for host in &lab.hosts {
+            for pin in std::fs::read_dir(host.dir.join("run/netns"))? {
+                let path = pin?.path();
+                let tracked =
+                    inside(&path, || Ok(std::fs::read_to_string("/proc/thread-self/net/nf_conntrack")?))?;
+                let stale =
+                    tracked.lines().find(|row| gone.iter().any(|gone| row.contains(&format!("src={gone} "))));
+                ensure!(stale.is_none(), "{} in {}: {stale:?}", host.name, path.display());
+            }
+        }
+        Ok(true)
+    })
 }
 
 fn come_and_go(first: &Host, service: &str) -> Result<()> {

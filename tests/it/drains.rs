@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rswarm_tests::harness::{Lab, eventually, run};
+use rswarm_tests::host::CHECKED;
 
 use crate::support::{cluster, containers_of, converged, deploy, fetch_inside, hammer, running_tasks};
 
@@ -17,9 +18,12 @@ const REQUESTS_MIN: usize = 20;
 fn a_drained_node_takes_no_service_of_one_replica_down() -> Result<()> {
     let lab = cluster(3, 1)?;
     let first = &lab.hosts[0];
+    for host in &lab.hosts {
+        host.import_checked_demo()?;
+    }
     deploy(first, "client", 1)?;
     let create = ["service", "create", "--detach", "--name", "web", "--network", "app", "-p", "8080:80"];
-    first.docker(&[&create[..], &["demo:latest"]].concat())?;
+    first.docker(&[&create[..], &[CHECKED]].concat())?;
     converged(first, "client", 1, PATIENCE)?;
     converged(first, "web", 1, PATIENCE)?;
     no_request_is_lost(&lab)?;
@@ -41,9 +45,9 @@ fn no_request_is_lost(lab: &Lab) -> Result<()> {
     let asked = lab.hosts.iter().find(|host| host.name != client.name).context("another host")?;
     let url = format!("http://{}:8080/", asked.address);
     eventually(PATIENCE, "the mesh answers", || {
-        run(client.command("curl").args(["-sS", "--fail", "--max-time", "5", &url])).map(|_| true)
+        run(client.command("curl").args(["-sS", "--fail", "--max-time", "20", &url])).map(|_| true)
     })?;
-    let mesh = || run(client.command("curl").args(["-sS", "--fail", "--max-time", "5", &url]));
+    let mesh = || run(client.command("curl").args(["-sS", "--fail", "--max-time", "20", &url]));
     let vip = || fetch_inside(client, &task.id, "http://web/");
     let end = AtomicBool::new(false);
     std::thread::scope(|scope| {

@@ -12,7 +12,7 @@ use nix::sched::{CloneFlags, setns};
 use rswarm_tests::harness::{Lab, eventually, run};
 use rswarm_tests::host::Host;
 
-use crate::support::{cluster, converged};
+use crate::support::{cluster, converged, running_tasks};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -30,7 +30,7 @@ fn inspect(host: &Host, what: &str, format: &str) -> Result<String> {
 }
 
 fn curl(client: &Host, url: &str) -> Result<String> {
-    run(client.command("curl").args(["-sS", "-g", "--fail", "--max-time", "5", url]))
+    run(client.command("curl").args(["-sS", "-g", "--fail", "--max-time", "20", url]))
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn ports_are_published_on_both(lab: &Lab) -> Result<()> {
     ensure!(curl(host, "http://localhost:8080/")?.contains("Hostname"));
     host.docker(&["rm", "-f", "web", "box"])?;
     let gone =
-        client.command("curl").args(["-sS", "-g", "--max-time", "5", "http://[fd99::1]:8080/"]).output()?;
+        client.command("curl").args(["-sS", "-g", "--max-time", "20", "http://[fd99::1]:8080/"]).output()?;
     ensure!(gone.status.code() == Some(7), "refused, not {:?}", gone.status);
     Ok(())
 }
@@ -144,20 +144,22 @@ impl Member {
     }
 }
 
-fn members(lab: &Lab) -> Result<Vec<Member>> {
+fn members(lab: &Lab, network: &str) -> Result<Vec<Member>> {
     let mut found = Vec::new();
     for host in &lab.hosts {
         let ids = host.docker(&["ps", "-q", "--filter", "label=com.docker.swarm.service.name=web"])?;
         for id in ids.split_whitespace() {
-            let format = "{{.State.Pid}} {{.Name}} {{with index .NetworkSettings.Networks \"dual\"}}{{.IPAddress}} \
-                          {{.GlobalIPv6Address}}{{end}}";
-            let shown = inspect(host, id, format)?;
-            let words: Vec<&str> = shown.split(' ').collect();
+            let format = format!(
+                "{{{{.State.Pid}}}} {{{{.Name}}}} {{{{with index .NetworkSettings.Networks \"{network}\"}}}}\
+                 {{{{.IPAddress}}}} {{{{.GlobalIPv6Address}}}}{{{{end}}}}"
+            );
+            let shown = inspect(host, id, &format)?;
+            let words: Vec<&str> = shown.split_whitespace().collect();
             let [pid, name, addresses @ ..] = &words[..] else { anyhow::bail!("{shown}") };
             let addresses = addresses.iter().map(|text| text.parse()).collect::<Result<_, _>>();
             found.push(Member {
                 namespace: format!("/proc/{pid}/ns/net"),
-                addresses: addresses.with_context(|| format!("two addresses, not {shown:?}"))?,
+                addresses: addresses.with_context(|| format!("addresses, not {shown:?}"))?,
                 name: name.trim_start_matches('/').to_owned(),
             });
         }
@@ -220,6 +222,49 @@ fn looked_up(member: &Member, what: &str) -> Result<String> {
 }
 
 #[test]
+fn services_speak_ipv6_alone_on_an_overlay_without_ipv4() -> Result<()> {
+    let lab = cluster(2, 1)?;
+    let first = &lab.hosts[0];
+    let overlay = ["network", "create", "--driver", "overlay", "--ipv4=false"];
+    let refused = first.refusal(&[&overlay[..], &["six"]].concat())?;
+    ensure!(refused.contains("IPv4 or IPv6 must be enabled"), "{refused}");
+    let refused = first.refusal(&[&overlay[..], &["--ipv6", "--subnet", "10.66.0.0/24", "six"]].concat())?;
+    ensure!(refused.contains("subnet 10.66.0.0/24 needs IPv4 to be enabled"), "{refused}");
+    first.docker(&[&overlay[..], &["--ipv6", "--subnet", "fd66::/64", "six"]].concat())?;
+    let shown = "{{.EnableIPv4}} {{.EnableIPv6}}{{range .IPAM.Config}} {{.Subnet}} {{.Gateway}}{{end}}";
+    let shown = inspect(first, "six", shown)?;
+    ensure!(shown == "false true fd66::/64 fd66::1", "{shown}");
+    let create = ["service", "create", "--detach", "--name", "web", "--mode", "global", "--network", "six"];
+    first.docker(&[&create[..], &["-p", "8080:80", "demo:latest"]].concat())?;
+    eventually(PATIENCE, "a task runs on each", || Ok(running_tasks(first, "web")?.len() == 2))?;
+    let members = members(&lab, "six")?;
+    ensure!(members.len() == 2, "{}", members.len());
+    for (from, to) in [(0, 1), (1, 0)] {
+        let [address] = members[to].addresses[..] else {
+            anyhow::bail!("one address of {}", members[to].name)
+        };
+        ensure!(address.is_ipv6(), "{address}");
+        exchange(&members[from], &members[to], address)?;
+    }
+    let vips = first.docker(&["service", "inspect", "web", "--format", "{{json .Endpoint.VirtualIPs}}"])?;
+    let vip = vips.split('"').find_map(|word| word.strip_suffix("/64")?.parse::<IpAddr>().ok());
+    let vip = vip.with_context(|| format!("an address in {vips}"))?;
+    for member in &members {
+        let found = looked_up(member, "web")?;
+        ensure!(found.contains(&vip.to_string()), "{found}");
+        member.inside(move || Ok(TcpStream::connect_timeout(&SocketAddr::new(vip, 80), PATIENCE)?))?;
+    }
+    for host in &lab.hosts {
+        let url = format!("http://{}:8080/", host.address);
+        eventually(PATIENCE, &format!("{url} answers"), || curl(first, &url).map(|_| true))?;
+        host.rswarm(&["network", "check", "six"])?;
+    }
+    first.docker(&["service", "rm", "web"])?;
+    eventually(PATIENCE, "the network is removed", || first.docker(&["network", "rm", "six"]).map(|_| true))?;
+    lab.finish()
+}
+
+#[test]
 fn services_speak_both_families_on_an_overlay() -> Result<()> {
     let lab = cluster(2, 1)?;
     addressed(&lab)?;
@@ -234,7 +279,7 @@ fn services_speak_both_families_on_an_overlay() -> Result<()> {
     let create = ["service", "create", "--detach", "--name", "web", "--replicas", "4", "--network", "dual"];
     first.docker(&[&create[..], &["-p", "8080:80", "demo:latest"]].concat())?;
     converged(first, "web", 4, PATIENCE)?;
-    let members = members(&lab)?;
+    let members = members(&lab, "dual")?;
     ensure!(members.len() == 4 && members.iter().all(|member| member.addresses.len() == 2));
 
     for from in &members {
@@ -289,7 +334,7 @@ fn names_and_virtual_addresses_lead_to_tasks(first: &Host, members: &[Member]) -
         let namespace = format!("--net={}", member.namespace);
         for vip in [format!("http://{}/", of_dual[0]), format!("http://[{}]/", of_dual[1])] {
             let mut command = Command::new("nsenter");
-            let page = run(command.args([&namespace, "curl", "-sS", "-g", "--max-time", "5", &vip]))?;
+            let page = run(command.args([&namespace, "curl", "-sS", "-g", "--max-time", "20", &vip]))?;
             ensure!(page.contains("Hostname"), "{page}");
         }
     }

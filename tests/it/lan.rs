@@ -1,8 +1,14 @@
 //! Networks on a host's own link, by Docker's client: macvlan, and words that networks take from another.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
-use rswarm_tests::harness::{Lab, run};
+use rswarm_tests::harness::{Lab, eventually, run};
 use rswarm_tests::host::Host;
+
+use crate::support::running_tasks;
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn containers_are_on_the_hosts_segment_and_networks_take_their_words_from_another() -> Result<()> {
@@ -59,6 +65,76 @@ fn containers_are_on_the_hosts_segment_and_networks_take_their_words_from_anothe
     for host in [first, second] {
         host.docker(&["network", "rm", "lan"])?;
         host.docker(&["network", "rm", "words"])?;
+    }
+    lab.finish()
+}
+
+/// Services on the hosts' own segment: every node has its own words for it.
+#[test]
+fn tasks_are_on_the_hosts_segment_by_each_nodes_own_words() -> Result<()> {
+    let mut lab = Lab::start(2)?;
+    lab.form_cluster(1)?;
+    for host in &lab.hosts {
+        host.import_busybox()?;
+    }
+    let [first, second] = [&lab.hosts[0], &lab.hosts[1]];
+    let words =
+        ["network", "create", "--config-only", "--subnet", "10.99.0.0/24", "--gateway", "10.99.0.254"];
+    let lan = ["network", "create", "-d", "macvlan", "--scope", "swarm"];
+    let refused = first.refusal(&[&lan[..], &["-o", "parent=eth0", "lan"]].concat())?;
+    ensure!(refused.contains("needs --config-from"), "{refused}");
+    let refused =
+        first.refusal(&[&lan[..], &["--config-from", "words", "-o", "parent=eth0", "lan"]].concat())?;
+    ensure!(refused.contains("user specified configurations are not supported"), "{refused}");
+    first.docker(&[&lan[..], &["--config-from", "words", "--attachable", "lan"]].concat())?;
+    let format = "{{.Driver}} {{.Scope}} {{.ConfigFrom.Network}} {{.Attachable}}";
+    let shown = first.docker(&["network", "inspect", "lan", "--format", format])?;
+    ensure!(shown.trim() == "macvlan swarm words true", "{shown}");
+    first.docker(&[&words[..], &["--ip-range", "10.99.0.64/28", "-o", "parent=eth0", "words"]].concat())?;
+
+    // The other node has no words yet: its task says so.
+    let create = ["service", "create", "--detach", "--name", "box", "--mode", "global", "--network", "lan"];
+    first.docker(&[&create[..], &["busybox:latest", "sleep", "100000"]].concat())?;
+    let explained =
+        || first.docker(&["service", "ps", "box", "--no-trunc", "--format", "{{.Node}} {{.Error}}"]);
+    eventually(PATIENCE, "the task says what its node lacks", || {
+        let told = explained()?;
+        let wanted = "configuration network \"words\" does not exist";
+        ensure!(told.lines().any(|line| line.starts_with("h2") && line.contains(wanted)), "{told}");
+        Ok(true)
+    })?;
+    second.docker(&[&words[..], &["--ip-range", "10.99.0.128/28", "-o", "parent=eth0", "words"]].concat())?;
+    eventually(PATIENCE, "a task runs on each", || Ok(running_tasks(first, "box")?.len() == 2))?;
+    let task = |host: &Host| -> Result<(String, String)> {
+        let id = host.docker(&["ps", "-q", "--filter", "label=com.docker.swarm.service.name=box"])?;
+        let format = "{{.NetworkSettings.Networks.lan.IPAddress}}";
+        let address = host.docker(&["inspect", "--format", format, id.trim()])?;
+        Ok((id.trim().to_owned(), address.trim().to_owned()))
+    };
+    let ((one, here), (_, there)) = (task(first)?, task(second)?);
+    ensure!(here.starts_with("10.99.0.6") && there.starts_with("10.99.0.12"), "{here}, {there}");
+    let ping = |host: &Host, id: &str, to: &str| host.docker(&["exec", id, "ping", "-c1", "-W5", to]);
+    ping(first, &one, &there).context("the task on the other host")?;
+    ping(first, &one, &second.address.to_string()).context("the other host")?;
+    second.docker(&["run", "-d", "--name", "own", "--network", "lan", "busybox", "sleep", "1000"])?;
+    let own =
+        second.docker(&["inspect", "--format", "{{.NetworkSettings.Networks.lan.IPAddress}}", "own"])?;
+    ping(first, &one, own.trim()).context("a container of the other node's own")?;
+    let refused = first.refusal(&["network", "rm", "lan"])?;
+    ensure!(refused.contains("in use"), "{refused}");
+
+    lab.hosts[1].restart_hard()?;
+    let [first, second] = [&lab.hosts[0], &lab.hosts[1]];
+    ping(first, &one, &there).context("after the other daemon's death")?;
+    second.docker(&["rm", "-f", "own"])?;
+    first.docker(&["service", "rm", "box"])?;
+    eventually(PATIENCE, "the network is removed", || first.docker(&["network", "rm", "lan"]).map(|_| true))?;
+    for host in [first, second] {
+        eventually(PATIENCE, "nothing of it is left on the nodes", || {
+            let names = host.docker(&["network", "ls", "--format", "{{.Name}}"])?;
+            ensure!(!names.lines().any(|name| name == "lan"), "{}: {names}", host.name);
+            host.docker(&["network", "rm", "words"]).map(|_| true)
+        })?;
     }
     lab.finish()
 }

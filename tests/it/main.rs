@@ -3,6 +3,7 @@
 
 mod attach;
 mod balance;
+mod beside;
 mod churn;
 mod clients;
 mod cluster;
@@ -30,6 +31,7 @@ mod recovery;
 mod refusals;
 mod rpcs;
 mod secrets;
+mod soak;
 mod support;
 mod terminal;
 mod updates;

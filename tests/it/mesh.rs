@@ -75,7 +75,7 @@ fn shown_as_docker_shows_it(first: &Host) -> Result<()> {
 /// Asks `server` on a port of the mesh, from `client`.
 fn ask(client: &Host, server: &Host, port: u16) -> Result<String> {
     let url = format!("http://{}:{port}/", server.address);
-    run(client.command("curl").args(["-sS", "--fail", "--max-time", "5", &url]))
+    run(client.command("curl").args(["-sS", "--fail", "--max-time", "20", &url]))
 }
 
 fn every_host_answers(lab: &Lab) -> Result<()> {
@@ -91,8 +91,13 @@ fn every_host_answers(lab: &Lab) -> Result<()> {
                 ensure!(kept || client.name == server.name, "{} asked {}: {page}", client.name, server.name);
             }
         }
-        let own =
-            run(server.command("curl").args(["-sS", "--fail", "--max-time", "5", "http://127.0.0.1:8080/"]))?;
+        let own = run(server.command("curl").args([
+            "-sS",
+            "--fail",
+            "--max-time",
+            "20",
+            "http://127.0.0.1:8080/",
+        ]))?;
         ensure!(own.contains("Hostname"), "{} asked itself: {own}", server.name);
     }
     Ok(())
@@ -185,7 +190,7 @@ fn ports_change_without_the_tasks(lab: &Lab) -> Result<()> {
         eventually(PATIENCE, &format!("{} refuses the old port", server.name), || {
             let url = format!("http://{}:8080/", server.address);
             // 7: the connection was refused.
-            let status = first.command("curl").args(["-sS", "--max-time", "5", &url]).output()?.status;
+            let status = first.command("curl").args(["-sS", "--max-time", "20", &url]).output()?.status;
             Ok(status.code() == Some(7))
         })?;
     }

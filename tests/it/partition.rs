@@ -2,13 +2,14 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rswarm_tests::harness::{Lab, eventually, run};
 use rswarm_tests::host::Host;
 
-use crate::support::{cluster, containers_of, converged, deploy};
+use crate::support::{cluster, containers_of, converged, deploy, network_traces, number};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What comes on top of the detection of a dead node before every new connection succeeds.
@@ -19,7 +20,8 @@ const ROUNDS: usize = 12;
 /// A connection that stays, and says each line that it is told again.
 struct Echo {
     client: Child,
-    answers: BufReader<std::process::ChildStdout>,
+    /// Its lines, read by a thread that ends with it.
+    answers: mpsc::Receiver<String>,
 }
 
 impl Echo {
@@ -33,7 +35,9 @@ impl Echo {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
-        let answers = BufReader::new(client.stdout.take().context("a pipe")?);
+        let lines = BufReader::new(client.stdout.take().context("a pipe")?).lines();
+        let (said, answers) = mpsc::channel();
+        std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| said.send(line)));
         Ok(Echo { client, answers })
     }
 
@@ -57,9 +61,9 @@ impl Echo {
     }
 
     fn hear(&mut self, line: &str) -> Result<()> {
-        let mut answer = String::new();
-        self.answers.read_line(&mut answer)?;
-        ensure!(answer.trim_end() == line, "{line:?} came back as {answer:?}");
+        let answer =
+            self.answers.recv_timeout(PATIENCE).with_context(|| format!("{line:?} did not come back"))?;
+        ensure!(answer == line, "{line:?} came back as {answer:?}");
         Ok(())
     }
 }
@@ -179,27 +183,15 @@ fn a_dead_node_costs_new_connections_its_detection_and_no_more() -> Result<()> {
     lab.finish()
 }
 
-/// What a host's kernel has of networks: links, namespaces, tables.
-fn traces(host: &Host) -> Result<String> {
-    let links = run(host.command("ip").args(["-br", "link"]))?;
-    let names = links.lines().filter_map(|line| line.split_whitespace().next()).collect::<Vec<_>>();
-    let pins = std::fs::read_dir(host.dir.join("run/netns"))?.count();
-    let rules = run(host.command("nft").args(["list", "ruleset"]))?;
-    Ok(format!("{names:?} {pins} {rules}"))
-}
-
 #[test]
 fn networks_come_and_go_and_leave_nothing() -> Result<()> {
-    let rounds = match std::env::var("RSWARM_NETWORK_ROUNDS") {
-        Ok(text) => text.parse().context("RSWARM_NETWORK_ROUNDS")?,
-        Err(_) => ROUNDS,
-    };
+    let rounds = number("RSWARM_NETWORK_ROUNDS", ROUNDS)?;
     let lab = cluster(2, 1)?;
     let first = &lab.hosts[0];
     // One that stays: what the first of them makes on a node is there before and after.
     deploy(first, "web", 2)?;
     converged(first, "web", 2, PATIENCE)?;
-    let before: Vec<String> = lab.hosts.iter().map(traces).collect::<Result<_>>()?;
+    let before: Vec<String> = lab.hosts.iter().map(network_traces).collect::<Result<_>>()?;
     let listed = first.docker(&["network", "ls"])?;
     for round in 0..rounds {
         let (network, service) = (format!("net{round}"), format!("service{round}"));
@@ -219,7 +211,7 @@ fn networks_come_and_go_and_leave_nothing() -> Result<()> {
         let now = first.docker(&["network", "ls"])?;
         ensure!(now == listed, "{listed}, then {now}");
         for (host, before) in lab.hosts.iter().zip(&before) {
-            let now = traces(host)?;
+            let now = network_traces(host)?;
             ensure!(now == *before, "{} was {before}, is {now}", host.name);
         }
         Ok(true)

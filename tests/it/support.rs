@@ -1,12 +1,19 @@
 //! What several tests ask of a lab.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sched::{CloneFlags, setns};
 use rswarm_tests::harness::{Lab, eventually, run};
 use rswarm_tests::host::Host;
+
+/// How long a name server is waited for; a question that is lost is asked again.
+const LOOK_UP: Duration = Duration::from_secs(3);
 
 /// A container as the host's kernel sees it: its first process and when that was started.
 pub type Running = BTreeMap<String, (String, String)>;
@@ -93,7 +100,7 @@ pub fn fetch_inside(host: &Host, container: &str, url: &str) -> Result<String> {
     let pid = host.docker(&["inspect", "--format", "{{.State.Pid}}", container])?;
     let namespace = format!("--net=/proc/{}/ns/net", pid.trim());
     let mut command = std::process::Command::new("nsenter");
-    command.args([&namespace, "curl", "-sS", "--max-time", "5", "--get", "http://127.0.0.1/fetch"]);
+    command.args([&namespace, "curl", "-sS", "--max-time", "20", "--get", "http://127.0.0.1/fetch"]);
     run(command.arg("--data-urlencode").arg(format!("url={url}")))
 }
 
@@ -156,4 +163,80 @@ pub fn all_pass(host: &Host, checks: &[Check]) -> Result<()> {
     }
     ensure!(failures.is_empty(), "{}", failures.join("\n\n"));
     Ok(())
+}
+
+/// Does work in a network namespace, on a thread of its own.
+pub fn inside<R: Send>(namespace: &Path, work: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+    std::thread::scope(|scope| {
+        let entered = || {
+            setns(File::open(namespace)?, CloneFlags::CLONE_NEWNET)?;
+            work()
+        };
+        scope.spawn(entered).join().expect("the work's thread")
+    })
+}
+
+/// The network namespace of a container.
+pub fn namespace_of(host: &Host, container: &str) -> Result<PathBuf> {
+    let pid = host.docker(&["inspect", "--format", "{{.State.Pid}}", container])?;
+    Ok(PathBuf::from(format!("/proc/{}/ns/net", pid.trim())))
+}
+
+/// What a container's name server answers.
+#[derive(Debug)]
+pub struct Answer {
+    /// In the order of the answer.
+    pub addresses: Vec<Ipv4Addr>,
+    /// How long it may be remembered.
+    pub ttl: Duration,
+}
+
+impl Answer {
+    /// The address that a client takes.
+    pub fn first(&self) -> Result<Ipv4Addr> {
+        self.addresses.first().copied().context("the name has no address")
+    }
+}
+
+/// Asks the name server of the container whose network namespace this thread is in.
+pub fn look_up(name: &str) -> Result<Answer> {
+    let mut question = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        question.push(u8::try_from(label.len())?);
+        question.extend(label.bytes());
+    }
+    question.extend([0, 0, 1, 0, 1]);
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    socket.connect((Ipv4Addr::new(127, 0, 0, 11), 53))?;
+    socket.set_read_timeout(Some(LOOK_UP))?;
+    let mut answer = [0; 512];
+    let mut ask = || socket.send(&question).and_then(|_| socket.recv(&mut answer));
+    let length = ask().or_else(|_| ask()).with_context(|| format!("who is {name}"))?;
+    // After the question, for each: a pointer to the name, type, class, time to live, and the address's length.
+    let records = answer[..length].get(question.len()..).unwrap_or_default().as_chunks::<16>().0;
+    let addresses =
+        records.iter().map(|record| Ipv4Addr::new(record[12], record[13], record[14], record[15]));
+    let ttls = records.iter().map(|record| u32::from_be_bytes([record[6], record[7], record[8], record[9]]));
+    let ttl = Duration::from_secs(ttls.min().unwrap_or(0).into());
+    Ok(Answer { addresses: addresses.collect(), ttl })
+}
+
+/// What a host's kernel has of networks: links, namespaces, tables, routes.
+pub fn network_traces(host: &Host) -> Result<String> {
+    let links = run(host.command("ip").args(["-br", "link"]))?;
+    let names = links.lines().filter_map(|line| line.split_whitespace().next()).collect::<Vec<_>>();
+    let pins = std::fs::read_dir(host.dir.join("run/netns"))?.count();
+    let rules = run(host.command("nft").args(["list", "ruleset"]))?;
+    // A bridge that stays has an address of its own on the link, once a container was on it.
+    let routes = "(ip -4 route show table all; ip -6 route show table all | grep -v -e fe80:: -e ff00::) | sed 's/ linkdown//'";
+    let routes = run(host.command("sh").args(["-c", routes]))?;
+    Ok(format!("{names:?} {pins} {rules} {routes}"))
+}
+
+/// How much of something there shall be, unless a variable of the environment says otherwise.
+pub fn number(variable: &str, otherwise: usize) -> Result<usize> {
+    match std::env::var(variable) {
+        Ok(text) => text.parse().context(variable.to_owned()),
+        Err(_) => Ok(otherwise),
+    }
 }

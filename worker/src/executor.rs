@@ -3,6 +3,8 @@
 
 use std::pin::Pin;
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use futures_util::Stream;
 use rswarm_proto::wire::{
@@ -63,6 +65,10 @@ pub trait Executor: Send + Sync + 'static {
 
     /// Resolves when no connection that others opened to the task is left, and nobody would notice its end.
     async fn unused(&self, task: &Task);
+
+    /// How long clients may remember the address of a task that a name led to: it serves them as long, once no name
+    /// leads there any more.
+    fn remembered(&self) -> Duration;
 
     /// Sends the stop signal, waits for the grace period, then kills. A container that is not there is fine.
     async fn stop(&self, task: &Task) -> Result<(), ExecError>;

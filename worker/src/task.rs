@@ -22,6 +22,8 @@ const CONTENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a task that shall stop waits to hear that nothing leads to it any more. Usual is a tenth of it; a node
 /// that does not answer is found out later than this, and no managers may be there at all.
 const CLOSING_MAX: Duration = Duration::from_secs(3);
+/// How much older an answer may be than its client thinks, and the way from there to the task.
+const ON_THE_WAY: Duration = Duration::from_millis(500);
 /// How long the connections that a task has then may take to end.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 
@@ -183,12 +185,15 @@ impl TaskActor {
         self.reached(TaskState::Shutdown, "shutdown")
     }
 
-    /// First nothing new is led to the task, then what it has at hand may end.
+    /// First nothing new is led to the task, then nobody remembers the way, then what it has at hand may end.
     async fn drain(&self, mut told: watch::Receiver<Arc<Task>>) {
         let since = Timestamp::now().since(Timestamp(self.status.timestamp));
         let closed = told.wait_for(|task| task.drained);
         if tokio::time::timeout(CLOSING_MAX.saturating_sub(since), closed).await.is_err() {
             tracing::info!("not every node says in time that it leads nothing here any more");
+        }
+        if self.task.is_found_by_address() {
+            tokio::time::sleep(self.executor.remembered() + ON_THE_WAY).await;
         }
         if tokio::time::timeout(DRAIN_MAX, self.executor.unused(&self.task)).await.is_err() {
             tracing::info!("connections are left at the end of the drain");

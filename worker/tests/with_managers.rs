@@ -12,9 +12,9 @@ use rswarm_proto::wire::assignment_change::Change as Assigned;
 use rswarm_proto::wire::dispatcher_server::{Dispatcher, DispatcherServer};
 use rswarm_proto::wire::manager_message::Message as ToAgent;
 use rswarm_proto::wire::{
-    AgentMessage, AssignmentChange, Assignments, HeartbeatAck, ManagerAddr, ManagerMessage, Network,
-    NetworkAttachment, NetworkTable, NodeDescription, NodeRole, NodeUpdate, Task, TaskLogsRequest, Welcome,
-    assignment_change, assignments,
+    AgentMessage, AssignmentChange, Assignments, Endpoint, EndpointSpec, HeartbeatAck, ManagerAddr,
+    ManagerMessage, Network, NetworkAttachment, NetworkTable, NodeDescription, NodeRole, NodeUpdate, Task,
+    TaskLogsRequest, Welcome, assignment_change, assignments, endpoint_spec,
 };
 use rswarm_worker::assignments::NetworkView;
 use rswarm_worker::executor::LogStream;
@@ -27,6 +27,9 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long clients of its tasks remember their addresses.
+const REMEMBERED: Duration = Duration::from_secs(1);
 
 /// A node without containers.
 struct Nothing;
@@ -52,6 +55,9 @@ impl Executor for Nothing {
         std::future::pending().await
     }
     async fn unused(&self, _: &Task) {}
+    fn remembered(&self) -> Duration {
+        REMEMBERED
+    }
     async fn stop(&self, _: &Task) -> Result<(), ExecError> {
         Ok(())
     }
@@ -294,11 +300,8 @@ impl Session {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_task_on_a_network_stops_once_nothing_leads_to_it() {
-    let mut cluster = Cluster::start(1).await;
-    let (_, mut session) = cluster.session().await;
-    session.welcome(cluster.update(Duration::from_millis(200))).await;
+/// A running task, and the network that it is on.
+fn on_a_network() -> (NetworkTable, Task) {
     let network = Network { id: "net".into(), ..Network::default() };
     let table =
         NetworkTable { network: Some(network), snapshot: true, version: 1, ..NetworkTable::default() };
@@ -309,6 +312,37 @@ async fn a_task_on_a_network_stops_once_nothing_leads_to_it() {
     };
     let mut task = Task { id: "t".into(), networks: vec![place], ..Task::default() };
     task.set_desired_state(TaskState::Running);
+    (table, task)
+}
+
+/// Its address may be remembered by whoever looked it up just before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_without_a_virtual_address_serves_while_it_is_remembered() {
+    let mut cluster = Cluster::start(1).await;
+    let (_, mut session) = cluster.session().await;
+    session.welcome(cluster.update(Duration::from_millis(200))).await;
+    let (table, mut task) = on_a_network();
+    let mut spec = EndpointSpec::default();
+    spec.set_mode(endpoint_spec::Mode::Dnsrr);
+    task.endpoint = Some(Endpoint { spec: Some(spec), ..Endpoint::default() });
+    let changes = vec![Assigned::Network(table), Assigned::Task(task.clone())];
+    session.reassign(assignments::Kind::Complete, 0, changes).await;
+    session.until(TaskState::Running).await;
+    task.set_desired_state(TaskState::Shutdown);
+    task.drained = true;
+    let told = Instant::now();
+    session.reassign(assignments::Kind::Incremental, 1, vec![Assigned::Task(task)]).await;
+    session.until(TaskState::Shutdown).await;
+    assert!(told.elapsed() > REMEMBERED, "{:?}", told.elapsed());
+    cluster.scope.shutdown(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_on_a_network_stops_once_nothing_leads_to_it() {
+    let mut cluster = Cluster::start(1).await;
+    let (_, mut session) = cluster.session().await;
+    session.welcome(cluster.update(Duration::from_millis(200))).await;
+    let (table, mut task) = on_a_network();
     let changes = vec![Assigned::Network(table), Assigned::Task(task.clone())];
     session.reassign(assignments::Kind::Complete, 0, changes).await;
     session.until(TaskState::Running).await;

@@ -68,6 +68,9 @@ impl Executor for Fake {
         ended.map(|_| TaskExit { code: 7, oom_killed: false }).map_err(|_| ExecError("gone".into()))
     }
     async fn unused(&self, _: &Task) {}
+    fn remembered(&self) -> Duration {
+        Duration::ZERO
+    }
     async fn stop(&self, task: &Task) -> Result<(), ExecError> {
         self.note("stop", &task.id);
         self.running.send_modify(|running| {

@@ -229,7 +229,7 @@ fn place_of(task: &Task) -> Result<Place, ExecError> {
     let given = task.networks.first().unwrap_or(&none);
     let addresses: Vec<IpAddr> =
         given.addresses.iter().map(|cidr| address(cidr)).collect::<Result<_, _>>()?;
-    let mac = mac(&given.mac)?.0;
+    let mac = if given.mac.is_empty() { None } else { Some(mac(&given.mac)?.0) };
     Ok(Place { id: task.id.clone(), network_id: given.network_id.clone(), addresses, mac })
 }
 

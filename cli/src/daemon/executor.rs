@@ -28,7 +28,7 @@ use tokio::sync::broadcast::error::RecvError;
 use super::attachments::Attachments;
 use super::connections::any_incoming;
 use super::content;
-use super::overlay::{address, facts, mac, overlay};
+use super::overlay::{address, by_words, facts, mac, overlay};
 use super::tunnel::OwnKey;
 
 /// Tasks whose use is told to the managers, who take no more.
@@ -225,6 +225,9 @@ impl Executor for EngineExecutor {
     }
 
     async fn apply_network(&self, network: &NetworkView) -> Result<(), ExecError> {
+        if !network.network.is_overlay() {
+            return self.engine.apply_by_words(by_words(network)).await.map_err(|error| failure(&error));
+        }
         self.engine
             .apply_overlay(overlay(network, &self.node_id, self.data_path, &self.own_key)?, facts(network))
             .await
@@ -232,6 +235,9 @@ impl Executor for EngineExecutor {
     }
 
     async fn remove_network(&self, network_id: &str) -> Result<(), ExecError> {
+        if self.engine.held_by_words().iter().any(|held| held == network_id) {
+            return self.engine.remove_by_words(network_id).await.map_err(|error| failure(&error));
+        }
         self.engine.remove_overlay(network_id).await.map_err(|error| failure(&error))
     }
 
@@ -308,6 +314,10 @@ impl Executor for EngineExecutor {
         }
     }
 
+    fn remembered(&self) -> Duration {
+        rswarm_engine::NAME_TTL
+    }
+
     async fn stop(&self, task: &Task) -> Result<(), ExecError> {
         if task.is_attachment() {
             self.attachments.detach(&task.id).await;
@@ -340,13 +350,11 @@ impl Executor for EngineExecutor {
     }
 
     async fn held_networks(&self) -> Vec<String> {
-        match self.engine.networks().overlays().await {
-            Ok(overlays) => overlays,
-            Err(error) => {
-                tracing::warn!(error = %Chain(&error), "the networks of this node cannot be listed");
-                Vec::new()
-            }
-        }
+        let overlays = self.engine.networks().overlays().await.unwrap_or_else(|error| {
+            tracing::warn!(error = %Chain(&error), "the networks of this node cannot be listed");
+            Vec::new()
+        });
+        [overlays, self.engine.held_by_words()].concat()
     }
 
     async fn usage(&self) -> Vec<TaskUsage> {

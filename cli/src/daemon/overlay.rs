@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use rswarm_base::Timestamp;
 use rswarm_base::ipam::Subnet;
-use rswarm_engine::network::OverlayFacts;
+use rswarm_engine::network::{ByWords, OverlayFacts};
 use rswarm_network::tunnel::Secret;
 use rswarm_network::{
     Balancing, Mac, Mesh, MeshNode, MeshPort, NamedPort, Overlay, OverlayEndpoint, OverlayService,
@@ -116,6 +116,19 @@ pub(super) fn facts(view: &NetworkView) -> OverlayFacts {
         ingress: spec.ingress,
         options: spec.options,
         labels: annotations.labels,
+    }
+}
+
+/// A network that this node makes by its own words.
+pub(super) fn by_words(view: &NetworkView) -> ByWords {
+    let spec = view.network.spec.clone().unwrap_or_default();
+    ByWords {
+        id: view.network.id.clone(),
+        name: spec.annotations.clone().map(|annotations| annotations.name).unwrap_or_default(),
+        driver: spec.driver,
+        config_from: spec.config_from,
+        internal: spec.internal,
+        facts: facts(view),
     }
 }
 

@@ -16,7 +16,7 @@ use nix::sys::signal::{SigSet, Signal};
 /// How long one fetch may take in all its parts.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Answer HTTP requests with this container's name, addresses and the request's headers.
+/// Answer HTTP requests with this container's name, addresses and the request's headers, and datagrams with its name.
 #[derive(Debug, Parser)]
 #[command(name = "rswarm whoami", disable_version_flag = true)]
 struct WhoamiArgs {

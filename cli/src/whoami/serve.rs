@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -93,6 +93,7 @@ impl Server {
     pub fn start(port: u16) -> io::Result<Server> {
         let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
             .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))?;
+        answer_datagrams(port)?;
         let connections = Arc::new(Connections::default());
         let server = Server(Arc::clone(&connections));
         let accept = move || {
@@ -116,6 +117,21 @@ impl Server {
         let some = |open: &mut Open| !open.streams.is_empty();
         drop(self.0.ended.wait_timeout_while(open, ENDING, some));
     }
+}
+
+/// Answers each datagram with the container's name, on a thread of its own.
+fn answer_datagrams(port: u16) -> io::Result<()> {
+    let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))
+        .or_else(|_| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)))?;
+    let answer = move || {
+        let mut question = [0; 1];
+        loop {
+            // What came back of an earlier answer is no reason to stop.
+            let Ok((_, client)) = socket.recv_from(&mut question) else { continue };
+            let _ = socket.send_to(hostname().as_bytes(), client);
+        }
+    };
+    std::thread::Builder::new().stack_size(STACK_BYTES).spawn(answer).map(drop)
 }
 
 /// Serves a connection on a thread of its own.

@@ -102,7 +102,7 @@ fn made_ingress(view: &State, env: &mut Env<'_>, plan: &mut Plan) -> Option<Netw
 fn networks(view: &State, made: Option<&Network>) -> BTreeMap<String, Network> {
     let mut fresh = BTreeMap::new();
     let stored = view.networks().map(AsRef::as_ref);
-    let stored = stored.filter(|network| network.vni == 0 && !network.pending_delete);
+    let stored = stored.filter(|network| network.vni == 0 && !network.pending_delete && network.is_overlay());
     let new: Vec<&Network> = made.into_iter().chain(stored).collect();
     if new.is_empty() {
         return fresh;
@@ -139,7 +139,10 @@ fn network_ipam(
     sources: &[(Vec<Subnet>, u8); 2],
     taken: &mut Vec<Subnet>,
 ) -> Option<Vec<IpamConfig>> {
-    let has_v6 = network.spec.as_ref().is_some_and(|spec| spec.ipv6);
+    let is_wanted = |family| match family {
+        Family::V4 => network.spec.as_ref().is_none_or(|spec| !spec.without_ipv4),
+        Family::V6 => network.spec.as_ref().is_some_and(|spec| spec.ipv6),
+    };
     let asked: Vec<(Option<Subnet>, IpamConfig)> =
         spec_ipam(network).into_iter().map(|config| (config.subnet.parse().ok(), config)).collect();
     let mut configs = Vec::new();
@@ -147,7 +150,7 @@ fn network_ipam(
         // Without a subnet nothing else can be said of one either.
         let of_family = |subnet: &Option<Subnet>| subnet.is_some_and(|subnet| subnet.family() == family);
         let mut its: Vec<_> = asked.iter().filter(|(subnet, _)| of_family(subnet)).cloned().collect();
-        if its.is_empty() && (family == Family::V4 || has_v6) {
+        if its.is_empty() && is_wanted(family) {
             let subnet = ipam::free_subnet(pools, *size, taken)?;
             taken.push(subnet);
             its.push((Some(subnet), IpamConfig::default()));
@@ -308,10 +311,12 @@ impl Pools<'_> {
             aliases: config.aliases.clone(),
             ..NetworkAttachment::default()
         };
-        if NODE_NETWORKS.contains(&config.target.as_str()) {
+        let view = self.view;
+        // Of those that every node makes for itself, it gives the addresses as well.
+        let is_of_nodes = view.network(&config.target).is_some_and(|network| !network.is_overlay());
+        if NODE_NETWORKS.contains(&config.target.as_str()) || is_of_nodes {
             return Ok(attachment);
         }
-        let view = self.view;
         for pool in self.of(&config.target).ok_or_else(|| without_subnet(view, &config.target))? {
             let asked = config.addresses.iter().filter_map(|text| address_of(text));
             let asked = asked.into_iter().find(|address| pool.subnet.contains(*address));
@@ -517,6 +522,51 @@ mod tests {
         let before = endpoint.virtual_ips;
         world.reconcile();
         assert_eq!(world.service(&service).endpoint.clone().expect("endpoint").virtual_ips, before);
+    }
+
+    /// Makes a network with a service of one task on it; their ids.
+    fn with_service(world: &mut World, spec: NetworkSpec) -> (String, String) {
+        let annotations = Some(Annotations { name: "net".to_owned(), ..Annotations::default() });
+        let request = CreateNetworkRequest { spec: Some(NetworkSpec { annotations, ..spec }) };
+        let id = world.control(|state, _, ids| crate::control::create_network(state, &request, ids));
+        let mut web = crate::world::spec("web", 1);
+        attach(&mut web, "net");
+        let service = world.create(web);
+        world.run(Duration::from_secs(2));
+        (id.expect("created"), service)
+    }
+
+    #[test]
+    fn a_network_without_ipv4_has_none() {
+        let mut world = World::new(1);
+        let ipam = vec![IpamConfig { subnet: "fd00:9::/64".to_owned(), ..IpamConfig::default() }];
+        let spec = NetworkSpec { ipv6: true, without_ipv4: true, ipam, ..NetworkSpec::default() };
+        let (network, service) = with_service(&mut world, spec);
+        let network = world.state.network(&network).expect("network");
+        assert_eq!((network.ipam.len(), network.ipam[0].gateway.as_str()), (1, "fd00:9::1"));
+        assert!(network.vni > 0);
+        let vips = world.service(&service).endpoint.clone().expect("endpoint").virtual_ips;
+        assert_eq!(vips.iter().map(|vip| vip.address.as_str()).collect::<Vec<_>>(), ["fd00:9::2/64"]);
+        assert_eq!(world.live(&service)[0].networks[0].addresses, ["fd00:9::3/64"]);
+    }
+
+    #[test]
+    fn nodes_give_the_addresses_of_networks_on_their_own_links() {
+        let mut world = World::new(1);
+        let spec = NetworkSpec {
+            driver: "macvlan".to_owned(),
+            config_from: "words".to_owned(),
+            ..NetworkSpec::default()
+        };
+        let (network, service) = with_service(&mut world, spec);
+        let network = world.state.network(&network).expect("network");
+        assert_eq!((network.ipam.len(), network.vni), (0, 0));
+        assert!(world.service(&service).endpoint.clone().expect("endpoint").virtual_ips.is_empty());
+        let task = world.live(&service)[0].clone();
+        assert_eq!((task.networks[0].network_id == network.id, task.networks[0].addresses.len()), (true, 0));
+        assert_eq!(world.running(&service), 1);
+        let table = crate::assign::assignments(&world.state, &task.node_id).networks;
+        assert!(table[&network.id].endpoints.is_empty(), "other nodes have no way there");
     }
 
     #[test]

@@ -97,7 +97,7 @@ impl<'a> Tables<'a> {
         let endpoints: BTreeMap<String, NetworkEndpoint> = self
             .state
             .tasks_on_network(network_id)
-            .filter(|task| is_present(task))
+            .filter(|task| network.is_overlay() && is_present(task))
             .filter_map(|task| Some((task.id.clone(), endpoint(self.state, task, network_id)?)))
             .collect();
         let services = services(self.state, &network);

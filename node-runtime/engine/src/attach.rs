@@ -32,10 +32,10 @@ pub struct Place {
     pub id: String,
     /// The network.
     pub network_id: String,
-    /// Its addresses there.
+    /// Its addresses there; none where each node gives them.
     pub addresses: Vec<IpAddr>,
     /// The MAC that goes with them.
-    pub mac: [u8; 6],
+    pub mac: Option<[u8; 6]>,
 }
 
 /// Why the cluster gave no place, in Docker's words.

@@ -42,5 +42,7 @@ pub use engine::{
     RemoveOptions, WaitCondition, Waited,
 };
 pub use merge::clean_path;
-pub use rswarm_network::{Exposed, Exposure, Filter, Finding, FirewallMode, Owned, TunnelPeerStatus};
+pub use rswarm_network::{
+    Exposed, Exposure, Filter, Finding, FirewallMode, NAME_TTL, Owned, TunnelPeerStatus,
+};
 pub use spec::{MASKED_PATHS, READONLY_PATHS};

@@ -81,6 +81,23 @@ pub struct OverlayFacts {
     pub labels: BTreeMap<String, String>,
 }
 
+/// A cluster's network that each node makes on its own links, by the words of a network of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ByWords {
+    /// The cluster's identifier.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// `macvlan` or `ipvlan`.
+    pub driver: String,
+    /// The network whose words these are.
+    pub config_from: String,
+    /// No way out.
+    pub internal: bool,
+    /// What users see of it.
+    pub facts: OverlayFacts,
+}
+
 /// A local network, or a cluster's as this node knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
@@ -142,6 +159,11 @@ impl Network {
     /// Whether endpoints on it have an address of the family.
     pub(crate) fn has(&self, family: Family) -> bool {
         self.ipam.iter().any(|pool| pool.subnet.is_some_and(|subnet| subnet.family() == family))
+    }
+
+    /// Whether the cluster tells all of it, each time that the daemon starts.
+    fn is_told(&self) -> bool {
+        self.swarm && self.config_from.is_empty()
     }
 
     fn is_predefined(&self) -> bool {
@@ -293,8 +315,12 @@ impl LocalNetworks {
         let local = self.clone();
         let write = move || {
             let _writing = lock(&local.writing);
-            let networks =
-                lock(&local.table).networks.values().filter(|n| !n.swarm).map(|n| (**n).clone()).collect();
+            let networks = lock(&local.table)
+                .networks
+                .values()
+                .filter(|n| !n.is_told())
+                .map(|n| (**n).clone())
+                .collect();
             fsx::write_json(&local.path, &Stored { version: VERSION, networks })
                 .map_err(FileError::write(&local.path))
         };
@@ -345,18 +371,54 @@ impl LocalNetworks {
         network.labels = request.labels;
         network.config_only = request.config_only;
         if !request.config_from.is_empty() {
-            let config = self.config(&request.config_from)?;
-            network.enable_ipv6 = config.enable_ipv6;
-            network.without_ipv4 = config.without_ipv4;
-            network.ipam.clone_from(&config.ipam);
-            network.options.clone_from(&config.options);
-            network.labels.clone_from(&config.labels);
-            network.config_from.clone_from(&config.name);
+            self.take_words(&mut network, &request.config_from)?;
         }
         if !network.config_only {
             self.bring_about(&mut network).await?;
         }
         Ok(Arc::new(network))
+    }
+
+    fn take_words(&self, network: &mut Network, from: &str) -> Result<(), NetworkError> {
+        let config = self.config(from)?;
+        network.enable_ipv6 = config.enable_ipv6;
+        network.without_ipv4 = config.without_ipv4;
+        network.ipam.clone_from(&config.ipam);
+        network.options.clone_from(&config.options);
+        network.labels.clone_from(&config.labels);
+        network.config_from.clone_from(&config.name);
+        Ok(())
+    }
+
+    /// Makes a cluster's network here, if it is not. It is stored like this host's own: its containers are on it
+    /// before a daemon that starts hears of the cluster.
+    pub(crate) async fn apply_by_words(&self, wanted: ByWords) -> Result<(), NetworkError> {
+        if lock(&self.table).networks.contains_key(&wanted.id) {
+            return Ok(());
+        }
+        let mut network = Network::new(&wanted.name, &wanted.driver);
+        self.take_words(&mut network, &wanted.config_from)?;
+        network.id = wanted.id;
+        network.swarm = true;
+        network.internal = wanted.internal;
+        network.attachable = wanted.facts.attachable;
+        network.created = wanted.facts.created;
+        self.bring_about(&mut network).await?;
+        lock(&self.table).networks.insert(network.id.clone(), Arc::new(network));
+        Ok(self.persist().await?)
+    }
+
+    /// The cluster's networks that this node made.
+    pub(crate) fn held_by_words(&self) -> Vec<String> {
+        let made = |network: &&Arc<Network>| network.swarm && !network.is_told();
+        lock(&self.table).networks.values().filter(made).map(|network| network.id.clone()).collect()
+    }
+
+    /// Removes one of them.
+    pub(crate) async fn remove_by_words(&self, network_id: &str) -> Result<(), NetworkError> {
+        self.networks.remove_local(network_id).await.map_err(Cause::new)?;
+        lock(&self.table).networks.remove(network_id);
+        Ok(self.persist().await?)
     }
 
     /// A network that is there for its words.

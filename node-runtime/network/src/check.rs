@@ -184,6 +184,8 @@ pub struct Exposure {
     pub ports: Vec<Exposed>,
     /// The filters of this host: who drops what nobody accepts.
     pub filters: Vec<Filter>,
+    /// Tables of iptables-legacy, as `ip filter`: they may drop as well, and nobody but their own program can read them.
+    pub legacy: Vec<String>,
 }
 
 /// A port of the host that leads to a container.
@@ -233,6 +235,15 @@ pub struct Filter {
     pub input: bool,
     /// Whether it drops what it does not accept.
     pub drops: bool,
+}
+
+/// The tables of iptables-legacy in the namespace of this thread. A kernel without it has none.
+pub(crate) fn legacy_tables() -> Vec<String> {
+    let names = |family: &'static str, file: &str| {
+        let text = std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default();
+        text.lines().map(|name| format!("{family} {name}")).collect::<Vec<_>>()
+    };
+    [names("ip", "ip_tables_names"), names("ip6", "ip6_tables_names")].concat()
 }
 
 pub(crate) fn filters(chains: Vec<BaseChain>) -> Vec<Filter> {

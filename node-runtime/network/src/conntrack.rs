@@ -46,6 +46,9 @@ const DESTINATION_PORT: u32 = 1 << 5;
 pub enum Doomed {
     /// Those that one of these addresses answers.
     AnsweredBy(BTreeSet<IpAddr>),
+    /// UDP that one of these addresses answers. It has no end that could be waited for: a client that was led there
+    /// is led anew with its next datagram, and one that asks for the address itself notices nothing.
+    UdpAnsweredBy(BTreeSet<IpAddr>),
     /// UDP to this port of the host: a client that never pauses would keep the flow that it had before
     /// the port was published, past all rules.
     UdpTo {
@@ -122,6 +125,18 @@ impl Filter {
         }
     }
 
+    fn udp_answered_by(address: IpAddr) -> Filter {
+        let tuple = vec![
+            Tuple::Ip(vec![IPTuple::SourceAddress(address)]),
+            Tuple::Proto(vec![ProtoTuple::Protocol(Protocol::Udp)]),
+        ];
+        Filter {
+            family: Family::of(address),
+            tuple: ConntrackAttribute::CtaTupleReply(tuple),
+            fields: (FILTER_REPLY, SOURCE | PROTOCOL),
+        }
+    }
+
     fn udp_to(family: Family, port: u16) -> Filter {
         let tuple = vec![Tuple::Proto(udp_to(port).to_vec())];
         Filter {
@@ -173,15 +188,20 @@ impl Doomed {
             Doomed::AnsweredBy(addresses) if addresses.len() <= FILTERS => {
                 Some(addresses.iter().copied().map(Filter::answered_by).collect())
             }
+            Doomed::UdpAnsweredBy(addresses) if addresses.len() <= FILTERS => {
+                Some(addresses.iter().copied().map(Filter::udp_answered_by).collect())
+            }
             Doomed::UdpTo { family, port } => Some(vec![Filter::udp_to(*family, *port)]),
-            Doomed::AnsweredBy(_) | Doomed::Stray { .. } => None,
+            Doomed::AnsweredBy(_) | Doomed::UdpAnsweredBy(_) | Doomed::Stray { .. } => None,
         }
     }
 
     /// The families that such connections are of.
     fn families(&self) -> BTreeSet<Family> {
         match self {
-            Doomed::AnsweredBy(addresses) => addresses.iter().copied().map(Family::of).collect(),
+            Doomed::AnsweredBy(addresses) | Doomed::UdpAnsweredBy(addresses) => {
+                addresses.iter().copied().map(Family::of).collect()
+            }
             Doomed::UdpTo { family, .. } => BTreeSet::from([*family]),
             Doomed::Stray { subnets, .. } => subnets.iter().map(|subnet| subnet.family()).collect(),
         }
@@ -226,6 +246,10 @@ fn original_of(message: NetfilterMessage, doomed: &Doomed) -> Option<Vec<Tuple>>
     let (original, reply) = (original?, reply?);
     let is_doomed = match doomed {
         Doomed::AnsweredBy(addresses) => source(&reply).is_some_and(|answers| addresses.contains(&answers)),
+        Doomed::UdpAnsweredBy(addresses) => {
+            has(&reply, &[ProtoTuple::Protocol(Protocol::Udp)])
+                && source(&reply).is_some_and(|answers| addresses.contains(&answers))
+        }
         Doomed::UdpTo { port, .. } => goes_to(&original, *port),
         Doomed::Stray { subnets, live } => source(&reply).is_some_and(|answers| {
             subnets.iter().any(|subnet| subnet.contains(answers)) && !live.contains(&answers)
@@ -249,7 +273,11 @@ fn udp_to(port: u16) -> [ProtoTuple; 2] {
 }
 
 fn goes_to(tuple: &[Tuple], port: u16) -> bool {
-    let has_all = |parts: &[ProtoTuple]| udp_to(port).iter().all(|part| parts.contains(part));
+    has(tuple, &udp_to(port))
+}
+
+fn has(tuple: &[Tuple], wanted: &[ProtoTuple]) -> bool {
+    let has_all = |parts: &[ProtoTuple]| wanted.iter().all(|part| parts.contains(part));
     tuple.iter().any(|part| matches!(part, Tuple::Proto(parts) if has_all(parts)))
 }
 

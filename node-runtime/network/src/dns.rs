@@ -22,7 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
 use crate::model::DnsConfig;
-use crate::names::{Names, Served};
+use crate::names::{Answer, Names, Served};
 use crate::netns::Netns;
 use crate::nft::{self, Held, Settled};
 use crate::rules;
@@ -32,8 +32,9 @@ use crate::watch::{self, Listen, Watch};
 const SERVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 /// The table in the container's namespace.
 const TABLE: &str = "rswarm-dns";
-/// How long an answer may be remembered, in seconds: a task may be gone the next moment.
-const TTL: u32 = 2;
+/// How long an answer may be remembered. Tasks that have no virtual address before them stay as long after the last
+/// answer that names them; what would not wait is answered for the moment alone.
+pub const NAME_TTL: Duration = Duration::from_secs(2);
 /// Questions of one container in flight; more are refused, as Docker does.
 const IN_FLIGHT: usize = 1024;
 /// Those of them that upstream servers were asked: each takes a descriptor of the daemon.
@@ -389,16 +390,16 @@ impl Resolver {
         if kind == RecordType::PTR {
             let found = self.names.reverse(&config.networks, parse_arpa(&text)?)?;
             let target = Name::from_ascii(format!("{found}.")).ok()?;
-            let record = Record::from_rdata(name.clone(), TTL, RData::PTR(PTR(target)));
+            let record = Record::from_rdata(name.clone(), seconds(true), RData::PTR(PTR(target)));
             return Some(Known { answers: vec![record], ..Known::default() });
         }
-        let mut addresses = self.addresses(config, &text)?;
+        let Answer { mut addresses, lasts } = self.addresses(config, &text)?;
         shuffle(&mut addresses);
         // A name that is known and has nothing of this kind: an empty answer, never somebody else's.
         addresses.retain(
             |address| if address.is_ipv4() { kind == RecordType::A } else { kind == RecordType::AAAA },
         );
-        let answers = addresses.into_iter().map(|address| address_record(name, address)).collect();
+        let answers = addresses.into_iter().map(|address| address_record(name, address, lasts)).collect();
         Some(Known { answers, ..Known::default() })
     }
 
@@ -408,17 +409,19 @@ impl Resolver {
         shuffle(&mut served);
         for Served { name, port } in served {
             let Ok(target) = Name::from_ascii(format!("{name}.")) else { continue };
-            let addresses = self.names.resolve(networks, &name).unwrap_or_default();
-            known.more.extend(addresses.into_iter().map(|address| address_record(&target, address)));
+            let found = self.names.resolve(networks, &name);
+            let lasts = found.as_ref().is_none_or(|answer| answer.lasts);
+            let addresses = found.into_iter().flat_map(|answer| answer.addresses);
+            known.more.extend(addresses.map(|address| address_record(&target, address, lasts)));
             let data = RData::SRV(SRV::new(0, 0, port, target));
-            known.answers.push(Record::from_rdata(question.clone(), TTL, data));
+            known.answers.push(Record::from_rdata(question.clone(), seconds(lasts), data));
         }
         known
     }
 
     /// What a name leads to. An alias goes before all names, and hides what its network has of that name.
     // moby: Sandbox.ResolveName
-    fn addresses(&self, config: &DnsConfig, name: &str) -> Option<Vec<IpAddr>> {
+    fn addresses(&self, config: &DnsConfig, name: &str) -> Option<Answer> {
         let bare = name.trim_end_matches('.');
         let aliases = || config.aliases.iter().filter(|alias| alias.alias.eq_ignore_ascii_case(bare));
         let found =
@@ -439,12 +442,16 @@ struct Known {
     more: Vec<Record>,
 }
 
-fn address_record(name: &Name, address: IpAddr) -> Record {
+fn address_record(name: &Name, address: IpAddr, lasts: bool) -> Record {
     let data = match address {
         IpAddr::V4(v4) => RData::A(A(v4)),
         IpAddr::V6(v6) => RData::AAAA(AAAA(v6)),
     };
-    Record::from_rdata(name.clone(), TTL, data)
+    Record::from_rdata(name.clone(), seconds(lasts), data)
+}
+
+fn seconds(lasts: bool) -> u32 {
+    if lasts { NAME_TTL.as_secs() as u32 } else { 0 }
 }
 
 /// The address in a reverse name: `4.3.2.1.in-addr.arpa.` or its IPv6 kin.

@@ -351,7 +351,8 @@ impl Host {
 
     /// What can be reached here, and by which filters it comes.
     pub async fn audit(&self, services: MeshServices) -> Result<Exposure, KernelError> {
-        let chains = self.home.act("chains could not be listed", nft::base_chains).await?;
+        let listed = || nft::base_chains().map(|chains| (chains, check::legacy_tables()));
+        let (chains, legacy) = self.home.act("chains could not be listed", listed).await?;
         let exposed = |port: &HostPort, target: Target, owner| Exposed {
             host_ip: port.address,
             host_port: port.port,
@@ -373,7 +374,7 @@ impl Host {
         let ports = leased.chain(unclaimed).chain(mesh).collect();
         let ours = |chain: &nft::BaseChain| chain.table.starts_with(OWN_TABLES) && chain.table != rules::USER;
         let chains = chains.into_iter().filter(|chain| !ours(chain)).collect();
-        Ok(Exposure { ports, filters: check::filters(chains) })
+        Ok(Exposure { ports, filters: check::filters(chains), legacy })
     }
 
     /// Finds and takes a host port: the same number on every address that it is published on.

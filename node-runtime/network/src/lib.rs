@@ -32,6 +32,7 @@ pub mod tunnel;
 mod watch;
 
 pub use check::{Exposed, Exposure, Filter, Finding, Owned};
+pub use dns::NAME_TTL;
 pub use error::{
     AttachError, CreateBridgeError, CreateLanError, KernelError, NetnsError, OpenError, OverlayError,
     RemoveError, TunnelError,

@@ -14,11 +14,21 @@ pub struct NameTable {
     /// The network's name, which may follow a name after a dot.
     pub network: String,
     /// Addresses by lower-case name.
-    forward: HashMap<String, Vec<IpAddr>>,
+    forward: HashMap<String, Answer>,
     /// The name to print for an address.
     reverse: HashMap<IpAddr, String>,
     /// Who serves a named port, by lower-case `_port._protocol.name`.
     served: HashMap<String, Vec<Served>>,
+}
+
+/// What a name leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// In no order.
+    pub addresses: Vec<IpAddr>,
+    /// Whether a client may remember it for a while: none of the addresses is a task's whose service has a virtual
+    /// one. Such a task stops without waiting for clients who found it by another way.
+    pub lasts: bool,
 }
 
 /// Who serves a named port.
@@ -39,7 +49,7 @@ impl NameTable {
 
     /// A container's names; the first one answers for its addresses.
     pub fn add_container(&mut self, names: &[String], addresses: &[IpAddr]) {
-        names.iter().for_each(|name| self.add(name, addresses));
+        names.iter().for_each(|name| self.add(name, addresses, true));
         if let Some(first) = names.first() {
             self.reverse.extend(addresses.iter().map(|address| (*address, first.clone())));
         }
@@ -68,7 +78,7 @@ impl NameTable {
     #[cfg(test)]
     pub fn of_service(network: &str, name: &str, address: IpAddr, port: NamedPort) -> NameTable {
         let mut table = NameTable::new(network);
-        table.add(name, &[address]);
+        table.add(name, &[address], true);
         let question = format!("_{}._{}.{name}", port.name, port.protocol);
         table.served.insert(question, vec![Served { name: name.to_owned(), port: port.port }]);
         table
@@ -77,9 +87,9 @@ impl NameTable {
     /// A service with virtual addresses answers with them, also while no task is ready: it is refused there.
     fn add_service(&mut self, service: &OverlayService) {
         for name in [&service.name].into_iter().chain(&service.aliases).filter(|name| !name.is_empty()) {
-            self.add(name, &service.addresses);
-            self.add(&format!("tasks.{name}"), &[]);
-            self.add(&format!("started.{name}"), &[]);
+            self.add(name, &service.addresses, true);
+            self.add(&format!("tasks.{name}"), &[], false);
+            self.add(&format!("started.{name}"), &[], false);
         }
         self.reverse.extend(service.addresses.iter().map(|address| (*address, service.name.clone())));
     }
@@ -102,7 +112,7 @@ impl NameTable {
         let own =
             endpoint.container_names.iter().chain([&endpoint.slot_name]).filter(|name| !name.is_empty());
         for name in own.clone() {
-            self.add(name, &endpoint.addresses);
+            self.add(name, &endpoint.addresses, !is_balanced);
         }
         if let Some(name) = own.clone().next() {
             self.reverse.extend(endpoint.addresses.iter().map(|address| (*address, name.clone())));
@@ -112,25 +122,24 @@ impl NameTable {
             // A service with no ready task is still known: an empty answer, not a wrong one from elsewhere.
             let addresses: &[IpAddr] = if endpoint.ready { &endpoint.addresses } else { &[] };
             if !is_balanced {
-                self.add(name, addresses);
+                self.add(name, addresses, true);
             }
-            self.add(&format!("tasks.{name}"), addresses);
+            self.add(&format!("tasks.{name}"), addresses, !is_balanced);
             // For peers that must find each other before they can be ready.
-            self.add(&format!("started.{name}"), if endpoint.started { &endpoint.addresses } else { &[] });
+            let started: &[IpAddr] = if endpoint.started { &endpoint.addresses } else { &[] };
+            self.add(&format!("started.{name}"), started, !is_balanced);
         }
     }
 
-    fn add(&mut self, name: &str, addresses: &[IpAddr]) {
-        let list = self.forward.entry(name.to_ascii_lowercase()).or_default();
+    fn add(&mut self, name: &str, addresses: &[IpAddr], lasts: bool) {
+        let nothing = || Answer { addresses: Vec::new(), lasts: true };
+        let answer = self.forward.entry(name.to_ascii_lowercase()).or_insert_with(nothing);
+        answer.lasts &= lasts;
         for address in addresses {
-            if !list.contains(address) {
-                list.push(*address);
+            if !answer.addresses.contains(address) {
+                answer.addresses.push(*address);
             }
         }
-    }
-
-    fn get(&self, name: &str) -> Option<&[IpAddr]> {
-        self.forward.get(name).map(Vec::as_slice)
     }
 }
 
@@ -161,17 +170,17 @@ impl Names {
     /// The addresses that a name has for a container on `networks`; `None` when nobody knows the name,
     /// empty when it is known and has no address now.
     #[must_use]
-    pub fn resolve(&self, networks: &[String], name: &str) -> Option<Vec<IpAddr>> {
+    pub fn resolve(&self, networks: &[String], name: &str) -> Option<Answer> {
         let name = name.trim_end_matches('.').to_ascii_lowercase();
         let all = self.0.load();
         let tables = || networks.iter().filter_map(|id| all.get(id));
-        if let Some(found) = tables().find_map(|table| table.get(&name)) {
-            return Some(found.to_vec());
+        if let Some(found) = tables().find_map(|table| table.forward.get(&name)) {
+            return Some(found.clone());
         }
         // `web.backend` is `web` in the network `backend`, whose name may have dots of its own.
         tables().find_map(|table| {
             let rest = name.strip_suffix(table.network.as_str())?.strip_suffix('.')?;
-            table.get(rest).map(<[IpAddr]>::to_vec)
+            table.forward.get(rest).cloned()
         })
     }
 
@@ -251,7 +260,11 @@ mod tests {
 
     fn resolve(names: &Names, name: &str) -> Option<Vec<String>> {
         let found = names.resolve(&["n".into()], name)?;
-        Some(found.iter().map(ToString::to_string).collect())
+        Some(found.addresses.iter().map(ToString::to_string).collect())
+    }
+
+    fn lasts(names: &Names, name: &str) -> Option<bool> {
+        names.resolve(&["n".into()], name).map(|answer| answer.lasts)
     }
 
     #[test]
@@ -263,6 +276,7 @@ mod tests {
         }
         assert_eq!(resolve(&names, "web.2"), Some(vec!["10.0.1.2".to_owned()]));
         assert_eq!(resolve(&names, "started.web").map(|found| found.len()), Some(3));
+        assert_eq!(lasts(&names, "web.1"), Some(true), "it stays while it is remembered");
         assert_eq!(resolve(&names, "db"), None);
         assert_eq!(names.resolve(&[], "web"), None);
     }
@@ -290,6 +304,9 @@ mod tests {
         for name in ["tasks.web", "tasks.www", "web.1"] {
             assert_eq!(resolve(&names, name), Some(vec!["10.0.1.1".to_owned()]), "{name}");
         }
+        assert_eq!(["web", "www"].map(|name| lasts(&names, name)), [Some(true); 2]);
+        let of_tasks = ["tasks.web", "started.web", "web.1", "web.1.task1"];
+        assert_eq!(of_tasks.map(|name| lasts(&names, name)), [Some(false); 4]);
         let reverse = names.reverse(&["n".into()], IpAddr::from([10, 0, 1, 200]));
         assert_eq!(reverse.as_deref(), Some("Web.back.end"));
 

@@ -461,7 +461,7 @@ impl Networks {
     /// would go to the upstream servers.
     #[must_use]
     pub fn lookup(&self, networks: &[String], name: &str) -> Option<Vec<IpAddr>> {
-        self.0.context.names.resolve(networks, name)
+        self.0.context.names.resolve(networks, name).map(|answer| answer.addresses)
     }
 
     /// Compares what the kernel has of a network with what it should have, and tries the ways to the other

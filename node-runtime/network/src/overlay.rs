@@ -174,6 +174,7 @@ impl OverlayNetwork {
         self.apply_mesh(&overlay).await?;
         self.keep_members(&overlay).await;
         conntrack::forget(&sandbox, self.strays(&overlay, woken)).await;
+        conntrack::forget(&sandbox, self.led_elsewhere(&overlay)).await;
         self.context.names.publish(&self.id, NameTable::of_overlay(&overlay));
         self.wanted = Some(Arc::new(overlay));
         tracing::debug!(network = self.id, steps = steps.len(), "overlay applied");
@@ -255,6 +256,16 @@ impl OverlayNetwork {
             Family::ALL.into_iter().filter_map(|family| Subnet::new(self.uplink_at(family)?, family.bits()));
         let subnets = overlay.subnets.iter().map(|(subnet, _)| *subnet).chain(uplink).collect();
         Doomed::Stray { subnets, live }
+    }
+
+    /// Datagrams that were led to who is not ready any more, perhaps unseen.
+    fn led_elsewhere(&self, overlay: &Overlay) -> Doomed {
+        let before: BTreeSet<IpAddr> = self
+            .wanted
+            .as_ref()
+            .map_or_else(|| addresses(overlay).collect(), |before| ready(before).collect());
+        let now: BTreeSet<IpAddr> = ready(overlay).collect();
+        Doomed::UdpAnsweredBy(before.difference(&now).copied().collect())
     }
 
     /// The sandbox: the one we have, the one that a daemon before us pinned, or a new one.
@@ -662,4 +673,10 @@ fn local_neighbours(endpoint: &Attached) -> impl Iterator<Item = Neighbour> {
 /// The addresses of all endpoints.
 fn addresses(overlay: &Overlay) -> impl Iterator<Item = IpAddr> {
     overlay.endpoints.iter().flat_map(|endpoint| endpoint.addresses.iter().copied())
+}
+
+/// Addresses of endpoints that new connections are led to.
+fn ready(overlay: &Overlay) -> impl Iterator<Item = IpAddr> {
+    let ready = overlay.endpoints.iter().filter(|endpoint| endpoint.ready);
+    ready.flat_map(|endpoint| endpoint.addresses.iter().copied())
 }

@@ -10,6 +10,13 @@ use crate::wire::Network;
 pub const ENCRYPTED: &str = "encrypted";
 
 impl Network {
+    /// Whether the managers give its addresses and tell nodes who is on it. Each node makes the others on its own
+    /// links, by its own words.
+    #[must_use]
+    pub fn is_overlay(&self) -> bool {
+        self.spec.as_ref().is_none_or(|spec| spec.config_from.is_empty())
+    }
+
     /// Whether its traffic between nodes is encrypted. As with Docker's driver, the option's mere presence asks for
     /// it, whatever its value.
     #[must_use]

@@ -1,6 +1,6 @@
 //! Tasks: one-shot units of work whose observed state only moves forward.
 
-use crate::wire::{Attachment, Task, TaskStatus};
+use crate::wire::{Attachment, Task, TaskStatus, endpoint_spec};
 
 pub use crate::wire::TaskState;
 
@@ -75,6 +75,14 @@ impl Task {
     #[must_use]
     pub fn drains(&self) -> bool {
         self.networks.iter().any(|attachment| !attachment.addresses.is_empty())
+    }
+
+    /// Whether its service's name leads to the task's own address, which clients then remember: there is no virtual
+    /// one.
+    #[must_use]
+    pub fn is_found_by_address(&self) -> bool {
+        let endpoint = self.endpoint.as_ref().and_then(|endpoint| endpoint.spec.as_ref());
+        self.drains() && endpoint.is_some_and(|spec| spec.mode() == endpoint_spec::Mode::Dnsrr)
     }
 
     /// `SERVICE.SLOT`, or `SERVICE.NODE` for a global task: what users see in `service ps`.

@@ -128,8 +128,12 @@ fn audit_rows(audit: &NetworkAudit) -> Vec<Row> {
         let from = "where the input filters let it".to_owned();
         line("host", "all ports that it listens on".to_owned(), from, format!("container {name} on host"))
     };
-    let ports = audit.ports.iter().map(port);
-    ports.chain(audit.host_network.iter().map(host)).chain(audit.filters.iter().map(filter)).collect()
+    let legacy = |table: &String| {
+        let to = "not known: see `iptables-legacy-save`, `ip6tables-legacy-save`".to_owned();
+        line("filter", format!("{table} (iptables-legacy)"), "what its rules are for".to_owned(), to)
+    };
+    let ports = audit.ports.iter().map(port).chain(audit.host_network.iter().map(host));
+    ports.chain(audit.filters.iter().map(filter)).chain(audit.legacy_tables.iter().map(legacy)).collect()
 }
 
 #[cfg(test)]
@@ -156,8 +160,12 @@ mod tests {
             hook: "input".into(),
             policy: "drop".into(),
         };
-        let audit =
-            NetworkAudit { ports: vec![port, mesh], host_network: vec!["dns".into()], filters: vec![filter] };
+        let audit = NetworkAudit {
+            ports: vec![port, mesh],
+            host_network: vec!["dns".into()],
+            filters: vec![filter],
+            legacy_tables: vec!["ip nat".into()],
+        };
         let text = AUDIT.render(None, false, &audit_rows(&audit)).expect("renders");
         let lines: Vec<&str> = text.lines().collect();
         assert!(
@@ -167,5 +175,6 @@ mod tests {
         assert!(lines[2].contains("on every node") && lines[2].ends_with("service api"));
         assert!(lines[3].ends_with("container dns on host"));
         assert!(lines[4].ends_with("policy drop; published ports do not pass it"));
+        assert!(lines[5].contains("ip nat (iptables-legacy)"), "{}", lines[5]);
     }
 }

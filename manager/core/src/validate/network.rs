@@ -36,11 +36,7 @@ pub fn network(spec: &NetworkSpec, state: &State) -> Result<(), Vec<Problem>> {
         findings.add_if(predefined, "", format!("{name} is a pre-defined network and cannot be created"));
     }
     findings.add_if(spec.ingress && spec.attachable, "", "ingress network cannot be attachable");
-    let driver = spec.driver.as_str();
-    let reason = format!(
-        "could not resolve driver {driver} in plugin registry: cluster networks are overlay networks"
-    );
-    findings.add_if(!driver.is_empty() && driver != "overlay", "", reason);
+    driver(spec, &mut findings);
     let mut seen: Vec<Subnet> = Vec::new();
     for config in &spec.ipam {
         ipam(config, &mut seen, &mut findings);
@@ -59,8 +55,34 @@ pub fn network(spec: &NetworkSpec, state: &State) -> Result<(), Vec<Problem>> {
     findings.result()
 }
 
-/// IPv6 is asked for, and its links can carry it.
+/// Overlays are the cluster's own; a network of the nodes' links has only words of theirs.
+fn driver(spec: &NetworkSpec, findings: &mut Findings) {
+    let driver = spec.driver.as_str();
+    if spec.config_from.is_empty() {
+        let reason = format!(
+            "could not resolve driver {driver} in plugin registry: cluster networks are overlay networks"
+        );
+        return findings.add_if(!driver.is_empty() && driver != "overlay", "", reason);
+    }
+    let reason =
+        format!("a network of driver {driver} cannot depend on a configuration network of each node");
+    findings.add_if(!matches!(driver, "macvlan" | "ipvlan"), "", reason);
+    findings.add_if(spec.ingress, "", "ingress network must be an overlay network");
+    let has_own = !spec.ipam.is_empty() || !spec.options.is_empty();
+    let reason =
+        "user specified configurations are not supported if the network depends on a configuration network";
+    findings.add_if(has_own, "", reason);
+}
+
+/// One family at least, IPv6 where it is asked for, and links that can carry it.
 fn families(spec: &NetworkSpec, subnets: &[Subnet], findings: &mut Findings) {
+    let is_overlay = spec.config_from.is_empty();
+    findings.add_if(spec.without_ipv4 && !spec.ipv6 && is_overlay, "", "IPv4 or IPv6 must be enabled");
+    findings.add_if(spec.without_ipv4 && spec.ingress, "", "ingress network needs IPv4");
+    let four = subnets.iter().find(|subnet| subnet.address().is_ipv4()).filter(|_| spec.without_ipv4);
+    if let Some(subnet) = four {
+        findings.add("", format!("subnet {subnet} needs IPv4 to be enabled on the network (--ipv4)"));
+    }
     let six = subnets.iter().find(|subnet| subnet.address().is_ipv6()).filter(|_| !spec.ipv6);
     if let Some(subnet) = six {
         findings.add("", format!("subnet {subnet} needs IPv6 to be enabled on the network (--ipv6)"));

@@ -45,9 +45,17 @@ pub(crate) fn create(body: &types::NetworkCreateBody) -> Result<Wanted, ApiError
         }
         (OVERLAY, "" | "swarm") => cluster(body, &configs).map(Wanted::Cluster),
         (OVERLAY, scope) => Err(ApiError::invalid(format!("an overlay network cannot have scope '{scope}'"))),
+        (driver @ ("macvlan" | "ipvlan"), "swarm") => match &body.config_from {
+            Some(from) if takes_words => by_words(body, &configs, &from.network).map(Wanted::Cluster),
+            _ => Err(ApiError::invalid(format!(
+                "a network of driver '{driver}' in the cluster needs --config-from: nodes cannot share a part of a \
+                 subnet"
+            ))
+            .hint("make a network with --config-only on every node, by one name")),
+        },
         (driver, "swarm") => {
             Err(ApiError::unsupported(format!("a network of driver '{driver}' in the cluster"))
-                .hint("use --driver overlay"))
+                .hint("use --driver overlay, or macvlan or ipvlan with --config-from"))
         }
         (_, "" | "local") => local(body, &configs).map(Wanted::Local),
         (_, scope) => Err(ApiError::invalid(format!("invalid network scope '{scope}': want local or swarm"))),
@@ -97,7 +105,6 @@ fn cluster(
     body: &types::NetworkCreateBody,
     configs: &[types::IpamConfig],
 ) -> Result<wire::NetworkSpec, ApiError> {
-    refuse(body.enable_ipv4 == Some(false), "an overlay network without IPv4 (EnableIPv4=false)")?;
     for config in configs {
         pool(config)?;
     }
@@ -112,6 +119,7 @@ fn cluster(
         internal: body.internal,
         attachable: body.attachable,
         ingress: body.ingress,
+        without_ipv4: body.enable_ipv4 == Some(false),
         ipam: configs
             .iter()
             .map(|config| wire::IpamConfig {
@@ -121,7 +129,30 @@ fn cluster(
                 aux_addresses: config.auxiliary_addresses.clone(),
             })
             .collect(),
+        ..wire::NetworkSpec::default()
     })
+}
+
+/// A network that every node makes by the words of a network of its own: on its own links, with its own part of the
+/// subnet.
+fn by_words(
+    body: &types::NetworkCreateBody,
+    configs: &[types::IpamConfig],
+    from: &str,
+) -> Result<wire::NetworkSpec, ApiError> {
+    let has_own = !configs.is_empty()
+        || body.options.as_ref().is_some_and(|options| !options.is_empty())
+        || body.labels.as_ref().is_some_and(|labels| !labels.is_empty())
+        || body.enable_ipv6 == Some(true);
+    if has_own {
+        // As Docker says it.
+        return Err(ApiError::new(
+            Kind::PermissionDenied,
+            "user specified configurations are not supported if the network depends on a configuration network",
+        ));
+    }
+    let spec = cluster(body, &[])?;
+    Ok(wire::NetworkSpec { driver: body.driver.clone(), config_from: from.to_owned(), ..spec })
 }
 
 /// A network of this node. `members` are left out of lists.
@@ -177,12 +208,13 @@ pub(crate) fn cluster_out(network: &wire::Network, members: &[NetworkMember]) ->
         created: nanos(network.meta.unwrap_or_default().created_at),
         scope: "swarm".to_owned(),
         driver: spec.driver,
-        enable_ipv4: true,
+        enable_ipv4: !spec.without_ipv4,
         enable_ipv6: spec.ipv6,
         ipam: types::Ipam { driver: "default".to_owned(), options: None, config: Some(allocated(network)) },
         internal: spec.internal,
         attachable: spec.attachable,
         ingress: spec.ingress,
+        config_from: types::ConfigReference { network: spec.config_from },
         containers: (!members.is_empty()).then(|| members.iter().map(member).collect()),
         options: Some(driver_options(network)),
         labels: Some(annotations.labels),
@@ -298,6 +330,7 @@ pub(crate) fn audit_out(
         ports,
         host_network: host.map(members).unwrap_or_default().into_values().map(|one| one.name).collect(),
         filters: exposure.filters.into_iter().map(filter).collect(),
+        legacy_tables: exposure.legacy,
     }
 }
 
@@ -368,14 +401,18 @@ mod tests {
             (r#"{"Name":""}"#, Kind::InvalidArgument),
             (r#"{"Name":"n","ConfigOnly":true,"Scope":"swarm"}"#, Kind::PermissionDenied),
             (r#"{"Name":"n","Driver":"overlay","ConfigFrom":{"Network":"c"}}"#, Kind::NotImplemented),
-            (r#"{"Name":"n","Driver":"overlay","EnableIPv4":false}"#, Kind::NotImplemented),
             (r#"{"Name":"n","IPAM":{"Driver":"dhcp"}}"#, Kind::NotImplemented),
             (r#"{"Name":"n","IPAM":{"Config":[{"Subnet":"10.9.0.0"}]}}"#, Kind::InvalidArgument),
             (
                 r#"{"Name":"n","IPAM":{"Config":[{"AuxiliaryAddresses":{"a":"10.0.0"}}]}}"#,
                 Kind::InvalidArgument,
             ),
-            (r#"{"Name":"n","Driver":"macvlan","Scope":"swarm"}"#, Kind::NotImplemented),
+            (r#"{"Name":"n","Driver":"macvlan","Scope":"swarm"}"#, Kind::InvalidArgument),
+            (r#"{"Name":"n","Driver":"bridge","Scope":"swarm"}"#, Kind::NotImplemented),
+            (
+                r#"{"Name":"n","Driver":"macvlan","Scope":"swarm","ConfigFrom":{"Network":"c"},"Options":{"parent":"eth0"}}"#,
+                Kind::PermissionDenied,
+            ),
             (r#"{"Name":"n","Driver":"overlay","Scope":"local"}"#, Kind::InvalidArgument),
             (r#"{"Name":"n","Ingress":true}"#, Kind::InvalidArgument),
         ];

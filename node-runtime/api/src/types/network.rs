@@ -157,6 +157,9 @@ docker! {
         /// Names of containers that use this host's own network.
         pub host_network: Vec<String>,
         pub filters: Vec<AuditFilter>,
+        /// Tables of iptables-legacy, such as `ip filter`, whose rules cannot be told.
+        #[serde(skip_serializing_if = "crate::types::omit")]
+        pub legacy_tables: Vec<String>,
     }
 
     pub struct AuditPort {

@@ -326,13 +326,14 @@ async fn attach(
     endpoint.network_name.clone_from(&network.name);
     endpoint.names = names(network, &container.id, &container.name, &container.config, &endpoint.config);
     let place = wanted.place.as_ref();
+    let given = place.filter(|place| !place.addresses.is_empty());
     let asked = endpoint.config.address.into_iter().chain(endpoint.config.address_v6).collect();
     let request = AttachRequest {
         container_id: container.id.clone(),
         network_id: network.kernel_id().to_owned(),
         interface: format!("eth{}", wanted.number),
-        addresses: place.map_or(asked, |place| place.addresses.clone()),
-        mac: place.map(|place| place.mac).or(endpoint.config.mac).map(Mac),
+        addresses: given.map_or(asked, |place| place.addresses.clone()),
+        mac: place.and_then(|place| place.mac).or(endpoint.config.mac).map(Mac),
         default_routes: wanted.default_routes,
         publish: wanted.publish,
         names: endpoint.names.clone(),
@@ -493,9 +494,13 @@ fn gateway_index(endpoints: &[(Endpoint, Arc<Network>)], family: Family) -> Opti
     best.map(|(number, _)| number)
 }
 
-/// The order in which DNS asks the networks: the one with the default route first.
+/// The order in which DNS asks the networks: the one with the default route first, and the routing mesh, which may have
+/// that where others are without IPv4, after all of them.
+// moby: Sandbox.ResolveName
 fn order(endpoints: &[(Endpoint, Arc<Network>)], gateway: Option<usize>) -> Vec<usize> {
-    gateway.into_iter().chain((0..endpoints.len()).filter(|number| Some(*number) != gateway)).collect()
+    let mut order: Vec<usize> = (0..endpoints.len()).collect();
+    order.sort_by_key(|number| (endpoints[*number].1.ingress, Some(*number) != gateway));
+    order
 }
 
 fn dns(networks: &[&Network], endpoints: &[Endpoint], resolv: &ResolvConf) -> Option<DnsConfig> {

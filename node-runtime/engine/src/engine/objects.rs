@@ -11,7 +11,7 @@ use crate::blocking::blocking;
 use crate::config::EndpointConfig;
 use crate::container::{Container, Request};
 use crate::error::{Cause, FileError, NetworkError, VolumeError};
-use crate::network::{Network, NetworkCreate, NetworkMember, OverlayFacts};
+use crate::network::{ByWords, Network, NetworkCreate, NetworkMember, OverlayFacts};
 use crate::volume::{self, Volume, VolumeCreate};
 
 impl Engine {
@@ -113,6 +113,28 @@ impl Engine {
         self.shared.networks.apply_overlay(overlay).await?;
         self.shared.local.note_overlay(&noted, facts);
         Ok(())
+    }
+
+    /// Makes a cluster's network of this node's own words here, if it is not.
+    ///
+    /// # Errors
+    /// When this node has no such words, or the kernel refuses.
+    pub async fn apply_by_words(&self, wanted: ByWords) -> Result<(), NetworkError> {
+        self.shared.local.apply_by_words(wanted).await
+    }
+
+    /// The cluster's networks that this node made by its own words.
+    #[must_use]
+    pub fn held_by_words(&self) -> Vec<String> {
+        self.shared.local.held_by_words()
+    }
+
+    /// Removes one of them from this node.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn remove_by_words(&self, network_id: &str) -> Result<(), NetworkError> {
+        self.shared.local.remove_by_words(network_id).await
     }
 
     /// Says who gives containers places on the cluster's networks; nobody, while this node is in none.

@@ -73,6 +73,8 @@ async fn an_audit_tells_ports_owners_and_filters() {
     let config = config("d0000063", dir.path());
     let daemon = Daemon::start(&host, config.clone());
     host.sh("iptables-nft -P INPUT DROP");
+    // Where the kernel has such tables, that makes one.
+    let legacy = host.sh("iptables-legacy -t nat -S > /dev/null 2>&1; cat /proc/net/ip_tables_names || true");
     let port = |host_ip: Option<IpAddr>, host_port| PortBinding {
         host_ip,
         host_port,
@@ -99,6 +101,7 @@ async fn an_audit_tells_ports_owners_and_filters() {
     );
     let input =
         Filter { family: "ip", table: "filter".into(), chain: "INPUT".into(), input: true, drops: true };
+    assert_eq!(audit.legacy, legacy.lines().map(|name| format!("ip {name}")).collect::<Vec<_>>());
     assert!(audit.filters.contains(&input), "{:?}", audit.filters);
     assert!(audit.filters.iter().any(|filter| filter.table == "rswarm-user"), "the administrator's own");
     host.sh("nft delete table ip filter");

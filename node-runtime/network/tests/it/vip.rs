@@ -217,8 +217,29 @@ async fn connections_stay_with_a_task_until_it_has_gone() {
         }
     };
     let [task1, task2] = both();
+    let socket = |to: Ipv4Addr| {
+        let socket = client.run(|| UdpSocket::bind("0.0.0.0:0").expect("bind"));
+        socket.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
+        socket.connect((to, 80)).expect("connect");
+        socket
+    };
+    let hears = |socket: &UdpSocket| {
+        let mut buffer = [0; 64];
+        socket.send(b"?").expect("send");
+        let length = socket.recv(&mut buffer).expect("an answer");
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    };
+    let (led, asked) = loop {
+        let led = socket(VIP);
+        if hears(&led).starts_with("far") {
+            break (led, socket(Ipv4Addr::new(10, 0, 2, task2.n)));
+        }
+    };
+    assert!(hears(&asked).starts_with("far"));
     let draining = Task { ready: false, ..task2 };
     pair.apply(&[task1, draining]).await;
+    assert!(hears(&led).starts_with("near"), "a datagram has no connection that could end");
+    assert!(hears(&asked).starts_with("far"), "whoever asks for a task by its address gets it");
     for _ in 0..16 {
         assert_eq!(Talk::start(client, VIP, 80).expect("connection").server, "near");
     }
@@ -234,9 +255,7 @@ async fn connections_stay_with_a_task_until_it_has_gone() {
     let error = Talk::start(client, VIP, 80).err().expect("nobody there");
     assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "{error}");
     assert!(started.elapsed() < Duration::from_secs(2));
-    let socket = client.run(|| UdpSocket::bind("0.0.0.0:0").expect("bind"));
-    socket.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
-    socket.connect((VIP, 80)).expect("connect");
+    let socket = socket(VIP);
     socket.send(b"?").expect("send");
     let mut buffer = [0; 64];
     assert_eq!(socket.recv(&mut buffer).map_err(|error| error.kind()), Err(io::ErrorKind::ConnectionRefused));
