@@ -14,7 +14,7 @@ use rswarm_manager_core::update::deployment;
 use rswarm_manager_core::{AnyObject, Rejected, State};
 use rswarm_proto::model::object::Stored;
 use rswarm_proto::status::to_status;
-use rswarm_proto::tls::{MESSAGE_BYTES_MAX, UnlockKey};
+use rswarm_proto::tls::{Identity, MESSAGE_BYTES_MAX, UnlockKey};
 use rswarm_proto::token::{JoinToken, RootDigest};
 use rswarm_proto::wire::control_client::ControlClient;
 use rswarm_proto::wire::control_server::{Control, ControlServer};
@@ -30,6 +30,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use crate::blocking::blocking;
+use crate::external;
 use crate::forward::{Forward, Repeat, not_leader, propose_status, was_forwarded};
 use crate::guard::Guard;
 use crate::heartbeats::Heartbeats;
@@ -232,6 +233,8 @@ pub(crate) struct Desk {
     pub store: StoreHandle,
     /// What nodes have acknowledged.
     pub heartbeats: Heartbeats,
+    /// Who this manager is, to an external authority.
+    pub identity: Arc<Identity>,
 }
 
 impl Desk {
@@ -337,9 +340,14 @@ impl Desk {
 
     async fn update_cluster(&self, request: UpdateClusterRequest) -> Result<Cluster, Status> {
         // Said here, because the decision has no word for it; the decision is made on the state of then.
-        let root =
-            self.store.state().cluster().and_then(|cluster| cluster.root_ca.clone()).unwrap_or_default();
-        let root = next_root(&root, &request, SystemClock.now()).map_err(|error| to_status(&error))?;
+        let stored = self.store.state().cluster().map(|cluster| Cluster::clone(cluster)).unwrap_or_default();
+        let current = stored.root_ca.unwrap_or_default();
+        let root = next_root(&current, &request, SystemClock.now()).map_err(|error| to_status(&error))?;
+        let before = stored.spec.unwrap_or_default();
+        let after = request.spec.as_ref().unwrap_or(&before);
+        if root.is_some() || after.external_cas != before.external_cas {
+            external::probe(root.as_ref().unwrap_or(&current), after, &self.identity).await?;
+        }
         if let Some(rotation) = root.as_ref().and_then(|root| root.rotation.as_ref()) {
             tracing::info!(root = rotation.certificate_pem, "the root certificate is being replaced");
         }

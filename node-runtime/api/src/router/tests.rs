@@ -681,8 +681,9 @@ async fn membership_calls_that_make_no_sense_are_refused() {
     host.check("POST", "/swarm/init", body, 400, "invalid data path port 80: want 1024 to 49151").await;
     let body = Some(json!({"JoinToken": "x"}));
     host.check("POST", "/swarm/join", body, 400, "at least 1 RemoteAddr is required to join").await;
-    let body = Some(json!({"Spec": {"CAConfig": {"ExternalCAs": [{"URL": "https://ca"}]}}}));
-    host.check("POST", "/swarm/init", body, 501, "--external-ca (ExternalCAs) is not supported").await;
+    let body = Some(json!({"Spec": {"TaskDefaults": {"LogDriver": {"Name": "x"}}}}));
+    let text = "a log driver for all tasks (TaskDefaults.LogDriver) is not supported";
+    host.check("POST", "/swarm/init", body, 501, text).await;
     let key = Some(json!({"UnlockKey": "SWMKEY-1-x"}));
     host.check("POST", "/swarm/unlock", key, 503, NOT_IN_CLUSTER).await;
     let (status, answer) = host.call("POST", "/swarm/leave", None).await;
