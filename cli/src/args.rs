@@ -243,6 +243,8 @@ mod tests {
             "service ps --no-trunc web",
             "secret create --label a=b key -",
             "secret create --template-driver golang key ./file",
+            "secret update --label-add a=b --label-rm c -d key ./file",
+            "config update web -",
             "secret ls -f name=key -q",
             "config inspect --pretty web",
             "config rm a b",

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rswarm_base::audit::Audit;
 use rswarm_base::{Clock, IdGen, SystemClock};
+use rswarm_manager_core::content::versions;
 use rswarm_manager_core::control::{self, ControlError, Decision, Fresh};
 use rswarm_manager_core::forecast::forecast;
 use rswarm_manager_core::update::deployment;
@@ -461,6 +462,12 @@ impl Desk {
         }
         if let Some(object::Object::Service(service)) = &mut shown.object {
             service.deployment = Some(deployment(&self.store.state(), service));
+        }
+        if let Some(object::Object::Secret(secret)) = &mut shown.object {
+            secret.versions = versions(&self.store.state(), secret);
+        }
+        if let Some(object::Object::Config(config)) = &mut shown.object {
+            config.versions = versions(&self.store.state(), config);
         }
         if let Some(object::Object::Node(node)) = &mut shown.object {
             node.tables = self.heartbeats.tables_of(&node.id);

@@ -225,7 +225,12 @@ impl Control for FakeManager {
         request: tonic::Request<wire::CreateSecretRequest>,
     ) -> Result<Reply<wire::Secret>, Status> {
         let meta = Some(wire::Meta { version: 7, ..wire::Meta::default() });
-        let secret = wire::Secret { id: "secret1".into(), meta, spec: request.into_inner().spec };
+        let secret = wire::Secret {
+            id: "secret1".into(),
+            meta,
+            spec: request.into_inner().spec,
+            ..wire::Secret::default()
+        };
         self.put(secret.clone());
         Ok(Reply::new(secret))
     }
@@ -254,7 +259,8 @@ impl Control for FakeManager {
         &self,
         request: tonic::Request<wire::CreateConfigRequest>,
     ) -> Result<Reply<wire::Config>, Status> {
-        let config = wire::Config { id: "config1".into(), meta: None, spec: request.into_inner().spec };
+        let config =
+            wire::Config { id: "config1".into(), spec: request.into_inner().spec, ..wire::Config::default() };
         self.put(config.clone());
         Ok(Reply::new(config))
     }
@@ -710,7 +716,7 @@ async fn secrets_and_configs_have_dockers_paths_and_statuses() {
     let put = |id: &str, name: &str| {
         let annotations = Some(wire::Annotations { name: name.into(), ..wire::Annotations::default() });
         let spec = Some(wire::ContentSpec { annotations, ..wire::ContentSpec::default() });
-        manager.put(wire::Secret { id: id.into(), spec, meta: None });
+        manager.put(wire::Secret { id: id.into(), spec, ..wire::Secret::default() });
     };
     put("x9", "keyring");
     put("y9", "used");
