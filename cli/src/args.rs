@@ -142,7 +142,7 @@ pub enum ClientCommand {
     Config(SecretCommand),
     /// Start a cluster with this node as its first manager
     #[command(after_help = swarm::INIT_EXAMPLES)]
-    Init(swarm::InitArgs),
+    Init(Box<swarm::InitArgs>),
     /// Join a cluster
     #[command(after_help = swarm::JOIN_EXAMPLES)]
     Join(swarm::JoinArgs),
@@ -178,7 +178,7 @@ impl ClientCommand {
             ClientCommand::Service(command) => command.run(context).await,
             ClientCommand::Secret(command) => command.run(context, Family::Secret).await,
             ClientCommand::Config(command) => command.run(context, Family::Config).await,
-            ClientCommand::Init(args) => swarm::init(context, args).await,
+            ClientCommand::Init(args) => swarm::init(context, *args).await,
             ClientCommand::Join(args) => swarm::join(context, args).await,
             ClientCommand::Leave(args) => swarm::leave(context, args).await,
             ClientCommand::Version(args) => system::version(context, args).await,
@@ -243,6 +243,8 @@ mod tests {
             "service ps --no-trunc web",
             "secret create --label a=b key -",
             "secret create --template-driver golang key ./file",
+            "secret update --label-add a=b --label-rm c -d key ./file",
+            "config update web -",
             "secret ls -f name=key -q",
             "config inspect --pretty web",
             "config rm a b",

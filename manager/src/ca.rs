@@ -19,6 +19,7 @@ use rswarm_proto::wire::{
 };
 use tonic::{Request, Response, Status};
 
+use crate::external::{self, Signing};
 use crate::forward::{Forward, Repeat, not_leader, propose_status};
 use crate::found::{certificate_lifetime, new_node};
 use crate::guard::{Guard, set_caller};
@@ -29,6 +30,8 @@ use crate::store::StoreHandle;
 pub(crate) struct CaService {
     /// Who may call.
     pub guard: Guard,
+    /// Who this manager is, to an external authority.
+    pub identity: Arc<Identity>,
     /// Where the leader is.
     pub forward: Forward,
     /// The state.
@@ -59,7 +62,7 @@ impl CaService {
         let role = admitted_role(&root, &request.token)?;
         let subject = Subject { node_id: cluster_id(), role, cluster_id: cluster.id.clone() };
         // Signed before the node is stored: a request that is none must leave no node behind.
-        let response = sign(&cluster, &root, &subject, &request.csr_pem)?;
+        let response = self.signed(&cluster, &root, &subject, &request.csr_pem).await?;
         let node = new_node(subject.node_id, role, request.availability(), request.hostname.clone());
         let change =
             Change { action: change::Action::Create.into(), object: Some(node.into()), ..Change::default() };
@@ -81,7 +84,27 @@ impl CaService {
         })?;
         let subject =
             Subject { node_id: node_id.to_owned(), role: node.role(), cluster_id: cluster.id.clone() };
-        sign(&cluster, &root, &subject, &request.csr_pem)
+        drop(state);
+        self.signed(&cluster, &root, &subject, &request.csr_pem).await
+    }
+
+    /// The certificate by an external authority when there is one for the root, else by the root's key.
+    async fn signed(
+        &self,
+        cluster: &Cluster,
+        root: &RootCa,
+        subject: &Subject,
+        csr_pem: &str,
+    ) -> Result<IssueResponse, Status> {
+        let spec = cluster.spec.clone().unwrap_or_default();
+        let urls = external::urls(root, &spec);
+        if urls.is_empty() {
+            return sign(cluster, root, subject, csr_pem);
+        }
+        let (root_pem, _, between) = root.signer();
+        let trusted_pem = &root.trust_bundle();
+        let signing = Signing { identity: &self.identity, trusted_pem, root_pem, csr_pem, subject };
+        Ok(response(root, subject, signing.by(&urls).await? + between))
     }
 
     /// The cluster's root, as the leader knows it.
@@ -166,18 +189,34 @@ fn refusal(what: &str) -> Status {
 
 fn sign(cluster: &Cluster, root: &RootCa, subject: &Subject, csr_pem: &str) -> Result<IssueResponse, Status> {
     let (certificate, key, between) = root.signer();
+    if key.is_empty() {
+        return Err(keyless());
+    }
     let key = std::str::from_utf8(key).map_err(|_| Status::internal("the root key is not text"))?;
     let authority = Authority::from_pem(certificate, key).map_err(|error| to_status(&error))?;
     let lifetime = certificate_lifetime(cluster.spec.as_ref().unwrap_or(&Default::default()));
     let issued = authority.issue(csr_pem, subject, lifetime, Timestamp::wall());
-    let certificate_pem = issued.map_err(|error| to_status(&error))? + between;
-    Ok(IssueResponse {
+    Ok(response(root, subject, issued.map_err(|error| to_status(&error))? + between))
+}
+
+fn response(root: &RootCa, subject: &Subject, certificate_pem: String) -> IssueResponse {
+    IssueResponse {
         node_id: subject.node_id.clone(),
         cluster_id: subject.cluster_id.clone(),
         role: subject.role.into(),
         certificate_pem,
         root_pem: root.trust_bundle(),
-    })
+    }
+}
+
+/// The managers hold no key, and are told of nobody who does.
+fn keyless() -> Status {
+    let mut status = Status::failed_precondition(
+        "no external CA URLs: the key of the cluster's root is with an external CA, and there is none for this root",
+    );
+    let hint = "name one with `rswarm swarm update --external-ca protocol=cfssl,url=https://...`";
+    status.metadata_mut().insert("hint", tonic::metadata::MetadataValue::from_static(hint));
+    status
 }
 
 #[cfg(test)]

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use rswarm_base::audit::Audit;
 use rswarm_base::{Clock, IdGen, SystemClock};
+use rswarm_manager_core::content::versions;
 use rswarm_manager_core::control::{self, ControlError, Decision, Fresh};
 use rswarm_manager_core::forecast::forecast;
 use rswarm_manager_core::update::deployment;
 use rswarm_manager_core::{AnyObject, Rejected, State};
 use rswarm_proto::model::object::Stored;
 use rswarm_proto::status::to_status;
-use rswarm_proto::tls::{MESSAGE_BYTES_MAX, UnlockKey};
+use rswarm_proto::tls::{Identity, MESSAGE_BYTES_MAX, UnlockKey};
 use rswarm_proto::token::{JoinToken, RootDigest};
 use rswarm_proto::wire::control_client::ControlClient;
 use rswarm_proto::wire::control_server::{Control, ControlServer};
@@ -30,6 +31,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use crate::blocking::blocking;
+use crate::external;
 use crate::forward::{Forward, Repeat, not_leader, propose_status, was_forwarded};
 use crate::guard::Guard;
 use crate::heartbeats::Heartbeats;
@@ -232,6 +234,8 @@ pub(crate) struct Desk {
     pub store: StoreHandle,
     /// What nodes have acknowledged.
     pub heartbeats: Heartbeats,
+    /// Who this manager is, to an external authority.
+    pub identity: Arc<Identity>,
 }
 
 impl Desk {
@@ -337,9 +341,14 @@ impl Desk {
 
     async fn update_cluster(&self, request: UpdateClusterRequest) -> Result<Cluster, Status> {
         // Said here, because the decision has no word for it; the decision is made on the state of then.
-        let root =
-            self.store.state().cluster().and_then(|cluster| cluster.root_ca.clone()).unwrap_or_default();
-        let root = next_root(&root, &request, SystemClock.now()).map_err(|error| to_status(&error))?;
+        let stored = self.store.state().cluster().map(|cluster| Cluster::clone(cluster)).unwrap_or_default();
+        let current = stored.root_ca.unwrap_or_default();
+        let root = next_root(&current, &request, SystemClock.now()).map_err(|error| to_status(&error))?;
+        let before = stored.spec.unwrap_or_default();
+        let after = request.spec.as_ref().unwrap_or(&before);
+        if root.is_some() || after.external_cas != before.external_cas {
+            external::probe(root.as_ref().unwrap_or(&current), after, &self.identity).await?;
+        }
         if let Some(rotation) = root.as_ref().and_then(|root| root.rotation.as_ref()) {
             tracing::info!(root = rotation.certificate_pem, "the root certificate is being replaced");
         }
@@ -453,6 +462,12 @@ impl Desk {
         }
         if let Some(object::Object::Service(service)) = &mut shown.object {
             service.deployment = Some(deployment(&self.store.state(), service));
+        }
+        if let Some(object::Object::Secret(secret)) = &mut shown.object {
+            secret.versions = versions(&self.store.state(), secret);
+        }
+        if let Some(object::Object::Config(config)) = &mut shown.object {
+            config.versions = versions(&self.store.state(), config);
         }
         if let Some(object::Object::Node(node)) = &mut shown.object {
             node.tables = self.heartbeats.tables_of(&node.id);

@@ -520,7 +520,7 @@ mod tests {
         let change = |change| AssignmentChange { change: Some(change) };
         let config = |number: usize| {
             let spec = ContentSpec { data: vec![0; 1_000_000], ..ContentSpec::default() };
-            change(Change::Config(Config { id: number.to_string(), spec: Some(spec), meta: None }))
+            change(Change::Config(Config { id: number.to_string(), spec: Some(spec), ..Config::default() }))
         };
         let mut changes = vec![change(Change::Task(Task::default()))];
         changes.extend((0..20).map(config));

@@ -8,6 +8,8 @@ use std::time::Duration;
 use rswarm_base::{Clock, SystemClock, Timestamp};
 use rswarm_manager_core::drain::AppliedTables;
 use rswarm_proto::wire::TaskUsage;
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
 use tokio::time::Instant;
 
 /// How often it is looked whether this process runs.
@@ -19,6 +21,8 @@ const STANDSTILL: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Heartbeats {
     heard: Arc<Mutex<Heard>>,
+    /// Wakes who waits for nodes to tell what their tasks use.
+    told: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -135,6 +139,13 @@ impl Heartbeats {
     pub(crate) fn use_of(&self, node_id: &str, tasks: &[TaskUsage]) {
         let mut heard = self.heard.lock().expect("no holder panics");
         heard.usage.insert(node_id.to_owned(), tasks.to_vec());
+        drop(heard);
+        self.told.notify_waiters();
+    }
+
+    /// Resolves when the next node tells, counted from this call.
+    pub(crate) fn next_told(&self) -> OwnedNotified {
+        self.told.clone().notified_owned()
     }
 
     /// What all tasks use, as far as their nodes have said.

@@ -13,6 +13,7 @@ mod calls;
 mod config;
 mod control;
 mod dispatcher;
+mod external;
 mod forward;
 mod found;
 mod group;

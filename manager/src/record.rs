@@ -67,26 +67,34 @@ fn name(annotations: Option<&Annotations>) -> String {
     annotations.map(|annotations| annotations.name.clone()).unwrap_or_default()
 }
 
-/// Requests with a spec that has a name, and perhaps the object's id.
+/// Requests with a spec that has a name.
 macro_rules! with_spec {
-    ($($request:ident $(by $id:ident)?),* $(,)?) => {$(
+    ($($request:ident),* $(,)?) => {$(
         impl Asked for $request {
             fn tell(&self, entry: &mut Entry) {
                 entry.name = name(self.spec.as_ref().and_then(|spec| spec.annotations.as_ref()));
-                $(entry.id.clone_from(&self.$id);)?
             }
         }
     )*};
 }
 
-with_spec!(
-    CreateServiceRequest,
-    CreateNetworkRequest,
-    CreateSecretRequest,
-    CreateConfigRequest,
-    UpdateSecretRequest by id,
-    UpdateConfigRequest by id,
-);
+with_spec!(CreateServiceRequest, CreateNetworkRequest, CreateSecretRequest, CreateConfigRequest,);
+
+macro_rules! of_content {
+    ($($request:ident),*) => {$(
+        impl Asked for $request {
+            fn tell(&self, entry: &mut Entry) {
+                entry.name = name(self.spec.as_ref().and_then(|spec| spec.annotations.as_ref()));
+                entry.id.clone_from(&self.id);
+                if self.new_version {
+                    entry.detail.push("new_version".to_owned());
+                }
+            }
+        }
+    )*};
+}
+
+of_content!(UpdateSecretRequest, UpdateConfigRequest);
 
 impl Asked for UpdateServiceRequest {
     fn tell(&self, entry: &mut Entry) {

@@ -9,7 +9,7 @@
 use rswarm_base::{Classify, Kind, Timestamp};
 use rswarm_manager_core::State;
 use rswarm_manager_core::rotation::renewed_by_all;
-use rswarm_proto::tls::{Authority, AuthorityError};
+use rswarm_proto::tls::{Authority, AuthorityError, certificate_ends_at, issuer_info, root_digest};
 use rswarm_proto::token::JoinToken;
 use rswarm_proto::wire::{RootCa, RootRotation, UpdateClusterRequest};
 
@@ -34,36 +34,45 @@ pub(crate) fn next_root(
         if forced == root.last_forced_rotation {
             return Ok(None);
         }
-        return begin(root, &Authority::generate(now)?, forced).map(Some);
+        let new = Authority::generate(now)?;
+        return begin(root, new.certificate_pem(), new.key_pem().as_bytes().to_vec(), forced).map(Some);
     }
     let certificate = normalised(certificate)?;
-    let key = std::str::from_utf8(&request.signing_ca_key).ok().filter(|key| !key.trim().is_empty());
-    let authority = Authority::from_pem(&certificate, key.ok_or(RotationError::CertificateAlone)?)?;
-    authority.check().map_err(RotationError::Pair)?;
-    if authority.ends_at() < now.after(LIFE_MIN) {
+    let key_pem = match std::str::from_utf8(&request.signing_ca_key).map(str::trim) {
+        Ok("") => Vec::new(),
+        Ok(key) => {
+            let authority = Authority::from_pem(&certificate, key)?;
+            authority.check().map_err(RotationError::Pair)?;
+            authority.key_pem().as_bytes().to_vec()
+        }
+        Err(_) => return Err(RotationError::KeyText),
+    };
+    if certificate_ends_at(&certificate) < now.after(LIFE_MIN) {
         return Err(RotationError::TooSoon);
     }
     if certificate == root.certificate_pem {
         // Back to where it was: what the new root has signed is good by the old one until it is renewed.
-        let key_pem = authority.key_pem().as_bytes().to_vec();
+        let key_pem = if key_pem.is_empty() { root.key_pem.clone() } else { key_pem };
         return Ok(Some(RootCa { key_pem, rotation: None, last_forced_rotation: forced, ..root.clone() }));
     }
-    if authority.key_pem().as_bytes() == root.key_pem {
+    if issuer_info(&certificate).map(|(_, key)| key) == issuer_info(&root.certificate_pem).map(|(_, key)| key)
+    {
         return Err(RotationError::SameKey);
     }
     match &root.rotation {
         Some(rotation) if rotation.certificate_pem == certificate => Ok(None),
-        Some(_) | None => begin(root, &authority, forced).map(Some),
+        Some(_) | None => begin(root, &certificate, key_pem, forced).map(Some),
     }
 }
 
-fn begin(root: &RootCa, new: &Authority, forced: u64) -> Result<RootCa, RotationError> {
-    let key = std::str::from_utf8(&root.key_pem).map_err(|_| RotationError::NoKey)?;
-    let old = Authority::from_pem(&root.certificate_pem, key)?;
+/// `new_key` is empty when the key is with an external authority.
+fn begin(root: &RootCa, new_pem: &str, new_key: Vec<u8>, forced: u64) -> Result<RootCa, RotationError> {
+    let key = std::str::from_utf8(&root.key_pem).ok().filter(|key| !key.is_empty());
+    let old = Authority::from_pem(&root.certificate_pem, key.ok_or(RotationError::NoKey)?)?;
     let rotation = RootRotation {
-        certificate_pem: new.certificate_pem().to_owned(),
-        key_pem: new.key_pem().as_bytes().to_vec(),
-        cross_signed_pem: old.cross_sign(new)?,
+        certificate_pem: new_pem.to_owned(),
+        key_pem: new_key,
+        cross_signed_pem: old.cross_sign(new_pem)?,
     };
     Ok(RootCa { rotation: Some(rotation), last_forced_rotation: forced, ..root.clone() })
 }
@@ -83,13 +92,12 @@ fn normalised(pem: &str) -> Result<String, RotationError> {
 pub(crate) fn finished(state: &State) -> Option<RootCa> {
     let root = state.cluster()?.root_ca.as_ref()?;
     let rotation = renewed_by_all(state)?;
-    let key = std::str::from_utf8(&rotation.key_pem).ok()?;
-    let authority = Authority::from_pem(&rotation.certificate_pem, key).ok()?;
-    let token = || JoinToken::generate(authority.digest()).to_string();
+    let digest = root_digest(&rotation.certificate_pem).ok()?;
+    let token = || JoinToken::generate(digest).to_string();
     Some(RootCa {
         certificate_pem: rotation.certificate_pem.clone(),
         key_pem: rotation.key_pem.clone(),
-        digest: authority.digest().to_string(),
+        digest: digest.to_string(),
         worker_token: token(),
         manager_token: token(),
         rotation: None,
@@ -102,15 +110,15 @@ pub(crate) fn finished(state: &State) -> Option<RootCa> {
 pub(crate) enum RotationError {
     #[error("if a signing CA key is provided, the signing CA cert must also be provided")]
     KeyAlone,
-    #[error("a signing CA cert needs its key: external CAs are not supported")]
-    CertificateAlone,
+    #[error("the signing CA key is not text")]
+    KeyText,
     #[error("the desired CA certificate cannot contain multiple certificates")]
     Several,
     #[error("CA certificate expires too soon")]
     TooSoon,
     #[error("Cannot update to a cert with an identical key")]
     SameKey,
-    #[error("the cluster's own root has no key that could sign the new one")]
+    #[error("the key of the cluster's root is with an external CA, and cannot sign the new root")]
     NoKey,
     #[error("the CA certificate cannot sign certificates of nodes with this key")]
     Pair(#[source] AuthorityError),
@@ -122,13 +130,20 @@ impl Classify for RotationError {
     fn kind(&self) -> Kind {
         match self {
             RotationError::KeyAlone
-            | RotationError::CertificateAlone
+            | RotationError::KeyText
             | RotationError::Several
             | RotationError::TooSoon
             | RotationError::SameKey
             | RotationError::Pair(_)
             | RotationError::Authority(_) => Kind::InvalidArgument,
-            RotationError::NoKey => Kind::Internal,
+            RotationError::NoKey => Kind::FailedPrecondition,
         }
+    }
+
+    fn hint(&self) -> Option<String> {
+        matches!(self, RotationError::NoKey).then(|| {
+            "give the managers that key first: `rswarm swarm ca --rotate --ca-cert ROOT --ca-key KEY`"
+                .to_owned()
+        })
     }
 }

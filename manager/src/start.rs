@@ -377,6 +377,7 @@ fn assemble(
     };
     let ca = CaService {
         guard: guard.clone(),
+        identity: identity.clone(),
         forward: forward.clone(),
         store: store.clone(),
         audit: config.audit.clone(),
@@ -391,7 +392,8 @@ fn assemble(
         scope: scope.child("sessions"),
         sessions: Arc::new(Mutex::new(HashMap::new())),
     };
-    let desk = Desk { store: store.clone(), heartbeats: writer.heartbeats.clone() };
+    let desk =
+        Desk { store: store.clone(), heartbeats: writer.heartbeats.clone(), identity: identity.clone() };
     let relay = RelayService { guard: guard.clone(), writer };
     let attachments =
         AttachmentsService { guard: guard.clone(), forward: forward.clone(), desk: desk.clone() };

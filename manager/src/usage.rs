@@ -9,6 +9,7 @@ use rswarm_manager_core::State;
 use rswarm_manager_core::state::node_state;
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::{NodeState, NodeUsage, TaskUsage, UsageResponse};
+use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
 use crate::heartbeats::Heartbeats;
@@ -17,22 +18,22 @@ use crate::heartbeats::Heartbeats;
 const WANTED: Duration = Duration::from_secs(20);
 /// How many heartbeat periods the first answer waits for nodes: one to be asked with, one to look, one to tell.
 const PERIODS: u32 = 4;
-/// How often it is looked whether all have told.
-const LOOK: Duration = Duration::from_millis(50);
 
 /// What all tasks use. Waits until every node has told, but not for ever.
 pub(crate) async fn gather(state: &State, heartbeats: &Heartbeats) -> Result<UsageResponse, Status> {
     let start = SystemClock.now();
     heartbeats.want_usage(start.after(WANTED));
-    let deadline = start.after(state.heartbeat_period() * PERIODS);
+    let deadline = Instant::now() + state.heartbeat_period() * PERIODS;
     loop {
+        let next = heartbeats.next_told();
         let told = heartbeats.usage();
         let silent: Vec<String> =
             tellers(state).filter(|node_id| !told.contains_key(*node_id)).map(str::to_owned).collect();
-        if silent.is_empty() || SystemClock.now() >= deadline {
+        if silent.is_empty() || Instant::now() >= deadline {
             return Ok(UsageResponse { nodes: known(state, told), silent });
         }
-        tokio::time::sleep(LOOK).await;
+        // In time or not, it is looked once more.
+        let _ = timeout_at(deadline, next).await;
     }
 }
 

@@ -32,6 +32,8 @@ fn generic_resources_are_given_out_by_name_and_by_count() -> Result<()> {
             == r#"[{"NamedResourceSpec":{"Kind":"gpu","Value":"uuid1"}},{"NamedResourceSpec":{"Kind":"gpu","Value":"uuid2"}},{"DiscreteResourceSpec":{"Kind":"ssd","Value":3}}]"#,
         "{shown}"
     );
+    let (_, info) = second.api("GET", "/info", "")?;
+    ensure!(info.contains(&format!("\"GenericResources\":{}", shown.trim())), "{info}");
 
     let create = ["service", "create", "--detach", "--name", "web", "--replicas", "2"];
     let wanted = ["--generic-resource", "gpu=1", "--generic-resource", "ssd=2"];

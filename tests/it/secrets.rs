@@ -132,6 +132,112 @@ fn secrets_and_configs_reach_containers_and_no_disk() -> Result<()> {
     lab.finish()
 }
 
+#[test]
+fn a_new_version_of_a_secret_is_rolled_out_and_back() -> Result<()> {
+    let lab = Lab::start(1)?;
+    lab.form_cluster(1)?;
+    let host = &lab.hosts[0];
+    host.import_busybox()?;
+    let dir = tempfile::tempdir()?;
+    let file = |name: &str, text: &str| -> Result<String> {
+        let path = dir.path().join(name);
+        fs::write(&path, text)?;
+        Ok(path.to_str().context("a path")?.to_owned())
+    };
+    let (first, second) = (file("first", "first")?, file("second", "second")?);
+    let one = host.docker(&["secret", "create", "key", &first])?.trim().to_owned();
+    host.docker(&["config", "create", "--label", "rswarm.versions=true", "conf", &first])?;
+    let service = |name: &str, secret: &str| {
+        host.docker(&[
+            "service",
+            "create",
+            "--quiet",
+            "--name",
+            name,
+            "--replicas",
+            "2",
+            "--secret",
+            secret,
+            "--config",
+            "source=conf,target=/conf",
+            "--update-monitor",
+            "1s",
+            "--stop-grace-period",
+            "1s",
+            "busybox:latest",
+            "sleep",
+            "1000",
+        ])
+    };
+    service("web", "key")?;
+    // Docker's client pins a version by its name.
+    service("pinned", "source=key@1,target=key")?;
+    let before = containers(host)?;
+
+    // The command waits until all is rolled out: every task is another one, with the new content.
+    let told = host.rswarm(&["secret", "update", "key", &second])?;
+    let two = told.lines().next().context("an id")?.to_owned();
+    ensure!(two.len() == 25 && two != one && told.contains("\nweb\n"), "{told}");
+    all_read(host, "web", "/run/secrets/key", "second")?;
+    all_read(host, "pinned", "/run/secrets/key", "first")?;
+    ensure!(containers(host)?.iter().all(|id| !before.contains(id)), "a task keeps what it began with");
+    let shown: serde_json::Value = serde_json::from_str(&host.docker(&["secret", "inspect", "key"])?)?;
+    ensure!(shown[0]["ID"] == two.as_str(), "{shown}");
+    let listed = host.docker(&["secret", "ls", "-q"])?;
+    ensure!(listed.trim() == two, "one name, one row: {listed}");
+    let (_, raw) = host.api("GET", "/secrets/key", "")?;
+    let raw: serde_json::Value = serde_json::from_str(&raw)?;
+    ensure!(raw["Versions"][0]["Services"] == serde_json::json!(["pinned"]), "{raw}");
+    ensure!(raw["Versions"][1]["Services"] == serde_json::json!(["web"]), "{raw}");
+    let used = host.refusal(&["secret", "rm", "key"])?;
+    ensure!(used.contains("in use by the following services: pinned, web"), "{used}");
+
+    host.docker(&["service", "rollback", "--quiet", "web"])?;
+    all_read(host, "web", "/run/secrets/key", "first")?;
+    // The same content again brings everybody up to date.
+    host.rswarm(&["secret", "update", "--quiet", "key", &second])?;
+    all_read(host, "web", "/run/secrets/key", "second")?;
+
+    // A stack file is deployed again with another file: docker's own client updates what the label lets it.
+    let stack = |text: &str| {
+        file("settings", text)?;
+        file(
+            "stack.yml",
+            "version: '3.8'\nservices:\n  app:\n    image: busybox:latest\n    command: sleep 1000\n    \
+             stop_grace_period: 1s\n    configs: [{source: settings, target: /etc/settings}]\nconfigs:\n  \
+             settings: {file: ./settings, labels: {rswarm.versions: 'true'}}\n",
+        )
+    };
+    host.docker(&["stack", "deploy", "--detach=false", "--quiet", "-c", &stack("one")?, "demo"])?;
+    all_read(host, "demo_app", "/etc/settings", "one")?;
+    host.docker(&["stack", "deploy", "--detach=false", "--quiet", "-c", &stack("two")?, "demo"])?;
+    eventually(PATIENCE, "the stack has the new file", || {
+        Ok(all_read(host, "demo_app", "/etc/settings", "two").is_ok())
+    })?;
+
+    host.docker(&["service", "rm", "pinned", "web"])?;
+    host.docker(&["stack", "rm", "demo"])?;
+    eventually(PATIENCE, "old versions are gone with their users", || {
+        let (_, raw) = host.api("GET", "/secrets/key", "")?;
+        let raw: serde_json::Value = serde_json::from_str(&raw)?;
+        Ok(raw["Versions"].as_array().is_some_and(|versions| versions.len() == 1))
+    })?;
+    host.docker(&["secret", "rm", "key"])?;
+    lab.finish()
+}
+
+/// What every container of a service finds in a file.
+fn all_read(host: &Host, service: &str, path: &str, text: &str) -> Result<()> {
+    let label = format!("label=com.docker.swarm.service.name={service}");
+    let ids = host.docker(&["ps", "-q", "--filter", &label])?;
+    ensure!(!ids.trim().is_empty(), "no container of {service}");
+    for id in ids.split_whitespace() {
+        let found = inside(host, id, &["cat", path])?;
+        ensure!(found == text, "{service} reads {found}, not {text}");
+    }
+    Ok(())
+}
+
 fn containers(host: &Host) -> Result<Vec<String>> {
     let ids = host.docker(&["ps", "-q", "--filter", "label=com.docker.swarm.service.name=web"])?;
     Ok(ids.split_whitespace().map(str::to_owned).collect())

@@ -228,8 +228,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let (disk, node) = (Disk::open(dir.path()).expect("open"), identity());
         let spec = ContentSpec { data: b"correct horse battery".to_vec(), ..ContentSpec::default() };
-        let secret = Secret { id: "s1".into(), spec: Some(spec.clone()), meta: None };
-        let config = Config { id: "c1".into(), spec: Some(spec), meta: None };
+        let secret = Secret { id: "s1".into(), spec: Some(spec.clone()), ..Secret::default() };
+        let config = Config { id: "c1".into(), spec: Some(spec), ..Config::default() };
         disk.put_content(&node, &secret).expect("kept");
         disk.put_content(&node, &config).expect("kept");
         let sealed = std::fs::read(dir.path().join("secrets/s1.sealed")).expect("the file");

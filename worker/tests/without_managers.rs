@@ -170,7 +170,8 @@ async fn a_prepared_task_gets_its_secret_after_a_restart_without_managers() {
     task.task.spec = Some(TaskSpec { secrets: vec![reference], ..TaskSpec::default() });
     disk.put_task(&task).expect("write");
     let spec = ContentSpec { data: b"hush".to_vec(), ..ContentSpec::default() };
-    disk.put_content(&identity(), &Secret { id: "s1".into(), spec: Some(spec), meta: None }).expect("write");
+    disk.put_content(&identity(), &Secret { id: "s1".into(), spec: Some(spec), ..Secret::default() })
+        .expect("write");
     let fake = Fake::new(&[]);
     let scope = Scope::root("test");
     start(dir.path(), &fake, &scope).await;

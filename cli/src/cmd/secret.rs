@@ -10,6 +10,7 @@ use rswarm_base::Timestamp;
 use serde_json::json;
 
 use super::mount::split_csv;
+use super::service::{self, WaitArgs};
 use super::{CommandError, Context, InspectArgs, ListArgs, ago, words};
 use crate::client::{Call, Filters};
 use crate::render::table::{Listing, Row, row};
@@ -30,6 +31,12 @@ const SECRETS: Listing = Listing {
 };
 const CONFIGS: Listing =
     Listing { table: "{{.ID}}\t{{.Name}}\t{{.CreatedAt}}\t{{.UpdatedAt}}", headers: HEADERS, quiet: "ID" };
+const UPDATE_EXAMPLES: &str = "\
+Examples:
+  rswarm secret update key ./key.pem              services with `--secret key` are updated, one task at a time
+                                                  or as each of them says
+  rswarm service create --secret key@1 my/web     stays with the first version
+  rswarm service rollback web                     back to the version before";
 /// Permissions of a file that says nothing about them.
 const MODE: u32 = 0o444;
 
@@ -52,6 +59,9 @@ pub enum SecretCommand {
     Ls(ListArgs),
     /// Print everything about some
     Inspect(SecretInspectArgs),
+    /// Make a new version, and update the services that use it
+    #[command(after_help = UPDATE_EXAMPLES)]
+    Update(UpdateArgs),
     /// Remove some that no service uses
     #[command(visible_alias = "remove")]
     Rm(RmArgs),
@@ -68,6 +78,22 @@ pub struct CreateArgs {
     /// Take it for a template: golang
     #[arg(long, value_name = "DRIVER")]
     template_driver: Option<String>,
+    /// Name
+    name: String,
+    /// File with the data; `-` is standard input
+    file: String,
+}
+
+#[derive(Debug, Args)]
+pub struct UpdateArgs {
+    /// Set a label, `KEY=VALUE`
+    #[arg(long, value_name = "LABEL")]
+    label_add: Vec<String>,
+    /// Remove a label
+    #[arg(long, value_name = "KEY")]
+    label_rm: Vec<String>,
+    #[command(flatten)]
+    wait: WaitArgs,
     /// Name
     name: String,
     /// File with the data; `-` is standard input
@@ -123,6 +149,7 @@ impl SecretCommand {
             SecretCommand::Create(args) => create(context, family, args).await,
             SecretCommand::Ls(args) => list(context, family, args).await,
             SecretCommand::Inspect(args) => inspect(context, family, args).await,
+            SecretCommand::Update(args) => update(context, family, args).await,
             SecretCommand::Rm(args) => {
                 let work = |name: String| async move {
                     context.client.done(Call::delete(family.path(&name))).await?;
@@ -148,6 +175,31 @@ async fn create(context: &Context, family: Family, args: CreateArgs) -> Result<u
     };
     let created: IdReply = context.client.json(Call::post(family.path("create")).body(&body)).await?;
     context.terminal.line(created.id)?;
+    Ok(0)
+}
+
+/// A new version of it, and then each service that uses it, until it has converged.
+async fn update(context: &Context, family: Family, args: UpdateArgs) -> Result<u8, CommandError> {
+    let found: Secret = context.client.json(Call::get(family.path(&args.name))).await?;
+    let mut labels = found.spec.labels.unwrap_or_default();
+    labels.retain(|key, _| !args.label_rm.contains(key));
+    labels.extend(words::key_values(&args.label_add));
+    let body = SecretSpec { labels: Some(labels), data: STANDARD.encode(read(&args.file)?), ..found.spec };
+    let call = Call::post(format!("{}/versions", family.path(&found.id)));
+    let made: Secret = context.client.json(call.query("version", found.version.index).body(&body)).await?;
+    context.terminal.line(&made.id)?;
+    let (latest, older): (Vec<_>, Vec<_>) = made.versions.iter().partition(|version| version.id == made.id);
+    for version in older.iter().filter(|version| !version.services.is_empty()) {
+        let (services, number) = (version.services.join(", "), version.number);
+        context.terminal.complain(format_args!("version {number} is kept, it is in use by: {services}"));
+    }
+    for name in latest.iter().flat_map(|version| &version.services) {
+        context.terminal.line(name)?;
+        let code = service::follow(context, name, args.wait).await?;
+        if code != 0 {
+            return Ok(code);
+        }
+    }
     Ok(0)
 }
 
@@ -212,6 +264,10 @@ fn pretty(secret: &Secret, family: Family) -> String {
         let driver = secret.spec.driver.as_ref().map_or("", |driver| driver.name.as_str());
         text.push_str(&format!("Driver:\t\t\t{driver}\n"));
     }
+    for version in &secret.versions {
+        let services = version.services.join(", ");
+        text.push_str(&format!("Version {}:\t\t{} {services}\n", version.number, version.id));
+    }
     text.push_str(&format!("Created at:\t\t{}\nUpdated at:\t\t{}\n", secret.created_at, secret.updated_at));
     if family == Family::Config {
         let data = STANDARD.decode(&secret.spec.data).unwrap_or_default();
@@ -260,7 +316,9 @@ pub fn reference(text: &str) -> Result<Reference, String> {
         return Err("source is required".to_owned());
     }
     if reference.file.name.is_empty() {
-        reference.file.name.clone_from(&reference.source);
+        // `key@2` is a version of `key`.
+        let name = reference.source.split('@').next().unwrap_or_default();
+        name.clone_into(&mut reference.file.name);
     }
     Ok(reference)
 }
@@ -297,6 +355,8 @@ mod tests {
         let long = reference("source=key,target=/etc/key,uid=33,gid=34,mode=0400").expect("long");
         assert_eq!((long.file.name.as_str(), long.file.mode), ("/etc/key", 0o400));
         assert_eq!((long.file.uid.as_str(), long.file.gid.as_str()), ("33", "34"));
+        let pinned = reference("key@2").expect("a version");
+        assert_eq!((pinned.source.as_str(), pinned.file.name.as_str()), ("key@2", "key"));
         for text in ["target=x", "source=a,colour=red", "source=a,mode=9", "a,b"] {
             assert!(reference(text).is_err(), "{text}");
         }

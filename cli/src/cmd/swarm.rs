@@ -10,10 +10,11 @@ use futures_util::stream;
 use http_body_util::BodyExt;
 use hyper::header::HeaderName;
 use rswarm_api::types::{
-    InfoBody, Node, SwarmInitBody, SwarmInspect, SwarmJoinBody, SwarmSpec, UnlockKeyBody,
+    ExternalCa, InfoBody, Node, SwarmInitBody, SwarmInspect, SwarmJoinBody, SwarmSpec, UnlockKeyBody,
 };
 use rswarm_base::fsx;
 
+use super::mount::split_csv;
 use super::{CommandError, Context};
 use crate::client::{Call, ClientError};
 use crate::units::parse_nanos;
@@ -23,7 +24,7 @@ use crate::units::parse_nanos;
 pub enum SwarmCommand {
     /// Start a cluster with this node as its first manager
     #[command(after_help = INIT_EXAMPLES)]
-    Init(InitArgs),
+    Init(Box<InitArgs>),
     /// Join a cluster
     #[command(after_help = JOIN_EXAMPLES)]
     Join(JoinArgs),
@@ -70,6 +71,20 @@ const RESTORE_HELP: &str = "\
 For a cluster whose managers are all lost. Workers go on with their containers, and come back by themselves when this
 node has the address of a manager that they knew. A manager that returns must have lost its data, or leave first.";
 
+/// Where a node that enters a cluster is.
+#[derive(Debug, Clone, Args)]
+pub struct AddressArgs {
+    /// Address that other nodes reach this one at, `ADDRESS|INTERFACE[:PORT]`
+    #[arg(long, value_name = "ADDRESS")]
+    advertise_addr: Option<String>,
+    /// Address to listen on
+    #[arg(long, default_value = "0.0.0.0:2377", value_name = "ADDRESS")]
+    listen_addr: String,
+    /// Address for traffic between containers
+    #[arg(long, value_name = "ADDRESS")]
+    data_path_addr: Option<String>,
+}
+
 /// `swarm backup`
 #[derive(Debug, Clone, Args)]
 pub struct BackupArgs {
@@ -81,15 +96,8 @@ pub struct BackupArgs {
 /// `swarm restore`
 #[derive(Debug, Clone, Args)]
 pub struct RestoreArgs {
-    /// Address that other nodes reach this one at, `ADDRESS|INTERFACE[:PORT]`
-    #[arg(long, value_name = "ADDRESS")]
-    advertise_addr: Option<String>,
-    /// Address to listen on
-    #[arg(long, default_value = "0.0.0.0:2377", value_name = "ADDRESS")]
-    listen_addr: String,
-    /// Address for traffic between containers
-    #[arg(long, value_name = "ADDRESS")]
-    data_path_addr: Option<String>,
+    #[command(flatten)]
+    addresses: AddressArgs,
     /// What `rswarm swarm backup` wrote
     #[arg(value_name = "FILE")]
     file: PathBuf,
@@ -122,20 +130,16 @@ pub struct SpecArgs {
     /// Ended tasks to keep per slot
     #[arg(long, value_name = "COUNT", allow_hyphen_values = true)]
     task_history_limit: Option<i64>,
+    /// Who signs nodes' certificates, `protocol=cfssl,url=URL[,cacert=FILE]`
+    #[arg(long, value_name = "CA", value_parser = external_ca)]
+    external_ca: Vec<ExternalCa>,
 }
 
 /// `swarm init`
 #[derive(Debug, Clone, Args)]
 pub struct InitArgs {
-    /// Address that other nodes reach this one at, `ADDRESS|INTERFACE[:PORT]`
-    #[arg(long, value_name = "ADDRESS")]
-    advertise_addr: Option<String>,
-    /// Address to listen on
-    #[arg(long, default_value = "0.0.0.0:2377", value_name = "ADDRESS")]
-    listen_addr: String,
-    /// Address for traffic between containers
-    #[arg(long, value_name = "ADDRESS")]
-    data_path_addr: Option<String>,
+    #[command(flatten)]
+    addresses: AddressArgs,
     /// UDP port for traffic between containers
     #[arg(long, value_name = "PORT")]
     data_path_port: Option<u32>,
@@ -161,15 +165,8 @@ pub struct JoinArgs {
     /// Token that says into which role
     #[arg(long)]
     token: String,
-    /// Address that other nodes reach this one at, `ADDRESS|INTERFACE[:PORT]`
-    #[arg(long, value_name = "ADDRESS")]
-    advertise_addr: Option<String>,
-    /// Address to listen on
-    #[arg(long, default_value = "0.0.0.0:2377", value_name = "ADDRESS")]
-    listen_addr: String,
-    /// Address for traffic between containers
-    #[arg(long, value_name = "ADDRESS")]
-    data_path_addr: Option<String>,
+    #[command(flatten)]
+    addresses: AddressArgs,
     /// What this node does: active, pause, drain
     #[arg(long, default_value = "active", value_parser = ["active", "pause", "drain"])]
     availability: String,
@@ -212,9 +209,12 @@ pub struct CaArgs {
     /// How long node certificates are valid
     #[arg(long, value_name = "DURATION", value_parser = parse_nanos, requires = "rotate")]
     cert_expiry: Option<i64>,
-    /// The root to be, PEM; without, one is made
-    #[arg(long, value_name = "FILE", requires = "ca_key")]
+    /// The root to be, PEM; without, one is made. Without its key, an external CA signs
+    #[arg(long, value_name = "FILE", requires = "rotate")]
     ca_cert: Option<PathBuf>,
+    /// Who signs nodes' certificates, `protocol=cfssl,url=URL[,cacert=FILE]`
+    #[arg(long, value_name = "CA", value_parser = external_ca, requires = "rotate")]
+    external_ca: Vec<ExternalCa>,
     /// Its key, PEM
     #[arg(long, value_name = "FILE", requires = "ca_cert")]
     ca_key: Option<PathBuf>,
@@ -236,11 +236,40 @@ pub struct UnlockKeyArgs {
     rotate: bool,
 }
 
+/// `protocol=cfssl,url=https://ca:8888/api/v1/cfssl/sign,cacert=root.pem`; other fields go along as options.
+fn external_ca(text: &str) -> Result<ExternalCa, String> {
+    let mut external = ExternalCa::default();
+    for field in split_csv(text) {
+        let (key, value) = field
+            .split_once('=')
+            .ok_or_else(|| format!("invalid field '{field}' must be a key=value pair"))?;
+        match key.to_ascii_lowercase().as_str() {
+            "protocol" if value.eq_ignore_ascii_case("cfssl") => external.protocol = "cfssl".to_owned(),
+            "protocol" => return Err(format!("unrecognized external CA protocol {value}")),
+            "url" => external.url = value.to_owned(),
+            "cacert" => {
+                external.ca_cert = std::fs::read_to_string(value)
+                    .map_err(|error| format!("unable to read CA cert for external CA: {value}: {error}"))?;
+            }
+            _ => {
+                external.options.get_or_insert_default().insert(key.to_owned(), value.to_owned());
+            }
+        }
+    }
+    if external.protocol.is_empty() {
+        return Err("the external-ca option needs a protocol= parameter".to_owned());
+    }
+    if external.url.is_empty() {
+        return Err("the external-ca option needs a url= parameter".to_owned());
+    }
+    Ok(external)
+}
+
 impl SwarmCommand {
     /// Does it.
     pub async fn run(self, context: &Context) -> Result<u8, CommandError> {
         match self {
-            SwarmCommand::Init(args) => init(context, args).await,
+            SwarmCommand::Init(args) => init(context, *args).await,
             SwarmCommand::Join(args) => join(context, args).await,
             SwarmCommand::Leave(args) => leave(context, args).await,
             SwarmCommand::JoinToken(args) => join_token(context, args).await,
@@ -266,7 +295,11 @@ impl SpecArgs {
             max_snapshots,
             snapshot_interval,
             task_history_limit,
+            external_ca,
         } = self;
+        if !external_ca.is_empty() {
+            spec.ca_config.external_cas.clone_from(external_ca);
+        }
         spec.encryption_config.auto_lock_managers =
             autolock.unwrap_or(spec.encryption_config.auto_lock_managers);
         spec.encryption_config.tunnel_key_period =
@@ -283,9 +316,9 @@ impl SpecArgs {
 /// Starts a cluster and says how others join it.
 pub async fn init(context: &Context, args: InitArgs) -> Result<u8, CommandError> {
     let mut body = SwarmInitBody {
-        listen_addr: args.listen_addr,
-        advertise_addr: args.advertise_addr.unwrap_or_default(),
-        data_path_addr: args.data_path_addr.unwrap_or_default(),
+        listen_addr: args.addresses.listen_addr,
+        advertise_addr: args.addresses.advertise_addr.unwrap_or_default(),
+        data_path_addr: args.addresses.data_path_addr.unwrap_or_default(),
         data_path_port: args.data_path_port.unwrap_or_default(),
         force_new_cluster: args.force_new_cluster,
         auto_lock_managers: args.spec.autolock.unwrap_or_default(),
@@ -308,9 +341,9 @@ pub async fn init(context: &Context, args: InitArgs) -> Result<u8, CommandError>
 /// Joins a cluster.
 pub async fn join(context: &Context, args: JoinArgs) -> Result<u8, CommandError> {
     let body = SwarmJoinBody {
-        listen_addr: args.listen_addr,
-        advertise_addr: args.advertise_addr.unwrap_or_default(),
-        data_path_addr: args.data_path_addr.unwrap_or_default(),
+        listen_addr: args.addresses.listen_addr,
+        advertise_addr: args.addresses.advertise_addr.unwrap_or_default(),
+        data_path_addr: args.addresses.data_path_addr.unwrap_or_default(),
         remote_addrs: Some(vec![args.manager]),
         join_token: args.token,
         availability: args.availability,
@@ -385,6 +418,9 @@ async fn ca(context: &Context, args: CaArgs) -> Result<u8, CommandError> {
         spec.ca_config.node_cert_expiry = args.cert_expiry.unwrap_or(spec.ca_config.node_cert_expiry);
         spec.ca_config.signing_ca_cert = text_of(args.ca_cert.as_deref())?;
         spec.ca_config.signing_ca_key = text_of(args.ca_key.as_deref())?;
+        if !args.external_ca.is_empty() {
+            spec.ca_config.external_cas = args.external_ca;
+        }
         send_update(context, &swarm, &spec, None).await?;
         if args.detach {
             return Ok(0);
@@ -465,9 +501,9 @@ async fn restore(context: &Context, args: RestoreArgs) -> Result<u8, CommandErro
     };
     let body = stream::once(async { Ok::<_, io::Error>(Bytes::from(bytes)) });
     let call = Call::post("/swarm/restore")
-        .query("listenAddr", &args.listen_addr)
-        .maybe("advertiseAddr", args.advertise_addr)
-        .maybe("dataPathAddr", args.data_path_addr)
+        .query("listenAddr", &args.addresses.listen_addr)
+        .maybe("advertiseAddr", args.addresses.advertise_addr)
+        .maybe("dataPathAddr", args.addresses.data_path_addr)
         .stream("application/octet-stream", body);
     let call = match &key {
         Some(key) => call.header(HeaderName::from_static(rswarm_api::UNLOCK_KEY), key),

@@ -81,6 +81,7 @@ pub struct Node {
     /// The channel to this node's own manager, with the identity that it was opened with.
     channel: arc_swap::ArcSwapOption<(Arc<Identity>, Channel)>,
     audit: Audit,
+    generic: Vec<GenericResource>,
 }
 
 impl Node {
@@ -92,7 +93,7 @@ impl Node {
         let (requests, inbox) = mpsc::channel(INBOX);
         let (info_sender, info) = watch::channel(ClusterInfo::default());
         let (access_sender, access) = watch::channel(None);
-        let audit = config.audit.clone();
+        let (audit, generic) = (config.audit.clone(), config.generic.clone());
         let mut actor = NodeActor {
             config,
             membership: None,
@@ -103,7 +104,14 @@ impl Node {
         };
         actor.resume().await?;
         scope.spawn(actor.run(inbox));
-        Ok(Arc::new(Node { requests, info, access, channel: arc_swap::ArcSwapOption::empty(), audit }))
+        Ok(Arc::new(Node {
+            requests,
+            info,
+            access,
+            channel: arc_swap::ArcSwapOption::empty(),
+            audit,
+            generic,
+        }))
     }
 
     async fn ask<T>(
@@ -149,7 +157,7 @@ impl ClusterNode for Node {
     }
 
     fn info(&self) -> ClusterInfo {
-        self.info.borrow().clone()
+        ClusterInfo { generic: self.generic.clone(), ..self.info.borrow().clone() }
     }
 
     async fn init(&self, request: InitRequest) -> Result<String, ClusterError> {
@@ -609,6 +617,7 @@ fn info_of(membership: &Membership) -> ClusterInfo {
             .map(|manager| RemoteManager { node_id: manager.node_id.clone(), addr: manager.addr.clone() })
             .collect(),
         data_path_port: agent.update.as_ref().map_or(0, |update| update.data_path_port),
+        generic: Vec::new(),
     }
 }
 

@@ -12,10 +12,10 @@ use rswarm_proto::wire::update_status::State as Phase;
 use rswarm_proto::wire::{Batch, Change, NodeAvailability, ObjectKind, Service, Task, Transaction};
 
 use crate::author::Author;
-use crate::content::{self, ContentInUse, ContentMissing};
+use crate::content::{self, ContentInUse, ContentMissing, Table};
 use crate::edit::Edit;
 use crate::filter::availability;
-use crate::publish::{self, PortTaken, needs_ingress};
+use crate::publish::{self, IngressError, PortTaken, needs_ingress};
 use crate::state::{AnyObject, State};
 
 /// What came of a batch.
@@ -99,15 +99,9 @@ pub enum Rejected {
     /// Another service has the port.
     #[error(transparent)]
     PortTaken(PortTaken),
-    /// The service publishes on every node, and the network for that was removed.
-    #[error("service needs ingress network, but no ingress network is present")]
-    NoIngress,
-    /// A cluster has one ingress network.
-    #[error("ingress network ({0}) is already present")]
-    IngressPresent(String),
-    /// A service publishes on the ingress network.
-    #[error("ingress network cannot be removed because service {0} depends on it")]
-    IngressInUse(String),
+    /// The network of the routing mesh is missing, there already, or in use.
+    #[error(transparent)]
+    Ingress(IngressError),
     /// The service would use secrets or configs that do not exist.
     #[error(transparent)]
     ContentMissing(ContentMissing),
@@ -133,16 +127,12 @@ pub enum Rejected {
 impl Classify for Rejected {
     fn kind(&self) -> Kind {
         match self {
-            Rejected::Version { .. }
-            | Rejected::NetworkInUse { .. }
-            | Rejected::NoIngress
-            | Rejected::IngressInUse(_) => Kind::FailedPrecondition,
+            Rejected::Ingress(error) => error.kind(),
+            Rejected::Version { .. } | Rejected::NetworkInUse { .. } => Kind::FailedPrecondition,
             Rejected::PortTaken(_) | Rejected::ContentMissing(_) | Rejected::ContentInUse(_) => {
                 Kind::InvalidArgument
             }
-            Rejected::Exists { .. } | Rejected::NameTaken { .. } | Rejected::IngressPresent(_) => {
-                Kind::Conflict
-            }
+            Rejected::Exists { .. } | Rejected::NameTaken { .. } => Kind::Conflict,
             Rejected::Missing { .. } | Rejected::NetworkGone(_) => Kind::NotFound,
             Rejected::Forbidden { .. } | Rejected::MovedBack(_) | Rejected::Malformed => Kind::Internal,
         }
@@ -150,6 +140,7 @@ impl Classify for Rejected {
 
     fn hint(&self) -> Option<String> {
         match self {
+            Rejected::Ingress(error) => error.hint(),
             Rejected::Version { .. } => Some("read the object again and repeat the change on it".to_owned()),
             Rejected::Exists { .. }
             | Rejected::Missing { .. }
@@ -157,9 +148,6 @@ impl Classify for Rejected {
             | Rejected::NetworkGone(_)
             | Rejected::NetworkInUse { .. }
             | Rejected::PortTaken(_)
-            | Rejected::NoIngress
-            | Rejected::IngressPresent(_)
-            | Rejected::IngressInUse(_)
             | Rejected::ContentMissing(_)
             | Rejected::ContentInUse(_)
             | Rejected::Forbidden { .. }
@@ -346,8 +334,8 @@ impl Draft<'_> {
         self.state.get(kind, &id).ok_or(Rejected::Missing { kind, id })
     }
 
-    /// Names of services and networks are unique among those that are not being deleted; names of secrets and
-    /// configs always.
+    /// Names of services and networks are unique among those that are not being deleted; those of secrets and
+    /// configs among their latest versions.
     fn check_name(&self, object: &AnyObject) -> Result<(), Rejected> {
         let (name, owner) = match object {
             AnyObject::Service(service) if !service.pending_delete => {
@@ -356,12 +344,8 @@ impl Draft<'_> {
             AnyObject::Network(network) if !network.pending_delete => {
                 (network.name(), self.state.network_named(network.name()).map(|other| other.id.as_str()))
             }
-            AnyObject::Secret(secret) => {
-                (secret.name(), self.state.secret_named(secret.name()).map(|other| other.id.as_str()))
-            }
-            AnyObject::Config(config) => {
-                (config.name(), self.state.config_named(config.name()).map(|other| other.id.as_str()))
-            }
+            AnyObject::Secret(secret) => return self.check_number(secret.as_ref()),
+            AnyObject::Config(config) => return self.check_number(config.as_ref()),
             AnyObject::Cluster(_)
             | AnyObject::Node(_)
             | AnyObject::Service(_)
@@ -405,10 +389,35 @@ impl Draft<'_> {
                 let missing = if same { None } else { content::missing(self.state, service.spec.as_ref()) };
                 missing.map_or(Ok(()), |missing| Err(Rejected::ContentMissing(missing)))
             }
-            (Some(gone @ (AnyObject::Secret(_) | AnyObject::Config(_))), None) => {
-                content::in_use(self.state, gone).map_or(Ok(()), |used| Err(Rejected::ContentInUse(used)))
-            }
+            (Some(AnyObject::Secret(gone)), None) => self.check_unused(gone.as_ref()),
+            (Some(AnyObject::Config(gone)), None) => self.check_unused(gone.as_ref()),
             _ => Ok(()),
+        }
+    }
+
+    fn check_unused<T: Stored>(&self, gone: &T) -> Result<(), Rejected> {
+        content::in_use(self.state, T::KIND, gone.name(), &[gone.id()])
+            .map_or(Ok(()), |used| Err(Rejected::ContentInUse(used)))
+    }
+
+    /// Another version of a secret or config follows the latest one. Whoever thought of an older one must decide anew.
+    fn check_number<T: Table>(&self, object: &T) -> Result<(), Rejected> {
+        let kind = T::KIND;
+        if T::by_id(self.state, object.id()).is_some() {
+            return Ok(());
+        }
+        match T::latest(self.state, object.name()) {
+            None if object.number() == 1 => Ok(()),
+            Some(_) if object.number() == 1 => {
+                Err(Rejected::NameTaken { kind, name: object.name().to_owned() })
+            }
+            Some(latest) if object.number() == latest.number() + 1 => Ok(()),
+            latest => Err(Rejected::Version {
+                kind,
+                id: object.id().to_owned(),
+                read: object.number(),
+                stored: latest.map_or(0, |latest| latest.number()),
+            }),
         }
     }
 
@@ -427,12 +436,12 @@ impl Draft<'_> {
             {
                 match self.state.ingress_network().filter(|ingress| ingress.id != network.id) {
                     Some(ingress) if !network.pending_delete => {
-                        return Err(Rejected::IngressPresent(ingress.id.clone()));
+                        return Err(Rejected::Ingress(IngressError::Present(ingress.id.clone())));
                     }
                     _ => {}
                 }
                 match self.state.services_on_ingress().next().filter(|_| network.pending_delete) {
-                    Some(service) => Err(Rejected::IngressInUse(service.id.clone())),
+                    Some(service) => Err(Rejected::Ingress(IngressError::InUse(service.id.clone()))),
                     None => Ok(()),
                 }
             }
@@ -444,7 +453,7 @@ impl Draft<'_> {
         let specified = before.is_none_or(|before| before.spec != after.spec);
         if specified && let Some(spec) = &after.spec {
             if needs_ingress(spec.endpoint.as_ref()) && self.state.lacks_ingress() {
-                return Err(Rejected::NoIngress);
+                return Err(Rejected::Ingress(IngressError::Missing));
             }
             if let Some(taken) = publish::spec_conflict(self.state, spec, &after.id) {
                 return Err(Rejected::PortTaken(taken));

@@ -1,8 +1,9 @@
 //! Who may write which field. Each transaction names its author; `apply` lets it change nothing else, so
 //! that two parts of the manager can never undo one another's work.
 
+use rswarm_proto::model::content::Content;
 use rswarm_proto::model::task::TaskState;
-use rswarm_proto::wire::{Cluster, ContentSpec, Network, Node, Service, Task, TaskStatus};
+use rswarm_proto::wire::{Cluster, Network, Node, Service, Task, TaskStatus};
 
 use crate::state::AnyObject;
 
@@ -166,6 +167,7 @@ enum Write {
     NetworkPendingDelete,
     NetworkAllocation,
     SecretOrConfig,
+    SecretOrConfigDelete,
     /// A field that nobody changes once it is written.
     Never,
 }
@@ -207,6 +209,8 @@ impl Write {
             // The ingress network is made with the cluster.
             Write::NetworkCreate => &[Control, Allocate],
             Write::NetworkPendingDelete | Write::SecretOrConfig => &[Control],
+            // Reap: versions that nothing needs any more.
+            Write::SecretOrConfigDelete => &[Control, Reap],
             Write::Never => &[],
         }
     }
@@ -247,7 +251,7 @@ impl Write {
             Write::NetworkCreate | Write::NetworkDelete => "network",
             Write::NetworkPendingDelete => "network.pending_delete",
             Write::NetworkAllocation => "network.ipam",
-            Write::SecretOrConfig => "secret or config",
+            Write::SecretOrConfig | Write::SecretOrConfigDelete => "secret or config",
             Write::Never => "a field that is never changed",
         }
     }
@@ -265,10 +269,10 @@ fn writes(before: Option<&AnyObject>, after: Option<&AnyObject>) -> Vec<Write> {
         (Some(AnyObject::Task(before)), Some(AnyObject::Task(after))) => task(before, after),
         (Some(AnyObject::Network(before)), Some(AnyObject::Network(after))) => network(before, after),
         (Some(AnyObject::Secret(before)), Some(AnyObject::Secret(after))) => {
-            vec![relabelled(before.spec.as_ref(), after.spec.as_ref())]
+            vec![relabelled(before.as_ref(), after.as_ref())]
         }
         (Some(AnyObject::Config(before)), Some(AnyObject::Config(after))) => {
-            vec![relabelled(before.spec.as_ref(), after.spec.as_ref())]
+            vec![relabelled(before.as_ref(), after.as_ref())]
         }
         (Some(_), Some(_)) => vec![Write::Never],
     }
@@ -292,7 +296,7 @@ fn delete(object: &AnyObject) -> Write {
         AnyObject::Service(_) => Write::ServiceDelete,
         AnyObject::Task(_) => Write::TaskDelete,
         AnyObject::Network(_) => Write::NetworkDelete,
-        AnyObject::Secret(_) | AnyObject::Config(_) => Write::SecretOrConfig,
+        AnyObject::Secret(_) | AnyObject::Config(_) => Write::SecretOrConfigDelete,
     }
 }
 
@@ -406,10 +410,10 @@ fn network(before: &Network, after: &Network) -> Vec<Write> {
 }
 
 /// Of a secret or config, only labels ever change: whoever has read its content has read it for good.
-fn relabelled(before: Option<&ContentSpec>, after: Option<&ContentSpec>) -> Write {
-    let fixed = |spec: Option<&ContentSpec>| {
-        let spec = spec.cloned().unwrap_or_default();
-        (spec.annotations.map(|annotations| annotations.name), spec.data, spec.templating)
+fn relabelled<T: Content>(before: &T, after: &T) -> Write {
+    let fixed = |object: &T| {
+        let spec = object.spec().cloned().unwrap_or_default();
+        (spec.annotations.map(|annotations| annotations.name), spec.data, spec.templating, object.number())
     };
     if fixed(before) == fixed(after) { Write::SecretOrConfig } else { Write::Never }
 }

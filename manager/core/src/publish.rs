@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use rswarm_base::{Classify, Kind};
 use rswarm_proto::model::object::Stored;
 use rswarm_proto::wire::balancing::Pick;
 use rswarm_proto::wire::{Balancing, Endpoint, EndpointSpec, PortConfig, ServiceSpec, port_config::Mode};
@@ -64,6 +65,38 @@ pub fn ingress_ports(ports: &[PortConfig]) -> impl Iterator<Item = &PortConfig> 
 #[must_use]
 pub fn needs_ingress(endpoint: Option<&EndpointSpec>) -> bool {
     endpoint.is_some_and(|endpoint| ingress_ports(&endpoint.ports).next().is_some())
+}
+
+/// What is wrong about the network of the routing mesh.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IngressError {
+    /// The service publishes on every node, and the network for that was removed.
+    #[error("service needs ingress network, but no ingress network is present")]
+    Missing,
+    /// A cluster has one ingress network.
+    #[error("ingress network ({0}) is already present")]
+    Present(String),
+    /// A service publishes on the ingress network.
+    #[error("ingress network cannot be removed because service {0} depends on it")]
+    InUse(String),
+}
+
+impl Classify for IngressError {
+    fn kind(&self) -> Kind {
+        match self {
+            IngressError::Missing | IngressError::InUse(_) => Kind::FailedPrecondition,
+            IngressError::Present(_) => Kind::Conflict,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            IngressError::Missing => {
+                Some("make one with `rswarm network create --driver overlay --ingress NAME`".to_owned())
+            }
+            IngressError::Present(_) | IngressError::InUse(_) => None,
+        }
+    }
 }
 
 /// A port that another service has.

@@ -1,6 +1,7 @@
-//! Deletion of what has ended: removed tasks, history beyond its limit, and services and networks whose
-//! removal was asked for, once nothing depends on them.
+//! Deletion of what has ended: removed tasks, history beyond its limit, services and networks whose removal was
+//! asked for, once nothing depends on them, and old versions of secrets and configs.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rswarm_proto::model::task::TaskState;
@@ -8,6 +9,7 @@ use rswarm_proto::wire::{ObjectKind, Service, Task};
 
 use crate::author::Author;
 use crate::cohort::Cohort;
+use crate::content::{held, of_task};
 use crate::reconcile::{Env, Plan, Reconciler};
 use crate::slot::{self, Slot};
 use crate::state::State;
@@ -45,8 +47,31 @@ impl Reconciler for Reap {
                 plan.delete(ObjectKind::Network, &network.id);
             }
         }
+        forget_versions(view, &mut plan);
         plan
     }
+}
+
+/// Old versions of secrets and configs that no service has, nor would go back to, and no task that may still start.
+fn forget_versions(view: &State, plan: &mut Plan) {
+    let mut old: Vec<(ObjectKind, &str)> = view.superseded().collect();
+    if old.is_empty() {
+        return;
+    }
+    let held: BTreeSet<&str> =
+        view.services().filter(|service| !service.pending_delete).flat_map(|service| held(service)).collect();
+    old.retain(|(_, id)| !held.contains(id));
+    // Seldom there: only while an update that another one overtook is under way.
+    if !old.is_empty() {
+        let may_start = |task: &&Arc<Task>| {
+            !task.observed().is_terminal()
+                && (task.observed() >= TaskState::Assigned || task.desired() <= TaskState::Running)
+        };
+        let tasks = view.tasks().filter(may_start).filter_map(|task| task.spec.as_ref());
+        let held: BTreeSet<&str> = tasks.flat_map(of_task).collect();
+        old.retain(|(_, id)| !held.contains(id));
+    }
+    old.into_iter().for_each(|(kind, id)| plan.delete(kind, id));
 }
 
 /// Whether nothing of the task is left anywhere.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use imbl::{OrdMap, OrdSet};
 use rswarm_base::ipam::{Family, Subnet, local_prefix};
+use rswarm_proto::model::content::Content;
 use rswarm_proto::model::object::Stored;
 use rswarm_proto::wire::{
     Cluster, Config, Network, Node, NodeState, Object, ObjectKind, PortConfig, Secret, Service, ServiceSpec,
@@ -49,8 +50,10 @@ pub struct State {
     // Indices. Each is derived from the tables alone, change by change.
     service_names: OrdMap<String, String>,
     network_names: OrdMap<String, String>,
-    secret_names: OrdMap<String, String>,
-    config_names: OrdMap<String, String>,
+    /// Secrets and configs by name: ids by number of the version. The last is the one that the name stands for.
+    contents: OrdMap<(ObjectKind, String), OrdMap<u64, String>>,
+    /// Those of more than one version.
+    versioned: OrdSet<(ObjectKind, String)>,
     node_names: OrdSet<(String, String)>,
     task_indices: TaskIndices,
     /// Nodes that are in the raft group.
@@ -297,16 +300,44 @@ impl State {
         self.networks.get(self.network_names.get(name)?.as_str())
     }
 
-    /// The secret of this name.
+    /// The latest version of the secret of this name.
     #[must_use]
     pub fn secret_named(&self, name: &str) -> Option<&Arc<Secret>> {
-        self.secrets.get(self.secret_names.get(name)?.as_str())
+        self.secrets.get(self.latest_content(ObjectKind::Secret, name)?)
     }
 
-    /// The config of this name.
+    /// The latest version of the config of this name.
     #[must_use]
     pub fn config_named(&self, name: &str) -> Option<&Arc<Config>> {
-        self.configs.get(self.config_names.get(name)?.as_str())
+        self.configs.get(self.latest_content(ObjectKind::Config, name)?)
+    }
+
+    fn latest_content(&self, kind: ObjectKind, name: &str) -> Option<&str> {
+        let (_, id) = self.contents.get(&(kind, name.to_owned()))?.get_max()?;
+        Some(id.as_str())
+    }
+
+    /// The ids of a secret's or config's versions, the oldest first.
+    #[must_use]
+    pub fn content_versions(&self, kind: ObjectKind, name: &str) -> Vec<&str> {
+        let versions = self.contents.get(&(kind, name.to_owned()));
+        versions.into_iter().flat_map(|versions| versions.values()).map(String::as_str).collect()
+    }
+
+    /// The version of a secret or config that has this number.
+    #[must_use]
+    pub fn content_version(&self, kind: ObjectKind, name: &str, number: u64) -> Option<AnyObject> {
+        self.get(kind, self.contents.get(&(kind, name.to_owned()))?.get(&number)?)
+    }
+
+    /// Kinds and ids of the secrets and configs that are not the latest of their name.
+    pub fn superseded(&self) -> impl Iterator<Item = (ObjectKind, &str)> {
+        self.versioned.iter().filter_map(|key| Some((key.0, self.contents.get(key)?))).flat_map(
+            |(kind, versions)| {
+                let old = versions.values().take(versions.len() - 1);
+                old.map(move |id| (kind, id.as_str()))
+            },
+        )
     }
 
     /// The nodes of this name (in the spec, or else their hostname): names of nodes need not be unique.
@@ -590,13 +621,12 @@ impl State {
             AnyObject::Service(service) => self.put_service(service),
             AnyObject::Task(task) => self.put_task(task),
             AnyObject::Network(network) => self.put_network(network),
-            // Their names never change.
             AnyObject::Secret(secret) => {
-                self.secret_names.insert(secret.name().to_owned(), secret.id.clone());
+                self.link_content(secret.as_ref());
                 self.secrets.insert(Id::from(secret.id.as_str()), secret);
             }
             AnyObject::Config(config) => {
-                self.config_names.insert(config.name().to_owned(), config.id.clone());
+                self.link_content(config.as_ref());
                 self.configs.insert(Id::from(config.id.as_str()), config);
             }
         }
@@ -629,14 +659,37 @@ impl State {
             }
             ObjectKind::Secret => {
                 if let Some(secret) = self.secrets.remove(id) {
-                    self.secret_names.remove(secret.name());
+                    self.unlink_content(secret.as_ref());
                 }
             }
             ObjectKind::Config => {
                 if let Some(config) = self.configs.remove(id) {
-                    self.config_names.remove(config.name());
+                    self.unlink_content(config.as_ref());
                 }
             }
+        }
+    }
+
+    /// Names and numbers never change.
+    fn link_content<T: Content>(&mut self, object: &T) {
+        let key = (T::KIND, object.name().to_owned());
+        let versions = self.contents.entry(key.clone()).or_default();
+        versions.insert(object.number(), object.id().to_owned());
+        if versions.len() > 1 {
+            self.versioned.insert(key);
+        }
+    }
+
+    fn unlink_content<T: Content>(&mut self, object: &T) {
+        let key = (T::KIND, object.name().to_owned());
+        let Some(versions) = self.contents.get_mut(&key) else { return };
+        versions.remove(&object.number());
+        let left = versions.len();
+        if left == 0 {
+            self.contents.remove(&key);
+        }
+        if left <= 1 {
+            self.versioned.remove(&key);
         }
     }
 

@@ -44,12 +44,18 @@ impl Reconciler for Update {
         let mut plan = Plan::default();
         // A job that changes begins anew; there is nothing to roll.
         for service in view.services().filter(|service| !service.pending_delete && !service.is_job()) {
-            if !matches!(phase(service), Phase::Paused | Phase::RollbackPaused) {
+            if !is_paused(service) {
                 update(view, service, env, &mut plan);
             }
         }
         plan
     }
+}
+
+/// Whether its update, or the way back from it, waits for somebody to look at it.
+#[must_use]
+pub fn is_paused(service: &Service) -> bool {
+    matches!(phase(service), Phase::Paused | Phase::RollbackPaused)
 }
 
 fn phase(service: &Service) -> Phase {

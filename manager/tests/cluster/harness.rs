@@ -82,6 +82,11 @@ impl Host {
         (Host::found_on(host, founding).await, link)
     }
 
+    /// The first manager of a cluster that the test has made itself.
+    pub async fn found_by(founding: Founding, identity: Arc<Identity>) -> Host {
+        Host::found_on(Host::new(identity).await, founding).await
+    }
+
     async fn found_on(mut host: Host, founding: Founding) -> Host {
         host.start(Boot::Bootstrap(Box::new(founding))).await.expect("started");
         host.wait("it leads", |manager| manager.is_leading()).await;

@@ -2,6 +2,7 @@
 
 mod agents;
 mod certificates;
+mod external;
 mod harness;
 mod membership;
 mod survival;

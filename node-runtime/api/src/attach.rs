@@ -8,7 +8,7 @@ use crate::connection::Raw;
 use crate::error::ApiError;
 use crate::router::common_headers;
 use crate::stream::{FRAME_HEAD, Output, frame};
-use crate::watch;
+use crate::watch::{self, READ_TIMEOUT};
 
 /// Read buffer of each direction.
 const CHUNK: usize = 32 << 10;
@@ -40,7 +40,7 @@ pub(crate) async fn accept(
     raw.socket.write_all(head.as_bytes()).await?;
     Ok(async move {
         if let Some(watch) = watch {
-            watch.has_read().await;
+            watch.has_read(READ_TIMEOUT).await;
         }
     })
 }

@@ -71,6 +71,8 @@ pub struct ClusterInfo {
     pub managers: Vec<RemoteManager>,
     /// UDP port of overlay traffic.
     pub data_path_port: u32,
+    /// What the daemon was told that this node has, in a cluster or not.
+    pub generic: Vec<wire::GenericResource>,
 }
 
 /// How a cluster is started.

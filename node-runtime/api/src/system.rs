@@ -19,7 +19,7 @@ use crate::error::ApiError;
 use crate::node::{ClusterInfo, LocalState};
 use crate::request::JsonBody;
 use crate::router::{App, DOCKER_VERSION};
-use crate::translate::cluster;
+use crate::translate::{cluster, shown_generic};
 use crate::types;
 use crate::version;
 
@@ -97,6 +97,7 @@ async fn version_info(State(app): State<App>) -> Json<types::VersionBody> {
 async fn info(State(app): State<App>) -> Json<types::InfoBody> {
     let swarm = swarm_info(&app).await;
     let mut body = info_body(&app.engine, &app.engine.info(), swarm);
+    body.generic_resources = shown_generic(&app.cluster.info().generic);
     body.debug = LevelFilter::current() >= LevelFilter::DEBUG;
     body.n_fd = open_files();
     // What stands for goroutines: the runtime's tasks.

@@ -2,7 +2,53 @@
 
 use std::fmt;
 
-use crate::wire::ContentSpec;
+use super::object::Stored;
+use crate::wire::{Config, ContentSpec, ContentVersion, Secret};
+
+/// What secrets and configs have in common.
+pub trait Content: Stored {
+    /// This content under this id, as a version of its name.
+    fn new(id: String, spec: ContentSpec, number: u64) -> Self;
+    /// What it is.
+    fn spec(&self) -> Option<&ContentSpec>;
+    /// The same with another spec, which `apply` takes when only labels differ.
+    #[must_use]
+    fn with_spec(&self, spec: ContentSpec) -> Self;
+    /// Which version of its name it is, from 1.
+    fn number(&self) -> u64;
+    /// For a read: the versions that there are.
+    fn show_versions(&mut self, versions: Vec<ContentVersion>);
+
+    /// What one version is called by, the latest or not: `key@2`.
+    fn version_name(&self) -> String {
+        format!("{}@{}", self.name(), self.number())
+    }
+}
+
+macro_rules! content {
+    ($type:ident) => {
+        impl Content for $type {
+            fn new(id: String, spec: ContentSpec, number: u64) -> $type {
+                $type { id, spec: Some(spec), number, ..$type::default() }
+            }
+            fn spec(&self) -> Option<&ContentSpec> {
+                self.spec.as_ref()
+            }
+            fn with_spec(&self, spec: ContentSpec) -> $type {
+                $type { spec: Some(spec), ..self.clone() }
+            }
+            fn number(&self) -> u64 {
+                self.number.max(1)
+            }
+            fn show_versions(&mut self, versions: Vec<ContentVersion>) {
+                self.versions = versions;
+            }
+        }
+    };
+}
+
+content!(Secret);
+content!(Config);
 
 /// Shows everything but the data: what is secret must not come into a log by accident.
 impl fmt::Debug for ContentSpec {

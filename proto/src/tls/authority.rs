@@ -5,7 +5,7 @@ use std::time::Duration;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DistinguishedName,
     DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
-    SerialNumber,
+    SerialNumber, SubjectPublicKeyInfo,
 };
 use rswarm_base::id::random_bytes;
 use rswarm_base::{Classify, Kind, Timestamp};
@@ -87,18 +87,16 @@ impl Authority {
     /// The end of the root's own life.
     #[must_use]
     pub fn ends_at(&self) -> Timestamp {
-        let der = CertificateDer::from_pem_slice(self.certificate_pem.as_bytes()).ok();
-        der.and_then(|der| identity::validity(&der)).map_or(Timestamp::ZERO, |(_, end)| end)
+        certificate_ends_at(&self.certificate_pem)
     }
 
     /// The root of another authority, signed by this one: whoever trusts this root alone accepts certificates of the
-    /// other that come with it.
+    /// other that come with it. The other's key is not needed.
     ///
     /// # Errors
     /// When the other's name is one that cannot be written again as it is.
-    pub fn cross_sign(&self, other: &Authority) -> Result<String, AuthorityError> {
-        let der =
-            CertificateDer::from_pem_slice(other.certificate_pem.as_bytes()).map_err(AuthorityError::Pem)?;
+    pub fn cross_sign(&self, other_pem: &str) -> Result<String, AuthorityError> {
+        let der = CertificateDer::from_pem_slice(other_pem.as_bytes()).map_err(AuthorityError::Pem)?;
         let (_, parsed) = x509_parser::parse_x509_certificate(&der).map_err(|_| AuthorityError::Name)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = name(parsed.subject())?;
@@ -108,7 +106,9 @@ impl Authority {
         let (begin, end) = identity::validity(&der).ok_or(AuthorityError::Name)?;
         (params.not_before, params.not_after) =
             (at(begin.as_secs()), at(end.as_secs().min(self.ends_at().as_secs())));
-        let crossed = params.signed_by(other.issuer.key(), &self.issuer).map_err(AuthorityError::Sign)?;
+        let key =
+            SubjectPublicKeyInfo::from_der(parsed.public_key().raw).map_err(AuthorityError::Certificate)?;
+        let crossed = params.signed_by(&key, &self.issuer).map_err(AuthorityError::Sign)?;
         let (_, written) =
             x509_parser::parse_x509_certificate(crossed.der()).map_err(|_| AuthorityError::Name)?;
         if written.subject().as_raw() != parsed.subject().as_raw() {
@@ -222,6 +222,21 @@ impl Classify for AuthorityError {
             | AuthorityError::Sign(_) => Kind::Internal,
         }
     }
+}
+
+/// The end of a certificate's life; the beginning of time for what is none.
+#[must_use]
+pub fn certificate_ends_at(certificate_pem: &str) -> Timestamp {
+    let der = CertificateDer::from_pem_slice(certificate_pem.as_bytes()).ok();
+    der.and_then(|der| identity::validity(&der)).map_or(Timestamp::ZERO, |(_, end)| end)
+}
+
+/// What join tokens pin of a root.
+///
+/// # Errors
+/// When there is no certificate in the text.
+pub fn root_digest(certificate_pem: &str) -> Result<RootDigest, AuthorityError> {
+    digest_of_pem(certificate_pem)
 }
 
 /// What join tokens pin: the digest of the first certificate in the text.

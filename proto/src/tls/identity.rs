@@ -240,6 +240,26 @@ impl Identity {
         Arc::new(config)
     }
 
+    /// A client side of TLS that shows this identity to an authority outside of the cluster, which these roots vouch
+    /// for.
+    ///
+    /// # Errors
+    /// When the roots cannot be used.
+    pub(super) fn authority_config(
+        self: &Arc<Self>,
+        root_pem: &str,
+    ) -> Result<Arc<ClientConfig>, IdentityError> {
+        let (_, servers) = verifiers(&certificates("root certificate", root_pem)?)?;
+        let mut config = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .expect("ring supports the defaults")
+            .with_webpki_verifier(servers)
+            .with_client_cert_resolver(Arc::new(Handshake(self.clone())));
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.resumption = Resumption::disabled();
+        Ok(Arc::new(config))
+    }
+
     fn current(&self) -> Arc<Current> {
         self.current.borrow().clone()
     }
@@ -273,9 +293,9 @@ impl Current {
     }
 }
 
-type Verifiers = (Arc<dyn ClientCertVerifier>, Arc<WebPkiServerVerifier>);
+pub(super) type Verifiers = (Arc<dyn ClientCertVerifier>, Arc<WebPkiServerVerifier>);
 
-fn verifiers(roots: &[CertificateDer<'static>]) -> Result<Verifiers, IdentityError> {
+pub(super) fn verifiers(roots: &[CertificateDer<'static>]) -> Result<Verifiers, IdentityError> {
     let mut store = RootCertStore::empty();
     for root in roots {
         store.add(root.clone()).map_err(IdentityError::Root)?;
@@ -293,7 +313,7 @@ fn verifiers(roots: &[CertificateDer<'static>]) -> Result<Verifiers, IdentityErr
 }
 
 /// Whether this root itself signed the certificate, with nothing in between.
-fn has_signed(
+pub(super) fn has_signed(
     root: &CertificateDer<'static>,
     leaf: &CertificateDer<'_>,
     begin: Timestamp,
@@ -312,12 +332,15 @@ pub fn issuer_info(certificate_pem: &str) -> Option<(Vec<u8>, Vec<u8>)> {
     issuer_of(&CertificateDer::from_pem_slice(certificate_pem.as_bytes()).ok()?)
 }
 
-fn issuer_of(certificate: &CertificateDer<'_>) -> Option<(Vec<u8>, Vec<u8>)> {
+pub(super) fn issuer_of(certificate: &CertificateDer<'_>) -> Option<(Vec<u8>, Vec<u8>)> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
     Some((parsed.subject().as_raw().to_vec(), parsed.public_key().raw.to_vec()))
 }
 
-fn certificates(what: &'static str, pem: &str) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+pub(super) fn certificates(
+    what: &'static str,
+    pem: &str,
+) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
     let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
     match parsed {
         Ok(found) if found.is_empty() => Err(IdentityError::Empty(what)),

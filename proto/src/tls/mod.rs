@@ -7,16 +7,21 @@
 mod authority;
 mod channel;
 mod enroll;
+mod external;
 mod identity;
 mod peer;
 mod seal;
 mod unlock;
 
-pub use authority::{Authority, AuthorityError, CERTIFICATE_LIFETIME, new_key, signing_request};
+pub use authority::{
+    Authority, AuthorityError, CERTIFICATE_LIFETIME, certificate_ends_at, new_key, root_digest,
+    signing_request,
+};
 pub use channel::{
     ConnectError, MESSAGE_BYTES_MAX, TlsConn, connect, connect_node, connect_pinned, incoming, serve,
 };
 pub use enroll::{EnrollError, Enrollment, join, renew};
+pub use external::{AUTHORITY_TIMEOUT, IssuedError, check_issued, dial_authority};
 pub use identity::{Credentials, Identity, IdentityError, issuer_info};
 pub use peer::{Peer, Subject, peer, require, require_expired_too};
 pub use seal::Unsealable;

@@ -36,7 +36,7 @@ impl Subject {
     }
 
     /// The role as the certificate's organizational unit, which is also a DNS name in it.
-    pub(super) fn unit(&self) -> &'static str {
+    pub fn unit(&self) -> &'static str {
         match self.role {
             NodeRole::Manager => "swarm-manager",
             NodeRole::Worker => "swarm-worker",

@@ -248,7 +248,7 @@ async fn nodes_at_every_step_of_a_rotation_trust_one_another() {
     let before = identity(&old, "m1", NodeRole::Manager);
     let told = identity(&old, "m2", NodeRole::Manager);
     told.set_roots(&bundle).expect("trust both");
-    let crossed = old.cross_sign(&new).expect("cross-signed");
+    let crossed = old.cross_sign(new.certificate_pem()).expect("cross-signed");
     let mut renewed = credentials(&new, "m3", NodeRole::Manager);
     renewed.chain_pem.push_str(&crossed);
     renewed.root_pem = bundle;

@@ -158,6 +158,8 @@ impl ServiceCommand {
     }
 }
 
+pub use progress::follow;
+
 /// Where a service is inspected.
 pub fn inspect_path(name: &str) -> String {
     format!("/services/{name}")
@@ -177,7 +179,7 @@ async fn create_command(context: &Context, args: create::CreateArgs) -> Result<u
     let created: ServiceCreated = context.client.json(call).await?;
     warn(context, created.warnings);
     context.terminal.line(&created.id)?;
-    progress::follow(context, &created.id, wait).await
+    follow(context, &created.id, wait).await
 }
 
 async fn update_command(context: &Context, args: update::UpdateArgs) -> Result<u8, CommandError> {
@@ -203,7 +205,7 @@ async fn update_command(context: &Context, args: update::UpdateArgs) -> Result<u
     }
     send_update(context, call).await?;
     context.terminal.line(name)?;
-    progress::follow(context, &service.id, wait).await
+    follow(context, &service.id, wait).await
 }
 
 /// Puts secrets and configs into the spec, each in place of one of the same name.
@@ -251,7 +253,7 @@ async fn rollback(context: &Context, args: RollbackArgs) -> Result<u8, CommandEr
         Call::post(format!("{}/update", inspect_path(&service.id))).query("version", service.version.index);
     send_update(context, call.query("rollback", "previous").body(&service.spec)).await?;
     context.terminal.line(&args.service)?;
-    progress::follow(context, &service.id, args.wait).await
+    follow(context, &service.id, args.wait).await
 }
 
 async fn scale(context: &Context, args: ScaleArgs) -> Result<u8, CommandError> {
@@ -274,7 +276,7 @@ async fn scale(context: &Context, args: ScaleArgs) -> Result<u8, CommandError> {
     }
     for (name, id) in scaled {
         let wait = WaitArgs { detach: args.detach, quiet: false };
-        if let Err(error) = progress::follow(context, &id, wait).await {
+        if let Err(error) = follow(context, &id, wait).await {
             code = 1;
             context.terminal.complain(format!("service {name}:"));
             context.complain(&error);

@@ -58,7 +58,7 @@ fn names_are_had_once_and_labels_alone_change() {
     assert_eq!(text(config(&mut world, "key")), "done", "a config may be called like a secret");
 
     let update = |world: &mut World, version: u64, spec: Option<ContentSpec>| {
-        let request = UpdateSecretRequest { id: id.clone(), version, spec };
+        let request = UpdateSecretRequest { id: id.clone(), version, spec, new_version: false };
         world.control(|state, _, ids| update_secret(state, &request, ids))
     };
     let version = world.state.secret(&id).expect("stored").meta().version;
@@ -75,8 +75,8 @@ fn names_are_had_once_and_labels_alone_change() {
     );
 
     let config = world.state.config_named("key").expect("stored").clone();
-    let request =
-        UpdateConfigRequest { id: "key".into(), version: config.meta().version, spec: content("key", "y") };
+    let (id, version) = ("key".to_owned(), config.meta().version);
+    let request = UpdateConfigRequest { id, version, spec: content("key", "y"), new_version: false };
     assert_eq!(text(world.control(|state, _, ids| update_config(state, &request, ids))), "done");
 }
 

@@ -7,7 +7,7 @@ use rswarm_proto::wire::ObjectKind;
 
 use crate::apply::noun;
 use crate::content::{ContentInUse, ContentMissing};
-use crate::publish::PortTaken;
+use crate::publish::{IngressError, PortTaken};
 use crate::validate::Problem;
 
 /// Why a request was refused.
@@ -49,15 +49,9 @@ pub enum ControlError {
     /// A published port belongs to another service.
     #[error(transparent)]
     PortTaken(#[from] PortTaken),
-    /// The service publishes on every node, and the network for that was removed.
-    #[error("service needs ingress network, but no ingress network is present")]
-    NoIngress,
-    /// A cluster has one ingress network.
-    #[error("ingress network ({0}) is already present")]
-    IngressPresent(String),
-    /// A service publishes on the ingress network.
-    #[error("ingress network cannot be removed because service {0} depends on it")]
-    IngressInUse(String),
+    /// The network of the routing mesh is missing, there already, or in use.
+    #[error(transparent)]
+    Ingress(#[from] IngressError),
     /// A service keeps its mode.
     #[error("service mode change is not allowed")]
     ModeChange,
@@ -155,11 +149,9 @@ impl Classify for ControlError {
             ControlError::NotFound { .. } => Kind::NotFound,
             ControlError::NameTaken { .. }
             | ControlError::ContentExists { .. }
-            | ControlError::IngressPresent(_)
             | ControlError::TaskTaken(_) => Kind::Conflict,
-            ControlError::NoIngress
-            | ControlError::IngressInUse(_)
-            | ControlError::OutOfSequence
+            ControlError::Ingress(error) => error.kind(),
+            ControlError::OutOfSequence
             | ControlError::NoPreviousSpec(_)
             | ControlError::NetworkInUse { .. }
             | ControlError::IsManager(_)
@@ -172,9 +164,7 @@ impl Classify for ControlError {
     fn hint(&self) -> Option<String> {
         Some(match self {
             ControlError::OutOfSequence => "read the object again and repeat the change on it".to_owned(),
-            ControlError::NoIngress => {
-                "make one with `rswarm network create --driver overlay --ingress NAME`".to_owned()
-            }
+            ControlError::Ingress(error) => return error.hint(),
             ControlError::IsManager(node) => format!("run `rswarm node demote {node}` first"),
             ControlError::NodeUp(node) => {
                 format!("stop the node or let it leave first, or run `rswarm node rm --force {node}`")
@@ -183,7 +173,7 @@ impl Classify for ControlError {
             ControlError::QuorumLoss { .. } => "bring the unreachable managers back first".to_owned(),
             ControlError::Ambiguous { .. } => "use the whole id".to_owned(),
             ControlError::LabelsOnly => {
-                "make one of another name and let the service use that instead of this".to_owned()
+                "`rswarm secret update` and `rswarm config update` make a new version, and so does every client where the label `rswarm.versions=true` is set".to_owned()
             }
             ControlError::NotAttachable(_) => {
                 "only `network create --attachable` makes overlays for containers of their own".to_owned()
@@ -195,8 +185,6 @@ impl Classify for ControlError {
             | ControlError::NotFound { .. }
             | ControlError::NameTaken { .. }
             | ControlError::PortTaken(_)
-            | ControlError::IngressPresent(_)
-            | ControlError::IngressInUse(_)
             | ControlError::ModeChange
             | ControlError::Rename
             | ControlError::NoPreviousSpec(_)

@@ -15,6 +15,8 @@ mod read;
 mod service;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod version_tests;
 
 use rswarm_base::IdGen;
 use rswarm_proto::model::object::Stored;

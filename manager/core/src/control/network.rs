@@ -8,6 +8,7 @@ use rswarm_proto::wire::{CreateNetworkRequest, Network, NetworkSpec, ObjectKind,
 
 use super::read::find_network;
 use super::{ControlError, Decision, decided, valid};
+use crate::publish::IngressError;
 use crate::reconcile::Plan;
 use crate::state::State;
 use crate::validate;
@@ -17,7 +18,7 @@ pub fn create_network(state: &State, request: &CreateNetworkRequest, ids: &mut I
     let spec = request.spec.clone().ok_or(ControlError::Incomplete("a network spec must be provided"))?;
     valid(validate::network(&spec, state))?;
     if let Some(ingress) = state.ingress_network().filter(|_| spec.ingress) {
-        return Err(ControlError::IngressPresent(ingress.id.clone()));
+        return Err(IngressError::Present(ingress.id.clone()).into());
     }
     let name = spec.annotations.as_ref().map_or("", |annotations| annotations.name.as_str());
     if state.network_named(name).is_some() {
@@ -36,7 +37,7 @@ pub fn remove_network(state: &State, request: &RemoveRequest, ids: &mut IdGen) -
     let network = find_network(state, &request.id)?;
     let is_ingress = network.spec.as_ref().is_some_and(|spec| spec.ingress);
     if let Some(service) = state.services_on_ingress().next().filter(|_| is_ingress) {
-        return Err(ControlError::IngressInUse(service.id.clone()));
+        return Err(IngressError::InUse(service.id.clone()).into());
     }
     let in_use = |user: String| ControlError::NetworkInUse { network: network.id.clone(), user };
     if let Some(service) = state.services_on_network(&network.id).find(|service| !service.pending_delete) {

@@ -1,5 +1,6 @@
 //! Finding objects by what users call them, and showing them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rswarm_proto::model::object::Stored;
@@ -29,7 +30,7 @@ pub fn get(state: &State, kind: ObjectKind, reference: &str) -> Result<AnyObject
 }
 
 fn named(state: &State, kind: ObjectKind, name: &str) -> Result<Option<AnyObject>, ControlError> {
-    Ok(match kind {
+    let found = match kind {
         ObjectKind::Service => state.service_named(name).cloned().map(AnyObject::Service),
         ObjectKind::Network => state.network_named(name).cloned().map(AnyObject::Network),
         ObjectKind::Cluster => {
@@ -45,10 +46,18 @@ fn named(state: &State, kind: ObjectKind, name: &str) -> Result<Option<AnyObject
         ObjectKind::Secret => state.secret_named(name).cloned().map(AnyObject::Secret),
         ObjectKind::Config => state.config_named(name).cloned().map(AnyObject::Config),
         ObjectKind::Task => None,
-    })
+    };
+    Ok(found.or_else(|| version(state, kind, name)))
 }
 
-/// All objects of a kind that users may see: those that are being deleted are not among them.
+/// A secret or config by the name of a version, such as `key@2`; others have no such names.
+fn version(state: &State, kind: ObjectKind, reference: &str) -> Option<AnyObject> {
+    let (name, number) = reference.rsplit_once('@')?;
+    state.content_version(kind, name, number.parse().ok()?)
+}
+
+/// All objects of a kind that users may see: neither those that are being deleted, nor old versions of secrets and
+/// configs.
 #[must_use]
 pub fn list(state: &State, kind: ObjectKind) -> Vec<AnyObject> {
     let objects: Vec<AnyObject> = match kind {
@@ -60,7 +69,8 @@ pub fn list(state: &State, kind: ObjectKind) -> Vec<AnyObject> {
         ObjectKind::Secret => state.secrets().cloned().map(AnyObject::Secret).collect(),
         ObjectKind::Config => state.configs().cloned().map(AnyObject::Config).collect(),
     };
-    objects.into_iter().filter(is_visible).collect()
+    let old: BTreeSet<(ObjectKind, &str)> = state.superseded().collect();
+    objects.into_iter().filter(|object| is_visible(object) && !old.contains(&object.key())).collect()
 }
 
 fn is_visible(object: &AnyObject) -> bool {

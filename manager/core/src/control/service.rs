@@ -24,7 +24,7 @@ pub fn create_service(
     ids: &mut IdGen,
 ) -> Decision {
     let spec = request.spec.clone().ok_or(ControlError::Incomplete("a service spec must be provided"))?;
-    let spec = admitted(state, spec, "")?;
+    let spec = admitted(state, spec, None)?;
     let name = spec.annotations.as_ref().map_or("", |annotations| annotations.name.as_str());
     if state.service_named(name).is_some() {
         return Err(ControlError::NameTaken { kind: ObjectKind::Service, name: name.to_owned() });
@@ -38,8 +38,12 @@ pub fn create_service(
     decided(plan, &id, ids)
 }
 
-/// The spec as it is stored, or why it cannot be. `own_id` is the service that it is for.
-fn admitted(state: &State, mut spec: ServiceSpec, own_id: &str) -> Result<ServiceSpec, ControlError> {
+/// The spec as it is stored, or why it cannot be. `own` is the service that it is for, if there is one already.
+fn admitted(
+    state: &State,
+    mut spec: ServiceSpec,
+    own: Option<&Service>,
+) -> Result<ServiceSpec, ControlError> {
     if spec.mode.is_none() {
         let replicated = rswarm_proto::wire::Replicated { replicas: 1 };
         spec.mode = Some(service_spec::Mode::Replicated(replicated));
@@ -57,15 +61,16 @@ fn admitted(state: &State, mut spec: ServiceSpec, own_id: &str) -> Result<Servic
             config.target.clone_from(&network.id);
         }
     }
+    content::follow(state, &mut spec, own.and_then(|own| own.spec.as_ref()));
     valid(validate::service(&spec, state))?;
     content::missing(state, Some(&spec)).map_or(Ok(()), Err)?;
-    check_ports(state, &spec, own_id)?;
+    check_ports(state, &spec, own.map_or("", |own| &own.id))?;
     Ok(spec)
 }
 
 fn check_ports(state: &State, spec: &ServiceSpec, own_id: &str) -> Result<(), ControlError> {
     if publish::needs_ingress(spec.endpoint.as_ref()) && state.lacks_ingress() {
-        return Err(ControlError::NoIngress);
+        return Err(publish::IngressError::Missing.into());
     }
     Ok(publish::spec_conflict(state, spec, own_id).map_or(Ok(()), Err)?)
 }
@@ -134,7 +139,7 @@ fn respecify(
     auth_from_previous: bool,
 ) -> Result<(), ControlError> {
     keep_auth(service, &mut spec, auth_from_previous);
-    let spec = admitted(state, spec, &service.id)?;
+    let spec = admitted(state, spec, Some(service))?;
     let old = service.spec.clone().unwrap_or_default();
     let mode = |spec: &ServiceSpec| spec.mode.as_ref().map(std::mem::discriminant);
     if mode(&spec) != mode(&old) {

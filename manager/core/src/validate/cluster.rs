@@ -1,6 +1,7 @@
 //! The cluster itself, and its nodes.
 
 use rswarm_base::duration;
+use rswarm_proto::tls::issuer_info;
 use rswarm_proto::wire::{ClusterSpec, NodeSpec};
 
 use super::{Findings, Problem};
@@ -39,6 +40,25 @@ pub fn cluster(spec: &ClusterSpec) -> Result<(), Vec<Problem>> {
     let period = spec.tunnel_key_period;
     let hasty = period != 0 && period < TUNNEL_KEY_PERIOD_MIN;
     findings.add_if(hasty, "", "the keys of encrypted networks can be renewed every 10s at most");
+    for external in &spec.external_cas {
+        let protocol = external.protocol.as_str();
+        findings.add_if(
+            !protocol.eq_ignore_ascii_case("cfssl"),
+            "",
+            format!("invalid protocol: {protocol:?}: an external CA speaks cfssl"),
+        );
+        // A node's request and its answer decide who is a node.
+        let url = external.url.as_str();
+        let host = url.strip_prefix("https://").and_then(|rest| rest.split(['/', '?']).next());
+        findings.add_if(
+            host.is_none_or(str::is_empty),
+            "",
+            format!("invalid URL of an external CA: {url:?}: want https://HOST[:PORT]/PATH"),
+        );
+        let certificate = external.ca_cert.trim();
+        let unreadable = !certificate.is_empty() && issuer_info(certificate).is_none();
+        findings.add_if(unreadable, "", format!("the CA certificate of external CA {url} is not PEM"));
+    }
     let (election, heartbeat) = (spec.election_tick, spec.heartbeat_tick);
     let slow = election != 0 && heartbeat != 0 && election <= heartbeat;
     findings.add_if(

@@ -7,6 +7,7 @@ use rswarm_proto::wire::{ContentSpec, FileReference, ObjectKind, ServiceSpec, Ta
 
 use super::{Findings, Problem};
 use crate::apply::noun;
+use crate::content::VERSIONS;
 
 /// A secret must be smaller than this (swarmkit `api/validation/secrets.go`).
 pub const SECRET_BYTES_MAX: usize = 500 * 1024;
@@ -44,6 +45,9 @@ pub fn content(spec: &ContentSpec, kind: ObjectKind) -> Result<(), Vec<Problem>>
     let labels: usize = annotations.labels.iter().map(|(key, value)| key.len() + value.len()).sum();
     let reason = format!("the labels of a {noun} may have {} bytes, not {labels}", LABELS_BYTES_MAX);
     findings.add_if(labels > LABELS_BYTES_MAX, "", reason);
+    let versions = annotations.labels.get(VERSIONS).map_or("true", String::as_str);
+    let reason = format!("label {VERSIONS} must be true or false, not `{versions}`");
+    findings.add_if(!matches!(versions, "true" | "false"), "", reason);
     let templating = spec.templating.as_str();
     let reason = format!("unrecognized template driver '{templating}': want {GOLANG}");
     findings.add_if(!templating.is_empty() && templating != GOLANG, "", reason);
@@ -127,6 +131,12 @@ mod tests {
             );
         }
         assert_eq!(problems(ObjectKind::Secret, "", 1, ""), ["name must be provided"]);
+        let mut labelled = ContentSpec { data: vec![0], ..ContentSpec::default() };
+        let annotations = labelled.annotations.get_or_insert_default();
+        annotations.name = "key".to_owned();
+        annotations.labels.insert(VERSIONS.to_owned(), "yes".to_owned());
+        let found = content(&labelled, ObjectKind::Secret).expect_err("an odd label");
+        assert_eq!(found[0].to_string(), "label rswarm.versions must be true or false, not `yes`");
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Every rule, by the words that a user reads.
 
 use rswarm_proto::wire::{
-    Annotations, ClusterSpec, ContainerSpec, EndpointSpec, GenericResource, IpamConfig, Mount, NetworkSpec,
-    PortConfig, ResourceRequirements, Resources, ServiceSpec, Ulimit, UpdateConfig, endpoint_spec, mount,
-    port_config,
+    Annotations, ClusterSpec, ContainerSpec, EndpointSpec, ExternalCa, GenericResource, IpamConfig, Mount,
+    NetworkSpec, PortConfig, ResourceRequirements, Resources, ServiceSpec, Ulimit, UpdateConfig,
+    endpoint_spec, mount, port_config,
 };
 
 use super::network::MTU_OPTION;
@@ -528,6 +528,20 @@ fn every_rule_of_attachments_networks_nodes_and_clusters_speaks() {
     );
     let hasty = "the keys of encrypted networks can be renewed every 10s at most";
     assert_eq!(of_cluster(|spec| spec.tunnel_key_period = 1), [hasty]);
+    let external = |protocol: &str, url: &str, ca_cert: &str| {
+        let (protocol, url, ca_cert) = (protocol.to_owned(), url.to_owned(), ca_cert.to_owned());
+        let annotations = Some(Annotations { name: "default".to_owned(), ..Annotations::default() });
+        let external_cas = vec![ExternalCa { protocol, url, ca_cert, ..ExternalCa::default() }];
+        let spec = ClusterSpec { annotations, external_cas, ..ClusterSpec::default() };
+        cluster(&spec).err().unwrap_or_default().iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let url = "https://ca:8888/sign";
+    assert_eq!(external("CFSSL", url, ""), Vec::<String>::new());
+    assert_eq!(external("acme", url, ""), ["invalid protocol: \"acme\": an external CA speaks cfssl"]);
+    let insecure = "invalid URL of an external CA: \"http://ca/sign\": want https://HOST[:PORT]/PATH";
+    assert_eq!(external("cfssl", "http://ca/sign", ""), [insecure]);
+    let unreadable = format!("the CA certificate of external CA {url} is not PEM");
+    assert_eq!(external("cfssl", url, "hello"), [unreadable]);
     let slow = |spec: &mut ClusterSpec| (spec.election_tick, spec.heartbeat_tick) = (2, 2);
     assert_eq!(of_cluster(slow), ["election tick must be more than heartbeat tick: 2 is not more than 2"]);
 }

@@ -225,7 +225,12 @@ impl Control for FakeManager {
         request: tonic::Request<wire::CreateSecretRequest>,
     ) -> Result<Reply<wire::Secret>, Status> {
         let meta = Some(wire::Meta { version: 7, ..wire::Meta::default() });
-        let secret = wire::Secret { id: "secret1".into(), meta, spec: request.into_inner().spec };
+        let secret = wire::Secret {
+            id: "secret1".into(),
+            meta,
+            spec: request.into_inner().spec,
+            ..wire::Secret::default()
+        };
         self.put(secret.clone());
         Ok(Reply::new(secret))
     }
@@ -254,7 +259,8 @@ impl Control for FakeManager {
         &self,
         request: tonic::Request<wire::CreateConfigRequest>,
     ) -> Result<Reply<wire::Config>, Status> {
-        let config = wire::Config { id: "config1".into(), meta: None, spec: request.into_inner().spec };
+        let config =
+            wire::Config { id: "config1".into(), spec: request.into_inner().spec, ..wire::Config::default() };
         self.put(config.clone());
         Ok(Reply::new(config))
     }
@@ -681,8 +687,9 @@ async fn membership_calls_that_make_no_sense_are_refused() {
     host.check("POST", "/swarm/init", body, 400, "invalid data path port 80: want 1024 to 49151").await;
     let body = Some(json!({"JoinToken": "x"}));
     host.check("POST", "/swarm/join", body, 400, "at least 1 RemoteAddr is required to join").await;
-    let body = Some(json!({"Spec": {"CAConfig": {"ExternalCAs": [{"URL": "https://ca"}]}}}));
-    host.check("POST", "/swarm/init", body, 501, "--external-ca (ExternalCAs) is not supported").await;
+    let body = Some(json!({"Spec": {"TaskDefaults": {"LogDriver": {"Name": "x"}}}}));
+    let text = "a log driver for all tasks (TaskDefaults.LogDriver) is not supported";
+    host.check("POST", "/swarm/init", body, 501, text).await;
     let key = Some(json!({"UnlockKey": "SWMKEY-1-x"}));
     host.check("POST", "/swarm/unlock", key, 503, NOT_IN_CLUSTER).await;
     let (status, answer) = host.call("POST", "/swarm/leave", None).await;
@@ -709,7 +716,7 @@ async fn secrets_and_configs_have_dockers_paths_and_statuses() {
     let put = |id: &str, name: &str| {
         let annotations = Some(wire::Annotations { name: name.into(), ..wire::Annotations::default() });
         let spec = Some(wire::ContentSpec { annotations, ..wire::ContentSpec::default() });
-        manager.put(wire::Secret { id: id.into(), spec, meta: None });
+        manager.put(wire::Secret { id: id.into(), spec, ..wire::Secret::default() });
     };
     put("x9", "keyring");
     put("y9", "used");

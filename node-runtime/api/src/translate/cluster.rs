@@ -71,6 +71,7 @@ fn spec_out(spec: &wire::ClusterSpec) -> types::SwarmSpec {
         ca_config: types::CaConfig {
             node_cert_expiry: spec.node_cert_expiry,
             force_rotate: spec.force_rotate,
+            external_cas: spec.external_cas.iter().map(external_ca_out).collect(),
             // Certificate and key are not shown: what is read is sent back, and would be without its key.
             ..types::CaConfig::default()
         },
@@ -97,6 +98,7 @@ pub(crate) fn defaults() -> wire::ClusterSpec {
         auto_lock: false,
         tunnel_key_period: 0,
         force_rotate: 0,
+        external_cas: Vec::new(),
     }
 }
 
@@ -105,7 +107,6 @@ pub(crate) fn spec(spec: &types::SwarmSpec, base: wire::ClusterSpec) -> Result<w
     if !matches!(spec.name.as_str(), "" | "default") {
         return Err(ApiError::invalid("invalid Name: swarm spec must be named \"default\""));
     }
-    refuse(!spec.ca_config.external_cas.is_empty(), "--external-ca (ExternalCAs)")?;
     refuse(spec.task_defaults.log_driver.is_some(), "a log driver for all tasks (TaskDefaults.LogDriver)")?;
     refuse(spec.raft.keep_old_snapshots.is_some_and(|kept| kept != 0), "--max-snapshots (KeepOldSnapshots)")?;
     let tick = |name: &str, value: i64| {
@@ -139,7 +140,26 @@ pub(crate) fn spec(spec: &types::SwarmSpec, base: wire::ClusterSpec) -> Result<w
         auto_lock: spec.encryption_config.auto_lock_managers,
         force_rotate: or(spec.ca_config.force_rotate, base.force_rotate),
         tunnel_key_period: or(spec.encryption_config.tunnel_key_period, base.tunnel_key_period),
+        external_cas: spec.ca_config.external_cas.iter().map(external_ca).collect(),
     })
+}
+
+fn external_ca(external: &types::ExternalCa) -> wire::ExternalCa {
+    wire::ExternalCa {
+        protocol: external.protocol.clone(),
+        url: external.url.clone(),
+        options: external.options.clone().unwrap_or_default(),
+        ca_cert: external.ca_cert.clone(),
+    }
+}
+
+fn external_ca_out(external: &wire::ExternalCa) -> types::ExternalCa {
+    types::ExternalCa {
+        protocol: external.protocol.clone(),
+        url: external.url.clone(),
+        options: (!external.options.is_empty()).then(|| external.options.clone()),
+        ca_cert: external.ca_cert.clone(),
+    }
 }
 
 #[cfg(test)]
@@ -163,9 +183,16 @@ mod tests {
 
     #[test]
     fn what_is_read_can_be_sent_back() {
-        let stored = wire::Cluster { spec: Some(defaults()), ..wire::Cluster::default() };
+        let external = wire::ExternalCa {
+            protocol: "cfssl".to_owned(),
+            url: "https://ca/sign".to_owned(),
+            ca_cert: "PEM".to_owned(),
+            ..wire::ExternalCa::default()
+        };
+        let given = wire::ClusterSpec { external_cas: vec![external], ..defaults() };
+        let stored = wire::Cluster { spec: Some(given.clone()), ..wire::Cluster::default() };
         let shown = cluster(&stored).spec;
-        assert_eq!(spec(&shown, wire::ClusterSpec::default()), Ok(defaults()));
+        assert_eq!(spec(&shown, wire::ClusterSpec::default()), Ok(given));
     }
 
     #[test]
@@ -198,7 +225,6 @@ mod tests {
     fn another_name_and_what_cannot_be_honoured_are_refused() {
         let refused = [
             (r#"{"Name":"mine"}"#, "must be named"),
-            (r#"{"CAConfig":{"ExternalCAs":[{"URL":"https://ca"}]}}"#, "ExternalCAs"),
             (r#"{"CAConfig":{"NodeCertExpiry":1}}"#, "minimum certificate expiry"),
             (r#"{"TaskDefaults":{"LogDriver":{"Name":"x"}}}"#, "LogDriver"),
             (r#"{"Raft":{"ElectionTick":-1}}"#, "ElectionTick"),

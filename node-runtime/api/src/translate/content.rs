@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use rswarm_base::Kind;
+use rswarm_base::{Kind, Timestamp};
 use rswarm_proto::wire;
 
 use super::{meta, refuse};
@@ -55,7 +55,8 @@ pub(crate) fn secret(secret: &wire::Secret) -> types::Secret {
         templating: templating_out(spec.templating),
         ..types::SecretSpec::default()
     };
-    types::Secret { id: secret.id.clone(), version, created_at, updated_at, spec }
+    let versions = versions(&secret.versions);
+    types::Secret { id: secret.id.clone(), version, created_at, updated_at, spec, versions }
 }
 
 /// A config as clients see it.
@@ -69,7 +70,22 @@ pub(crate) fn config(config: &wire::Config) -> types::Config {
         data: STANDARD.encode(spec.data),
         templating: templating_out(spec.templating),
     };
-    types::Config { id: config.id.clone(), version, created_at, updated_at, spec }
+    let versions = versions(&config.versions);
+    types::Config { id: config.id.clone(), version, created_at, updated_at, spec, versions }
+}
+
+/// Nothing of what has only ever had one.
+fn versions(stored: &[wire::ContentVersion]) -> Vec<types::ContentVersion> {
+    let shown = |version: &wire::ContentVersion| types::ContentVersion {
+        id: version.id.clone(),
+        number: version.number,
+        created_at: Timestamp(version.created_at).to_string(),
+        services: version.services.clone(),
+    };
+    match stored {
+        [only] if only.number <= 1 => Vec::new(),
+        versions => versions.iter().map(shown).collect(),
+    }
 }
 
 fn templating_out(name: String) -> Option<types::Driver> {
@@ -165,13 +181,14 @@ mod tests {
         let body = r#"{"Name":"key","Labels":{"a":"b"},"Data":"aHVzaA==","Templating":{"Name":"golang"}}"#;
         let spec = secret_spec(&serde_json::from_str(body).expect("a spec")).expect("stored");
         assert_eq!((spec.data.as_slice(), spec.templating.as_str()), (b"hush".as_slice(), "golang"));
-        let shown = secret(&wire::Secret { id: "s1".into(), spec: Some(spec.clone()), meta: None });
+        let shown =
+            secret(&wire::Secret { id: "s1".into(), spec: Some(spec.clone()), ..wire::Secret::default() });
         let json = serde_json::to_value(shown).expect("json");
         assert_eq!(
             json["Spec"],
             serde_json::json!({"Name": "key", "Labels": {"a": "b"}, "Templating": {"Name": "golang"}})
         );
-        let shown = config(&wire::Config { id: "c1".into(), spec: Some(spec), meta: None });
+        let shown = config(&wire::Config { id: "c1".into(), spec: Some(spec), ..wire::Config::default() });
         assert_eq!(serde_json::to_value(shown).expect("json")["Spec"]["Data"], "aHVzaA==");
     }
 

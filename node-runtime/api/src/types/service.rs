@@ -413,6 +413,18 @@ docker! {
         pub created_at: String,
         pub updated_at: String,
         pub spec: SecretSpec,
+        /// Once it has had more than one; docker has not.
+        #[serde(skip_serializing_if = "crate::types::omit")]
+        pub versions: Vec<ContentVersion>,
+    }
+
+    /// One version of a secret or config, and the names of the services that use it.
+    pub struct ContentVersion {
+        #[serde(rename = "ID")]
+        pub id: String,
+        pub number: u64,
+        pub created_at: String,
+        pub services: Vec<String>,
     }
 
     pub struct SecretSpec {
@@ -434,6 +446,9 @@ docker! {
         pub created_at: String,
         pub updated_at: String,
         pub spec: ConfigSpec,
+        /// As of a secret.
+        #[serde(skip_serializing_if = "crate::types::omit")]
+        pub versions: Vec<ContentVersion>,
     }
 
     pub struct ConfigSpec {

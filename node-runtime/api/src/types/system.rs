@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{ClusterInfo, ContainerSummary, Empty, ImageSummary, StringMap, Volume};
+use super::{ClusterInfo, ContainerSummary, Empty, GenericResource, ImageSummary, StringMap, Volume};
 
 docker! {
     /// The reply to `GET /version`.
@@ -85,7 +85,7 @@ docker! {
         #[serde(rename = "NCPU")]
         pub ncpu: i64,
         pub mem_total: i64,
-        pub generic_resources: Option<Vec<Empty>>,
+        pub generic_resources: Option<Vec<GenericResource>>,
         pub docker_root_dir: String,
         pub http_proxy: String,
         pub https_proxy: String,
