@@ -173,7 +173,7 @@ pub(crate) fn revived_state(
         transaction(2, Author::Membership, former.map(retire).collect()),
     ];
     let index = state.index() + INDEX_GAP;
-    let applied = apply(&state, index, &Batch { transactions, now: now.0 });
+    let applied = apply(&state, index, Batch { transactions, now: now.0 });
     for (_, result) in applied.results {
         result?;
     }
@@ -253,7 +253,7 @@ mod tests {
         node.manager_status = Some(ManagerStatus { raft_id: 7, ..ManagerStatus::default() });
         let changes = vec![create(founding.cluster.into()), create(node.into())];
         let transaction = Transaction { id: 1, author: Author::Bootstrap.name().to_owned(), changes };
-        apply(&State::default(), 41, &Batch { transactions: vec![transaction], now: 1 }).state
+        apply(&State::default(), 41, Batch { transactions: vec![transaction], now: 1 }).state
     }
 
     #[test]

@@ -245,7 +245,7 @@ mod tests {
             let author = Author::Bootstrap.name().to_owned();
             let changes = objects.into_iter().map(create).collect();
             let batch = Batch { transactions: vec![Transaction { id: 1, author, changes }], now: 1 };
-            apply(&State::default(), 1, &batch).state
+            apply(&State::default(), 1, batch).state
         };
         let known = batch(vec![founding.cluster.clone().into(), founding.node.into()]);
         identity.replace(renew_own(&known, &identity).expect("renewed")).expect("usable");

@@ -14,7 +14,7 @@ use prost::Message as _;
 use rswarm_base::id::cluster_id;
 use rswarm_base::{Clock, Scope, SystemClock};
 use rswarm_manager_core::State;
-use rswarm_manager_core::assign::{AssignmentSet, assignments, is_content};
+use rswarm_manager_core::assign::{AssignmentSet, assignments, is_content, is_unchanged};
 use rswarm_proto::tls::{MESSAGE_BYTES_MAX, Peer, require};
 use rswarm_proto::wire::agent_message::Message as FromAgent;
 use rswarm_proto::wire::dispatcher_server::{Dispatcher, DispatcherServer};
@@ -121,6 +121,7 @@ impl Dispatcher for DispatcherService {
             sent: AssignmentSet::default(),
             sequence: 0,
             told: NodeUpdate::default(),
+            seen: Arc::default(),
             applied: BTreeMap::new(),
             acks: FuturesOrdered::new(),
             heard_at: Instant::now(),
@@ -169,6 +170,8 @@ struct Session {
     sent: AssignmentSet,
     sequence: u64,
     told: NodeUpdate,
+    /// The state that both were computed from.
+    seen: Arc<State>,
     /// The tables in the node's kernel, as it acknowledged them.
     applied: BTreeMap<String, u64>,
     /// Status reports that are not stored yet, in their order.
@@ -237,6 +240,7 @@ impl Session {
         };
         self.send(ToAgent::Welcome(welcome)).await?;
         self.sent = assignments(&state, &self.node_id);
+        self.seen = state;
         self.assign(assignments::Kind::Complete, self.sent.complete()).await
     }
 
@@ -361,7 +365,11 @@ impl Session {
     }
 
     /// Sends what the state changes for this node.
-    async fn update(&mut self, state: &State) -> Result<(), End> {
+    async fn update(&mut self, state: &Arc<State>) -> Result<(), End> {
+        let seen = std::mem::replace(&mut self.seen, state.clone());
+        if is_same_for_all(&seen, state) && is_unchanged(&seen, state, &self.sent, &self.node_id) {
+            return Ok(());
+        }
         if state.node(&self.node_id).is_none() {
             return Err(End::Goodbye(goodbye::Reason::Removed, "the node was removed from the cluster"));
         }
@@ -397,7 +405,7 @@ impl Session {
     }
 
     fn node_update(&self, state: &State) -> NodeUpdate {
-        let managers = state.nodes().filter_map(|node| {
+        let managers = state.managers().filter_map(|node| {
             let manager = node.manager_status.as_ref()?;
             Some(ManagerAddr { node_id: node.id.clone(), addr: manager.addr.clone() })
         });
@@ -419,6 +427,14 @@ impl Session {
             Ok(Err(_)) | Err(_) => Err(End::Gone),
         }
     }
+}
+
+/// Whether two states have the same in them that every node is told: the cluster, and where its managers are.
+fn is_same_for_all(before: &State, after: &State) -> bool {
+    let same = |(before, after)| Arc::ptr_eq(before, after);
+    before.cluster().zip(after.cluster()).is_some_and(|(before, after)| Arc::ptr_eq(before, after))
+        && before.managers().count() == after.managers().count()
+        && before.managers().zip(after.managers()).all(same)
 }
 
 /// The changes in messages that are not too large: secrets and configs, which are last, in as many as they need.

@@ -418,7 +418,7 @@ mod tests {
         };
         let changes = nodes.iter().map(|listed| change(node(listed))).collect();
         let transaction = Transaction { id: 1, author: Author::Bootstrap.name().to_owned(), changes };
-        let applied = apply(&State::default(), 1, &Batch { transactions: vec![transaction], now: 1 });
+        let applied = apply(&State::default(), 1, Batch { transactions: vec![transaction], now: 1 });
         assert_eq!(applied.results, [(1, Ok(()))]);
         applied.state
     }

@@ -477,7 +477,7 @@ impl Raft {
                 let timer = self.instruments.apply.timer();
                 let batch =
                     Batch::decode(data.as_slice()).map_err(|source| Failure::Entry { index, source })?;
-                let applied = apply(&self.state, index, &batch);
+                let applied = apply(&self.state, index, batch);
                 self.state = Arc::new(applied.state);
                 timer.stop();
                 // Whoever hears that something was applied must see it.
@@ -516,7 +516,7 @@ impl Raft {
             .iter()
             .map(|seed| (seed.raft_id, Place { node_id: seed.node_id.clone(), addr: seed.addr.clone() }));
         let mut places: BTreeMap<u64, Place> = seeds.collect();
-        for node in self.state.nodes() {
+        for node in self.state.managers() {
             if let Some(manager) = &node.manager_status {
                 let place = Place { node_id: node.id.clone(), addr: manager.addr.clone() };
                 places.insert(manager.raft_id, place);

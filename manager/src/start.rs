@@ -302,7 +302,7 @@ fn first_state(founding: Founding, raft_id: u64, addr: &str) -> Result<State, St
         changes: vec![create(cluster.into()), create(node.into())],
     };
     let batch = Batch { transactions: vec![transaction], now: SystemClock.now().0 };
-    let applied = apply(&State::default(), peer::bootstrap_index(), &batch);
+    let applied = apply(&State::default(), peer::bootstrap_index(), batch);
     match applied.results.into_iter().next() {
         Some((_, Err(rejected))) => Err(StartError::Found(rejected)),
         Some((_, Ok(()))) | None => Ok(applied.state),

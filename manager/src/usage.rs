@@ -28,7 +28,7 @@ pub(crate) async fn gather(state: &State, heartbeats: &Heartbeats) -> Result<Usa
         let next = heartbeats.next_told();
         let told = heartbeats.usage();
         let silent: Vec<String> =
-            tellers(state).filter(|node_id| !told.contains_key(*node_id)).cloned().collect();
+            tellers(state).filter(|node_id| !told.contains_key(*node_id)).map(str::to_owned).collect();
         if silent.is_empty() || Instant::now() >= deadline {
             return Ok(UsageResponse { nodes: known(state, told), silent });
         }
@@ -38,7 +38,7 @@ pub(crate) async fn gather(state: &State, heartbeats: &Heartbeats) -> Result<Usa
 }
 
 /// The nodes that answer and run tasks.
-fn tellers(state: &State) -> impl Iterator<Item = &String> {
+fn tellers(state: &State) -> impl Iterator<Item = &str> {
     state.nodes_with_tasks().filter(|node_id| {
         let is_ready = state.node(node_id).is_some_and(|node| node_state(node) == NodeState::ReadyNode);
         is_ready && state.tasks_on_node(node_id).any(|task| task.observed() == TaskState::Running)

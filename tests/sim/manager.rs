@@ -362,7 +362,7 @@ impl Running {
             Body::Data(data) => {
                 digest ^= hash(&data);
                 let batch = Batch::decode(data.as_slice()).expect("what was proposed is a batch");
-                let applied = apply(&self.state, committed.index, &batch);
+                let applied = apply(&self.state, committed.index, batch);
                 self.state = applied.state;
                 for (id, result) in applied.results {
                     self.outstanding.remove(&id);
@@ -422,7 +422,7 @@ impl Running {
         let mut plan = Plan::default();
         plan.update(cluster);
         let (id, author) = (self.ids.number(), Author::Ca.name().to_owned());
-        self.propose(vec![Transaction { id, author, changes: plan.changes }], clock);
+        self.propose(vec![Transaction { id, author, changes: plan.into_changes() }], clock);
     }
 
     /// Tells a node what it is assigned, on top of what it has. A manager that knows no leader is silent, so

@@ -452,7 +452,7 @@ fn first_state(nodes: usize) -> State {
     let author = Author::Bootstrap.name().to_owned();
     let transaction = Transaction { id: 0, author, changes: objects.map(create).collect() };
     let batch = Batch { transactions: vec![transaction], now: 1 };
-    let applied = apply(&State::default(), 1, &batch);
+    let applied = apply(&State::default(), 1, batch);
     assert!(applied.results.iter().all(|(_, result)| result.is_ok()));
     assert!(applied.state.get(ObjectKind::Cluster, "cluster").is_some());
     applied.state

@@ -1,20 +1,22 @@
-//! How long the brain thinks: placing tasks on a thousand nodes, alone and beside a hundred thousand others.
+//! How long the brain thinks: placing a million tasks on ten thousand nodes, and little beside them.
 //!
-//! `cargo bench -p rswarm-manager-core`, or with `-- TASKS NODES` for other sizes. Prints one line per
-//! question; there is nothing to compare with but the run before. Times are those of the CPU, so that what else
-//! the machine does counts little.
+//! `cargo bench -p rswarm-manager-core`, or with `-- TASKS NODES` for other sizes (a million tasks take 8 GB).
+//! Prints one line per question. Times are those of the CPU, so that what else the machine does counts little, and
+//! those of the clock beside them.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rswarm_base::{IdGen, Timestamp};
+use rswarm_manager_core::control::create_service;
 use rswarm_manager_core::drain::AppliedTables;
+use rswarm_manager_core::forecast::forecast;
 use rswarm_manager_core::schedule::Schedule;
 use rswarm_manager_core::{Author, Env, Plan, Reconciler, State, apply, pass};
 use rswarm_proto::wire::{
-    Annotations, Batch, Change, Cluster, ClusterSpec, ContainerSpec, Node, NodeDescription, NodeSpec,
-    NodeState, NodeStatus, Placement, Platform, Replicated, ResourceRequirements, Resources, Service,
-    ServiceSpec, TaskSpec, TaskState, TaskStatus, Transaction, service_spec,
+    Annotations, Batch, Change, Cluster, ClusterSpec, ContainerSpec, CreateServiceRequest, Node,
+    NodeDescription, NodeSpec, NodeState, NodeStatus, Placement, Platform, Replicated, ResourceRequirements,
+    Resources, Service, ServiceSpec, Task, TaskSpec, TaskState, TaskStatus, Transaction, service_spec,
 };
 
 static NO_TABLES: AppliedTables = AppliedTables::new();
@@ -22,8 +24,8 @@ const NOW: Timestamp = Timestamp(1_700_000_000_000_000_000);
 
 fn main() {
     let sizes: Vec<usize> = std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
-    let tasks = sizes.first().copied().unwrap_or(100_000);
-    let nodes = sizes.get(1).copied().unwrap_or(1_000);
+    let tasks = sizes.first().copied().unwrap_or(1_000_000);
+    let nodes = sizes.get(1).copied().unwrap_or(10_000);
     let mut bench = Bench::new(nodes);
     bench.add_waiting("big", tasks, &[]);
     bench.place(&format!("{tasks} tasks of one service on {nodes} nodes"));
@@ -35,7 +37,27 @@ fn main() {
         bench.add_waiting(&format!("small{n}"), 10, &[]);
     }
     bench.place("100 services of 10 tasks");
+    bench.run_all();
     bench.pass("a whole pass over it all, with nothing to do");
+    bench.forecast("what a new service of 10 tasks would come to");
+}
+
+/// What a question took: on the CPU, and by the clock.
+struct Timer {
+    cpu: Duration,
+    clock: Instant,
+}
+
+impl Timer {
+    fn start() -> Timer {
+        Timer { cpu: on_cpu(), clock: Instant::now() }
+    }
+
+    /// Both in words, and the first.
+    fn stop(self) -> (String, Duration) {
+        let (cpu, clock) = (on_cpu() - self.cpu, self.clock.elapsed());
+        (format!("{cpu:.2?} of CPU ({clock:.2?} by the clock)"), cpu)
+    }
 }
 
 /// CPU time of this thread.
@@ -64,14 +86,14 @@ impl Bench {
             bench.heartbeats.insert(node.id.clone(), NOW);
             plan.create(node);
         }
-        bench.write(Author::Bootstrap, plan.changes);
+        bench.write(Author::Bootstrap, plan.into_changes());
         bench
     }
 
     fn write(&mut self, author: Author, changes: Vec<Change>) {
         let transaction = Transaction { id: 1, author: author.name().to_owned(), changes };
         let batch = Batch { transactions: vec![transaction], now: NOW.0 };
-        let applied = apply(&self.state, self.state.index() + 1, &batch);
+        let applied = apply(&self.state, self.state.index() + 1, batch);
         applied
             .results
             .iter()
@@ -84,7 +106,7 @@ impl Bench {
         let id = self.ids.cluster_id();
         let mut plan = Plan::default();
         plan.create(Service { id: id.clone(), spec: Some(spec(name, count, spread)), ..Service::default() });
-        self.write(Author::Control, plan.changes);
+        self.write(Author::Control, plan.into_changes());
         let service = self.state.service(&id).expect("it was just made").clone();
         let mut plan = Plan::default();
         for slot in 1..=count as u64 {
@@ -93,7 +115,7 @@ impl Bench {
             task.status = Some(TaskStatus { state: TaskState::Pending.into(), ..TaskStatus::default() });
             plan.create(task);
         }
-        self.write(Author::Replicated, plan.changes);
+        self.write(Author::Replicated, plan.into_changes());
     }
 
     fn place(&mut self, question: &str) {
@@ -106,15 +128,39 @@ impl Bench {
             leader_since: NOW,
             secret: [0; 32],
         };
-        let begin = on_cpu();
+        let timer = Timer::start();
         let plan = Schedule.reconcile(&self.state, &mut env);
-        let thought = on_cpu() - begin;
-        let count = plan.changes.len();
-        let begin = on_cpu();
-        self.write(Author::Schedule, plan.changes);
-        let wrote = on_cpu() - begin;
-        let each = thought.as_nanos() / count.max(1) as u128;
-        println!("{question}: {thought:.2?} ({each} ns a task); applied in {wrote:.2?}");
+        let (thought, cpu) = timer.stop();
+        let count = plan.edits.len();
+        let changes = plan.into_changes();
+        let timer = Timer::start();
+        self.write(Author::Schedule, changes);
+        let (wrote, _) = timer.stop();
+        let rate = count as f64 / cpu.as_secs_f64();
+        println!("{question}: {thought}, {rate:.0} tasks/s; applied in {wrote}");
+    }
+
+    /// All tasks run, as their nodes say.
+    fn run_all(&mut self) {
+        let mut plan = Plan::default();
+        for task in self.state.tasks() {
+            let mut task = Task::clone(task);
+            task.status.get_or_insert_default().set_state(TaskState::Running);
+            plan.update(task);
+        }
+        let changes = plan.into_changes();
+        let count = changes.len();
+        let timer = Timer::start();
+        self.write(Author::Dispatcher, changes);
+        println!("{count} reports that tasks run: applied in {}", timer.stop().0);
+    }
+
+    fn forecast(&mut self, question: &str) {
+        let request = CreateServiceRequest { spec: Some(spec("new", 10, &[])) };
+        let decide = |state: &State, ids: &mut IdGen| create_service(state, &request, NOW, ids);
+        let timer = Timer::start();
+        let told = forecast(&self.state, decide, NOW, self.ids.clone()).expect("a forecast");
+        println!("{question}: {} ({} tasks)", timer.stop().0, told.tasks.len());
     }
 
     fn pass(&mut self, question: &str) {
@@ -129,7 +175,7 @@ impl Bench {
         // The first one gives services their endpoints and nodes their states.
         let first = pass(&self.state, &mut env);
         let batch = Batch { transactions: first.transactions, now: NOW.0 };
-        self.state = apply(&self.state, self.state.index() + 1, &batch).state;
+        self.state = apply(&self.state, self.state.index() + 1, batch).state;
         let mut env = Env {
             now: NOW,
             ids: &mut self.ids,
@@ -138,9 +184,9 @@ impl Bench {
             leader_since: NOW,
             secret: [0; 32],
         };
-        let begin = on_cpu();
+        let timer = Timer::start();
         let second = pass(&self.state, &mut env);
-        println!("{question}: {:.2?} ({} transactions)", on_cpu() - begin, second.transactions.len());
+        println!("{question}: {} ({} transactions)", timer.stop().0, second.transactions.len());
     }
 }
 

@@ -602,7 +602,7 @@ mod tests {
         old.spec.get_or_insert_default().annotations.get_or_insert_default().name = "ingress".to_owned();
         let mut plan = Plan::default();
         plan.create(old);
-        world.write(Author::Control, plan.changes);
+        world.write(Author::Control, plan.into_changes());
         world.reconcile();
         let made = world.state.ingress_network().expect("made").clone();
         assert_eq!((made.name(), made.ipam[0].subnet.as_str()), ("ingress-2", "10.0.1.0/24"));

@@ -9,10 +9,11 @@ use rswarm_base::{Classify, Kind};
 use rswarm_proto::model::object::Stored;
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::update_status::State as Phase;
-use rswarm_proto::wire::{Batch, Change, NodeAvailability, ObjectKind, Service, Task, Transaction, change};
+use rswarm_proto::wire::{Batch, Change, NodeAvailability, ObjectKind, Service, Task, Transaction};
 
 use crate::author::Author;
 use crate::content::{self, ContentInUse, ContentMissing, Table};
+use crate::edit::Edit;
 use crate::filter::availability;
 use crate::publish::{self, IngressError, PortTaken, needs_ingress};
 use crate::state::{AnyObject, State};
@@ -35,6 +36,14 @@ pub struct Event {
     pub before: Option<AnyObject>,
     /// What is stored now; nothing for a deleted object.
     pub after: Option<AnyObject>,
+}
+
+impl Event {
+    /// The object that changed: as it is now, or as it was when it is gone.
+    #[must_use]
+    pub fn object(&self) -> Option<&AnyObject> {
+        self.after.as_ref().or(self.before.as_ref())
+    }
 }
 
 /// Why a transaction changed nothing.
@@ -164,45 +173,65 @@ pub fn noun(kind: ObjectKind) -> &'static str {
 
 /// The state after `batch`, which was committed at raft index `index`.
 #[must_use]
-pub fn apply(state: &State, index: u64, batch: &Batch) -> Applied {
+pub fn apply(state: &State, index: u64, batch: Batch) -> Applied {
     let mut applied = Applied { state: state.clone(), results: Vec::new(), events: Vec::new() };
     applied.state.set_index(index);
-    for transaction in &batch.transactions {
-        let mut draft = Draft { state: applied.state.clone(), index, now: batch.now, events: Vec::new() };
-        let result = draft.transaction(transaction);
-        if result.is_ok() {
-            applied.state = draft.state;
-            applied.events.append(&mut draft.events);
-        }
-        applied.results.push((transaction.id, result));
+    for Transaction { id, author, changes } in batch.transactions {
+        let result = edits(author, changes).and_then(|(author, edits)| {
+            apply_edits(&mut applied.state, index, batch.now, author, edits, &mut applied.events)
+        });
+        applied.results.push((id, result));
     }
     applied
 }
 
-/// One transaction in the making.
-struct Draft {
-    state: State,
-    index: u64,
-    now: i64,
-    events: Vec<Event>,
+fn edits(author: String, changes: Vec<Change>) -> Result<(Author, Vec<Edit>), Rejected> {
+    let Some(known) = Author::parse(&author) else {
+        return Err(Rejected::Forbidden { author, field: "anything" });
+    };
+    let edits: Option<_> = changes.into_iter().map(Edit::from_change).collect();
+    edits.map(|edits| (known, edits)).ok_or(Rejected::Malformed)
 }
 
-impl Draft {
-    fn transaction(&mut self, transaction: &Transaction) -> Result<(), Rejected> {
-        let author = Author::parse(&transaction.author)
-            .ok_or_else(|| Rejected::Forbidden { author: transaction.author.clone(), field: "anything" })?;
-        transaction.changes.iter().try_for_each(|change| self.change(author, change))
+/// Makes all of the edits, and adds what changed to `events`; or none of them, when one does not hold.
+///
+/// What was done before that one is undone, rather than done on a copy: a copy, however cheap, would have every
+/// transaction copy the paths of the maps that it writes to.
+pub(crate) fn apply_edits(
+    state: &mut State,
+    index: u64,
+    now: i64,
+    author: Author,
+    edits: Vec<Edit>,
+    events: &mut Vec<Event>,
+) -> Result<(), Rejected> {
+    let begin = events.len();
+    let mut draft = Draft { state, index, now, events };
+    let done = edits.into_iter().try_for_each(|edit| draft.edit(author, edit));
+    if done.is_err() {
+        let undone = events.drain(begin..).rev();
+        undone.for_each(|event| state.replace(event.after.as_ref(), event.before));
     }
+    done
+}
 
-    fn change(&mut self, author: Author, change: &Change) -> Result<(), Rejected> {
-        let action = change::Action::try_from(change.action).map_err(|_| Rejected::Malformed)?;
-        let (before, after) = match action {
-            change::Action::Create => (None, Some(self.created(object(change)?)?)),
-            change::Action::Update => {
-                let (before, after) = self.updated(object(change)?)?;
+/// One transaction in the making.
+struct Draft<'a> {
+    state: &'a mut State,
+    index: u64,
+    now: i64,
+    events: &'a mut Vec<Event>,
+}
+
+impl Draft<'_> {
+    fn edit(&mut self, author: Author, edit: Edit) -> Result<(), Rejected> {
+        let (before, after) = match edit {
+            Edit::Create(object) => (None, Some(self.created(object)?)),
+            Edit::Update(object) => {
+                let (before, after) = self.updated(object)?;
                 (Some(before), Some(after))
             }
-            change::Action::Delete => (Some(self.deleted(change)?), None),
+            Edit::Delete(kind, id) => (Some(self.deleted(kind, id)?), None),
         };
         if let Some(field) = author.forbidden(before.as_ref(), after.as_ref()) {
             return Err(Rejected::Forbidden { author: author.name().to_owned(), field });
@@ -210,14 +239,7 @@ impl Draft {
         self.check_networks(before.as_ref(), after.as_ref())?;
         self.check_ingress(before.as_ref(), after.as_ref())?;
         self.check_content(before.as_ref(), after.as_ref())?;
-        match (&before, &after) {
-            (_, Some(after)) => self.state.put(after.clone()),
-            (Some(before), None) => {
-                let (kind, id) = before.key();
-                self.state.remove(kind, id);
-            }
-            (None, None) => {}
-        }
+        self.state.replace(before.as_ref(), after.clone());
         self.events.push(Event { before, after });
         Ok(())
     }
@@ -308,9 +330,8 @@ impl Draft {
         Ok((before, after))
     }
 
-    fn deleted(&self, change: &Change) -> Result<AnyObject, Rejected> {
-        let kind = ObjectKind::try_from(change.kind).map_err(|_| Rejected::Malformed)?;
-        self.state.get(kind, &change.id).ok_or_else(|| Rejected::Missing { kind, id: change.id.clone() })
+    fn deleted(&self, kind: ObjectKind, id: String) -> Result<AnyObject, Rejected> {
+        self.state.get(kind, &id).ok_or(Rejected::Missing { kind, id })
     }
 
     /// Names of services and networks are unique among those that are not being deleted; those of secrets and
@@ -365,7 +386,7 @@ impl Draft {
         match (before, after) {
             (before, Some(AnyObject::Service(service))) if !service.pending_delete => {
                 let same = matches!(before, Some(AnyObject::Service(before)) if before.spec == service.spec);
-                let missing = if same { None } else { content::missing(&self.state, service.spec.as_ref()) };
+                let missing = if same { None } else { content::missing(self.state, service.spec.as_ref()) };
                 missing.map_or(Ok(()), |missing| Err(Rejected::ContentMissing(missing)))
             }
             (Some(AnyObject::Secret(gone)), None) => self.check_unused(gone.as_ref()),
@@ -375,17 +396,17 @@ impl Draft {
     }
 
     fn check_unused<T: Stored>(&self, gone: &T) -> Result<(), Rejected> {
-        content::in_use(&self.state, T::KIND, gone.name(), &[gone.id()])
+        content::in_use(self.state, T::KIND, gone.name(), &[gone.id()])
             .map_or(Ok(()), |used| Err(Rejected::ContentInUse(used)))
     }
 
     /// Another version of a secret or config follows the latest one. Whoever thought of an older one must decide anew.
     fn check_number<T: Table>(&self, object: &T) -> Result<(), Rejected> {
         let kind = T::KIND;
-        if T::by_id(&self.state, object.id()).is_some() {
+        if T::by_id(self.state, object.id()).is_some() {
             return Ok(());
         }
-        match T::latest(&self.state, object.name()) {
+        match T::latest(self.state, object.name()) {
             None if object.number() == 1 => Ok(()),
             Some(_) if object.number() == 1 => {
                 Err(Rejected::NameTaken { kind, name: object.name().to_owned() })
@@ -434,13 +455,13 @@ impl Draft {
             if needs_ingress(spec.endpoint.as_ref()) && self.state.lacks_ingress() {
                 return Err(Rejected::Ingress(IngressError::Missing));
             }
-            if let Some(taken) = publish::spec_conflict(&self.state, spec, &after.id) {
+            if let Some(taken) = publish::spec_conflict(self.state, spec, &after.id) {
                 return Err(Rejected::PortTaken(taken));
             }
         }
         let given = before.is_none_or(|before| before.endpoint != after.endpoint);
         let ports = after.endpoint.iter().filter(|_| given).flat_map(|endpoint| &endpoint.ports);
-        publish::conflict(&self.state, ports, &after.id)
+        publish::conflict(self.state, ports, &after.id)
             .map_or(Ok(()), |taken| Err(Rejected::PortTaken(taken)))
     }
 
@@ -476,10 +497,6 @@ impl Draft {
     }
 }
 
-fn object(change: &Change) -> Result<AnyObject, Rejected> {
-    change.object.clone().and_then(AnyObject::from_object).ok_or(Rejected::Malformed)
-}
-
 fn moves_back(before: &Task, after: &Task) -> bool {
     after.observed() < before.observed() || after.desired() < before.desired()
 }
@@ -492,7 +509,7 @@ mod tests {
     use rswarm_proto::wire::{Network, Node, NodeAvailability};
 
     fn transaction(id: u64, author: Author, plan: Plan) -> Transaction {
-        Transaction { id, author: author.name().to_owned(), changes: plan.changes }
+        Transaction { id, author: author.name().to_owned(), changes: plan.into_changes() }
     }
 
     fn create(service: &str, name: &str) -> Plan {
@@ -502,7 +519,7 @@ mod tests {
     }
 
     fn apply_all(state: &State, transactions: Vec<Transaction>) -> Applied {
-        apply(state, state.index() + 1, &Batch { transactions, now: 5 })
+        apply(state, state.index() + 1, Batch { transactions, now: 5 })
     }
 
     /// What came of one transaction.
@@ -678,8 +695,39 @@ mod tests {
         let mut plan = Plan::default();
         plan.create(crate::world::node("n1"));
         assert!(matches!(outcome(&world.state, Author::Ca, plan), Err(Rejected::Exists { .. })));
-        let empty = Plan { changes: vec![Change::default()], wake_at: None };
-        assert_eq!(outcome(&world.state, Author::Control, empty), Err(Rejected::Malformed));
+        let author = Author::Control.name().to_owned();
+        let empty = Transaction { id: 1, author, changes: vec![Change::default()] };
+        assert_eq!(apply_all(&world.state, vec![empty]).results, [(1, Err(Rejected::Malformed))]);
+    }
+
+    #[test]
+    fn what_a_rejected_transaction_began_is_undone() {
+        let mut world = World::new(2);
+        world.network("net");
+        let mut web = spec("web", 2);
+        attach(&mut web, "net");
+        publish(&mut web, [port(8080, 80)]);
+        let id = world.create(web);
+        world.run(std::time::Duration::from_secs(2));
+        let mut service = Service::clone(&world.service(&id));
+        service.pending_delete = true;
+        let mut node = Node::clone(world.state.node("n1").expect("n1"));
+        node.spec.get_or_insert_default().annotations.get_or_insert_default().name = "one".to_owned();
+        let mut plan = Plan::default();
+        plan.update(service);
+        plan.update(node);
+        plan.create(Service { id: "s".to_owned(), spec: Some(spec("web", 1)), ..Service::default() });
+        plan.delete(ObjectKind::Node, "n2");
+        plan.delete(ObjectKind::Node, "n3");
+        let applied = apply_all(&world.state, vec![transaction(1, Author::Control, plan)]);
+        assert_eq!(
+            applied.results,
+            [(1, Err(Rejected::Missing { kind: ObjectKind::Node, id: "n3".to_owned() }))]
+        );
+        assert!(applied.events.is_empty());
+        let mut state = applied.state;
+        state.set_index(world.state.index());
+        assert_eq!(format!("{state:?}"), format!("{:?}", world.state));
     }
 
     #[test]

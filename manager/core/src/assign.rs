@@ -113,6 +113,18 @@ impl<'a> Tables<'a> {
     }
 }
 
+/// Whether `after` certainly assigns a node what `before` did, which was `assigned`, as far as that can be told
+/// without computing it: most changes of the state do not concern most nodes, and those that have no networks,
+/// secrets and configs least of all.
+#[must_use]
+pub fn is_unchanged(before: &State, after: &State, assigned: &AssignmentSet, node_id: &str) -> bool {
+    let (old, new) = (before.node(node_id), after.node(node_id));
+    let is_alone = assigned.networks.is_empty() && assigned.secrets.is_empty() && assigned.configs.is_empty();
+    is_alone
+        && old.zip(new).is_some_and(|(old, new)| Arc::ptr_eq(old, new) && new.mesh.is_none())
+        && before.has_same_tasks_on_node(after, node_id)
+}
+
 /// The objects of these ids that there are.
 fn shared<'s, T: 's>(
     ids: impl Iterator<Item = &'s str>,

@@ -130,6 +130,15 @@ pub fn all_match(constraints: &[String], node: &Node) -> bool {
     constraints.iter().all(|text| Constraint::parse(text).is_ok_and(|constraint| constraint.matches(node)))
 }
 
+/// Whether two descriptions of one node are the same to every constraint and platform.
+pub(crate) fn is_same(before: &Node, after: &Node) -> bool {
+    let addr = |node: &Node| node.status.as_ref().map(|status| status.addr.clone());
+    before.spec == after.spec
+        && before.description == after.description
+        && before.role == after.role
+        && addr(before) == addr(after)
+}
+
 /// Whether the node is of one of the platforms; an empty list, os or architecture is any.
 #[must_use]
 pub fn platform_fits(platforms: &[Platform], node: &Node) -> bool {

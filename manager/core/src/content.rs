@@ -14,14 +14,14 @@ use rswarm_proto::wire::{
 };
 
 use crate::apply::noun;
-use crate::state::State;
+use crate::state::{AnyObject, State};
 
 /// Label of a secret or config for clients that only know Docker's calls: an update with other data makes another
 /// version where it would be refused.
 pub const VERSIONS: &str = "rswarm.versions";
 
 /// Secrets or configs as the state has them.
-pub trait Table: Content {
+pub trait Table: Content + Into<AnyObject> {
     /// A version by its id.
     fn by_id<'s>(state: &'s State, id: &str) -> Option<&'s Arc<Self>>;
     /// What the bare name stands for.

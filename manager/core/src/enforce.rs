@@ -12,6 +12,7 @@ use crate::filter;
 use crate::generic::Claims;
 use crate::reconcile::{Env, Plan, Reconciler};
 use crate::relocate;
+use crate::schedule::Load;
 use crate::slot;
 use crate::state::State;
 
@@ -49,13 +50,22 @@ impl Reconciler for Enforce {
                 Some(_) if view.is_node_lost(node_id) => live()
                     .filter(|task| has_refuge && task.slot != 0)
                     .for_each(|task| plan.update(slot::desire(task, TaskState::Shutdown))),
-                Some(node) => {
+                Some(node)
+                    if view.has_misplaced_tasks(node_id) || is_too_small(node, &view.load(node_id)) =>
+                {
                     misfits(node, live().collect()).for_each(|task| plan.update(evicted(task)));
                 }
+                Some(_) => {}
             }
         }
         plan
     }
+}
+
+/// Whether the node has less than all of its tasks together were given, stopping ones too.
+fn is_too_small(node: &Node, load: &Load) -> bool {
+    let has = filter::capacity(node);
+    load.nano_cpus > has.nano_cpus || load.memory > has.memory || !load.generic.is_had_by(node)
 }
 
 /// The tasks that the node can no longer have: its labels contradict their constraints, or it has become too

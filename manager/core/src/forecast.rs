@@ -75,13 +75,13 @@ struct Future {
 impl Future {
     fn commit(&mut self, transactions: Vec<Transaction>) {
         let batch = Batch { transactions, now: self.now.0 };
-        self.state = apply(&self.state, self.state.index() + 1, &batch).state;
+        self.state = apply(&self.state, self.state.index() + 1, batch).state;
     }
 
     /// Lets time go on until nothing more comes of it. Says whether it came so far.
     fn unfold(&mut self) -> bool {
         let started = self.now;
-        let passes = (VISITS_MAX / self.state.tasks().count().max(1)).clamp(PASSES_MIN, PASSES_MAX);
+        let passes = (VISITS_MAX / self.state.task_count().max(1)).clamp(PASSES_MIN, PASSES_MAX);
         let mut idle = 0;
         for _ in 0..passes {
             let Pass { transactions, wake_at } = self.pass(started);
@@ -119,7 +119,11 @@ impl Future {
 
     /// What the nodes say once they have done what they were told.
     fn reports(&self) -> Vec<NodeTaskReport> {
-        let told = self.state.tasks().filter(|task| !self.state.is_node_lost(&task.node_id));
+        let state = &self.state;
+        let cohorts = state.service_ids_with_tasks().filter_map(|id| state.cohort(id));
+        // What is at rest does as it is told already.
+        let restless = cohorts.flat_map(|cohort| cohort.restless().flat_map(|seat| cohort.tasks_of(seat)));
+        let told = restless.filter(|task| !state.is_node_lost(&task.node_id));
         told.filter_map(|task| report(task, outcome(task)?)).collect()
     }
 }

@@ -27,13 +27,17 @@ impl Reconciler for Global {
         let services = view.services().filter(|service| !service.pending_delete && slot::is_global(service));
         for service in services.filter(|service| !cron::is_waiting(service)) {
             let slots = slot::occupied(view, service);
+            let spec = service.task_spec();
             // What a node did for an earlier iteration of a job does not count.
             let own = slots.iter().filter(|slot| slot.latest().job_iteration == service.job_iteration());
             let taken: BTreeSet<&str> = own.map(|slot| slot.latest().node_id.as_str()).collect();
-            let free =
-                view.nodes().filter(|node| !taken.contains(node.id.as_str()) && is_eligible(service, node));
+            let free = view.nodes().filter(|node| {
+                !taken.contains(node.id.as_str())
+                    && filter::takes_new_tasks(node)
+                    && slot::sits_well(&spec, node)
+            });
             for node in free {
-                if plan.changes.len() >= CREATES_MAX {
+                if plan.edits.len() >= CREATES_MAX {
                     return plan;
                 }
                 let place = Place { slot: 0, node_id: node.id.clone() };
@@ -76,7 +80,7 @@ mod tests {
         assert_eq!(world.spread(&id).len(), 3);
         let mut plan = Plan::default();
         plan.create(node("n9"));
-        world.write(Author::Ca, plan.changes);
+        world.write(Author::Ca, plan.into_changes());
         world.run(Duration::from_secs(2));
         assert_eq!(world.running(&id), 4);
     }

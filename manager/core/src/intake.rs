@@ -32,7 +32,7 @@ pub fn statuses(state: &State, reports: &[NodeTaskReport], now: Timestamp) -> Ve
     }
     let mut plan = Plan::default();
     changed.into_values().for_each(|task| plan.update(task));
-    plan.changes
+    plan.into_changes()
 }
 
 /// The task with the reported status, unless that tells nothing new.
@@ -93,7 +93,7 @@ pub fn hellos(state: &State, hellos: &[NodeHello]) -> Vec<Change> {
             plan.update(node);
         }
     }
-    plan.changes
+    plan.into_changes()
 }
 
 #[cfg(test)]

@@ -225,7 +225,7 @@ mod tests {
         assert_eq!(run_to_the_end(&mut world, &id, TaskState::Complete), 3);
         let mut plan = Plan::default();
         plan.create(node("n9"));
-        world.write(Author::Ca, plan.changes);
+        world.write(Author::Ca, plan.into_changes());
         assert_eq!(run_to_the_end(&mut world, &id, TaskState::Complete), 1);
         assert_eq!((completed(&world, &id), world.tasks(&id).len()), (4, 4));
         world.change(&id, |spec| spec.task.get_or_insert_default().force_update += 1);

@@ -184,7 +184,7 @@ mod tests {
             cluster.spec.get_or_insert_default().heartbeat_period = seconds * 1_000_000_000;
             let mut plan = Plan::default();
             plan.update(cluster);
-            world.write(Author::Control, plan.changes);
+            world.write(Author::Control, plan.into_changes());
         };
         let mut world = World::new(2);
         period(&mut world, 30);

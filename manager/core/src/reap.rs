@@ -8,6 +8,7 @@ use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::{ObjectKind, Service, Task};
 
 use crate::author::Author;
+use crate::cohort::Cohort;
 use crate::content::{held, of_task};
 use crate::reconcile::{Env, Plan, Reconciler};
 use crate::slot::{self, Slot};
@@ -34,6 +35,7 @@ impl Reconciler for Reap {
                 forget_history(view, service, &mut plan);
             }
         }
+        forget_nodes(view, &mut plan);
         remove_strays(view, &mut plan);
         // Nothing comes after an attachment: it has no history worth keeping.
         for task in view.attachments().filter(|task| task.observed().is_terminal()) {
@@ -97,13 +99,31 @@ fn forget_history(view: &State, service: &Service, plan: &mut Plan) {
         // Attempts are counted by what is kept.
         attempts => Some(attempts.saturating_add(1)),
     };
-    for slot in slot::occupied(view, service) {
-        if slot.tasks.iter().any(|task| is_without_node(view, task)) {
-            // There is nothing more to become of the slot.
-            let over = slot.tasks.iter().filter(|task| task.observed().is_terminal());
-            over.for_each(|task| plan.delete(ObjectKind::Task, &task.id));
-        } else {
+    let forget = |slot: Slot<'_>, plan: &mut Plan| {
+        if !is_without_node(view, slot.latest()) {
             excess(&slot, limit).for_each(|task| plan.delete(ObjectKind::Task, &task.id));
+        }
+    };
+    let largest = view.cohort(&service.id).map_or(0, Cohort::largest_slot);
+    if limit.is_some_and(|limit| largest > limit.max(1) as u64) {
+        slot::occupied(view, service).into_iter().for_each(|slot| forget(slot, plan));
+    } else {
+        // Slots at rest have lost nothing with a node.
+        slot::restless(view, service).for_each(|slot| forget(slot, plan));
+    }
+}
+
+/// There is nothing more to become of the slots of global services on nodes that are no longer listed.
+fn forget_nodes(view: &State, plan: &mut Plan) {
+    let gone = view.nodes_with_tasks().filter(|id| view.node(id).is_none());
+    for task in gone.flat_map(|id| view.tasks_on_node(id)) {
+        let is_wanted = |service: &Arc<Service>| !service.pending_delete;
+        if task.slot == 0
+            && task.observed().is_terminal()
+            && task.desired() < TaskState::Remove
+            && view.service(&task.service_id).is_some_and(is_wanted)
+        {
+            plan.delete(ObjectKind::Task, &task.id);
         }
     }
 }

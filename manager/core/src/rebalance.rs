@@ -197,7 +197,7 @@ mod tests {
     fn join(world: &mut World, id: &str) {
         let mut plan = Plan::default();
         plan.create(node(id));
-        world.write(Author::Ca, plan.changes);
+        world.write(Author::Ca, plan.into_changes());
     }
 
     fn counts(world: &World, id: &str) -> Vec<usize> {

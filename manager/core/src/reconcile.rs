@@ -2,14 +2,16 @@
 //! asked. [`pass`] runs them all, each on the result of those before it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use prost::Message;
 use rswarm_base::{IdGen, Timestamp};
-use rswarm_proto::wire::{Batch, Change, Object, ObjectKind, Transaction, change};
+use rswarm_proto::wire::{Change, ObjectKind, Transaction};
 
-use crate::apply::apply;
+use crate::apply::{self, Event};
 use crate::author::Author;
 use crate::drain::AppliedTables;
+use crate::edit::Edit;
 use crate::state::{AnyObject, State};
 
 /// Changes that one transaction of a pass holds, as far as slots can be kept whole. Small enough that a
@@ -59,25 +61,25 @@ impl Env<'_> {
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Plan {
     /// Proposed as one transaction; a stale version rejects it whole.
-    pub changes: Vec<Change>,
+    pub edits: Vec<Edit>,
     /// "Nothing to do until then": the leader sleeps, not the brain.
     pub wake_at: Option<Timestamp>,
 }
 
 impl Plan {
     /// A new object.
-    pub fn create(&mut self, object: impl Into<Object>) {
-        self.push(change::Action::Create, object.into());
+    pub fn create(&mut self, object: impl Into<AnyObject>) {
+        self.edits.push(Edit::Create(object.into()));
     }
 
     /// An object as it should be; its version says when it was read.
-    pub fn update(&mut self, object: impl Into<Object>) {
-        self.push(change::Action::Update, object.into());
+    pub fn update(&mut self, object: impl Into<AnyObject>) {
+        self.edits.push(Edit::Update(object.into()));
     }
 
     /// An object that goes.
     pub fn delete(&mut self, kind: ObjectKind, id: &str) {
-        self.changes.push(deletion(kind, id));
+        self.edits.push(Edit::Delete(kind, id.to_owned()));
     }
 
     /// Asks to be called again at `at` at the latest.
@@ -85,14 +87,11 @@ impl Plan {
         self.wake_at = earliest(self.wake_at, Some(at));
     }
 
-    fn push(&mut self, action: change::Action, object: Object) {
-        self.changes.push(Change { action: action.into(), object: Some(object), ..Change::default() });
+    /// As a transaction carries them.
+    #[must_use]
+    pub fn into_changes(self) -> Vec<Change> {
+        self.edits.into_iter().map(Change::from).collect()
     }
-}
-
-fn deletion(kind: ObjectKind, id: &str) -> Change {
-    let action = change::Action::Delete.into();
-    Change { action, kind: kind.into(), id: id.to_owned(), object: None }
 }
 
 fn earliest(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
@@ -145,8 +144,8 @@ pub fn pass(view: &State, env: &mut Env<'_>) -> Pass {
     for reconciler in all() {
         let plan = reconciler.reconcile(&draft, env);
         wake_at = earliest(wake_at, plan.wake_at);
-        if !plan.changes.is_empty() {
-            draft = speculate(&draft, view.index() + 1, reconciler.author(), plan, env.now, &mut touched);
+        if !plan.edits.is_empty() {
+            draft = speculate(draft, view.index() + 1, reconciler.author(), plan, env.now, &mut touched);
         }
     }
     Pass { transactions: fold(view, &draft, touched, env.ids), wake_at }
@@ -154,30 +153,27 @@ pub fn pass(view: &State, env: &mut Env<'_>) -> Pass {
 
 /// The state as it would be once `plan` was applied; as it is when the plan does not hold, which is a bug.
 fn speculate(
-    draft: &State,
+    mut draft: State,
     index: u64,
     author: Author,
     plan: Plan,
     now: Timestamp,
     touched: &mut BTreeSet<(ObjectKind, String)>,
 ) -> State {
-    let transaction = Transaction { id: 0, author: author.name().to_owned(), changes: plan.changes };
-    let applied = apply(draft, index, &Batch { transactions: vec![transaction], now: now.0 });
-    if let Some((_, Err(rejected))) = applied.results.first() {
+    let mut events = Vec::with_capacity(plan.edits.len());
+    if let Err(rejected) = apply::apply_edits(&mut draft, index, now.0, author, plan.edits, &mut events) {
         debug_assert!(
             false,
             "a plan of `{}` contradicts the state it was made for: {rejected}",
             author.name()
         );
         tracing::error!(author = author.name(), %rejected, "a plan contradicts the state it was made for");
-        return draft.clone();
     }
-    let objects = applied.events.iter().filter_map(|event| event.after.as_ref().or(event.before.as_ref()));
-    touched.extend(objects.map(|object| {
+    touched.extend(events.iter().filter_map(Event::object).map(|object| {
         let (kind, id) = object.key();
         (kind, id.to_owned())
     }));
-    applied.state
+    draft
 }
 
 /// Changes that must hold together.
@@ -244,21 +240,21 @@ fn group(object: &AnyObject) -> Group {
 }
 
 fn difference(before: Option<&AnyObject>, after: Option<&AnyObject>) -> Option<Change> {
-    let (action, object) = match (before, after) {
+    let edit = match (before, after) {
         (None, None) => return None,
-        (None, Some(after)) => (change::Action::Create, after.to_object()),
-        (Some(before), Some(after)) => (change::Action::Update, with_version(after, before.version())),
+        (None, Some(after)) => Edit::Create(after.clone()),
+        (Some(before), Some(after)) => Edit::Update(with_version(after, before.version())),
         (Some(before), None) => {
             let (kind, id) = before.key();
-            return Some(deletion(kind, id));
+            Edit::Delete(kind, id.to_owned())
         }
     };
-    Some(Change { action: action.into(), object: Some(object), ..Change::default() })
+    Some(edit.into())
 }
 
-fn with_version(object: &AnyObject, version: u64) -> Object {
+fn with_version(object: &AnyObject, version: u64) -> AnyObject {
     use rswarm_proto::model::object::Stored;
-    fn set<T: Stored>(object: &std::sync::Arc<T>, version: u64) -> Object {
+    fn set<T: Stored + Into<AnyObject>>(object: &Arc<T>, version: u64) -> AnyObject {
         let mut object = T::clone(object);
         object.meta_mut().version = version;
         object.into()
@@ -281,14 +277,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::apply::apply;
     use crate::world::{BROKEN, World, attach, port, publish, set_image, spec};
     use rswarm_proto::model::service::Mode;
     use rswarm_proto::model::task::TaskState;
     use rswarm_proto::wire::update_config::{FailureAction, Order};
     use rswarm_proto::wire::update_status::State as Phase;
     use rswarm_proto::wire::{
-        Global, NodeAvailability, PortConfig, Replicated, Service, ServiceSpec, Takeover, UpdateConfig,
-        port_config, service_spec,
+        Batch, Global, NodeAvailability, PortConfig, Replicated, Service, ServiceSpec, Takeover,
+        UpdateConfig, port_config, service_spec,
     };
 
     const NODES: usize = 4;
@@ -415,7 +412,7 @@ mod tests {
             Happening::Cut { node } => drop(world.cut.insert(node_id(*node))),
             Happening::Return { node } => drop(world.cut.remove(&node_id(*node))),
             Happening::Fail { which } => {
-                let running = |task: &&std::sync::Arc<rswarm_proto::wire::Task>| {
+                let running = |task: &&Arc<rswarm_proto::wire::Task>| {
                     task.observed() == TaskState::Running && !world.cut.contains(&task.node_id)
                 };
                 let running: Vec<_> =
@@ -506,11 +503,11 @@ mod tests {
                 let mut left = usize::MAX;
                 for _ in 0..4 {
                     let plan = reconciler.reconcile(&state, &mut world.env());
-                    left = plan.changes.len();
+                    left = plan.edits.len();
                     let author = reconciler.author().name().to_owned();
-                    let transaction = Transaction { id: 1, author, changes: plan.changes };
+                    let transaction = Transaction { id: 1, author, changes: plan.into_changes() };
                     let batch = Batch { transactions: vec![transaction], now: world.now.0 };
-                    let applied = apply(&state, state.index() + 1, &batch);
+                    let applied = apply(&state, state.index() + 1, batch);
                     prop_assert_eq!(&applied.results[0].1, &Ok(()));
                     state = applied.state;
                 }
@@ -579,7 +576,7 @@ mod tests {
         let moved = world.tasks(&id).into_iter().find(|task| task.node_id == "n1").expect("a task");
         world.report(&moved.id, TaskState::Accepted);
         let batch = Batch { transactions: result.transactions, now: world.now.0 };
-        let applied = apply(&world.state, world.state.index() + 1, &batch);
+        let applied = apply(&world.state, world.state.index() + 1, batch);
         assert_eq!(applied.results.iter().filter(|(_, result)| result.is_err()).count(), 1);
         world.state = applied.state;
         world.run(Duration::from_secs(2));

@@ -6,7 +6,7 @@
 //! [`crate::enforce`]: at once where two tasks beside each other would be wrong, else when the node's deadline has
 //! come.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,16 +42,25 @@ impl Reconciler for Relocate {
 
     fn reconcile(&self, view: &State, env: &mut Env<'_>) -> Plan {
         let mut plan = Plan::default();
+        let leaving = leaving(view, env);
         for service in view.services().filter(|service| !service.pending_delete && !service.is_job()) {
-            let concerns = |task: &Arc<Task>| {
-                task.is_live() && (task.takes_over() != Takeover::NoTakeover || serves_on(view, task, env))
-            };
-            if view.tasks_of_service(&service.id).any(concerns) {
+            let takes_over = |task: &Arc<Task>| task.takes_over() != Takeover::NoTakeover;
+            if leaving.contains(service.id.as_str())
+                || slot::restless(view, service).any(|slot| slot.live().any(takes_over))
+            {
                 relocate(view, service, env, &mut plan);
             }
         }
         plan
     }
+}
+
+/// The services that have tasks on drained nodes which serve on there.
+fn leaving<'a>(view: &'a State, env: &Env<'_>) -> BTreeSet<&'a str> {
+    let drained = view.nodes().filter(|node| is_drained(node));
+    let tasks = drained.flat_map(|node| view.tasks_on_node(&node.id));
+    let serving = tasks.filter(|task| task.is_live() && serves_on(view, task, env));
+    serving.map(|task| task.service_id.as_str()).collect()
 }
 
 fn relocate(view: &State, service: &Arc<Service>, env: &mut Env<'_>, plan: &mut Plan) {

@@ -7,6 +7,7 @@ use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::Service;
 
 use crate::author::Author;
+use crate::cohort::Cohort;
 use crate::reconcile::{Env, Plan, Reconciler};
 use crate::slot::{self, Place, Slot};
 use crate::state::State;
@@ -31,14 +32,14 @@ impl Reconciler for Replicated {
             else {
                 continue;
             };
-            let slots = slot::occupied(view, service);
-            match replicas.checked_sub(slots.len() as u64) {
-                None => remove_surplus(slots, replicas as usize, &mut plan),
+            let occupied = view.cohort(&service.id).map_or(0, Cohort::occupied);
+            match replicas.checked_sub(occupied) {
+                None => remove_surplus(slot::occupied(view, service), replicas as usize, &mut plan),
                 Some(0) => {}
                 Some(missing) => {
                     let missing = budget.min(usize::try_from(missing).unwrap_or(usize::MAX));
                     budget -= missing;
-                    fill(view, service, &slots, missing, env, &mut plan);
+                    fill(view, service, missing, env, &mut plan);
                 }
             }
         }
@@ -47,16 +48,16 @@ impl Reconciler for Replicated {
 }
 
 /// New tasks in the lowest free slots.
-fn fill(
-    view: &State,
-    service: &Service,
-    slots: &[Slot<'_>],
-    missing: usize,
-    env: &mut Env<'_>,
-    plan: &mut Plan,
-) {
-    let taken: BTreeSet<u64> = slots.iter().map(|slot| slot.latest().slot).collect();
-    for slot in (1..).filter(|slot| !taken.contains(slot)).take(missing) {
+fn fill(view: &State, service: &Service, missing: usize, env: &mut Env<'_>, plan: &mut Plan) {
+    let (occupied, last) =
+        view.cohort(&service.id).map_or((0, 0), |cohort| (cohort.occupied(), cohort.last_slot()));
+    // Most services grow at their end.
+    let (first, taken) = if occupied == last {
+        (last + 1, BTreeSet::new())
+    } else {
+        (1, slot::occupied(view, service).iter().map(|slot| slot.latest().slot).collect())
+    };
+    for slot in (first..).filter(|slot| !taken.contains(slot)).take(missing) {
         let place = Place { slot, node_id: String::new() };
         let mut task = slot::new_task(service, place, env.now, env.ids);
         // A slot that was given up may still hold a task that is on its way out.

@@ -29,7 +29,7 @@ impl Reconciler for Restart {
     fn reconcile(&self, view: &State, env: &mut Env<'_>) -> Plan {
         let mut plan = Plan::default();
         for service in view.services().filter(|service| !service.pending_delete) {
-            for slot in slot::occupied(view, service) {
+            for slot in slot::restless(view, service) {
                 retire_ended(&slot, &mut plan);
                 if slot.is_live() {
                     start_waiting(view, service, &slot, env, &mut plan);

@@ -4,7 +4,7 @@
 //! each of its tasks then only one step in a heap.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::{Node, PortConfig, Task, TaskStatus};
 
 use crate::author::Author;
-use crate::filter::{self, Filter};
+use crate::filter;
 use crate::generic::{self, Claims};
 use crate::reconcile::{Env, Plan, Reconciler};
 use crate::slot::ended_by_itself;
@@ -106,8 +106,23 @@ impl Load {
         }
         if task.desired() <= TaskState::Running {
             self.tasks += 1;
-            *self.services.entry(task.service_id.clone()).or_default() += 1;
+            match self.services.get_mut(&task.service_id) {
+                Some(tasks) => *tasks += 1,
+                None => drop(self.services.insert(task.service_id.clone(), 1)),
+            }
         }
+    }
+
+    /// Whether two tasks, on the same node or none, take up the same.
+    pub(crate) fn is_same(one: &Task, other: &Task) -> bool {
+        let takes = |task: &Task| (task.desired() <= TaskState::Running, filter::reservations(task));
+        one.node_id == other.node_id
+            && holds(one) == holds(other)
+            && (!holds(one)
+                || takes(one) == takes(other)
+                    && one.service_id == other.service_id
+                    && one.generic == other.generic
+                    && filter::host_ports(one).eq(filter::host_ports(other)))
     }
 
     pub(crate) fn remove(&mut self, task: &Task) {
@@ -170,20 +185,19 @@ impl<'a> Nodes<'a> {
             }
             Err(_) => Vec::new(),
         };
-        explain(task, &refused, plan);
+        explain(task, filter::no_suitable_node(&refused), plan);
     }
 
     fn assign(&mut self, at: usize, task: &Task, now: Timestamp, plan: &mut Plan) {
         let (node, load) = &mut self.nodes[at];
-        let status = TaskStatus {
-            state: TaskState::Assigned.into(),
-            timestamp: now.0,
-            message: "scheduler assigned task to node".to_owned(),
-            err: String::new(),
-            ..task.status.clone().unwrap_or_default()
-        };
-        let generic = load.generic.choose(generic::reserved(task), node).unwrap_or_default();
-        let assigned = Task { node_id: node.id.clone(), generic, status: Some(status), ..task.clone() };
+        let mut assigned = task.clone();
+        assigned.node_id.clone_from(&node.id);
+        assigned.generic = load.generic.choose(generic::reserved(task), node).unwrap_or_default();
+        let status = assigned.status.get_or_insert_default();
+        status.set_state(TaskState::Assigned);
+        status.timestamp = now.0;
+        status.message = "scheduler assigned task to node".to_owned();
+        status.err.clear();
         Arc::make_mut(load).add(&assigned);
         plan.update(assigned);
     }
@@ -213,15 +227,15 @@ impl<'a> Nodes<'a> {
             open.put_back(spread(model), node, rank(at, model, node, load, &failures));
             left.next();
         }
-        left.for_each(|task| explain(task, &refusals, plan));
+        let err = filter::no_suitable_node(&refusals);
+        left.for_each(|task| explain(task, err.clone(), plan));
     }
 }
 
 /// Says on the task itself why it waits.
-fn explain(task: &Task, refusals: &[Filter], plan: &mut Plan) {
-    let err = filter::no_suitable_node(refusals);
-    let status = task.status.clone().unwrap_or_default();
-    if status.err != err {
+fn explain(task: &Task, err: String, plan: &mut Plan) {
+    if task.status.as_ref().is_none_or(|status| status.err != err) {
+        let status = task.status.clone().unwrap_or_default();
         plan.update(Task { status: Some(TaskStatus { err, ..status }), ..task.clone() });
     }
 }
@@ -247,7 +261,8 @@ fn recent_failures<'a>(view: &'a State, model: &Task, now: Timestamp) -> BTreeMa
 type Rank = (bool, u64, u64, i64, usize);
 
 fn rank(at: usize, model: &Task, node: &Node, load: &Load, failures: &BTreeMap<&str, u32>) -> Rank {
-    let failing = failures.get(node.id.as_str()).is_some_and(|count| *count >= FAILURES_MAX);
+    let failing =
+        !failures.is_empty() && failures.get(node.id.as_str()).is_some_and(|count| *count >= FAILURES_MAX);
     (failing, load.of_service(&model.service_id), load.tasks, reserved_per_mille(node, load), at)
 }
 
@@ -266,23 +281,34 @@ fn spread(task: &Task) -> &[String] {
 /// Candidate nodes: split by the values of each spread label in turn, ranked at the leaves.
 enum Branch {
     Leaf(BinaryHeap<Reverse<Rank>>),
-    /// By label value: the service's tasks in that part, and the part.
-    Fork(BTreeMap<String, (u64, Branch)>),
+    Fork(Fork),
+}
+
+/// Parts of the cluster by their value of one label.
+#[derive(Default)]
+struct Fork {
+    /// How many of the service's tasks are in each part, and the part.
+    parts: BTreeMap<Arc<str>, (u64, Branch)>,
+    /// The parts in the order in which they get tasks: the emptiest first.
+    order: BTreeSet<(u64, Arc<str>)>,
 }
 
 impl Branch {
     fn new(spread: &[String]) -> Branch {
-        if spread.is_empty() { Branch::Leaf(BinaryHeap::new()) } else { Branch::Fork(BTreeMap::new()) }
+        if spread.is_empty() { Branch::Leaf(BinaryHeap::new()) } else { Branch::Fork(Fork::default()) }
     }
 
     /// Adds a node with the service's tasks that are on it already.
     fn insert(&mut self, spread: &[String], node: &Node, rank: Rank) {
         match (self, spread.split_first()) {
-            (Branch::Fork(parts), Some((label, rest))) => {
-                let value = label_value(label, node).to_owned();
-                let (count, part) = parts.entry(value).or_insert_with(|| (0, Branch::new(rest)));
-                *count += rank.1;
-                part.insert(rest, node, rank);
+            (Branch::Fork(fork), Some((label, rest))) => {
+                let value = label_value(label, node);
+                if !fork.parts.contains_key(value) {
+                    fork.parts.insert(value.into(), (0, Branch::new(rest)));
+                }
+                if let Some(part) = fork.grow(value, rank.1) {
+                    part.insert(rest, node, rank);
+                }
             }
             (Branch::Leaf(heap), _) => heap.push(Reverse(rank)),
             (Branch::Fork(_), None) => {}
@@ -293,13 +319,15 @@ impl Branch {
     fn take(&mut self) -> Option<usize> {
         match self {
             Branch::Leaf(heap) => heap.pop().map(|Reverse(rank)| rank.4),
-            Branch::Fork(parts) => loop {
-                let (value, _) = parts.iter().min_by_key(|(_, (count, _))| *count)?;
-                let value = value.clone();
-                let (_, part) = parts.get_mut(&value)?;
-                match part.take() {
-                    Some(at) => return Some(at),
-                    None => drop(parts.remove(&value)),
+            Branch::Fork(fork) => loop {
+                let (_, value) = fork.order.first()?;
+                let (_, part) = fork.parts.get_mut(value)?;
+                if let Some(at) = part.take() {
+                    return Some(at);
+                }
+                // None of its nodes is left.
+                if let Some((_, value)) = fork.order.pop_first() {
+                    fork.parts.remove(&value);
                 }
             },
         }
@@ -308,15 +336,27 @@ impl Branch {
     /// Puts a node back that was just given one more task.
     fn put_back(&mut self, spread: &[String], node: &Node, rank: Rank) {
         match (self, spread.split_first()) {
-            (Branch::Fork(parts), Some((label, rest))) => {
-                if let Some((count, part)) = parts.get_mut(label_value(label, node)) {
-                    *count += 1;
+            (Branch::Fork(fork), Some((label, rest))) => {
+                if let Some(part) = fork.grow(label_value(label, node), 1) {
                     part.put_back(rest, node, rank);
                 }
             }
             (Branch::Leaf(heap), _) => heap.push(Reverse(rank)),
             (Branch::Fork(_), None) => {}
         }
+    }
+}
+
+impl Fork {
+    /// The part of this value, which has so many tasks more.
+    fn grow(&mut self, value: &str, tasks: u64) -> Option<&mut Branch> {
+        let (key, _) = self.parts.get_key_value(value)?;
+        let key = key.clone();
+        let (count, part) = self.parts.get_mut(value)?;
+        self.order.remove(&(*count, key.clone()));
+        *count += tasks;
+        self.order.insert((*count, key));
+        Some(part)
     }
 }
 

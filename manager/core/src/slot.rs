@@ -5,7 +5,6 @@
 //! An occupied slot without a live task either gets a replacement or is done; [`verdict`] says which, from
 //! the tasks that the slot still has and nothing else, so that a new leader decides what the old one would.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,19 +49,28 @@ pub enum Verdict {
 /// The occupied slots of a service, in order.
 #[must_use]
 pub fn occupied<'a>(view: &'a State, service: &Service) -> Vec<Slot<'a>> {
-    let mut slots: BTreeMap<(u64, &str), Vec<&Arc<Task>>> = BTreeMap::new();
-    for task in view.tasks_of_service(&service.id) {
-        let node = if task.slot == 0 { task.node_id.as_str() } else { "" };
-        slots.entry((task.slot, node)).or_default().push(task);
-    }
-    let slots = slots.into_values().map(|mut tasks| {
-        tasks.sort_by_key(|task| age(task));
-        Slot { tasks }
-    });
-    slots.filter(Slot::is_occupied).collect()
+    let tasks: Vec<&Arc<Task>> = view.tasks_of_service(&service.id).collect();
+    let is_same = |one: &&Arc<Task>, next: &&Arc<Task>| {
+        one.slot == next.slot && (one.slot != 0 || one.node_id == next.node_id)
+    };
+    let slots = tasks.chunk_by(is_same);
+    slots.map(|tasks| Slot::new(tasks.to_vec())).filter(Slot::is_occupied).collect()
+}
+
+/// Those of them in which something is to be done or awaited, in order: not those whose one live task is wanted to
+/// run and runs, while all their other tasks are history.
+pub fn restless<'a>(view: &'a State, service: &Service) -> impl Iterator<Item = Slot<'a>> {
+    let cohort = view.cohort(&service.id).into_iter();
+    let slots = cohort.flat_map(|cohort| cohort.restless().map(|seat| cohort.tasks_of(seat).collect()));
+    slots.map(Slot::new).filter(Slot::is_occupied)
 }
 
 impl<'a> Slot<'a> {
+    fn new(mut tasks: Vec<&'a Arc<Task>>) -> Slot<'a> {
+        tasks.sort_by_key(|task| age(task));
+        Slot { tasks }
+    }
+
     /// The number and node that a successor gets.
     #[must_use]
     pub fn place(&self) -> Place {
@@ -252,27 +260,58 @@ pub fn desire(task: &Task, desired: TaskState) -> Task {
     Task { desired_state: desired.into(), ..task.clone() }
 }
 
-/// Whether the task no longer is what its service asks for, so that an update must replace it.
+/// What is different between a task and what its service asks for: the same for all tasks of one version of the
+/// service's spec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outdated {
+    /// Nothing that a task depends on.
+    Nothing,
+    /// Where it may run, and nothing else.
+    Placement,
+    /// What it is.
+    Task,
+}
+
+/// How far a task is from what its service asks for.
 #[must_use]
-pub fn is_dirty(view: &State, service: &Service, task: &Task) -> bool {
+pub fn outdated(service: &Service, task: &Task) -> Outdated {
     if task.spec_version == service.spec_version {
-        return false;
+        return Outdated::Nothing;
     }
     let has = task.endpoint.as_ref().and_then(|endpoint| endpoint.spec.as_ref());
     let wanted = service.spec.as_ref().and_then(|spec| spec.endpoint.as_ref());
     if publishes(has) != publishes(wanted) {
-        return true;
+        return Outdated::Task;
     }
-    let wanted = comparable(service.task_spec());
-    let has = comparable(task.spec.clone().unwrap_or_default());
+    let mut wanted = comparable(service.task_spec());
+    let mut has = comparable(task.spec.clone().unwrap_or_default());
     if wanted == has {
-        return false;
+        return Outdated::Nothing;
     }
-    // Where only the placement changed, a task that already sits well stays.
-    let same_but_placement =
-        TaskSpec { placement: None, ..wanted.clone() } == TaskSpec { placement: None, ..has };
-    let node = view.node(&task.node_id);
-    !(same_but_placement && node.is_some_and(|node| sits_well(&wanted, node)))
+    (wanted.placement, has.placement) = (None, None);
+    if wanted == has { Outdated::Placement } else { Outdated::Task }
+}
+
+/// Whether the task no longer is what its service asks for, so that an update must replace it. Where only the
+/// placement changed, a task that already sits well stays.
+#[must_use]
+pub fn is_dirty(view: &State, service: &Service, task: &Task) -> bool {
+    is_replaced_for(outdated(service, task), view, service, task)
+}
+
+/// The same, when it is known already what is different.
+#[must_use]
+pub fn is_replaced_for(outdated: Outdated, view: &State, service: &Service, task: &Task) -> bool {
+    let sits_well = || {
+        let spec = service.spec.as_ref().and_then(|spec| spec.task.as_ref());
+        let node = view.node(&task.node_id);
+        node.is_some_and(|node| spec.is_none_or(|spec| sits_well(spec, node)))
+    };
+    match outdated {
+        Outdated::Nothing => false,
+        Outdated::Placement => !sits_well(),
+        Outdated::Task => true,
+    }
 }
 
 /// What a task has of its service's endpoint: ports of its own, and a place on the ingress network. Which ports

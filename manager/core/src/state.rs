@@ -9,13 +9,15 @@ use imbl::{OrdMap, OrdSet};
 use rswarm_base::ipam::{Family, Subnet, local_prefix};
 use rswarm_proto::model::content::Content;
 use rswarm_proto::model::object::Stored;
-use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::{
     Cluster, Config, Network, Node, NodeState, Object, ObjectKind, PortConfig, Secret, Service, ServiceSpec,
     StateSnapshot, Task, object, port_config,
 };
 
 use crate::allocate::NODE_NETWORKS;
+use crate::cohort::{Cohort, Id};
+use crate::constraint;
+use crate::indices::TaskIndices;
 use crate::publish::needs_ingress;
 use crate::schedule::Load;
 
@@ -32,9 +34,7 @@ const DEFAULT_SUBNET_SIZE: u8 = 24;
 const SUBNET_SIZE_V6: u8 = 64;
 
 /// Objects of one kind by id.
-pub type Table<T> = OrdMap<String, Arc<T>>;
-/// The tasks of one service, by slot (zero for global ones), then id.
-type Slots = OrdMap<(u64, String), Arc<Task>>;
+pub(crate) type Table<T> = OrdMap<Id, Arc<T>>;
 
 /// Everything the managers know, as of one raft index.
 #[derive(Debug, Clone, Default)]
@@ -47,7 +47,7 @@ pub struct State {
     networks: Table<Network>,
     secrets: Table<Secret>,
     configs: Table<Config>,
-    // Indices. Each is derived from the tables alone, by `link_*` and `unlink_*`.
+    // Indices. Each is derived from the tables alone, change by change.
     service_names: OrdMap<String, String>,
     network_names: OrdMap<String, String>,
     /// Secrets and configs by name: ids by number of the version. The last is the one that the name stands for.
@@ -55,9 +55,9 @@ pub struct State {
     /// Those of more than one version.
     versioned: OrdSet<(ObjectKind, String)>,
     node_names: OrdSet<(String, String)>,
-    tasks_by_service: OrdMap<String, Slots>,
-    tasks_by_node: OrdMap<String, Table<Task>>,
-    tasks_by_network: OrdMap<String, Table<Task>>,
+    task_indices: TaskIndices,
+    /// Nodes that are in the raft group.
+    managers: OrdSet<Id>,
     services_by_network: OrdSet<(String, String)>,
     /// Services with ports in ingress mode, that are not being deleted.
     on_ingress: OrdSet<String>,
@@ -65,10 +65,6 @@ pub struct State {
     /// deleted.
     published: OrdSet<(String, u32, bool, String)>,
     ingress: Option<String>,
-    unsettled: Table<Task>,
-    removing: OrdSet<String>,
-    stopping: Table<Task>,
-    loads: OrdMap<String, Arc<Load>>,
 }
 
 /// A stored object of any kind, shared.
@@ -122,7 +118,13 @@ impl AnyObject {
     /// A copy as the wire carries it.
     #[must_use]
     pub fn to_object(&self) -> Object {
-        match self.clone() {
+        self.clone().into_object()
+    }
+
+    /// As the wire carries it: copied only when somebody else has it too.
+    #[must_use]
+    pub fn into_object(self) -> Object {
+        match self {
             AnyObject::Cluster(object) => Arc::unwrap_or_clone(object).into(),
             AnyObject::Node(object) => Arc::unwrap_or_clone(object).into(),
             AnyObject::Service(object) => Arc::unwrap_or_clone(object).into(),
@@ -147,6 +149,19 @@ impl AnyObject {
         })
     }
 }
+
+/// A new object of each type is one of any kind.
+macro_rules! any_object {
+    ($($kind:ident),*) => {
+        $(impl From<$kind> for AnyObject {
+            fn from(object: $kind) -> AnyObject {
+                AnyObject::$kind(Arc::new(object))
+            }
+        })*
+    };
+}
+
+any_object!(Cluster, Node, Service, Task, Network, Secret, Config);
 
 /// A raft snapshot that holds no valid state.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -276,13 +291,13 @@ impl State {
     /// The service of this name that is not being deleted.
     #[must_use]
     pub fn service_named(&self, name: &str) -> Option<&Arc<Service>> {
-        self.services.get(self.service_names.get(name)?)
+        self.services.get(self.service_names.get(name)?.as_str())
     }
 
     /// The network of this name that is not being deleted.
     #[must_use]
     pub fn network_named(&self, name: &str) -> Option<&Arc<Network>> {
-        self.networks.get(self.network_names.get(name)?)
+        self.networks.get(self.network_names.get(name)?.as_str())
     }
 
     /// The latest version of the secret of this name.
@@ -297,9 +312,9 @@ impl State {
         self.configs.get(self.latest_content(ObjectKind::Config, name)?)
     }
 
-    fn latest_content(&self, kind: ObjectKind, name: &str) -> Option<&String> {
+    fn latest_content(&self, kind: ObjectKind, name: &str) -> Option<&str> {
         let (_, id) = self.contents.get(&(kind, name.to_owned()))?.get_max()?;
-        Some(id)
+        Some(id.as_str())
     }
 
     /// The ids of a secret's or config's versions, the oldest first.
@@ -332,17 +347,23 @@ impl State {
         self.node_names
             .range(from..)
             .take_while(move |(candidate, _)| *candidate == name)
-            .filter_map(|(_, id)| self.nodes.get(id))
+            .filter_map(|(_, id)| self.nodes.get(id.as_str()))
     }
 
     /// The tasks of one service, by slot, then id.
     pub fn tasks_of_service(&self, service: &str) -> impl Iterator<Item = &Arc<Task>> {
-        self.tasks_by_service.get(service).into_iter().flat_map(|slots| slots.values())
+        self.cohort(service).into_iter().flat_map(Cohort::tasks)
+    }
+
+    /// The tasks of one service and what they add up to; `None` when it has none.
+    #[must_use]
+    pub fn cohort(&self, service: &str) -> Option<&Cohort> {
+        self.task_indices.by_service.get(service).map(AsRef::as_ref)
     }
 
     /// Ids of services that have tasks, whether the service still exists or not.
-    pub fn service_ids_with_tasks(&self) -> impl Iterator<Item = &String> {
-        self.tasks_by_service.keys().filter(|id| !id.is_empty())
+    pub fn service_ids_with_tasks(&self) -> impl Iterator<Item = &str> {
+        self.task_indices.by_service.keys().map(AsRef::as_ref).filter(|id: &&str| !id.is_empty())
     }
 
     /// The tasks that are no service's: containers of nodes' own, on networks of the cluster.
@@ -352,28 +373,40 @@ impl State {
 
     /// The tasks of one slot, by id.
     pub fn tasks_of_slot(&self, service: &str, slot: u64) -> impl Iterator<Item = &Arc<Task>> {
-        let slots = self.tasks_by_service.get(service);
-        slots.into_iter().flat_map(move |slots| {
-            slots
-                .range((slot, String::new())..)
-                .take_while(move |((candidate, _), _)| *candidate == slot)
-                .map(|(_, task)| task)
-        })
+        self.cohort(service).into_iter().flat_map(move |cohort| cohort.tasks_of_slot(slot))
     }
 
     /// The tasks that have a place on this node, ended ones included, by id.
     pub fn tasks_on_node(&self, node: &str) -> impl Iterator<Item = &Arc<Task>> {
-        self.tasks_by_node.get(node).into_iter().flat_map(|tasks| tasks.values())
+        self.task_indices.by_node.get(node).into_iter().flat_map(|tasks| tasks.values())
     }
 
     /// Ids of nodes that tasks have a place on, whether the node still exists or not.
-    pub fn nodes_with_tasks(&self) -> impl Iterator<Item = &String> {
-        self.tasks_by_node.keys()
+    pub fn nodes_with_tasks(&self) -> impl Iterator<Item = &str> {
+        self.task_indices.by_node.keys().map(AsRef::as_ref)
+    }
+
+    /// Whether a task is on this node that its placement does not allow there.
+    #[must_use]
+    pub fn has_misplaced_tasks(&self, node: &str) -> bool {
+        self.task_indices.has_misplaced(node)
+    }
+
+    /// Whether two states tell this node the same tasks, without a look at them.
+    #[must_use]
+    pub fn has_same_tasks_on_node(&self, other: &State, node: &str) -> bool {
+        let tasks = |state: &State| state.task_indices.by_node.get(node).cloned().unwrap_or_default();
+        tasks(self).ptr_eq(&tasks(other))
+    }
+
+    /// The nodes that are in the raft group, by id.
+    pub fn managers(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.managers.iter().filter_map(|id| self.nodes.get(id))
     }
 
     /// The tasks that have an attachment to this network, ended ones included, by id.
     pub fn tasks_on_network(&self, network: &str) -> impl Iterator<Item = &Arc<Task>> {
-        self.tasks_by_network.get(network).into_iter().flat_map(|tasks| tasks.values())
+        self.task_indices.by_network.get(network).into_iter().flat_map(|tasks| tasks.values())
     }
 
     /// The services whose spec names this network, by id.
@@ -383,13 +416,13 @@ impl State {
         self.services_by_network
             .range(from..)
             .take_while(move |(candidate, _)| *candidate == network)
-            .filter_map(|(_, id)| self.services.get(id))
+            .filter_map(|(_, id)| self.services.get(id.as_str()))
     }
 
     /// The network of the routing mesh; `None` when it was removed, or has not been made yet.
     #[must_use]
     pub fn ingress_network(&self) -> Option<&Arc<Network>> {
-        self.networks.get(self.ingress.as_ref()?)
+        self.networks.get(self.ingress.as_deref()?)
     }
 
     /// Whether there is no network for the routing mesh, nor will be: the one made with the cluster was removed.
@@ -400,7 +433,7 @@ impl State {
 
     /// The services that publish on every node, by id; those that are being deleted publish no more.
     pub fn services_on_ingress(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.on_ingress.iter().filter_map(|id| self.services.get(id))
+        self.on_ingress.iter().filter_map(|id| self.services.get(id.as_str()))
     }
 
     /// The services that publish this port, and whether in ingress mode.
@@ -409,7 +442,7 @@ impl State {
         self.published
             .range((protocol.clone(), port, false, String::new())..)
             .take_while(move |(other, number, _, _)| (other, *number) == (&protocol, port))
-            .filter_map(|(_, _, ingress, id)| Some((*ingress, self.services.get(id)?)))
+            .filter_map(|(_, _, ingress, id)| Some((*ingress, self.services.get(id.as_str())?)))
     }
 
     /// A network that the spec names and that a service cannot be on; nodes' own networks always can.
@@ -426,23 +459,23 @@ impl State {
 
     /// Tasks still on their way to a node: observed below *assigned*.
     pub fn unsettled_tasks(&self) -> impl Iterator<Item = &Arc<Task>> {
-        self.unsettled.values()
+        self.task_indices.unsettled.values()
     }
 
     /// Tasks that are to be deleted once they have stopped.
     pub fn tasks_to_remove(&self) -> impl Iterator<Item = &Arc<Task>> {
-        self.removing.iter().filter_map(|id| self.tasks.get(id))
+        self.task_indices.removing.values()
     }
 
     /// Tasks that are told to stop and may still run, by id.
     pub fn stopping_tasks(&self) -> impl Iterator<Item = &Arc<Task>> {
-        self.stopping.values()
+        self.task_indices.stopping.values()
     }
 
     /// What the tasks on a node take up.
     #[must_use]
     pub fn load(&self, node: &str) -> Arc<Load> {
-        self.loads.get(node).cloned().unwrap_or_default()
+        self.task_indices.loads.get(node).cloned().unwrap_or_default()
     }
 
     /// How often agents say that they live.
@@ -542,17 +575,47 @@ impl State {
     }
 }
 
+#[cfg(test)]
+impl State {
+    /// Whether each index is what it would be if it were made of the tables now.
+    pub(crate) fn is_as_recomputed(&self) -> bool {
+        let new = State::restore(self.snapshot()).expect("it was stored");
+        new.task_indices == self.task_indices
+            && new.managers == self.managers
+            && new.service_names == self.service_names
+            && new.network_names == self.network_names
+            && new.node_names == self.node_names
+            && new.services_by_network == self.services_by_network
+            && new.on_ingress == self.on_ingress
+            && new.published == self.published
+            && new.ingress == self.ingress
+    }
+}
+
 /// Writing: for [`crate::apply`] alone.
 impl State {
     pub(crate) fn set_index(&mut self, index: u64) {
         self.index = index;
     }
 
+    /// Stores `after` in place of `before`, which is what is stored now. Done the other way round, it is undone:
+    /// indices follow from what is stored alone.
+    pub(crate) fn replace(&mut self, before: Option<&AnyObject>, after: Option<AnyObject>) {
+        match (before, after) {
+            (_, Some(after)) => self.put(after),
+            (Some(before), None) => {
+                let (kind, id) = before.key();
+                self.remove(kind, id);
+            }
+            (None, None) => {}
+        }
+    }
+
     /// Stores an object in place of the one with its id, if any.
     pub(crate) fn put(&mut self, object: AnyObject) {
         match object {
             AnyObject::Cluster(cluster) => {
-                self.clusters.insert(cluster.id.clone(), cluster);
+                self.clusters.insert(Id::from(cluster.id.as_str()), cluster);
             }
             AnyObject::Node(node) => self.put_node(node),
             AnyObject::Service(service) => self.put_service(service),
@@ -560,11 +623,11 @@ impl State {
             AnyObject::Network(network) => self.put_network(network),
             AnyObject::Secret(secret) => {
                 self.link_content(secret.as_ref());
-                self.secrets.insert(secret.id.clone(), secret);
+                self.secrets.insert(Id::from(secret.id.as_str()), secret);
             }
             AnyObject::Config(config) => {
                 self.link_content(config.as_ref());
-                self.configs.insert(config.id.clone(), config);
+                self.configs.insert(Id::from(config.id.as_str()), config);
             }
         }
     }
@@ -575,6 +638,8 @@ impl State {
             ObjectKind::Node => {
                 if let Some(node) = self.nodes.remove(id) {
                     self.node_names.remove(&(display_name(&node).to_owned(), node.id.clone()));
+                    self.managers.remove(id);
+                    self.task_indices.relink_node(id, None);
                 }
             }
             ObjectKind::Service => {
@@ -584,7 +649,7 @@ impl State {
             }
             ObjectKind::Task => {
                 if let Some(task) = self.tasks.remove(id) {
-                    self.unlink_task(&task);
+                    self.task_indices.relink(&Id::from(id), Some(&task), None, None);
                 }
             }
             ObjectKind::Network => {
@@ -629,14 +694,24 @@ impl State {
     }
 
     fn put_node(&mut self, node: Arc<Node>) {
-        if let Some(old) = self.nodes.insert(node.id.clone(), node.clone()) {
-            self.node_names.remove(&(display_name(&old).to_owned(), old.id.clone()));
+        let id = Id::from(node.id.as_str());
+        let old = self.nodes.insert(id.clone(), node.clone());
+        if let Some(old) = old.as_ref().filter(|old| display_name(old) != display_name(&node)) {
+            self.node_names.remove(&(display_name(old).to_owned(), old.id.clone()));
         }
         self.node_names.insert((display_name(&node).to_owned(), node.id.clone()));
+        if node.manager_status.is_some() {
+            self.managers.insert(id);
+        } else {
+            self.managers.remove(&id);
+        }
+        if !old.is_some_and(|old| constraint::is_same(&old, &node)) {
+            self.task_indices.relink_node(&node.id, Some(&node));
+        }
     }
 
     fn put_service(&mut self, service: Arc<Service>) {
-        if let Some(old) = self.services.insert(service.id.clone(), service.clone()) {
+        if let Some(old) = self.services.insert(Id::from(service.id.as_str()), service.clone()) {
             self.unlink_service(&old);
         }
         if !service.pending_delete {
@@ -668,7 +743,7 @@ impl State {
     }
 
     fn put_network(&mut self, network: Arc<Network>) {
-        if let Some(old) = self.networks.insert(network.id.clone(), network.clone()) {
+        if let Some(old) = self.networks.insert(Id::from(network.id.as_str()), network.clone()) {
             self.unlink_network(&old);
         }
         if !network.pending_delete {
@@ -687,74 +762,16 @@ impl State {
     }
 
     fn put_task(&mut self, task: Arc<Task>) {
-        if let Some(old) = self.tasks.insert(task.id.clone(), task.clone()) {
-            self.unlink_task(&old);
-        }
-        let slots = self.tasks_by_service.entry(task.service_id.clone()).or_default();
-        slots.insert((task.slot, task.id.clone()), task.clone());
-        for attachment in &task.networks {
-            let tasks = self.tasks_by_network.entry(attachment.network_id.clone()).or_default();
-            tasks.insert(task.id.clone(), task.clone());
-        }
-        if task.observed() < TaskState::Assigned {
-            self.unsettled.insert(task.id.clone(), task.clone());
-        }
-        if task.desired() == TaskState::Remove {
-            self.removing.insert(task.id.clone());
-        }
-        if is_stopping(&task) {
-            self.stopping.insert(task.id.clone(), task.clone());
-        }
-        if !task.node_id.is_empty() {
-            let load = self.loads.entry(task.node_id.clone()).or_default();
-            Arc::make_mut(load).add(&task);
-            let tasks = self.tasks_by_node.entry(task.node_id.clone()).or_default();
-            tasks.insert(task.id.clone(), task);
-        }
-    }
-
-    fn unlink_task(&mut self, task: &Task) {
-        if let Some(slots) = self.tasks_by_service.get_mut(&task.service_id) {
-            slots.remove(&(task.slot, task.id.clone()));
-            if slots.is_empty() {
-                self.tasks_by_service.remove(&task.service_id);
-            }
-        }
-        for attachment in &task.networks {
-            forget(&mut self.tasks_by_network, &attachment.network_id, &task.id);
-        }
-        self.unsettled.remove(&task.id);
-        self.removing.remove(&task.id);
-        self.stopping.remove(&task.id);
-        if !task.node_id.is_empty() {
-            forget(&mut self.tasks_by_node, &task.node_id, &task.id);
-            if let Some(load) = self.loads.get_mut(&task.node_id) {
-                Arc::make_mut(load).remove(task);
-                if load.is_empty() {
-                    self.loads.remove(&task.node_id);
-                }
-            }
-        }
+        let id = Id::from(task.id.as_str());
+        let before = self.tasks.insert(id.clone(), task.clone());
+        let node = self.nodes.get(task.node_id.as_str());
+        self.task_indices.relink(&id, before.as_ref(), Some(&task), node);
     }
 }
 
 fn with_prefix<T>(table: &Table<T>, prefix: &str) -> Vec<String> {
-    let ids = table.range(prefix.to_owned()..).map(|(id, _)| id);
-    ids.take_while(|id| id.starts_with(prefix)).take(2).cloned().collect()
-}
-
-fn forget(index: &mut OrdMap<String, Table<Task>>, key: &str, task: &str) {
-    if let Some(tasks) = index.get_mut(key) {
-        tasks.remove(task);
-        if tasks.is_empty() {
-            index.remove(key);
-        }
-    }
-}
-
-fn is_stopping(task: &Task) -> bool {
-    let may_run = matches!(task.observed(), TaskState::Running | TaskState::Draining);
-    may_run && task.desired() > TaskState::Running
+    let ids = table.range(Id::from(prefix)..).map(|(id, _)| id);
+    ids.take_while(|id| id.starts_with(prefix)).take(2).map(|id| id.to_string()).collect()
 }
 
 /// What users call a node: the name in its spec, or else its hostname.
@@ -784,6 +801,7 @@ fn published(service: &Service, port: &PortConfig) -> (String, u32, bool, String
 mod tests {
     use super::*;
     use crate::world::{World, attach, port, publish, spec};
+    use rswarm_proto::model::task::TaskState;
 
     fn busy_world() -> World {
         let mut world = World::new(3);
@@ -839,13 +857,13 @@ mod tests {
         }
         for service in state.services() {
             let mut scan: Vec<_> = state.tasks().filter(|task| task.service_id == service.id).collect();
-            scan.sort_by_key(|task| (task.slot, &task.id));
+            scan.sort_by_key(|task| (crate::cohort::seat(task), &task.id));
             assert_eq!(state.tasks_of_service(&service.id).collect::<Vec<_>>(), scan);
         }
         let removed: Vec<_> = state.tasks().filter(|task| task.desired() == TaskState::Remove).collect();
         assert!(!removed.is_empty());
         assert_eq!(state.tasks_to_remove().collect::<Vec<_>>(), removed);
-        let stopping: Vec<_> = state.tasks().filter(|task| is_stopping(task)).collect();
+        let stopping: Vec<_> = state.tasks().filter(|task| crate::indices::is_stopping(task)).collect();
         assert!(!stopping.is_empty());
         assert_eq!(state.stopping_tasks().collect::<Vec<_>>(), stopping);
         let api = state.service_named("api").expect("api");

@@ -5,6 +5,7 @@
 //! under way follows from the tasks and from where in the log the update began. It begins in a write of its own,
 //! before it touches any slot.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,11 +20,12 @@ use rswarm_proto::wire::{
 };
 
 use crate::author::Author;
+use crate::cohort::Cohort;
 use crate::content;
 use crate::global;
 use crate::publish;
 use crate::reconcile::{Env, Plan, Reconciler};
-use crate::slot::{self, Slot, Verdict};
+use crate::slot::{self, Outdated, Slot, Verdict};
 use crate::state::State;
 
 /// Slots that one plan begins to update, however many an update may touch at once: bounds one proposal.
@@ -62,9 +64,7 @@ fn phase(service: &Service) -> Phase {
 
 fn update(view: &State, service: &Arc<Service>, env: &mut Env<'_>, plan: &mut Plan) {
     let under_way = matches!(phase(service), Phase::Updating | Phase::RollbackStarted);
-    // Most services are not being updated: their tasks are of the service's own version.
-    if !under_way && view.tasks_of_service(&service.id).all(|task| task.spec_version == service.spec_version)
-    {
+    if !under_way && !may_be_outdated(view, service) {
         return;
     }
     let rollout = Rollout::new(view, service, env);
@@ -83,6 +83,15 @@ fn update(view: &State, service: &Arc<Service>, env: &mut Env<'_>, plan: &mut Pl
         plan.update(rollout.completed());
     }
     rollout.wakes(plan);
+}
+
+/// Whether a slot of the service may have to be replaced. Most services are not being updated, and the answer is
+/// in the few versions that their live tasks are of.
+fn may_be_outdated(view: &State, service: &Service) -> bool {
+    let differs = |task: &Arc<Task>| slot::outdated(service, task) != Outdated::Nothing;
+    let versions = view.cohort(&service.id).into_iter().flat_map(Cohort::versions);
+    versions.filter_map(|(_, id)| view.task(id)).any(differs)
+        || slot::restless(view, service).any(|slot| !slot.is_live() && differs(slot.latest()))
 }
 
 /// What a task's failure means for its update, in words.
@@ -171,6 +180,8 @@ struct Rollout<'a> {
     started_at: Timestamp,
     now: Timestamp,
     leader_since: Timestamp,
+    /// What is different about the tasks of each version of the spec.
+    versions: BTreeMap<u64, Outdated>,
     slots: Vec<Updated<'a>>,
 }
 
@@ -191,9 +202,15 @@ impl<'a> Rollout<'a> {
             started_at,
             now,
             leader_since,
+            versions: BTreeMap::new(),
             slots: Vec::new(),
         };
-        let slots = slot::occupied(view, service).into_iter().filter(|slot| rollout.is_reachable(slot));
+        let slots = slot::occupied(view, service);
+        for task in slots.iter().flat_map(|slot| &slot.tasks) {
+            let outdated = || slot::outdated(service, task);
+            rollout.versions.entry(task.spec_version).or_insert_with(outdated);
+        }
+        let slots = slots.into_iter().filter(|slot| rollout.is_reachable(slot));
         rollout.slots = slots.map(|slot| rollout.assess(slot)).collect();
         rollout
     }
@@ -204,8 +221,15 @@ impl<'a> Rollout<'a> {
         !slot::is_global(self.service) || node().is_some_and(|node| global::is_eligible(self.service, node))
     }
 
+    /// Whether a task is as the service asks.
+    fn is_current(&self, task: &Task) -> bool {
+        let outdated = self.versions.get(&task.spec_version).copied();
+        let outdated = outdated.unwrap_or_else(|| slot::outdated(self.service, task));
+        !slot::is_replaced_for(outdated, self.view, self.service, task)
+    }
+
     fn assess(&self, slot: Slot<'a>) -> Updated<'a> {
-        let is_current = |task: &Arc<Task>| !slot::is_dirty(self.view, self.service, task);
+        let is_current = |task: &Arc<Task>| self.is_current(task);
         let is_ours = |task: &Arc<Task>| {
             self.under_way && task.created_version >= self.service.update_version && is_current(task)
         };
@@ -363,7 +387,7 @@ impl<'a> Rollout<'a> {
 
     /// With start-first, the old task ends once the new one runs.
     fn end_replaced(&self, slot: &Slot<'_>, plan: &mut Plan) {
-        let is_current = |task: &Arc<Task>| !slot::is_dirty(self.view, self.service, task);
+        let is_current = |task: &Arc<Task>| self.is_current(task);
         if slot.live().any(|task| is_current(task) && task.observed() == TaskState::Running) {
             let old = slot.live().filter(|task| !is_current(task));
             old.for_each(|task| plan.update(slot::desire(task, TaskState::Shutdown)));
@@ -597,7 +621,7 @@ mod tests {
         service.previous_spec.get_or_insert_default().task.get_or_insert_default().force_update = 7;
         let mut plan = Plan::default();
         plan.update(service);
-        world.write(Author::Control, plan.changes);
+        world.write(Author::Control, plan.into_changes());
         world.run(Duration::from_secs(30));
         assert_eq!(phase(&world.service(&id)), Phase::RollbackPaused);
     }

@@ -15,6 +15,7 @@ use rswarm_proto::wire::{
     UpdateServiceRequest, service_spec,
 };
 
+use crate::assign::{AssignmentSet, assignments, is_unchanged};
 use crate::author::Author;
 use crate::control::{self, ControlError};
 use crate::drain::AppliedTables;
@@ -64,7 +65,7 @@ impl World {
             ..Cluster::default()
         });
         (1..=nodes).for_each(|n| plan.create(node(&format!("n{n}"))));
-        world.write(Author::Bootstrap, plan.changes);
+        world.write(Author::Bootstrap, plan.into_changes());
         world.beat();
         world
     }
@@ -77,16 +78,29 @@ impl World {
 
     pub(crate) fn commit(&mut self, transactions: Vec<Transaction>) {
         let batch = Batch { transactions, now: self.now.0 };
-        let applied = apply(&self.state, self.state.index() + 1, &batch);
+        let applied = apply(&self.state, self.state.index() + 1, batch);
         for (_, result) in &applied.results {
             result.as_ref().expect("the transaction holds");
         }
-        self.state = applied.state;
+        let before = std::mem::replace(&mut self.state, applied.state);
+        self.check_unchanged(&before);
         self.check();
+    }
+
+    /// No node of which it is said that nothing changed is assigned anything else.
+    fn check_unchanged(&self, before: &State) {
+        for node in self.state.nodes() {
+            let old = assignments(before, &node.id);
+            if is_unchanged(before, &self.state, &old, &node.id) {
+                let new = assignments(&self.state, &node.id);
+                assert_eq!(AssignmentSet { version: old.version, ..new }, old);
+            }
+        }
     }
 
     /// What must hold at all times.
     fn check(&self) {
+        assert!(self.state.is_as_recomputed(), "an index is not what follows from the tables");
         let mut addresses = BTreeSet::new();
         let held = self.state.tasks().filter(|task| !task.observed().is_terminal());
         let attachments = held
@@ -197,7 +211,7 @@ impl World {
         change(&mut node);
         let mut plan = Plan::default();
         plan.update(node);
-        self.write(author, plan.changes);
+        self.write(author, plan.into_changes());
     }
 
     pub(crate) fn service(&self, id: &str) -> Arc<Service> {

@@ -132,9 +132,10 @@ fn a_service_and_the_removal_of_its_secret_are_not_both_applied() {
     create.create(service);
     delete.delete(ObjectKind::Secret, &id);
     for [first, second] in [[&create, &delete], [&delete, &create]] {
-        let transactions = vec![transaction(first.changes.clone()), transaction(second.changes.clone())];
+        let transactions =
+            vec![transaction(first.clone().into_changes()), transaction(second.clone().into_changes())];
         let batch = rswarm_proto::wire::Batch { now: 1, transactions };
-        let applied = crate::apply(&world.state, 1000, &batch);
+        let applied = crate::apply(&world.state, 1000, batch);
         assert_eq!((applied.results[0].1.is_ok(), applied.results[1].1.is_ok()), (true, false));
     }
 }

@@ -45,7 +45,7 @@ fn decided(plan: Plan, id: &str, ids: &mut IdGen) -> Decision {
 
 fn decided_as(author: Author, plan: Plan, id: &str, ids: &mut IdGen) -> Decision {
     let author = author.name().to_owned();
-    Ok((Transaction { id: ids.number(), author, changes: plan.changes }, id.to_owned()))
+    Ok((Transaction { id: ids.number(), author, changes: plan.into_changes() }, id.to_owned()))
 }
 
 fn valid(checked: Result<(), Vec<Problem>>) -> Result<(), ControlError> {

@@ -258,7 +258,7 @@ fn of_two_new_versions_at_once_one_must_decide_anew() {
     let (a, _) = update_secret(&world.state, &first, &mut ids).expect("decided");
     let (b, _) = update_secret(&world.state, &second, &mut ids).expect("decided");
     let batch = Batch { now: 1, transactions: vec![a, b] };
-    let applied = crate::apply(&world.state, 1000, &batch);
+    let applied = crate::apply(&world.state, 1000, batch);
     assert!(applied.results[0].1.is_ok());
     let rejected = applied.results[1].1.clone().expect_err("too late");
     assert!(matches!(rejected, crate::Rejected::Version { .. }), "{rejected}");
@@ -266,8 +266,9 @@ fn of_two_new_versions_at_once_one_must_decide_anew() {
     let mut plan = Plan::default();
     plan.create(Secret::new("x".to_owned(), content("x"), 2));
     let author = Author::Reap.name().to_owned();
-    let batch = Batch { now: 1, transactions: vec![Transaction { id: 1, author, changes: plan.changes }] };
-    assert!(crate::apply(&world.state, 1000, &batch).results[0].1.is_err());
+    let batch =
+        Batch { now: 1, transactions: vec![Transaction { id: 1, author, changes: plan.into_changes() }] };
+    assert!(crate::apply(&world.state, 1000, batch).results[0].1.is_err());
     world.step();
 }
 
