@@ -386,8 +386,9 @@ impl Draft<'_> {
         match (before, after) {
             (before, Some(AnyObject::Service(service))) if !service.pending_delete => {
                 let same = matches!(before, Some(AnyObject::Service(before)) if before.spec == service.spec);
-                let missing = if same { None } else { content::missing(self.state, service.spec.as_ref()) };
-                missing.map_or(Ok(()), |missing| Err(Rejected::ContentMissing(missing)))
+                let missing =
+                    if same { Vec::new() } else { content::missing(self.state, service.spec.as_ref()) };
+                missing.into_iter().next().map_or(Ok(()), |missing| Err(Rejected::ContentMissing(missing)))
             }
             (Some(AnyObject::Secret(gone)), None) => self.check_unused(gone.as_ref()),
             (Some(AnyObject::Config(gone)), None) => self.check_unused(gone.as_ref()),
@@ -455,14 +456,14 @@ impl Draft<'_> {
             if needs_ingress(spec.endpoint.as_ref()) && self.state.lacks_ingress() {
                 return Err(Rejected::Ingress(IngressError::Missing));
             }
-            if let Some(taken) = publish::spec_conflict(self.state, spec, &after.id) {
+            if let Some(taken) = publish::spec_conflicts(self.state, spec, &after.id).next() {
                 return Err(Rejected::PortTaken(taken));
             }
         }
         let given = before.is_none_or(|before| before.endpoint != after.endpoint);
         let ports = after.endpoint.iter().filter(|_| given).flat_map(|endpoint| &endpoint.ports);
-        publish::conflict(self.state, ports, &after.id)
-            .map_or(Ok(()), |taken| Err(Rejected::PortTaken(taken)))
+        let taken = publish::conflicts(self.state, ports, &after.id).next();
+        taken.map_or(Ok(()), |taken| Err(Rejected::PortTaken(taken)))
     }
 
     fn set_spec_version(&self, before: &Service, after: &mut Service) {

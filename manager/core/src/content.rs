@@ -95,9 +95,9 @@ pub fn takes_versions(spec: &ContentSpec) -> bool {
 /// What the spec names and there is not. A reference counts by its id, and its name must be that of the id, or of its
 /// version.
 #[must_use]
-pub fn missing(state: &State, spec: Option<&ServiceSpec>) -> Option<ContentMissing> {
-    let task = spec?.task.as_ref()?;
-    [ObjectKind::Secret, ObjectKind::Config].into_iter().find_map(|kind| {
+pub fn missing(state: &State, spec: Option<&ServiceSpec>) -> Vec<ContentMissing> {
+    let Some(task) = spec.and_then(|spec| spec.task.as_ref()) else { return Vec::new() };
+    let of_kind = |kind| {
         let stands = |reference: &&FileReference| match kind {
             ObjectKind::Secret => is_called::<Secret>(state, reference),
             _ => is_called::<Config>(state, reference),
@@ -105,7 +105,8 @@ pub fn missing(state: &State, spec: Option<&ServiceSpec>) -> Option<ContentMissi
         let wanting = references(task, kind).iter().filter(|reference| !stands(reference));
         let names: Vec<String> = wanting.map(|reference| reference.name.clone()).collect();
         (!names.is_empty()).then_some(ContentMissing { kind, names })
-    })
+    };
+    [ObjectKind::Secret, ObjectKind::Config].into_iter().filter_map(of_kind).collect()
 }
 
 fn is_called<T: Table>(state: &State, reference: &FileReference) -> bool {

@@ -113,14 +113,13 @@ pub struct PortTaken {
     pub ingress: bool,
 }
 
-/// The first of `ports` that a service other than `own_id` has in a way that excludes this one.
-#[must_use]
-pub fn conflict<'p>(
-    state: &State,
-    ports: impl IntoIterator<Item = &'p PortConfig>,
+/// The ports that services other than `own_id` have in a way that excludes these.
+pub fn conflicts<'s>(
+    state: &'s State,
+    ports: impl IntoIterator<Item = &'s PortConfig>,
     own_id: &str,
-) -> Option<PortTaken> {
-    ports.into_iter().filter(|port| port.published != 0).find_map(|port| {
+) -> impl Iterator<Item = PortTaken> {
+    ports.into_iter().filter(|port| port.published != 0).filter_map(move |port| {
         let mut others = state.publishers(&port.protocol, port.published);
         others.find_map(|(ingress, other)| {
             let excludes = ingress || port.mode() == Mode::Ingress;
@@ -135,9 +134,12 @@ pub fn conflict<'p>(
 }
 
 /// Why a service with this spec could not be published; `own_id` is the service that it is for.
-#[must_use]
-pub fn spec_conflict(state: &State, spec: &ServiceSpec, own_id: &str) -> Option<PortTaken> {
-    conflict(state, spec.endpoint.iter().flat_map(|endpoint| &endpoint.ports), own_id)
+pub fn spec_conflicts<'s>(
+    state: &'s State,
+    spec: &'s ServiceSpec,
+    own_id: &str,
+) -> impl Iterator<Item = PortTaken> {
+    conflicts(state, spec.endpoint.iter().flat_map(|endpoint| &endpoint.ports), own_id)
 }
 
 /// Gives numbers to ports. What one pass gave is not given again before it is stored.
@@ -177,6 +179,6 @@ impl DynamicPorts {
     fn is_free(&self, state: &State, port: &PortConfig, published: u32, own_id: &str) -> bool {
         let numbered = PortConfig { published, ..port.clone() };
         !self.given.contains(&(port.protocol.clone(), published))
-            && conflict(state, [&numbered], own_id).is_none()
+            && conflicts(state, [&numbered], own_id).next().is_none()
     }
 }

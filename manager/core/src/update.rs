@@ -338,8 +338,8 @@ impl<'a> Rollout<'a> {
         let lacks_ingress = publish::needs_ingress(previous.endpoint.as_ref()) && self.view.lacks_ingress();
         !lacks_ingress
             && self.view.missing_network(Some(previous)).is_none()
-            && content::missing(self.view, Some(previous)).is_none()
-            && publish::spec_conflict(self.view, previous, &self.service.id).is_none()
+            && content::missing(self.view, Some(previous)).is_empty()
+            && publish::spec_conflicts(self.view, previous, &self.service.id).next().is_none()
     }
 
     fn begun(&self) -> Service {

@@ -14,6 +14,7 @@ mod tests;
 use std::fmt;
 
 use prost::Message;
+use rswarm_base::{Chain, Classify};
 
 pub use self::cluster::{cluster, node};
 pub use self::content::{CONFIG_BYTES_MAX, SECRET_BYTES_MAX, content};
@@ -30,6 +31,15 @@ pub struct Problem {
     pub field: &'static str,
     /// What is wrong with it.
     pub reason: String,
+    /// What to do about it, where the reason does not say so.
+    pub fix: Option<String>,
+}
+
+impl Problem {
+    /// What an error says of a spec as a whole.
+    pub(crate) fn of(error: &impl Classify) -> Problem {
+        Problem { field: "", reason: Chain(error).to_string(), fix: error.hint() }
+    }
 }
 
 impl fmt::Display for Problem {
@@ -47,12 +57,19 @@ struct Findings(Vec<Problem>);
 
 impl Findings {
     fn add(&mut self, field: &'static str, reason: impl Into<String>) {
-        self.0.push(Problem { field, reason: reason.into() });
+        self.0.push(Problem { field, reason: reason.into(), fix: None });
     }
 
     fn add_if(&mut self, wrong: bool, field: &'static str, reason: impl Into<String>) {
         if wrong {
             self.add(field, reason);
+        }
+    }
+
+    /// The same for what people may not know how to mend: Docker's words are kept short, and clients look for them.
+    fn add_fixable(&mut self, wrong: bool, field: &'static str, reason: impl Into<String>, fix: &str) {
+        if wrong {
+            self.0.push(Problem { field, reason: reason.into(), fix: Some(fix.to_owned()) });
         }
     }
 

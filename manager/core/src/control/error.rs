@@ -178,18 +178,26 @@ impl Classify for ControlError {
             ControlError::NotAttachable(_) => {
                 "only `network create --attachable` makes overlays for containers of their own".to_owned()
             }
-            ControlError::Invalid(_)
-            | ControlError::ForeignAddress(_)
+            ControlError::Invalid(problems) => {
+                let fixes = problems.iter().filter_map(|problem| problem.fix.as_deref());
+                return Some(fixes.collect::<Vec<_>>().join("; ")).filter(|fixes| !fixes.is_empty());
+            }
+            ControlError::ContentMissing(missing) => {
+                let noun = noun(missing.kind);
+                format!("`rswarm {noun} ls` shows what there is, `rswarm {noun} create` makes one")
+            }
+            ControlError::PortTaken(taken) => {
+                format!("publish another port, or remove it from service {}", taken.service)
+            }
+            ControlError::ForeignAddress(_)
             | ControlError::TaskTaken(_)
             | ControlError::Incomplete(_)
             | ControlError::NotFound { .. }
             | ControlError::NameTaken { .. }
-            | ControlError::PortTaken(_)
             | ControlError::ModeChange
             | ControlError::Rename
             | ControlError::NoPreviousSpec(_)
             | ControlError::ContentExists { .. }
-            | ControlError::ContentMissing(_)
             | ControlError::ContentInUse(_)
             | ControlError::NetworkInUse { .. } => return None,
         })

@@ -7,14 +7,14 @@ use rswarm_proto::wire::{
 };
 
 use super::read::{find_network, find_service, registry_auth};
-use super::{ControlError, Decision, check_version, decided, valid};
+use super::{ControlError, Decision, check_version, decided};
 use crate::allocate::{NODE_NETWORKS, bare_endpoint};
 use crate::content;
 use crate::cron;
 use crate::publish;
 use crate::reconcile::Plan;
 use crate::state::State;
-use crate::validate;
+use crate::validate::{self, Problem};
 
 /// A new service.
 pub fn create_service(
@@ -62,17 +62,28 @@ fn admitted(
         }
     }
     content::follow(state, &mut spec, own.and_then(|own| own.spec.as_ref()));
-    valid(validate::service(&spec, state))?;
-    content::missing(state, Some(&spec)).map_or(Ok(()), Err)?;
-    check_ports(state, &spec, own.map_or("", |own| &own.id))?;
+    check(state, &spec, own.map_or("", |own| &own.id))?;
     Ok(spec)
 }
 
-fn check_ports(state: &State, spec: &ServiceSpec, own_id: &str) -> Result<(), ControlError> {
+/// All that is wrong with a spec, in itself and beside what the cluster has. A single thing that is wrong with its
+/// surroundings keeps its own kind.
+fn check(state: &State, spec: &ServiceSpec, own_id: &str) -> Result<(), ControlError> {
+    let mut beside: Vec<ControlError> =
+        content::missing(state, Some(spec)).into_iter().map(ControlError::from).collect();
     if publish::needs_ingress(spec.endpoint.as_ref()) && state.lacks_ingress() {
-        return Err(publish::IngressError::Missing.into());
+        beside.push(publish::IngressError::Missing.into());
     }
-    Ok(publish::spec_conflict(state, spec, own_id).map_or(Ok(()), Err)?)
+    beside.extend(publish::spec_conflicts(state, spec, own_id).map(ControlError::from));
+    let problems = validate::service(spec, state).err().unwrap_or_default();
+    match (problems.is_empty(), beside.len()) {
+        (true, 0) => Ok(()),
+        (true, 1) => Err(beside.remove(0)),
+        _ => {
+            let beside = beside.iter().map(Problem::of);
+            Err(ControlError::Invalid(problems.into_iter().chain(beside).collect()))
+        }
+    }
 }
 
 /// Another spec for a service, or its previous one again.
@@ -118,9 +129,7 @@ fn restart_job(before: &Service, service: &mut Service, now: Timestamp) {
 fn roll_back(state: &State, service: &mut Service, now: Timestamp) -> Result<(), ControlError> {
     let missing = || ControlError::NoPreviousSpec(service.id.clone());
     let previous = service.previous_spec.take().ok_or_else(missing)?;
-    valid(validate::service(&previous, state))?;
-    content::missing(state, Some(&previous)).map_or(Ok(()), Err)?;
-    check_ports(state, &previous, &service.id)?;
+    check(state, &previous, &service.id)?;
     service.previous_spec = service.spec.replace(previous);
     service.update_status = Some(UpdateStatus {
         state: update_status::State::RollbackStarted.into(),

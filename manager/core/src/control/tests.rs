@@ -6,9 +6,9 @@ use std::time::Duration;
 use rswarm_base::{Classify, Kind};
 use rswarm_proto::wire::{
     Annotations, Cluster, ClusterSpec, CreateNetworkRequest, CreateServiceRequest, EndpointSpec,
-    LeaveManagerRequest, NetworkSpec, NodeAvailability, NodeRole, NodeSpec, ObjectKind, PortConfig,
-    RemoveRequest, RootCa, ServiceSpec, UpdateClusterRequest, UpdateNodeRequest, UpdateServiceRequest,
-    object, port_config, service_spec, update_service_request, update_status,
+    FileReference, FileTarget, LeaveManagerRequest, NetworkSpec, NodeAvailability, NodeRole, NodeSpec,
+    ObjectKind, PortConfig, RemoveRequest, RootCa, ServiceSpec, UpdateClusterRequest, UpdateNodeRequest,
+    UpdateServiceRequest, object, port_config, service_spec, update_service_request, update_status,
 };
 
 use super::read::registry_auth;
@@ -171,6 +171,32 @@ fn a_published_port_is_one_services() {
     let taken = format!("port '8080' is already in use by service 'api' ({host}) as a host-published port");
     assert_eq!(text(create(&mut world, named("web2", port_config::Mode::Ingress))), taken);
     assert_eq!(text(create(&mut world, named("api2", port_config::Mode::Host))), "done", "on another node");
+}
+
+#[test]
+fn all_that_is_wrong_is_told_at_once_and_how_to_mend_it() {
+    let mut world = World::new(1);
+    world.reconcile();
+    let id = create(&mut world, published(port_config::Mode::Ingress)).expect("created");
+    let mut wrong = published(port_config::Mode::Ingress);
+    wrong.annotations = spec("a.b", 1).annotations;
+    let file = Some(FileTarget { name: "key".to_owned(), ..FileTarget::default() });
+    let reference = FileReference { id: "gone".to_owned(), name: "key".to_owned(), file };
+    wrong.task.get_or_insert_default().secrets.push(reference);
+    let error = create(&mut world, wrong).expect_err("wrong in three ways");
+    assert_eq!(error.kind(), Kind::InvalidArgument);
+    let taken = format!("port '8080' is already in use by service 'web' ({id}) as an ingress port");
+    assert_eq!(
+        error.to_string(),
+        format!("name must be valid as a DNS name component; secret not found: key; {taken}")
+    );
+    assert_eq!(
+        error.hint().as_deref(),
+        Some(
+            "use letters, digits, `-` and `_`, and begin and end with a letter or digit; `rswarm secret ls` shows what \
+             there is, `rswarm secret create` makes one; publish another port, or remove it from service web"
+        )
+    );
 }
 
 #[test]

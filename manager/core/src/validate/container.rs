@@ -12,17 +12,25 @@ pub(super) fn container(spec: &ContainerSpec, findings: &mut Findings) {
         findings.add(FIELD, "image reference must be provided");
     } else {
         let valid = is_reference(&spec.image);
-        findings.add_if(!valid, FIELD, format!("\"{}\" is not a valid repository/tag", spec.image));
+        let reason = format!("\"{}\" is not a valid repository/tag", spec.image);
+        findings.add_fixable(
+            !valid,
+            FIELD,
+            reason,
+            "want [REGISTRY/]NAME[:TAG][@DIGEST], the name in lower case",
+        );
     }
     let mut targets = BTreeSet::new();
     for mount in &spec.mounts {
         let twice = !targets.insert(mount.target.as_str());
-        findings.add_if(twice, FIELD, format!("duplicate mount point: {}", mount.target));
+        let reason = format!("duplicate mount point: {}", mount.target);
+        findings.add_fixable(twice, FIELD, reason, "mount one thing at each place");
         check_mount(mount, findings);
     }
     for variable in &spec.env {
         let nameless = variable.is_empty() || variable.starts_with('=');
-        findings.add_if(nameless, FIELD, format!("invalid environment variable: \"{variable}\""));
+        let reason = format!("invalid environment variable: \"{variable}\"");
+        findings.add_fixable(nameless, FIELD, reason, "want NAME=VALUE");
     }
     findings.add_if(spec.stop_grace.is_some_and(|ns| ns < 0), FIELD, "stop-grace-period cannot be negative");
     confinement(spec, findings);
@@ -54,22 +62,15 @@ fn confinement(spec: &ContainerSpec, findings: &mut Findings) {
         let soft_is_more = ulimit.hard != -1 && (ulimit.soft > ulimit.hard || ulimit.soft == -1);
         let name = &ulimit.name;
         findings.add_if(name.is_empty(), FIELD, "invalid ulimit: it has no name");
-        findings.add_if(
-            soft_is_more,
-            FIELD,
-            format!(
-                "ulimit soft limit must be less than or equal to hard limit: {} > {}",
-                ulimit.soft, ulimit.hard
-            ),
-        );
+        let (soft, hard) = (ulimit.soft, ulimit.hard);
+        let reason = format!("ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}");
+        findings.add_fixable(soft_is_more, FIELD, reason, "want NAME=SOFT:HARD");
     }
     for key in spec.sysctls.keys() {
         let is_namespaced = ["net.", "kernel.", "fs.mqueue."].iter().any(|prefix| key.starts_with(prefix));
-        findings.add_if(
-            !is_namespaced,
-            FIELD,
-            format!("sysctl '{key}' is not allowed: it is not a namespace's own"),
-        );
+        let reason = format!("sysctl '{key}' is not allowed: it is not a namespace's own");
+        let fix = "a container has net.*, kernel.* and fs.mqueue.* of its own; set others on the nodes";
+        findings.add_fixable(!is_namespaced, FIELD, reason, fix);
     }
 }
 
@@ -102,25 +103,24 @@ fn is_reference(image: &str) -> bool {
 
 fn check_mount(mount: &Mount, findings: &mut Findings) {
     const FIELD: &str = "ContainerSpec";
+    const ABSOLUTE: &str = "begin it with `/`";
     if mount.target.is_empty() {
         return findings.add(FIELD, "invalid mount config: field Target must not be empty");
     }
     let (target, source) = (&mount.target, &mount.source);
     let reason = format!("invalid mount path: '{target}' mount path must be absolute");
-    findings.add_if(!target.starts_with('/'), FIELD, reason);
+    findings.add_fixable(!target.starts_with('/'), FIELD, reason, ABSOLUTE);
     let root = target.starts_with('/') && target.trim_matches(['/', '.']).is_empty();
-    findings.add_if(root, FIELD, "invalid mount config: destination can't be '/'");
+    let reason = "invalid mount config: destination can't be '/'";
+    findings.add_fixable(root, FIELD, reason, "mount at a directory below it");
     match mount.r#type() {
         mount::Type::Bind => {
             let reason = format!("invalid mount path: '{source}' mount path must be absolute");
-            findings.add_if(!source.starts_with('/'), FIELD, reason);
+            findings.add_fixable(!source.starts_with('/'), FIELD, reason, ABSOLUTE);
         }
         mount::Type::Tmpfs => {
-            findings.add_if(
-                !source.is_empty(),
-                FIELD,
-                "invalid mount config: field Source must not be specified",
-            );
+            let reason = "invalid mount config: field Source must not be specified";
+            findings.add_fixable(!source.is_empty(), FIELD, reason, "leave it out: a tmpfs is of nothing");
             findings.add_if(
                 mount.tmpfs_size < 0,
                 FIELD,
@@ -129,7 +129,12 @@ fn check_mount(mount: &Mount, findings: &mut Findings) {
         }
         mount::Type::Volume => {
             let reason = format!("invalid mount source: volume name `{source}` must not be a path");
-            findings.add_if(source.contains('/'), FIELD, reason);
+            findings.add_fixable(
+                source.contains('/'),
+                FIELD,
+                reason,
+                "mount paths of the node with type=bind",
+            );
         }
     }
 }

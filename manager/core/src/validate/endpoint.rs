@@ -13,22 +13,25 @@ pub(super) fn endpoint(spec: &EndpointSpec, findings: &mut Findings) {
     for port in &spec.ports {
         let ingress = port.mode() == port_config::Mode::Ingress;
         let reason = "port published with ingress mode can't be used with dnsrr mode";
-        findings.add_if(ingress && spec.mode() == endpoint_spec::Mode::Dnsrr, FIELD, reason);
+        let is_dnsrr = spec.mode() == endpoint_spec::Mode::Dnsrr;
+        let fix = "publish with mode=host, or use endpoint mode vip";
+        findings.add_fixable(ingress && is_dnsrr, FIELD, reason, fix);
         check_port(port, findings);
-        if port.published != 0 {
-            let key = (port.mode, &port.protocol, port.published, &port.host_ip);
-            findings.add_if(!published.insert(key), FIELD, "duplicate published ports provided");
+        let is_first = if port.published != 0 {
+            published.insert((port.mode, &port.protocol, port.published, &port.host_ip))
         } else {
-            let key = (port.mode, &port.protocol, port.target);
-            findings.add_if(!targets.insert(key), FIELD, "duplicate published ports provided");
-        }
+            targets.insert((port.mode, &port.protocol, port.target))
+        };
+        let reason = "duplicate published ports provided";
+        findings.add_fixable(!is_first, FIELD, reason, "publish each port once");
     }
 }
 
 fn check_port(port: &PortConfig, findings: &mut Findings) {
     const FIELD: &str = "EndpointSpec";
     let known = matches!(port.protocol.as_str(), "tcp" | "udp" | "sctp");
-    findings.add_if(!known, FIELD, format!("invalid protocol '{}'", port.protocol));
+    let reason = format!("invalid protocol '{}'", port.protocol);
+    findings.add_fixable(!known, FIELD, reason, "use tcp, udp or sctp");
     let target = (1..=65535).contains(&port.target);
     findings.add_if(
         !target,

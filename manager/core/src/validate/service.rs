@@ -33,7 +33,9 @@ pub fn service(spec: &ServiceSpec, state: &State) -> Result<(), Vec<Problem>> {
     } else {
         let placement = spec.task.as_ref().and_then(|task| task.placement.as_ref());
         let max = placement.map_or(0, |placement| placement.max_replicas);
-        findings.add_if(max > 0, "Placement", "max replicas per node can only be used in replicated mode");
+        let reason = "max replicas per node can only be used in replicated mode";
+        let fix = "leave the maximum out, or use mode replicated";
+        findings.add_fixable(max > 0, "Placement", reason, fix);
     }
     let labels = spec.annotations.as_ref().map(|annotations| annotations.labels.clone()).unwrap_or_default();
     match crate::cron::parse(&labels) {
@@ -45,8 +47,15 @@ pub fn service(spec: &ServiceSpec, state: &State) -> Result<(), Vec<Problem>> {
         Err(error) => findings.add("", error.to_string()),
     }
     if spec.mode_or_default().is_job() {
-        findings.add_if(spec.update.is_some(), "", "Jobs may not have an update config");
-        findings.add_if(spec.rollback.is_some(), "", "Jobs may not have a rollback config");
+        for (config, what) in [(&spec.update, "an update"), (&spec.rollback, "a rollback")] {
+            let reason = format!("Jobs may not have {what} config");
+            findings.add_fixable(
+                config.is_some(),
+                "",
+                reason,
+                "leave it out: a job that changes begins anew",
+            );
+        }
     } else {
         update(spec.update.as_ref(), "update", &mut findings);
         update(spec.rollback.as_ref(), "rollback", &mut findings);
@@ -75,7 +84,8 @@ fn dns_name(annotations: Option<&Annotations>, findings: &mut Findings) {
     let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
     let inside = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
     let valid = inside && edge(name.chars().next()) && edge(name.chars().last());
-    findings.add_if(!valid, "", "name must be valid as a DNS name component");
+    let fix = "use letters, digits, `-` and `_`, and begin and end with a letter or digit";
+    findings.add_fixable(!valid, "", "name must be valid as a DNS name component", fix);
     findings.add_if(name.len() > DNS_LABEL_MAX, "", "name must be 63 characters or fewer");
 }
 
@@ -85,5 +95,5 @@ fn update(config: Option<&UpdateConfig>, which: &str, findings: &mut Findings) {
     findings.add_if(config.monitor < 0, "TaskSpec", format!("{which}-monitor cannot be negative"));
     let ratio = (0.0..=1.0).contains(&config.max_failure_ratio);
     let reason = format!("{which}-maxfailureratio cannot be less than 0 or bigger than 1");
-    findings.add_if(!ratio, "TaskSpec", reason);
+    findings.add_fixable(!ratio, "TaskSpec", reason, "0.1 is one task of ten");
 }

@@ -44,15 +44,18 @@ fn networks(spec: &TaskSpec, state: &State, findings: &mut Findings) {
         let target = config.target.as_str();
         let on_node = crate::allocate::NODE_NETWORKS.contains(&target);
         let known = state.network(target).is_some_and(|network| !network.pending_delete);
-        findings.add_if(!on_node && !known, "Networks", format!("network {target} not found"));
+        let reason = format!("network {target} not found");
+        let fix = "`rswarm network ls` shows what there is";
+        findings.add_fixable(!on_node && !known, "Networks", reason, fix);
         if let Some(ingress) = state.ingress_network().filter(|ingress| ingress.id == target) {
             let name = rswarm_proto::model::object::Stored::name(ingress.as_ref());
             let reason = format!("Service cannot be explicitly attached to the ingress network \"{name}\"");
-            findings.add("", reason);
+            findings.add_fixable(true, "", reason, "publish a port instead (--publish)");
         }
         findings.add_if(!seen.insert(target), "Networks", format!("network {target} is given twice"));
         let alone = on_node && target != "bridge" && spec.networks.len() > 1;
-        findings.add_if(alone, "Networks", format!("network {target} cannot be combined with others"));
+        let reason = format!("network {target} cannot be combined with others");
+        findings.add_fixable(alone, "Networks", reason, "leave the others out");
         for address in &config.addresses {
             let reason = format!("`{address}` is not an IP address");
             findings.add_if(address_of(address).is_none(), "Networks", reason);
