@@ -264,9 +264,12 @@ fn services_speak_ipv6_alone_on_an_overlay_without_ipv4() -> Result<()> {
     lab.finish()
 }
 
+/// One more than hosts, so that some are on other nodes and some on the same.
+const TASKS: &str = "6";
+
 #[test]
 fn services_speak_both_families_on_an_overlay() -> Result<()> {
-    let lab = cluster(2, 1)?;
+    let lab = cluster(5, 1)?;
     addressed(&lab)?;
     let first = &lab.hosts[0];
     let subnets = ["--subnet", "10.55.0.0/24", "--subnet", "fd55::/64"];
@@ -276,11 +279,12 @@ fn services_speak_both_families_on_an_overlay() -> Result<()> {
     let shown =
         inspect(first, "dual", "{{.EnableIPv6}}{{range .IPAM.Config}} {{.Subnet}} {{.Gateway}}{{end}}")?;
     ensure!(shown == "true 10.55.0.0/24 10.55.0.1 fd55::/64 fd55::1", "{shown}");
-    let create = ["service", "create", "--detach", "--name", "web", "--replicas", "4", "--network", "dual"];
+    let create = ["service", "create", "--detach", "--name", "web", "--replicas", TASKS, "--network", "dual"];
     first.docker(&[&create[..], &["-p", "8080:80", "demo:latest"]].concat())?;
-    converged(first, "web", 4, PATIENCE)?;
+    let tasks = TASKS.parse()?;
+    converged(first, "web", tasks, PATIENCE)?;
     let members = members(&lab, "dual")?;
-    ensure!(members.len() == 4 && members.iter().all(|member| member.addresses.len() == 2));
+    ensure!(members.len() == tasks && members.iter().all(|member| member.addresses.len() == 2));
 
     for from in &members {
         for to in members.iter().filter(|to| to.name != from.name) {
@@ -291,24 +295,29 @@ fn services_speak_both_families_on_an_overlay() -> Result<()> {
         }
     }
     names_and_virtual_addresses_lead_to_tasks(first, &members)?;
-    for server in 1..=2 {
-        for client in 1..=2 {
-            let url = format!("http://[fd99::{server}]:8080/");
-            let client_host = &lab.hosts[client - 1];
-            eventually(PATIENCE, &format!("{url} answers"), || curl(client_host, &url).map(|_| true))?;
-            for _ in 0..6 {
-                let page = curl(client_host, &url)?;
-                let kept = page.contains(&format!("RemoteAddr: [fd99::{client}]:"));
-                ensure!(kept || client == server, "fd99::{client} asked {url}: {page}");
-            }
-        }
-    }
+    every_node_leads_every_client_to_a_task(&lab)?;
     first.docker(&["service", "rm", "web"])?;
     eventually(PATIENCE, "all containers are gone", || {
         Ok(lab.hosts.iter().all(|host| host.docker(&["ps", "-aq"]).is_ok_and(|ids| ids.trim().is_empty())))
     })?;
     first.docker(&["network", "rm", "dual"])?;
     lab.finish()
+}
+
+/// By the published port of each; a task sees who asks.
+fn every_node_leads_every_client_to_a_task(lab: &Lab) -> Result<()> {
+    let count = lab.hosts.len();
+    for (server, client) in (1..=count).flat_map(|server| (1..=count).map(move |client| (server, client))) {
+        let url = format!("http://[fd99::{server}]:8080/");
+        let client_host = &lab.hosts[client - 1];
+        eventually(PATIENCE, &format!("{url} answers"), || curl(client_host, &url).map(|_| true))?;
+        for _ in 0..3 {
+            let page = curl(client_host, &url)?;
+            let kept = page.contains(&format!("RemoteAddr: [fd99::{client}]:"));
+            ensure!(kept || client == server, "fd99::{client} asked {url}: {page}");
+        }
+    }
+    Ok(())
 }
 
 fn names_and_virtual_addresses_lead_to_tasks(first: &Host, members: &[Member]) -> Result<()> {
