@@ -1,6 +1,6 @@
 //! What can be seen of a cluster from outside: figures for Prometheus, and the record of control calls.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -53,6 +53,47 @@ fn observed() -> Result<Lab> {
     }
     lab.form_cluster(1)?;
     Ok(lab)
+}
+
+#[test]
+fn every_manager_tells_what_happens_in_the_cluster() -> Result<()> {
+    let lab = Lab::start(3)?;
+    lab.form_cluster(2)?;
+    let first = &lab.hosts[0];
+    first.import_demo()?;
+    let told = |host: &Host| -> Result<BTreeSet<String>> {
+        let format = "{{.Type}} {{.Action}} {{json .Actor.Attributes}}";
+        let span = ["--since", "1h", "--until", "0s", "--filter", "scope=swarm", "--format", format];
+        let shown = host.docker(&[&["events"][..], &span].concat())?;
+        Ok(shown.lines().map(str::to_owned).collect())
+    };
+    let create = ["service", "create", "--detach", "--name", "web", "--network", "news", "demo:latest"];
+    let steps: [(&[&str], &str); 5] = [
+        (&["network", "create", "--driver", "overlay", "news"], r#"network create {"name":"news"}"#),
+        (&create, r#"service create {"name":"web"}"#),
+        (
+            &["service", "scale", "--detach", "web=2"],
+            r#"service update {"name":"web","replicas.new":"2","replicas.old":"1"}"#,
+        ),
+        (
+            &["node", "update", "--availability", "drain", "h3"],
+            r#"node update {"availability.new":"drain","availability.old":"active","name":"h3"}"#,
+        ),
+        (&["service", "rm", "web"], r#"service remove {"name":"web"}"#),
+    ];
+    for (command, wanted) in steps {
+        first.docker(command)?;
+        // One after the other: of what changed twice between two looks, a manager tells the sum.
+        for host in &lab.hosts[..2] {
+            eventually(PATIENCE, &format!("{} tells: {wanted}", host.name), || {
+                let told = told(host)?;
+                ensure!(told.contains(wanted), "{told:#?}");
+                Ok(true)
+            })?;
+        }
+    }
+    ensure!(told(&lab.hosts[2])?.is_empty(), "a worker does not know");
+    lab.finish()
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Is not: any of their behaviour. Start at [`run`].
 
 mod address;
+mod announce;
 mod args;
 mod attachments;
 mod connections;
@@ -108,6 +109,7 @@ pub async fn run(args: DaemonArgs) -> Result<(), DaemonError> {
     };
     let node = Node::start(config, node_scope.clone()).await.map_err(DaemonError::Node)?;
     let api_scope = root.child("api");
+    announce::start(engine.clone(), node.clone(), &api_scope);
     for host in &settings.hosts {
         serve(host, &engine, node.clone(), &api_scope).await?;
     }

@@ -13,6 +13,7 @@ use rswarm_base::audit::Audit;
 use rswarm_base::{Chain, Kind, Scope, Timestamp};
 use rswarm_engine::Engine;
 use rswarm_manager::{Backup, Boot, Lock, Manager, NewCluster, found};
+use rswarm_manager_core::State;
 use rswarm_proto::tls::{self, EnrollError, Enrollment, Identity, IdentityError, UnlockKey};
 use rswarm_proto::token::JoinToken;
 use rswarm_proto::wire::control_client::ControlClient;
@@ -127,6 +128,14 @@ impl Node {
     /// This node's manager, while it is one.
     pub fn manager(&self) -> Option<Manager> {
         self.access.borrow().as_ref().map(|access| access.manager.clone())
+    }
+
+    /// Waits until this node has a manager other than the one of these states; `None` when the daemon stops.
+    pub async fn next_manager(&self, last: Option<&watch::Receiver<Arc<State>>>) -> Option<Manager> {
+        let is_other = |access: &Access| last.is_none_or(|last| !access.manager.state().same_channel(last));
+        let mut access = self.access.clone();
+        let next = access.wait_for(|access| access.as_ref().is_some_and(is_other)).await.ok()?;
+        next.as_ref().map(|access| access.manager.clone())
     }
 
     /// A channel to this node's own manager, kept while the node stays one.

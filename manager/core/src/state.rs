@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use imbl::ordmap::DiffItem;
 use imbl::{OrdMap, OrdSet};
 use rswarm_base::ipam::{Family, Subnet, local_prefix};
 use rswarm_proto::model::content::Content;
@@ -298,6 +299,18 @@ impl State {
     #[must_use]
     pub fn network_named(&self, name: &str) -> Option<&Arc<Network>> {
         self.networks.get(self.network_names.get(name)?.as_str())
+    }
+
+    /// What differs from an earlier state, as it was and is: nodes, services, networks, secrets and configs. Tables that
+    /// share what they hold are not compared, so it costs as much as what differs.
+    #[must_use]
+    pub fn changes_since(&self, before: &State) -> Vec<(Option<AnyObject>, Option<AnyObject>)> {
+        let nodes = differences(&before.nodes, &self.nodes, AnyObject::Node);
+        let services = differences(&before.services, &self.services, AnyObject::Service);
+        let networks = differences(&before.networks, &self.networks, AnyObject::Network);
+        let secrets = differences(&before.secrets, &self.secrets, AnyObject::Secret);
+        let configs = differences(&before.configs, &self.configs, AnyObject::Config);
+        nodes.chain(services).chain(networks).chain(secrets).chain(configs).collect()
     }
 
     /// The latest version of the secret of this name.
@@ -779,6 +792,19 @@ fn with_prefix<T>(table: &Table<T>, prefix: &str) -> Vec<String> {
 pub fn display_name(node: &Node) -> &str {
     let hostname = || node.description.as_ref().map_or("", |description| description.hostname.as_str());
     if node.name().is_empty() { hostname() } else { node.name() }
+}
+
+fn differences<'s, T: PartialEq>(
+    before: &'s Table<T>,
+    after: &'s Table<T>,
+    any: fn(Arc<T>) -> AnyObject,
+) -> impl Iterator<Item = (Option<AnyObject>, Option<AnyObject>)> + 's {
+    let any = move |object: &Arc<T>| Some(any(Arc::clone(object)));
+    before.diff(after).map(move |item| match item {
+        DiffItem::Add(_, new) => (None, any(new)),
+        DiffItem::Update { old: (_, old), new: (_, new) } => (any(old), any(new)),
+        DiffItem::Remove(_, old) => (any(old), None),
+    })
 }
 
 /// The ids of the networks that a service's spec names.
