@@ -1,5 +1,6 @@
 //! The manager as its daemon sees it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +47,7 @@ pub struct Manager {
     pub(crate) routes: Routes,
     pub(crate) calls: Calls,
     pub(crate) leader: watch::Receiver<Option<Leader>>,
+    pub(crate) reachable: watch::Receiver<Option<BTreeMap<u64, bool>>>,
     pub(crate) lock: watch::Receiver<Option<Lock>>,
     pub(crate) ended: watch::Receiver<Option<Ended>>,
     pub(crate) scope: Scope,
@@ -110,6 +112,12 @@ impl Manager {
     #[must_use]
     pub fn leader(&self) -> watch::Receiver<Option<Leader>> {
         self.leader.clone()
+    }
+
+    /// Which managers the leader hears of, by raft id; `None` where this manager does not lead: others do not know.
+    #[must_use]
+    pub fn reachable(&self) -> watch::Receiver<Option<BTreeMap<u64, bool>>> {
+        self.reachable.clone()
     }
 
     /// What this manager's own key shall be locked with on its disk, as far as its state says; `None` until it has one.

@@ -1,6 +1,6 @@
 //! From a directory and a way to boot to a running manager.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -383,6 +383,7 @@ fn assemble(
         audit: config.audit.clone(),
     };
     let (leader, lock) = (watch_leader(&store, &scope), watch_lock(&store, &scope));
+    let reachable = watch_reachable(&store, &scope);
     let dispatcher = DispatcherService {
         store: store.clone(),
         leader: leader.clone(),
@@ -409,12 +410,20 @@ fn assemble(
         .add_service(control.server())
         .add_service(attachments.server())
         .add_service(logs.server());
-    Manager { store, routes: calls.counting(services), calls, leader, lock, ended, scope }
+    Manager { store, routes: calls.counting(services), calls, leader, reachable, lock, ended, scope }
 }
 
 /// The leader alone, out of all that changes in the group's status.
 fn watch_leader(store: &StoreHandle, scope: &Scope) -> watch::Receiver<Option<Leader>> {
     watch_part(store.status.clone(), scope, |status| status.leader.clone())
+}
+
+/// Which members the leader hears of, out of all that changes in the group.
+fn watch_reachable(store: &StoreHandle, scope: &Scope) -> watch::Receiver<Option<BTreeMap<u64, bool>>> {
+    watch_part(store.status.clone(), scope, |status| {
+        let members = status.members.iter().map(|member| (member.id, member.active));
+        status.is_leading().then(|| members.collect())
+    })
 }
 
 /// What managers are locked with, out of all that changes in the state.

@@ -97,6 +97,40 @@ fn every_manager_tells_what_happens_in_the_cluster() -> Result<()> {
 }
 
 #[test]
+fn managers_tell_who_leads_and_who_is_not_reached() -> Result<()> {
+    let mut lab = Lab::start(3)?;
+    lab.form_cluster(3)?;
+    let old = lab.leader(0)?;
+    lab.hosts[old].kill()?;
+    let others: Vec<&Host> = lab.hosts.iter().filter(|host| host.is_running()).collect();
+    let told = |host: &Host, wanted: &str| -> Result<bool> {
+        let format = "{{.Type}} {{.Action}} {{json .Actor.Attributes}}";
+        let span = ["--since", "1h", "--until", "0s", "--filter", "scope=swarm", "--format", format];
+        Ok(host.docker(&[&["events"][..], &span].concat())?.lines().any(|line| line == wanted))
+    };
+    let old_name = format!("h{}", old + 1);
+    let lost = format!(r#"node update {{"leader.new":"false","leader.old":"true","name":"{old_name}"}}"#);
+    for host in &others {
+        let what = format!("{} tells: {lost}", host.name);
+        eventually(PATIENCE, &what, || told(host, &lost))?;
+    }
+    let won = |host: &Host| {
+        format!(r#"node update {{"leader.new":"true","leader.old":"false","name":"{}"}}"#, host.name)
+    };
+    let is_told = || Ok(told(others[0], &won(others[0]))? || told(others[0], &won(others[1]))?);
+    eventually(PATIENCE, "who leads now is told", is_told)?;
+    // The new leader alone knows whom it hears of.
+    let gone = format!(
+        r#"node update {{"name":"{old_name}","reachability.new":"unreachable","reachability.old":"reachable"}}"#
+    );
+    let is_told = || Ok(told(others[0], &gone)? || told(others[1], &gone)?);
+    eventually(PATIENCE, "who is not reached is told", is_told)?;
+    lab.hosts[old].start()?;
+    lab.hosts[old].ready()?;
+    lab.finish()
+}
+
+#[test]
 fn figures_tell_what_engine_and_managers_do() -> Result<()> {
     let lab = observed()?;
     let (manager, worker) = (&lab.hosts[0], &lab.hosts[1]);

@@ -6,7 +6,7 @@ use rswarm_base::{Scope, Timestamp};
 use rswarm_engine::Engine;
 use rswarm_engine::events::{Event, EventScope};
 use rswarm_manager::Manager;
-use rswarm_manager_core::announce::{Announcement, announcements};
+use rswarm_manager_core::announce::{self, Announcement, announcements};
 
 use super::node::Node;
 
@@ -31,14 +31,36 @@ pub fn start(engine: Engine, node: Arc<Node>, scope: &Scope) {
 
 /// What the log says at the start has happened before, and is not told again: it is read when there is a leader.
 async fn follow(manager: &Manager, engine: &Engine) {
-    let mut states = manager.state();
-    if manager.leader().wait_for(Option::is_some).await.is_err() {
+    let (mut states, mut leaders, mut reachable) = (manager.state(), manager.leader(), manager.reachable());
+    if leaders.wait_for(Option::is_some).await.is_err() {
         return;
     }
+    let publish = |news: Vec<Announcement>| news.into_iter().for_each(|news| engine.publish(event(news)));
     let mut before = Arc::clone(&states.borrow_and_update());
-    while states.changed().await.is_ok() {
+    let mut leader: Option<String> = None;
+    let mut reached = None;
+    loop {
+        // Between two leaders there may be none: the one before is remembered.
+        let next = leaders.borrow_and_update().as_ref().map(|leader| leader.node_id.clone());
+        if let (Some(old), Some(new)) = (&leader, &next) {
+            publish(announce::leadership(&before, old, new));
+        }
+        leader = next.or(leader);
+        let heard = reachable.borrow_and_update().clone();
+        if let (Some(old), Some(new)) = (&reached, &heard) {
+            publish(announce::reachability(&before, old, new));
+        }
+        reached = heard;
+        let changed = tokio::select! {
+            changed = states.changed() => changed,
+            changed = leaders.changed() => changed,
+            changed = reachable.changed() => changed,
+        };
+        if changed.is_err() {
+            return;
+        }
         let after = Arc::clone(&states.borrow_and_update());
-        announcements(&before, &after).into_iter().for_each(|news| engine.publish(event(news)));
+        publish(announcements(&before, &after));
         before = after;
     }
 }

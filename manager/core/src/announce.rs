@@ -4,6 +4,7 @@
 //! often is told less: of an object that came and went between two looks, nothing.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use rswarm_proto::model::object::Stored;
 use rswarm_proto::model::service::Mode;
@@ -30,6 +31,43 @@ pub struct Announcement {
 #[must_use]
 pub fn announcements(before: &State, after: &State) -> Vec<Announcement> {
     after.changes_since(before).into_iter().filter_map(|(old, new)| announcement(old, new)).collect()
+}
+
+/// That another manager leads: of both, what they were and are.
+#[must_use]
+pub fn leadership(state: &State, old: &str, new: &str) -> Vec<Announcement> {
+    let told = |id: &str, leads: bool| {
+        if old == new {
+            return None;
+        }
+        let node = state.node(id)?;
+        Some(of_manager(node, "leader", (!leads).to_string(), leads.to_string()))
+    };
+    [told(old, false), told(new, true)].into_iter().flatten().collect()
+}
+
+/// Which managers became reachable or are not any more, as their leader has it: by raft id. Who came or left in between
+/// is not told of.
+#[must_use]
+pub fn reachability(
+    state: &State,
+    before: &BTreeMap<u64, bool>,
+    after: &BTreeMap<u64, bool>,
+) -> Vec<Announcement> {
+    let word = |is_reachable: bool| if is_reachable { "reachable" } else { "unreachable" }.to_owned();
+    let told = |node: &Arc<Node>| {
+        let raft_id = node.manager_status.as_ref()?.raft_id;
+        let (old, new) = (*before.get(&raft_id)?, *after.get(&raft_id)?);
+        (old != new).then(|| of_manager(node, "reachability", word(old), word(new)))
+    };
+    state.nodes().filter_map(told).collect()
+}
+
+fn of_manager(node: &Node, what: &str, old: String, new: String) -> Announcement {
+    let mut attributes = Attributes::default();
+    attributes.0.insert("name".to_owned(), display_name(node).to_owned());
+    attributes.changed(what, Some(old), Some(new));
+    Announcement { kind: "node", action: "update", id: node.id.clone(), attributes: attributes.0 }
 }
 
 fn announcement(old: Option<AnyObject>, new: Option<AnyObject>) -> Option<Announcement> {
@@ -126,7 +164,11 @@ fn service(old: &Service, new: &Service, attributes: &mut Attributes) {
 mod tests {
     use std::time::Duration;
 
+    use rswarm_proto::wire::ManagerStatus;
+
     use super::*;
+    use crate::author::Author;
+    use crate::reconcile::Plan;
     use crate::world::{World, set_image, spec};
 
     fn told(before: &State, world: &World) -> Vec<String> {
@@ -136,6 +178,38 @@ mod tests {
             format!("{} {} {}", news.kind, news.action, attributes.join(" "))
         };
         announcements(before, &world.state).into_iter().map(show).collect()
+    }
+
+    #[test]
+    fn managers_lead_and_are_reached() {
+        let mut world = World::new(3);
+        let ids: Vec<String> = world.state.nodes().map(|node| node.id.clone()).collect();
+        let mut plan = Plan::default();
+        for (id, raft_id) in ids.iter().zip(1..) {
+            let mut node = Node::clone(world.state.node(id).expect("a node"));
+            node.manager_status = Some(ManagerStatus { raft_id, ..ManagerStatus::default() });
+            plan.update(node);
+        }
+        world.write(Author::Membership, plan.into_changes());
+        let shown = |told: Vec<Announcement>| {
+            told.into_iter().map(|news| (news.id, news.attributes.into_iter().collect())).collect()
+        };
+        let name = |id: &str| ("name".to_owned(), display_name(world.state.node(id).expect("it")).to_owned());
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let told: Vec<(String, Vec<_>)> = shown(leadership(&world.state, &ids[0], &ids[1]));
+        let lost = vec![pair("leader.new", "false"), pair("leader.old", "true"), name(&ids[0])];
+        let won = vec![pair("leader.new", "true"), pair("leader.old", "false"), name(&ids[1])];
+        assert_eq!(told, [(ids[0].clone(), lost), (ids[1].clone(), won)]);
+
+        let before = BTreeMap::from([(1, true), (2, true)]);
+        let after = BTreeMap::from([(1, true), (2, false), (3, true)]);
+        let told: Vec<(String, Vec<_>)> = shown(reachability(&world.state, &before, &after));
+        let gone = vec![
+            name(&ids[1]),
+            pair("reachability.new", "unreachable"),
+            pair("reachability.old", "reachable"),
+        ];
+        assert_eq!(told, [(ids[1].clone(), gone)]);
     }
 
     #[test]
