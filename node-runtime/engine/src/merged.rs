@@ -105,6 +105,12 @@ pub(crate) fn ensure_directory(upper: &Path, lower: &[PathBuf], path: &str) -> i
     if directory(&layers, path)?.is_some() {
         return Ok(());
     }
+    upper_directory(upper, lower, path).map(drop)
+}
+
+/// As [`ensure_directory`], but `upper` gets a part of a directory that only `lower` has too: where that is.
+pub(crate) fn upper_directory(upper: &Path, lower: &[PathBuf], path: &str) -> io::Result<PathBuf> {
+    let layers: Vec<PathBuf> = [upper.to_owned()].into_iter().chain(lower.iter().cloned()).collect();
     let mut path = clean_path(path);
     for _ in 0..LINKS_MAX {
         let mut here = Directory { layers: layers.clone() };
@@ -112,7 +118,7 @@ pub(crate) fn ensure_directory(upper: &Path, lower: &[PathBuf], path: &str) -> i
         let mut done = PathBuf::from("/");
         let mut rest = path.split('/').filter(|part| !part.is_empty());
         let link = loop {
-            let Some(part) = rest.next() else { return Ok(()) };
+            let Some(part) = rest.next() else { return Ok(target) };
             let found = here.child(OsStr::new(part))?;
             if let Found::Link(link) = found {
                 break link;

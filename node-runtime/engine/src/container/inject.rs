@@ -23,12 +23,12 @@ pub(crate) fn make_places(upper: &Path, lower: &[PathBuf], files: &[InjectedFile
     for file in files {
         let target = clean_path(&file.target);
         let (dir, name) = target.rsplit_once('/').unwrap_or(("", &target));
-        merged::ensure_directory(upper, lower, dir)?;
-        let Some(dir) = merged::directory(&layers, dir)? else { continue };
-        let is_there = dir.layers.iter().any(|layer| layer.join(name).symlink_metadata().is_ok());
-        // `ensure_directory` made the directory in the upper layer, or it is there without a part in it.
-        if !is_there && dir.layers[0].starts_with(upper) {
-            File::create(dir.layers[0].join(name))?;
+        let merged = merged::directory(&layers, dir)?;
+        let is_there = |dir: merged::Directory| {
+            dir.layers.iter().any(|layer| layer.join(name).symlink_metadata().is_ok())
+        };
+        if !merged.is_some_and(is_there) {
+            File::create(merged::upper_directory(upper, lower, dir)?.join(name))?;
         }
     }
     Ok(())
@@ -82,4 +82,32 @@ fn make_place(target: &Path) -> io::Result<()> {
         fs::create_dir_all(parent)?;
     }
     File::create(target).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_made_in_a_directory_that_only_the_image_has() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (upper, lower) = (dir.path().join("upper"), dir.path().join("lower"));
+        fs::create_dir_all(lower.join("etc")).expect("made");
+        fs::set_permissions(lower.join("etc"), fs::Permissions::from_mode(0o750)).expect("set");
+        File::create(lower.join("etc/there")).expect("made");
+        fs::create_dir(&upper).expect("made");
+        let file = |target: &str| InjectedFile {
+            target: target.to_owned(),
+            data: Vec::new(),
+            uid: 0,
+            gid: 0,
+            mode: 0o444,
+        };
+        let files = [file("/etc/conf"), file("/run/secrets/key"), file("/etc/there")];
+        make_places(&upper, &[lower], &files).expect("places");
+        assert!(upper.join("etc/conf").is_file() && upper.join("run/secrets/key").is_file());
+        assert!(!upper.join("etc/there").exists(), "what the image has is a place");
+        let mode = fs::metadata(upper.join("etc")).expect("it").permissions().mode();
+        assert_eq!(mode & 0o7777, 0o750, "as the image's");
+    }
 }
