@@ -106,6 +106,15 @@ impl Filters {
         }
     }
 
+    /// As [`Filters::one_of`], in the words of a list of the cluster's objects (moby `daemon/cluster/filters.go`).
+    pub fn one_in_cluster(&self, key: &str, allowed: &[&str]) -> Result<(), ApiError> {
+        match self.get(key).iter().find(|value| !value.is_empty() && !allowed.contains(&value.as_str())) {
+            Some(value) => Err(ApiError::invalid(format!("Invalid {key} filter: '{value}'"))
+                .hint(format!("use one of: {}", allowed.join(", ")))),
+            None => Ok(()),
+        }
+    }
+
     /// The `until` filter: a time or a duration before `now`.
     pub fn until(&self, now: Timestamp) -> Result<Option<Timestamp>, ApiError> {
         match self.get("until") {

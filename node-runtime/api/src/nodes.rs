@@ -26,8 +26,8 @@ pub(crate) fn routes() -> Router<App> {
 
 async fn list(State(app): State<App>, query: Query) -> Result<Json<Vec<types::Node>>, ApiError> {
     let filters = query.filters(&FILTERS)?;
-    filters.one_of("role", &["worker", "manager"])?;
-    filters.one_of("membership", &["accepted", "pending"])?;
+    filters.one_in_cluster("role", &["worker", "manager"])?;
+    filters.one_in_cluster("membership", &["accepted", "pending"])?;
     let nodes: Vec<wire::Node> = swarm::list(&app).await?;
     let shown = nodes.iter().map(node::node);
     Ok(Json(shown.filter(|found| matches(found, &filters)).collect()))

@@ -45,7 +45,7 @@ struct Selection {
 
 impl Selection {
     async fn new(app: &App, filters: Filters) -> Result<Selection, ApiError> {
-        filters.one_of("desired-state", &DESIRED)?;
+        filters.one_in_cluster("desired-state", &DESIRED)?;
         filters.one_of("runtime", &["container", "plugin"])?;
         filters.flag("_up-to-date")?;
         let services = if filters.has("service") || filters.has("_up-to-date") {

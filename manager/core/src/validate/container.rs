@@ -42,9 +42,9 @@ pub(super) fn container(spec: &ContainerSpec, findings: &mut Findings) {
             ("StartInterval", check.start_interval),
         ] {
             let wrong = ns != 0 && ns < 1_000_000;
-            findings.add_if(wrong, FIELD, format!("{name} in Healthcheck cannot be less than 1ms"));
+            findings.add_if(wrong, FIELD, format!("{name} in HealthConfig cannot be less than 1ms"));
         }
-        findings.add_if(check.retries < 0, FIELD, "Retries in Healthcheck cannot be negative");
+        findings.add_if(check.retries < 0, FIELD, "Retries in HealthConfig cannot be negative");
     }
 }
 

@@ -337,23 +337,23 @@ fn every_rule_of_containers_and_tasks_speaks() {
         (|spec| container(spec).stop_grace = Some(-1), "ContainerSpec: stop-grace-period cannot be negative"),
         (
             |spec| container(spec).healthcheck.get_or_insert_default().interval = 1,
-            "ContainerSpec: Interval in Healthcheck cannot be less than 1ms",
+            "ContainerSpec: Interval in HealthConfig cannot be less than 1ms",
         ),
         (
             |spec| container(spec).healthcheck.get_or_insert_default().timeout = 1,
-            "ContainerSpec: Timeout in Healthcheck cannot be less than 1ms",
+            "ContainerSpec: Timeout in HealthConfig cannot be less than 1ms",
         ),
         (
             |spec| container(spec).healthcheck.get_or_insert_default().start_period = 1,
-            "ContainerSpec: StartPeriod in Healthcheck cannot be less than 1ms",
+            "ContainerSpec: StartPeriod in HealthConfig cannot be less than 1ms",
         ),
         (
             |spec| container(spec).healthcheck.get_or_insert_default().start_interval = 1,
-            "ContainerSpec: StartInterval in Healthcheck cannot be less than 1ms",
+            "ContainerSpec: StartInterval in HealthConfig cannot be less than 1ms",
         ),
         (
             |spec| container(spec).healthcheck.get_or_insert_default().retries = -1,
-            "ContainerSpec: Retries in Healthcheck cannot be negative",
+            "ContainerSpec: Retries in HealthConfig cannot be negative",
         ),
         (
             |spec| container(spec).ulimits.push(Ulimit { soft: 1, hard: 1, ..Ulimit::default() }),

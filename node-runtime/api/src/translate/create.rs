@@ -4,7 +4,7 @@ use rswarm_engine::config::AttachedStreams;
 use rswarm_engine::{ContainerConfig, EndpointConfig, RestartName, RestartPolicy};
 use rswarm_proto::wire;
 
-use super::{filled, healthcheck, mounts, parse_mac, ports, refuse, ulimits};
+use super::{checked_healthcheck, filled, mounts, parse_mac, ports, refuse, ulimits};
 use crate::error::ApiError;
 use crate::types::{self, CreateBody, HostConfig, HostResources};
 use crate::version::ApiVersion;
@@ -166,7 +166,7 @@ fn process(config: &types::ContainerConfig) -> Result<wire::ContainerSpec, ApiEr
         stdin_once: config.stdin_once,
         stop_signal: config.stop_signal.clone(),
         stop_grace,
-        healthcheck: config.healthcheck.as_ref().map(healthcheck).transpose()?,
+        healthcheck: config.healthcheck.as_ref().map(checked_healthcheck).transpose()?,
         ..wire::ContainerSpec::default()
     })
 }

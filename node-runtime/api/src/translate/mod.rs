@@ -65,8 +65,8 @@ pub(crate) fn parse_mac(text: &str) -> Option<[u8; 6]> {
     parts.next().is_none().then_some(mac)
 }
 
-/// A health check of a container or a service. `NONE` switches the image's off.
-pub(crate) fn healthcheck(config: &types::HealthConfig) -> Result<wire::Healthcheck, ApiError> {
+/// A health check of a container. `NONE` switches the image's off.
+pub(crate) fn checked_healthcheck(config: &types::HealthConfig) -> Result<wire::Healthcheck, ApiError> {
     let durations = [
         ("Interval", config.interval),
         ("Timeout", config.timeout),
@@ -81,14 +81,19 @@ pub(crate) fn healthcheck(config: &types::HealthConfig) -> Result<wire::Healthch
     if config.retries < 0 {
         return Err(ApiError::invalid("Retries in Healthcheck cannot be negative"));
     }
-    Ok(wire::Healthcheck {
+    Ok(healthcheck(config))
+}
+
+/// A health check as it was asked for: of a service, the managers tell what is wrong.
+pub(crate) fn healthcheck(config: &types::HealthConfig) -> wire::Healthcheck {
+    wire::Healthcheck {
         test: config.test.clone(),
         interval: config.interval,
         timeout: config.timeout,
         start_period: config.start_period,
         start_interval: config.start_interval,
         retries: config.retries,
-    })
+    }
 }
 
 pub(crate) fn healthcheck_out(check: &wire::Healthcheck) -> types::HealthConfig {
@@ -132,9 +137,9 @@ mod tests {
     #[test]
     fn a_health_check_finer_than_a_millisecond_is_refused() {
         let config = types::HealthConfig { interval: 999_999, ..Default::default() };
-        let error = healthcheck(&config).expect_err("too fine");
+        let error = checked_healthcheck(&config).expect_err("too fine");
         assert_eq!(error.message, "Interval in Healthcheck cannot be less than 1ms");
         let config = types::HealthConfig { test: vec!["NONE".into()], retries: 3, ..Default::default() };
-        assert_eq!(healthcheck_out(&healthcheck(&config).expect("valid")), config);
+        assert_eq!(healthcheck_out(&checked_healthcheck(&config).expect("valid")), config);
     }
 }

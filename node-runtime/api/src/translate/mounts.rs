@@ -13,6 +13,8 @@ use crate::types;
 
 /// The propagation modes.
 const PROPAGATIONS: [&str; 6] = ["private", "rprivate", "slave", "rslave", "shared", "rshared"];
+/// The types of mounts that Docker knows.
+const KINDS: [&str; 6] = ["bind", "cluster", "image", "npipe", "tmpfs", "volume"];
 /// What the sixth field of a `-v` text may say of access and labels.
 const SELINUX: [&str; 2] = ["z", "Z"];
 
@@ -69,6 +71,18 @@ fn apply_bind_option(mount: &mut wire::Mount, option: &str) -> Option<()> {
         _ => return None,
     }
     Some(())
+}
+
+/// A `--mount` of a service: what is no word of its options is told in moby's (`daemon/cluster/convert/container.go`).
+pub(crate) fn parse_service_mount(mount: &types::Mount) -> Result<wire::Mount, ApiError> {
+    if !KINDS.contains(&mount.kind.as_str()) {
+        return Err(ApiError::invalid(format!("invalid MountType: \"{}\"", mount.kind)));
+    }
+    let propagation = mount.bind_options.as_ref().map_or("", |options| &options.propagation);
+    if !propagation.is_empty() && !PROPAGATIONS.contains(&propagation) {
+        return Err(ApiError::invalid(format!("invalid MountPropagation: \"{propagation}\"")));
+    }
+    parse_mount(mount)
 }
 
 /// A `--mount` of a container or a service.
@@ -336,6 +350,19 @@ mod tests {
             }
             Err(expected) => assert_eq!(parsed.expect_err(text).message, expected, "{text}"),
         }
+    }
+
+    #[test]
+    fn words_of_a_service_s_mount_that_there_are_not_are_told_as_moby_does() {
+        let refused = |text: &str| {
+            let mount: types::Mount = serde_json::from_str(text).expect("mount");
+            parse_service_mount(&mount).expect_err(text).message
+        };
+        assert_eq!(refused(r#"{"Type":"odd","Target":"/b"}"#), "invalid MountType: \"odd\"");
+        assert_eq!(
+            refused(r#"{"Type":"bind","Source":"/a","Target":"/b","BindOptions":{"Propagation":"odd"}}"#),
+            "invalid MountPropagation: \"odd\""
+        );
     }
 
     #[test]

@@ -110,7 +110,7 @@ fn container(spec: &types::ContainerSpec) -> Result<wire::ContainerSpec, ApiErro
         return Err(ApiError::invalid(format!("invalid isolation (\"{}\")", spec.isolation)));
     }
     let dns = spec.dns_config.clone().unwrap_or_default();
-    let mounts = spec.mounts.iter().map(mounts::parse_mount).collect::<Result<Vec<_>, _>>()?;
+    let mounts = spec.mounts.iter().map(mounts::parse_service_mount).collect::<Result<Vec<_>, _>>()?;
     Ok(wire::ContainerSpec {
         image: spec.image.clone(),
         labels: spec.labels.clone(),
@@ -139,7 +139,7 @@ fn container(spec: &types::ContainerSpec) -> Result<wire::ContainerSpec, ApiErro
         dns: dns.nameservers,
         dns_search: dns.search,
         dns_options: dns.options,
-        healthcheck: spec.healthcheck.as_ref().map(healthcheck).transpose()?,
+        healthcheck: spec.healthcheck.as_ref().map(healthcheck),
         ..wire::ContainerSpec::default()
     })
 }
