@@ -13,6 +13,7 @@ mod dual;
 mod encrypted;
 mod engine;
 mod faults;
+mod flags;
 mod frozen;
 mod identity;
 mod jobs;

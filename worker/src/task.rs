@@ -205,7 +205,9 @@ impl TaskActor {
         let missing = |tables: &BTreeMap<String, u64>| {
             let mut attachments = self.task.networks.iter();
             attachments
-                .find(|attachment| !tables.contains_key(&attachment.network_id))
+                .find(|attachment| {
+                    !is_of_every_node(&attachment.network_id) && !tables.contains_key(&attachment.network_id)
+                })
                 .map(|a| a.network_id.clone())
         };
         let all = tables.wait_for(|tables| missing(tables).is_none());
@@ -277,4 +279,8 @@ pub(crate) fn assigned(task: &Task) -> TaskStatus {
         status.container = Some(ContainerStatus::default());
     }
     status
+}
+/// A network that each node has of its own: it is always there.
+fn is_of_every_node(network: &str) -> bool {
+    matches!(network, "host" | "bridge" | "none")
 }

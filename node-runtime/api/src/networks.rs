@@ -62,9 +62,8 @@ async fn all(app: &App) -> Vec<types::NetworkInspect> {
 
 async fn list(State(app): State<App>, query: Query) -> Result<Json<Vec<types::NetworkInspect>>, ApiError> {
     let filters = query.filters(&FILTERS)?;
-    filters.one_of("scope", &["local", "global", "swarm"])?;
-    filters.one_of("type", &["builtin", "custom"])?;
-    let dangling = filters.flag("dangling")?;
+    check_type(&filters)?;
+    let dangling = dangling(&filters)?;
     let mut networks = all(&app).await;
     networks.retain(|found| matches(found, &filters, dangling));
     // Lists leave the containers out.
@@ -72,6 +71,26 @@ async fn list(State(app): State<App>, query: Query) -> Result<Json<Vec<types::Ne
         found.containers = Some(std::collections::BTreeMap::new());
     }
     Ok(Json(networks))
+}
+
+/// In moby's words (`daemon/network/filter.go`).
+fn check_type(filters: &Filters) -> Result<(), ApiError> {
+    match filters.get("type").iter().find(|value| !matches!(value.as_str(), "builtin" | "custom")) {
+        Some(value) => Err(ApiError::invalid(format!("invalid filter: 'type'='{value}'"))),
+        None => Ok(()),
+    }
+}
+
+fn dangling(filters: &Filters) -> Result<Option<bool>, ApiError> {
+    match filters.get("dangling") {
+        [] => Ok(None),
+        [one] if matches!(one.as_str(), "1" | "true") => Ok(Some(true)),
+        [one] if matches!(one.as_str(), "0" | "false") => Ok(Some(false)),
+        [_] => Err(ApiError::invalid(
+            "invalid value for filter 'dangling', must be \"true\" (or \"1\"), or \"false\" (or \"0\")",
+        )),
+        _ => Err(ApiError::invalid("got more than one value for filter key \"dangling\"")),
+    }
 }
 
 fn matches(found: &types::NetworkInspect, filters: &Filters, dangling: Option<bool>) -> bool {
@@ -115,7 +134,12 @@ async fn inspect(
 ) -> Result<Json<types::NetworkInspect>, ApiError> {
     let mut networks = all(&app).await;
     if query.has("scope") {
-        networks.retain(|found| found.scope == query.text("scope"));
+        let scope = query.text("scope");
+        networks.retain(|found| found.scope == scope);
+        // Docker's CLI asks for what `--network host` of a service is.
+        if scope == "swarm" && app.cluster.info().control_available {
+            networks.extend(network::of_every_node(&id));
+        }
     }
     let mut found = find(&networks, &id).cloned()?;
     if query.flag("verbose") && found.scope == "swarm" {
@@ -157,10 +181,19 @@ async fn create_network(
         Wanted::Cluster(spec) => {
             let request = wire::CreateNetworkRequest { spec: Some(spec) };
             let created = app.control().await?.create_network(request).await;
-            created.map_err(|status| ApiError::from_status(&status))?.into_inner().id
+            created.map_err(|status| creation_error(&status, &body.name))?.into_inner().id
         }
     };
     Ok((StatusCode::CREATED, Json(types::NetworkCreated { id, warning: String::new() })))
+}
+
+/// A name that is taken is told as for a network of one node.
+fn creation_error(status: &tonic::Status, name: &str) -> ApiError {
+    let error = ApiError::from_status(status);
+    if status.code() == tonic::Code::AlreadyExists {
+        return ApiError { message: format!("network with name {name} already exists"), ..error };
+    }
+    error
 }
 
 async fn remove(State(app): State<App>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {

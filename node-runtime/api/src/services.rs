@@ -25,7 +25,6 @@ use crate::types;
 use crate::version::ApiVersion;
 
 const FILTERS: [&str; 5] = ["id", "label", "mode", "name", "runtime"];
-const MODES: [&str; 4] = ["replicated", "global", "replicated-job", "global-job"];
 
 pub(crate) fn routes() -> Router<App> {
     Router::new()
@@ -40,7 +39,6 @@ pub(crate) fn routes() -> Router<App> {
 
 async fn list(State(app): State<App>, query: Query) -> Result<Json<Vec<types::Service>>, ApiError> {
     let filters = query.filters(&FILTERS)?;
-    filters.one_of("mode", &MODES)?;
     filters.one_of("runtime", &["container", "plugin"])?;
     let stored: Vec<wire::Service> = swarm::list(&app).await?;
     let (tasks, ready) = if query.flag("status") { with_tasks(&app).await? } else { Default::default() };
@@ -111,9 +109,8 @@ async fn spec(
 }
 
 async fn network_id(app: &App, reference: &str) -> Result<String, ApiError> {
-    if network::is_predefined(reference) {
-        return Err(ApiError::unsupported(format!("the network '{reference}' of a service"))
-            .hint("attach the service to an overlay network"));
+    if network::of_every_node(reference).is_some() {
+        return Ok(reference.to_owned());
     }
     match swarm::get_one::<wire::Network>(app, reference, network::not_found).await {
         Ok(found) => Ok(found.id),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rswarm_base::Kind;
+use rswarm_base::{Kind, Timestamp};
 use rswarm_engine::network::{Network, NetworkCreate, NetworkMember, NetworkPool};
 use rswarm_engine::{Exposed, Exposure, Filter, Finding, Owned};
 use rswarm_proto::model::object::Stored;
@@ -277,6 +277,22 @@ pub(crate) fn attached(network: &wire::Network) -> types::AttachedNetwork {
 /// Networks that come with every node and cannot be removed.
 pub(crate) fn is_predefined(name: &str) -> bool {
     matches!(name, "bridge" | "host" | "none")
+}
+
+/// What a service is attached to by `--network host` or `bridge`: a network that every node has of its own, which the
+/// cluster shows to those who ask for it by name, but in no list.
+pub(crate) fn of_every_node(name: &str) -> Option<types::NetworkInspect> {
+    let predefined = ("com.docker.swarm.predefined".to_owned(), "true".to_owned());
+    matches!(name, "bridge" | "host").then(|| types::NetworkInspect {
+        name: name.to_owned(),
+        id: name.to_owned(),
+        created: Timestamp::ZERO.to_string(),
+        scope: "swarm".to_owned(),
+        driver: name.to_owned(),
+        enable_ipv4: true,
+        labels: Some([predefined].into()),
+        ..types::NetworkInspect::default()
+    })
 }
 
 /// Docker's text for a network that there is not.

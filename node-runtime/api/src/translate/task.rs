@@ -77,8 +77,13 @@ fn attachment(
     place: &wire::NetworkAttachment,
     networks: &BTreeMap<String, wire::Network>,
 ) -> types::NetworkAttachment {
-    let unknown =
-        || types::AttachedNetwork { id: place.network_id.clone(), ..types::AttachedNetwork::default() };
+    // One that has gone, or a node's own: clients read its times all the same.
+    let unknown = || types::AttachedNetwork {
+        id: place.network_id.clone(),
+        created_at: nanos(0),
+        updated_at: nanos(0),
+        ..types::AttachedNetwork::default()
+    };
     types::NetworkAttachment {
         network: networks.get(&place.network_id).map_or_else(unknown, network::attached),
         addresses: place.addresses.clone(),
