@@ -1,5 +1,5 @@
 //! How long `POST /containers/{id}/start` takes for a container of `true` without a network: rswarm beside
-//! Debian's dockerd, in turns, in one run. Then 32 at once.
+//! Debian's dockerd, in turns, in one run. Then 32 at once. Then what a bridge adds to rswarm's.
 //!
 //! Needs root, `docker.io`, `busybox-static`, and the program of the same profile:
 //! `cargo build --release && cargo bench -p rswarm-tests --bench start`. dockerd runs in a network namespace of the
@@ -17,7 +17,9 @@ use rswarm_tests::harness::{Lab, run};
 
 const ROUNDS: usize = 20;
 const PARALLEL: usize = 32;
-/// Without networks: none of the containers has one.
+const NONE: &str = "none";
+const BRIDGE: &str = "bridge";
+/// dockerd needs none, and so makes no rules.
 const BARE: [&str; 3] = ["--bridge=none", "--iptables=false", "--ip6tables=false"];
 
 fn main() -> Result<()> {
@@ -36,7 +38,7 @@ fn main() -> Result<()> {
     let mut single = [Vec::new(), Vec::new()];
     for round in 0..=ROUNDS {
         for (api, times) in [&ours, &theirs].into_iter().zip(&mut single) {
-            let time = api.start_one()?;
+            let time = api.start_one(NONE)?;
             // The first of each fills caches.
             if round > 0 {
                 times.push(time);
@@ -49,18 +51,28 @@ fn main() -> Result<()> {
         ratio(their_single, our_single)
     );
 
-    let cores = std::thread::available_parallelism()?.get();
     for (api, single) in [(&ours, our_single), (&theirs, their_single)] {
-        let all = api.start_many(PARALLEL)?;
-        let each = all * u32::try_from(cores)? / u32::try_from(PARALLEL)?;
-        println!(
-            "{PARALLEL} at once, {:>7}: {all:>9.2?}, {each:.2?} each per core, {:.2} × one start",
-            api.name,
-            ratio(each, single)
-        );
+        api.report_many(NONE, single)?;
     }
     drop(dockerd);
+    bridge(&ours)?;
     lab.finish()
+}
+
+/// What it adds to a start that the container comes onto a bridge.
+fn bridge(api: &Api) -> Result<()> {
+    let mut single = [Vec::new(), Vec::new()];
+    for round in 0..=ROUNDS {
+        for (network, times) in [NONE, BRIDGE].into_iter().zip(&mut single) {
+            let time = api.start_one(network)?;
+            if round > 0 {
+                times.push(time);
+            }
+        }
+    }
+    let [none, bridge] = single.map(median);
+    println!("one start on a bridge: {bridge:.2?}, without a network {none:.2?}: {:.2?} more", bridge - none);
+    api.report_many(BRIDGE, bridge)
 }
 
 /// A Docker Engine API on a socket.
@@ -87,8 +99,10 @@ impl Api {
         Ok(body.to_owned())
     }
 
-    fn create(&self) -> Result<String> {
-        let config = r#"{"Image":"busybox:latest","Cmd":["true"],"HostConfig":{"NetworkMode":"none"}}"#;
+    fn create(&self, network: &str) -> Result<String> {
+        let config = format!(
+            r#"{{"Image":"busybox:latest","Cmd":["true"],"HostConfig":{{"NetworkMode":"{network}"}}}}"#
+        );
         let answer = self.call("POST", "/containers/create", config.as_bytes())?;
         let id = answer.split("\"Id\":\"").nth(1).and_then(|rest| rest.get(..64)).context("no id")?;
         Ok(id.to_owned())
@@ -103,8 +117,8 @@ impl Api {
         self.call("DELETE", &format!("/containers/{id}"), b"").map(drop)
     }
 
-    fn start_one(&self) -> Result<Duration> {
-        let id = self.create()?;
+    fn start_one(&self, network: &str) -> Result<Duration> {
+        let id = self.create(network)?;
         let started = Instant::now();
         self.start(&id)?;
         let time = started.elapsed();
@@ -113,8 +127,8 @@ impl Api {
     }
 
     /// From the first call to the last answer.
-    fn start_many(&self, count: usize) -> Result<Duration> {
-        let ids = (0..count).map(|_| self.create()).collect::<Result<Vec<_>>>()?;
+    fn start_many(&self, network: &str, count: usize) -> Result<Duration> {
+        let ids = (0..count).map(|_| self.create(network)).collect::<Result<Vec<_>>>()?;
         let started = Instant::now();
         std::thread::scope(|scope| {
             let starts: Vec<_> = ids.iter().map(|id| scope.spawn(|| self.start(id))).collect();
@@ -123,6 +137,19 @@ impl Api {
         let time = started.elapsed();
         ids.iter().try_for_each(|id| self.end(id))?;
         Ok(time)
+    }
+
+    /// [`PARALLEL`] at once, beside one start alone.
+    fn report_many(&self, network: &str, single: Duration) -> Result<()> {
+        let cores = u32::try_from(std::thread::available_parallelism()?.get())?;
+        let all = self.start_many(network, PARALLEL)?;
+        let each = all * cores / u32::try_from(PARALLEL)?;
+        println!(
+            "{PARALLEL} at once, {:>7}, network {network}: {all:>9.2?}, {each:.2?} each per core, {:.2} × one start",
+            self.name,
+            ratio(each, single)
+        );
+        Ok(())
     }
 }
 

@@ -1,8 +1,8 @@
-//! What virtual addresses and the mesh cost: throughput and connections beside the direct way, and the time
-//! that a change takes.
+//! What overlays, virtual addresses and the mesh cost: throughput and connections beside VXLAN set up by hand and
+//! the direct way, and the time that a change takes.
 //!
-//! `cargo bench -p rswarm-network --bench data_path [-- changes services ways]` as root. Ways that are compared take
-//! turns; figures are medians.
+//! `cargo bench -p rswarm-network --bench data_path [-- changes services ways vxlan]` as root. Ways that are compared take
+//! turns; figures are medians, of a way's ratio to the first that of each round's ratios.
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
 #[path = "../tests/it/lab.rs"]
@@ -35,8 +35,9 @@ const GREET: u16 = 7001;
 /// Each way has servers of its own, this many ports apart: connections by two ways from one port of the
 /// client to the same server would be in each other's way in conntrack.
 const APART: u16 = 10;
-const ROUNDS: usize = 7;
-const ROUND: Duration = Duration::from_millis(700);
+/// Many and short: what else the machine does then meets all ways of a round alike.
+const ROUNDS: usize = 31;
+const ROUND: Duration = Duration::from_millis(150);
 /// How many make connections at the same time.
 const CLIENTS: usize = 8;
 
@@ -53,6 +54,52 @@ async fn main() {
     if is_asked("ways") {
         ways().await;
     }
+    if is_asked("vxlan") {
+        vxlan().await;
+    }
+}
+
+// === vxlan ===
+
+/// Two nodes with an overlay, and beside it a bridge on VXLAN that somebody made by hand.
+async fn vxlan() {
+    let (lab, dir) = (Lab::new(), Dir::new());
+    let hosts = [1, 2].map(|n| lab.host(n));
+    let daemons = [1u8, 2]
+        .map(|n| Daemon::start(&hosts[usize::from(n) - 1], config(&format!("be00000{}", n + 4), dir.path())));
+    let mut ours = Vec::new();
+    for (here, daemon) in (1..).zip(&daemons) {
+        let endpoints = vec![endpoint(11, 1, here, ""), endpoint(12, 2, here, "")];
+        daemon.networks.apply_overlay(overlay(here, endpoints)).await.expect("apply");
+        ours.push(start(&daemon.networks, 10 + here).await);
+    }
+    let by_hand = [1, 2].map(|n| by_hand(&hosts[n - 1], n, 3 - n));
+    let ways = [
+        (&by_hand, Ipv4Addr::new(10, 77, 0, 2), "made by hand"),
+        (&[ours[0].space.clone(), ours[1].space.clone()], Ipv4Addr::new(10, 0, 0, 12), "an overlay"),
+    ];
+    let servers = ways.map(|([_, server], ..)| Servers::start(server));
+    let ways = ways.map(|([client, _], address, name)| (name, client, address.into(), 0));
+    compare("VXLAN", &ways);
+    drop(servers);
+    for daemon in &daemons {
+        daemon.networks.close_all().await.expect("close");
+    }
+}
+
+/// A namespace behind a bridge with a VXLAN device whose only peer is the other host.
+fn by_hand(host: &Space, here: usize, there: usize) -> Space {
+    let inside = Space::new();
+    host.sh(&format!(
+        "ip link add hand type bridge && ip link set hand up mtu 1450 &&
+         ip link add handv type vxlan id 77 local 10.88.0.{here} remote 10.88.0.{there} dstport 4790 &&
+         ip link set handv mtu 1450 master hand up &&
+         ip link add handp type veth peer name handc && ip link set handp mtu 1450 master hand up &&
+         ip link set handc netns {}",
+        inside.path()
+    ));
+    inside.sh(&format!("ip addr add 10.77.0.{here}/24 dev handc && ip link set handc mtu 1450 up"));
+    inside
 }
 
 // === ways ===
@@ -89,44 +136,48 @@ async fn ways() {
     let [node1, node2] = [[10, 88, 0, 1], [10, 88, 0, 2]].map(IpAddr::from);
 
     for (what, client) in [("task on the other node", &far), ("task on the same node", &near)] {
-        compare(what, &client.space, &[("direct", direct, 0), ("virtual address", VIP.into(), APART)]);
+        let client = &client.space;
+        compare(what, &[("direct", client, direct, 0), ("virtual address", client, VIP.into(), APART)]);
     }
     let ways = [
-        ("port of the host", node2, 1000 + 2 * APART),
-        ("mesh, by the task's node", node2, 2000 + 3 * APART),
-        ("mesh, by another node", node1, 2000 + 4 * APART),
+        ("port of the host", &outside, node2, 1000 + 2 * APART),
+        ("mesh, by the task's node", &outside, node2, 2000 + 3 * APART),
+        ("mesh, by another node", &outside, node1, 2000 + 4 * APART),
     ];
-    compare("from outside", &outside, &ways);
+    compare("from outside", &ways);
     drop(servers);
     for daemon in [&d1, &d2] {
         daemon.networks.close_all().await.expect("close");
     }
 }
 
-/// Ways to the same server: name, address, what is added to the ports.
-fn compare(what: &str, client: &Space, ways: &[(&str, IpAddr, u16)]) {
+/// Ways to like servers: name, client, address, what is added to the ports.
+fn compare(what: &str, ways: &[(&str, &Space, IpAddr, u16)]) {
     let mut bytes = vec![Vec::new(); ways.len()];
     let mut connections = vec![Vec::new(); ways.len()];
     for round in 0..ROUNDS {
         for turn in 0..ways.len() {
             let way = (round + turn) % ways.len();
-            let (_, address, added) = ways[way];
+            let (_, client, address, added) = ways[way];
             bytes[way].push(throughput(client, SocketAddr::new(address, STREAM + added), ROUND));
             connections[way].push(setups(client, SocketAddr::new(address, GREET + added)));
         }
     }
     println!("{what}:");
-    let (bytes, connections): (Vec<f64>, Vec<f64>) =
-        (bytes.into_iter().map(median).collect(), connections.into_iter().map(median).collect());
     for (way, (name, ..)) in ways.iter().enumerate() {
         println!(
             "    {name}: {:.1} Gbit/s ({:.2}), {:.0} connections/s ({:.2})",
-            bytes[way] * 8e-9,
-            bytes[way] / bytes[0],
-            connections[way],
-            connections[way] / connections[0],
+            median(bytes[way].clone()) * 8e-9,
+            ratio(&bytes[way], &bytes[0]),
+            median(connections[way].clone()),
+            ratio(&connections[way], &connections[0]),
         );
     }
+}
+
+/// The middle of the rounds' ratios.
+fn ratio(of: &[f64], to: &[f64]) -> f64 {
+    median(of.iter().zip(to).map(|(of, to)| of / to).collect())
 }
 
 /// Connections per second. One client after the other would measure how fast threads wake: some at once keep

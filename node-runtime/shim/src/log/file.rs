@@ -174,7 +174,11 @@ impl LogStore {
     /// Cuts off what is no record at the end.
     fn mend(&mut self) -> io::Result<()> {
         if self.size < self.size_empty() {
-            self.file.set_len(0)?;
+            // A new file is not truncated: ext4 would write all of it to the disk before it is closed
+            // (ext4(5), auto_da_alloc), and the container's end would wait for that.
+            if self.size > 0 {
+                self.file.set_len(0)?;
+            }
             return self.begin();
         }
         let mut tail =
