@@ -280,6 +280,7 @@ pub(crate) fn assigned(task: &Task) -> TaskStatus {
     }
     status
 }
+
 /// A network that each node has of its own: it is always there.
 fn is_of_every_node(network: &str) -> bool {
     matches!(network, "host" | "bridge" | "none")
