@@ -110,7 +110,7 @@ fn container(spec: &types::ContainerSpec) -> Result<wire::ContainerSpec, ApiErro
         return Err(ApiError::invalid(format!("invalid isolation (\"{}\")", spec.isolation)));
     }
     let dns = spec.dns_config.clone().unwrap_or_default();
-    let mounts = spec.mounts.iter().map(mounts::parse_mount).collect::<Result<Vec<_>, _>>()?;
+    let mounts = spec.mounts.iter().map(mounts::parse_task_mount).collect::<Result<Vec<_>, _>>()?;
     Ok(wire::ContainerSpec {
         image: spec.image.clone(),
         labels: spec.labels.clone(),
