@@ -70,6 +70,9 @@ fn secrets_and_configs_reach_containers_and_no_disk() -> Result<()> {
 
     let used = first.refusal(&["secret", "rm", "key"])?;
     ensure!(used.contains("secret 'key' is in use by the following service: web"), "{used}");
+    let template = "{{.Node.Hostname}} {{.Service.Name}} {{.Task.Name}} {{config \"web\"}}";
+    let template = file("sealed", template)?;
+    templates_say_where_each_task_is(&lab, &template)?;
 
     // The node's daemon dies with all it had in memory; its containers keep theirs, and it keeps its tasks.
     lab.hosts[1].restart_hard()?;
@@ -224,6 +227,57 @@ fn a_new_version_of_a_secret_is_rolled_out_and_back() -> Result<()> {
     })?;
     host.docker(&["secret", "rm", "key"])?;
     lab.finish()
+}
+
+/// One task on each of the nodes: its volume, its environment, its name and its secret are its own.
+fn templates_say_where_each_task_is(lab: &Lab, template: &str) -> Result<()> {
+    let first = &lab.hosts[0];
+    first.docker(&["secret", "create", "--template-driver", "golang", "sealed", template])?;
+    let plain = first.docker(&["config", "create", "plain", template])?;
+    ensure!(!plain.trim().is_empty());
+    let hostname = "{{.Service.Name}}-{{.Task.Slot}}-{{.Node.Hostname}}";
+    let place = ["--replicas", "2", "--replicas-max-per-node", "1", "--hostname", hostname];
+    let inside_of = ["--env", "NODE={{.Node.ID}}", "--secret", "sealed", "--config", "plain"];
+    let named = ["--config", "source=plain,target=web"];
+    let volume = ["--mount", "type=volume,source=data-{{.Node.Hostname}}-{{.Task.Slot}},target=/data"];
+    let create = ["service", "create", "--detach", "--name", "each"];
+    let image = ["busybox:latest", "sleep", "1000"];
+    first.docker(&[&create[..], &place, &inside_of, &named, &volume, &image].concat())?;
+    converged(first, "each", 2, PATIENCE)?;
+    for host in &lab.hosts {
+        let filter = "label=com.docker.swarm.service.name=each";
+        let found = host.docker(&["ps", "--filter", filter, "--format", "{{.ID}} {{.Names}}"])?;
+        let (id, task) = found.trim().split_once(' ').with_context(|| format!("one task, not {found:?}"))?;
+        let slot = task.split('.').nth(1).context("each.SLOT.ID")?;
+        let called = inside(host, id, &["hostname"])?;
+        ensure!(called == format!("each-{slot}-{}", host.name), "{called}");
+        let volume = format!("data-{}-{slot}", host.name);
+        let mounted = "{{range .Mounts}}{{.Name}} {{.Destination}}{{end}}";
+        let mounted = host.docker(&["inspect", "--format", mounted, id])?;
+        ensure!(mounted.trim() == format!("{volume} /data"), "{mounted}");
+        ensure!(host.docker(&["volume", "ls", "-q"])?.trim() == volume, "another's volume is here too");
+        let node = host.docker(&["info", "--format", "{{.Swarm.NodeID}}"])?;
+        ensure!(inside(host, id, &["sh", "-c", "echo $NODE"])? == node.trim());
+        let raw = fs::read_to_string(template)?;
+        // What has no template driver stays as it is.
+        ensure!(inside(host, id, &["cat", "/plain"])? == raw);
+        let sealed = inside(host, id, &["cat", "/run/secrets/sealed"])?;
+        ensure!(sealed == format!("{} each {task} {raw}", host.name), "{sealed}");
+    }
+    let unknown = ["--hostname", "{{.Nobody}}", "busybox:latest"];
+    let refused = first.refusal(&[&create[..4], &["never"], &unknown].concat())?;
+    ensure!(refused.contains("Nobody"), "{refused}");
+    first.docker(&["service", "rm", "each"])?;
+    eventually(PATIENCE, "its containers are gone", || {
+        let filter = ["ps", "-aq", "--filter", "label=com.docker.swarm.service.name=each"];
+        Ok(lab.hosts.iter().all(|host| host.docker(&filter).is_ok_and(|ids| ids.trim().is_empty())))
+    })?;
+    first.docker(&["secret", "rm", "sealed"])?;
+    first.docker(&["config", "rm", "plain"])?;
+    lab.hosts.iter().try_for_each(|host| {
+        let volume = host.docker(&["volume", "ls", "-q"])?;
+        host.docker(&["volume", "rm", volume.trim()]).map(drop)
+    })
 }
 
 /// What every container of a service finds in a file.

@@ -11,6 +11,8 @@ use super::refuse;
 use crate::error::ApiError;
 use crate::types;
 
+/// What a template of a service begins with.
+const TEMPLATE: &str = "{{";
 /// The propagation modes.
 const PROPAGATIONS: [&str; 6] = ["private", "rprivate", "slave", "rslave", "shared", "rshared"];
 /// The types of mounts that Docker knows.
@@ -74,6 +76,7 @@ fn apply_bind_option(mount: &mut wire::Mount, option: &str) -> Option<()> {
 }
 
 /// A `--mount` of a service: what is no word of its options is told in moby's (`daemon/cluster/convert/container.go`).
+/// The name of its volume may be a template: what becomes of that is checked on the node.
 pub(crate) fn parse_service_mount(mount: &types::Mount) -> Result<wire::Mount, ApiError> {
     if !KINDS.contains(&mount.kind.as_str()) {
         return Err(ApiError::invalid(format!("invalid MountType: \"{}\"", mount.kind)));
@@ -82,11 +85,18 @@ pub(crate) fn parse_service_mount(mount: &types::Mount) -> Result<wire::Mount, A
     if !propagation.is_empty() && !PROPAGATIONS.contains(&propagation) {
         return Err(ApiError::invalid(format!("invalid MountPropagation: \"{propagation}\"")));
     }
-    parse_mount(mount)
+    parse_any_mount(mount)
 }
 
-/// A `--mount` of a container or a service.
+/// A `--mount` of a container.
 pub(crate) fn parse_mount(mount: &types::Mount) -> Result<wire::Mount, ApiError> {
+    if mount.kind == "volume" && !mount.source.is_empty() {
+        check_volume_name(&mount.source)?;
+    }
+    parse_any_mount(mount)
+}
+
+fn parse_any_mount(mount: &types::Mount) -> Result<wire::Mount, ApiError> {
     let invalid =
         |why: String| ApiError::invalid(format!("invalid mount config for type \"{}\": {why}", mount.kind));
     if mount.target.is_empty() {
@@ -183,7 +193,7 @@ fn recursion(mount: &types::Mount, options: &types::BindOptions) -> Result<Recur
 
 fn volume(mount: &types::Mount, result: &mut wire::Mount) -> Result<(), ApiError> {
     result.set_type(Type::Volume);
-    if !mount.source.is_empty() {
+    if !mount.source.is_empty() && !mount.source.contains(TEMPLATE) {
         check_volume_name(&mount.source)?;
     }
     let Some(options) = &mount.volume_options else { return Ok(()) };
@@ -414,6 +424,21 @@ mod tests {
             let error = parse_mount(&mount).expect_err(text);
             assert!(error.message.contains(why), "{text}: {}", error.message);
         }
+    }
+
+    #[test]
+    fn a_volume_of_a_service_may_be_named_by_a_template() {
+        let named = |source: &str| types::Mount {
+            kind: "volume".to_owned(),
+            source: source.to_owned(),
+            target: "/b".to_owned(),
+            ..types::Mount::default()
+        };
+        let template = named("data-{{.Node.Hostname}}.{{.Task.Slot}}");
+        assert_eq!(parse_service_mount(&template).expect("a template").source, template.source);
+        assert!(parse_mount(&template).is_err_and(|error| error.message.contains("invalid characters")));
+        let wrong = parse_service_mount(&named("../x"));
+        assert!(wrong.is_err_and(|error| error.message.contains("invalid characters")));
     }
 
     #[test]
