@@ -66,11 +66,11 @@ impl Manager {
         start::start(config, boot, scope.child("manager")).await
     }
 
-    /// Raft, Ca, Dispatcher, Relay, Control and Logs, for the node's gRPC server
-    /// ([`rswarm_proto::tls::serve`]). Add the worker's services to them with `add_service`.
+    /// Raft, Ca, Dispatcher, Relay, Control and Logs, for the node's gRPC server ([`rswarm_proto::tls::serve`]), with
+    /// what `add` adds to them: the worker's services. All calls are counted, and callers looked at before messages.
     #[must_use]
-    pub fn services(&self) -> Routes {
-        self.routes.clone()
+    pub fn services(&self, add: impl FnOnce(Routes) -> Routes) -> Routes {
+        self.calls.counting(add(self.routes.clone()))
     }
 
     /// Writes this manager's figures: raft, the state, dispatcher, calls.

@@ -410,7 +410,7 @@ fn assemble(
         .add_service(control.server())
         .add_service(attachments.server())
         .add_service(logs.server());
-    Manager { store, routes: calls.counting(services), calls, leader, reachable, lock, ended, scope }
+    Manager { store, routes: services, calls, leader, reachable, lock, ended, scope }
 }
 
 /// The leader alone, out of all that changes in the group's status.

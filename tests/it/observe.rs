@@ -144,6 +144,8 @@ fn figures_tell_what_engine_and_managers_do() -> Result<()> {
     let spec = found["Spec"].to_string();
     ensure!(manager.api("POST", &target, &spec)?.0 == 200);
     ensure!(manager.api("POST", &target, &spec)?.0 == 400, "the same call twice");
+    // Asks the nodes of its tasks, this one too.
+    manager.docker(&["service", "logs", "web"])?;
 
     eventually(PATIENCE, "the manager's figures are those of the cluster", || {
         let scrape = Scrape::of(manager)?;
@@ -173,6 +175,7 @@ fn figures_tell_what_engine_and_managers_do() -> Result<()> {
             "rswarm_scheduler_pass_seconds_count",
             "rswarm_dispatcher_heartbeats_total",
             "grpc_server_handled_total{grpc_service=\"rswarm.v1.Control\",grpc_method=\"CreateService\",grpc_code=\"OK\"}",
+            "grpc_server_handled_total{grpc_service=\"rswarm.v1.TaskLogs\",grpc_method=\"Read\",grpc_code=\"OK\"}",
         ] {
             ensure!(scrape.value(sample)? > 0.0, "{sample} is zero");
         }

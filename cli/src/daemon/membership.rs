@@ -607,7 +607,7 @@ fn manager_config(
 fn routes(manager: Option<&Manager>, executor: &Arc<EngineExecutor>) -> Routes {
     let logs = TaskLogsService::server(executor.clone());
     match manager {
-        Some(manager) => manager.services().add_service(logs),
+        Some(manager) => manager.services(|services| services.add_service(logs)),
         None => unmanaged(Routes::new(logs)),
     }
 }

@@ -100,10 +100,12 @@ impl Crowd {
                     ..Peer::default()
                 };
                 // What the TLS listener does.
-                let services = host.manager().services().map_request(move |mut call: http::Request<Body>| {
-                    call.extensions_mut().insert(peer.clone());
-                    call
-                });
+                let services = host.manager().services(|services| services).map_request(
+                    move |mut call: http::Request<Body>| {
+                        call.extensions_mut().insert(peer.clone());
+                        call
+                    },
+                );
                 let agent = async move {
                     loop {
                         agent(DispatcherClient::new(services.clone())).await;

@@ -134,7 +134,7 @@ impl Host {
         };
         match Manager::start(config, boot, scope.clone()).await {
             Ok(manager) => {
-                services.send_replace(manager.services());
+                services.send_replace(manager.services(|services| services));
                 self.running = Some(Running { manager, scope });
                 Ok(())
             }
