@@ -34,11 +34,20 @@ fn a_killed_leader_costs_seconds_and_no_container() -> Result<()> {
 }
 
 #[test]
-fn a_cut_off_host_is_replaced_and_nothing_runs_twice_when_it_returns() -> Result<()> {
+fn a_cut_off_host_is_replaced_or_waited_for_and_nothing_runs_twice_when_it_returns() -> Result<()> {
     let lab = cluster(4, 3)?;
-    let first = &lab.hosts[0];
+    let (first, lost) = (&lab.hosts[0], &lab.hosts[3]);
     deploy(first, "web", 4)?;
-    converged(first, "web", 4, Duration::from_secs(20))?;
+    let patient =
+        ["--name", "patient", "--label", "rswarm.node-loss.grace=5m", "--replicas-max-per-node", "1"];
+    let create =
+        [&["service", "create", "--detach", "--replicas", "4"][..], &patient, &["demo:latest"]].concat();
+    first.docker(&create)?;
+    for service in ["web", "patient"] {
+        converged(first, service, 4, Duration::from_secs(20))?;
+    }
+    let before = running(lost)?;
+    ensure!(before.len() == 2, "{before:?}");
     lab.cut(3)?;
     eventually(Duration::from_secs(10), "the tasks of h4 run elsewhere", || {
         let tasks = running_tasks(first, "web")?;
@@ -49,9 +58,14 @@ fn a_cut_off_host_is_replaced_and_nothing_runs_twice_when_it_returns() -> Result
         let status = first.docker(&["node", "inspect", "h4", "--format", "{{.Status.State}}"])?;
         let count: usize =
             lab.hosts.iter().map(|host| running(host).map_or(usize::MAX / 8, |all| all.len())).sum();
-        Ok(status.trim() == "ready" && count == 4)
+        Ok(status.trim() == "ready" && count == 8)
     })?;
-    converged(first, "web", 4, Duration::from_secs(10))?;
+    for service in ["web", "patient"] {
+        converged(first, service, 4, Duration::from_secs(10))?;
+    }
+    let after = running(lost)?;
+    let kept = after.len() == 1 && after.iter().all(|(id, process)| before.get(id) == Some(process));
+    ensure!(kept, "of {before:?}, the patient service's is left, not {after:?}");
     lab.finish()
 }
 

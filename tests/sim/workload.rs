@@ -191,8 +191,10 @@ fn new_service(state: &State, random: &mut IdGen) -> ServiceSpec {
     let ports = if is_global { Vec::new() } else { published(state, random) };
     let mut dice = |sides: u64| random.number() % sides;
     let reservations = Some(Resources { memory: (64 + dice(256) as i64) << 20, ..Resources::default() });
+    let patient = (dice(4) == 0).then(|| ("rswarm.node-loss.grace".to_owned(), "20s".to_owned()));
+    let labels = patient.into_iter().collect();
     ServiceSpec {
-        annotations: Some(Annotations { name: format!("web{}", dice(1000)), ..Annotations::default() }),
+        annotations: Some(Annotations { name: format!("web{}", dice(1000)), labels }),
         task: Some(TaskSpec {
             container: Some(ContainerSpec { image: FLAKY.to_owned(), ..ContainerSpec::default() }),
             restart: Some(RestartPolicy { delay: Some(SECOND), ..RestartPolicy::default() }),

@@ -1,9 +1,12 @@
 //! Evictions: a task must leave a node that was drained, is lost, or no longer has what the task needs.
 //! The task is only told to stop; its replacement is `restart`'s business. On a drained node that is the last
-//! resort: what can move while it serves is `relocate`'s.
+//! resort: what can move while it serves is `relocate`'s. On a lost one a task may wait for its node's return.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use rswarm_base::{Timestamp, duration};
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::{Node, NodeAvailability, Task, TaskStatus};
 
@@ -18,6 +21,10 @@ use crate::state::State;
 
 /// What stands on a task whose node no longer meets its constraints.
 const NO_LONGER_FITS: &str = "assigned node no longer meets constraints";
+
+/// Service label: how long a task waits for its node after that counts as down, before it is replaced elsewhere. A
+/// node that is back by then has it still.
+const GRACE: &str = "rswarm.node-loss.grace";
 
 /// Tells tasks to leave nodes.
 #[derive(Debug)]
@@ -47,9 +54,10 @@ impl Reconciler for Enforce {
                     }
                 }
                 // A global task has nowhere else to go: it waits for its node.
-                Some(_) if view.is_node_lost(node_id) => live()
-                    .filter(|task| has_refuge && task.slot != 0)
-                    .for_each(|task| plan.update(slot::desire(task, TaskState::Shutdown))),
+                Some(node) if view.is_node_lost(node_id) => {
+                    let movable = live().filter(|task| has_refuge && task.slot != 0);
+                    movable.for_each(|task| replace_or_wait(view, task, node, env, &mut plan));
+                }
                 Some(node)
                     if view.has_misplaced_tasks(node_id) || is_too_small(node, &view.load(node_id)) =>
                 {
@@ -59,6 +67,29 @@ impl Reconciler for Enforce {
             }
         }
         plan
+    }
+}
+
+/// How long the tasks of a service with these labels wait for a lost node.
+///
+/// # Errors
+/// The label that says no duration.
+pub fn grace(labels: &BTreeMap<String, String>) -> Result<Duration, String> {
+    let grace = labels.get(GRACE).map(|text| duration::parse(text));
+    grace.transpose().map(Option::unwrap_or_default).map_err(|error| format!("label {GRACE}: {error}"))
+}
+
+/// Tells a task of a lost node to stop, once its service waits no longer.
+fn replace_or_wait(view: &State, task: &Task, node: &Node, env: &Env<'_>, plan: &mut Plan) {
+    let service = view.service(&task.service_id).and_then(|service| service.spec.as_ref());
+    let labels = service.and_then(|spec| spec.annotations.as_ref()).map(|annotations| &annotations.labels);
+    let grace = labels.and_then(|labels| grace(labels).ok()).unwrap_or_default();
+    let lost_at = node.status.as_ref().map_or(0, |status| status.changed_at);
+    let until = env.past(Timestamp(lost_at)).after(grace);
+    if env.now >= until {
+        plan.update(slot::desire(task, TaskState::Shutdown));
+    } else {
+        plan.wake(until);
     }
 }
 
@@ -102,8 +133,6 @@ fn evicted(task: &Task) -> Task {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::world::{World, spec};
     use rswarm_proto::wire::{Placement, ResourceRequirements, Resources};
@@ -125,6 +154,35 @@ mod tests {
         }
         assert_eq!(world.spread(&id), [("n2".to_owned(), 4)].into());
         assert_eq!(world.running(&id), 4);
+    }
+
+    #[test]
+    fn a_task_waits_for_its_lost_node_as_long_as_its_service_says() {
+        let mut world = World::new(3);
+        let mut web = spec("web", 3);
+        let patient = (GRACE.to_owned(), "20s".to_owned());
+        web.annotations.get_or_insert_default().labels.extend([patient]);
+        let id = world.create(web);
+        world.run(Duration::from_secs(2));
+        let tasks =
+            |world: &World| -> Vec<String> { world.live(&id).iter().map(|task| task.id.clone()).collect() };
+        let before = tasks(&world);
+        world.cut.insert("n1".to_owned());
+        world.run(Duration::from_secs(15));
+        assert!(world.state.is_node_lost("n1"));
+        assert_eq!(tasks(&world), before, "it waits");
+        world.cut.clear();
+        world.run(Duration::from_secs(2));
+        assert!(!world.state.is_node_lost("n1"));
+        assert_eq!((tasks(&world), world.running(&id)), (before, 3), "and goes on");
+
+        world.cut.insert("n1".to_owned());
+        world.run(Duration::from_secs(40));
+        assert_eq!(world.running(&id), 3);
+        assert!(!world.spread(&id).contains_key("n1"), "no longer than that");
+        world.cut.clear();
+        world.run(Duration::from_secs(2));
+        assert!(world.held_in_slots(&id).values().all(|held| *held == 1));
     }
 
     #[test]

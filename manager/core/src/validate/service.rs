@@ -6,6 +6,7 @@ use rswarm_proto::wire::{Annotations, ServiceSpec, UpdateConfig};
 use super::endpoint::endpoint;
 use super::task::task;
 use super::{Findings, Problem, content};
+use crate::enforce;
 use crate::publish::balancing;
 use crate::rebalance;
 use crate::relocate;
@@ -71,6 +72,9 @@ pub fn service(spec: &ServiceSpec, state: &State) -> Result<(), Vec<Problem>> {
         findings.add("", reason);
     }
     if let Some(Err(reason)) = labels.map(rebalance::wish) {
+        findings.add("", reason);
+    }
+    if let Some(Err(reason)) = labels.map(enforce::grace) {
         findings.add("", reason);
     }
     findings.result()

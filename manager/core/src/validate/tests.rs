@@ -439,6 +439,10 @@ fn every_rule_of_resources_ports_and_labels_speaks() {
             "label rswarm.rebalance.interval: invalid duration `odd`: give it as in `10s`, `1m30s` or `2h`",
         ),
         (
+            |spec| label(spec, "rswarm.node-loss.grace", "odd"),
+            "label rswarm.node-loss.grace: invalid duration `odd`: give it as in `10s`, `1m30s` or `2h`",
+        ),
+        (
             |spec| label(spec, "rswarm.cron.schedule", "@daily"),
             "a schedule needs a job: use mode replicated-job or global-job",
         ),
