@@ -1,6 +1,10 @@
 //! The cluster's state as one immutable value: a persistent map per kind of object, and the indices that
 //! the brain asks by. A clone costs nothing; a reader never waits and never sees half a change.
 
+mod object;
+mod snapshot;
+mod write;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,19 +12,18 @@ use std::time::Duration;
 use imbl::ordmap::DiffItem;
 use imbl::{OrdMap, OrdSet};
 use rswarm_base::ipam::{Family, Subnet, local_prefix};
-use rswarm_proto::model::content::Content;
 use rswarm_proto::model::object::Stored;
 use rswarm_proto::wire::{
-    Cluster, Config, Network, Node, NodeState, Object, ObjectKind, PortConfig, Secret, Service, ServiceSpec,
-    StateSnapshot, Task, object, port_config,
+    Cluster, Config, Network, Node, NodeState, ObjectKind, Secret, Service, ServiceSpec, Task,
 };
 
 use crate::allocate::NODE_NETWORKS;
 use crate::cohort::{Cohort, Id};
-use crate::constraint;
 use crate::indices::TaskIndices;
-use crate::publish::needs_ingress;
 use crate::schedule::Load;
+
+pub use self::object::AnyObject;
+pub use self::snapshot::RestoreError;
 
 /// Heartbeat period of agents when the cluster's spec gives none.
 pub const HEARTBEAT_PERIOD: Duration = Duration::from_secs(1);
@@ -66,113 +69,6 @@ pub struct State {
     /// deleted.
     published: OrdSet<(String, u32, bool, String)>,
     ingress: Option<String>,
-}
-
-/// A stored object of any kind, shared.
-#[derive(Debug, Clone, PartialEq)]
-pub enum AnyObject {
-    /// The cluster.
-    Cluster(Arc<Cluster>),
-    /// A node.
-    Node(Arc<Node>),
-    /// A service.
-    Service(Arc<Service>),
-    /// A task.
-    Task(Arc<Task>),
-    /// A network.
-    Network(Arc<Network>),
-    /// A secret.
-    Secret(Arc<Secret>),
-    /// A config.
-    Config(Arc<Config>),
-}
-
-impl AnyObject {
-    /// The table and id.
-    #[must_use]
-    pub fn key(&self) -> (ObjectKind, &str) {
-        match self {
-            AnyObject::Cluster(object) => (ObjectKind::Cluster, &object.id),
-            AnyObject::Node(object) => (ObjectKind::Node, &object.id),
-            AnyObject::Service(object) => (ObjectKind::Service, &object.id),
-            AnyObject::Task(object) => (ObjectKind::Task, &object.id),
-            AnyObject::Network(object) => (ObjectKind::Network, &object.id),
-            AnyObject::Secret(object) => (ObjectKind::Secret, &object.id),
-            AnyObject::Config(object) => (ObjectKind::Config, &object.id),
-        }
-    }
-
-    /// The version of its last write.
-    #[must_use]
-    pub fn version(&self) -> u64 {
-        match self {
-            AnyObject::Cluster(object) => object.meta().version,
-            AnyObject::Node(object) => object.meta().version,
-            AnyObject::Service(object) => object.meta().version,
-            AnyObject::Task(object) => object.meta().version,
-            AnyObject::Network(object) => object.meta().version,
-            AnyObject::Secret(object) => object.meta().version,
-            AnyObject::Config(object) => object.meta().version,
-        }
-    }
-
-    /// A copy as the wire carries it.
-    #[must_use]
-    pub fn to_object(&self) -> Object {
-        self.clone().into_object()
-    }
-
-    /// As the wire carries it: copied only when somebody else has it too.
-    #[must_use]
-    pub fn into_object(self) -> Object {
-        match self {
-            AnyObject::Cluster(object) => Arc::unwrap_or_clone(object).into(),
-            AnyObject::Node(object) => Arc::unwrap_or_clone(object).into(),
-            AnyObject::Service(object) => Arc::unwrap_or_clone(object).into(),
-            AnyObject::Task(object) => Arc::unwrap_or_clone(object).into(),
-            AnyObject::Network(object) => Arc::unwrap_or_clone(object).into(),
-            AnyObject::Secret(object) => Arc::unwrap_or_clone(object).into(),
-            AnyObject::Config(object) => Arc::unwrap_or_clone(object).into(),
-        }
-    }
-
-    /// The object inside a message; `None` when it is empty.
-    #[must_use]
-    pub fn from_object(object: Object) -> Option<AnyObject> {
-        Some(match object.object? {
-            object::Object::Cluster(object) => AnyObject::Cluster(Arc::new(object)),
-            object::Object::Node(object) => AnyObject::Node(Arc::new(object)),
-            object::Object::Service(object) => AnyObject::Service(Arc::new(object)),
-            object::Object::Task(object) => AnyObject::Task(Arc::new(object)),
-            object::Object::Network(object) => AnyObject::Network(Arc::new(object)),
-            object::Object::Secret(object) => AnyObject::Secret(Arc::new(object)),
-            object::Object::Config(object) => AnyObject::Config(Arc::new(object)),
-        })
-    }
-}
-
-/// A new object of each type is one of any kind.
-macro_rules! any_object {
-    ($($kind:ident),*) => {
-        $(impl From<$kind> for AnyObject {
-            fn from(object: $kind) -> AnyObject {
-                AnyObject::$kind(Arc::new(object))
-            }
-        })*
-    };
-}
-
-any_object!(Cluster, Node, Service, Task, Network, Secret, Config);
-
-/// A raft snapshot that holds no valid state.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RestoreError {
-    /// An object message without an object.
-    #[error("object {0} of the raft snapshot is empty")]
-    Empty(usize),
-    /// Two objects of one kind with one id.
-    #[error("the raft snapshot holds {0:?} `{1}` twice")]
-    Duplicate(ObjectKind, String),
 }
 
 /// Reading.
@@ -553,235 +449,6 @@ pub fn address_of(cidr: &str) -> Option<IpAddr> {
     cidr.split_once('/').map_or(cidr, |(address, _)| address).parse().ok()
 }
 
-/// Raft snapshots.
-impl State {
-    /// All objects, in one order on every manager.
-    #[must_use]
-    pub fn snapshot(&self) -> StateSnapshot {
-        let objects = self.objects().map(|object| object.to_object()).collect();
-        StateSnapshot { index: self.index, objects }
-    }
-
-    fn objects(&self) -> impl Iterator<Item = AnyObject> {
-        let clusters = self.clusters.values().cloned().map(AnyObject::Cluster);
-        let nodes = self.nodes.values().cloned().map(AnyObject::Node);
-        let services = self.services.values().cloned().map(AnyObject::Service);
-        let tasks = self.tasks.values().cloned().map(AnyObject::Task);
-        let networks = self.networks.values().cloned().map(AnyObject::Network);
-        let secrets = self.secrets.values().cloned().map(AnyObject::Secret);
-        let configs = self.configs.values().cloned().map(AnyObject::Config);
-        clusters.chain(nodes).chain(services).chain(tasks).chain(networks).chain(secrets).chain(configs)
-    }
-
-    /// The state that [`State::snapshot`] was taken of, indices and all.
-    pub fn restore(snapshot: StateSnapshot) -> Result<State, RestoreError> {
-        let mut state = State { index: snapshot.index, ..State::default() };
-        for (position, object) in snapshot.objects.into_iter().enumerate() {
-            let object = AnyObject::from_object(object).ok_or(RestoreError::Empty(position))?;
-            let (kind, id) = object.key();
-            if state.get(kind, id).is_some() {
-                return Err(RestoreError::Duplicate(kind, id.to_owned()));
-            }
-            state.put(object);
-        }
-        Ok(state)
-    }
-}
-
-#[cfg(test)]
-impl State {
-    /// Whether each index is what it would be if it were made of the tables now.
-    pub(crate) fn is_as_recomputed(&self) -> bool {
-        let new = State::restore(self.snapshot()).expect("it was stored");
-        new.task_indices == self.task_indices
-            && new.managers == self.managers
-            && new.service_names == self.service_names
-            && new.network_names == self.network_names
-            && new.node_names == self.node_names
-            && new.services_by_network == self.services_by_network
-            && new.on_ingress == self.on_ingress
-            && new.published == self.published
-            && new.ingress == self.ingress
-    }
-}
-
-/// Writing: for [`crate::apply`] alone.
-impl State {
-    pub(crate) fn set_index(&mut self, index: u64) {
-        self.index = index;
-    }
-
-    /// Stores `after` in place of `before`, which is what is stored now. Done the other way round, it is undone:
-    /// indices follow from what is stored alone.
-    pub(crate) fn replace(&mut self, before: Option<&AnyObject>, after: Option<AnyObject>) {
-        match (before, after) {
-            (_, Some(after)) => self.put(after),
-            (Some(before), None) => {
-                let (kind, id) = before.key();
-                self.remove(kind, id);
-            }
-            (None, None) => {}
-        }
-    }
-
-    /// Stores an object in place of the one with its id, if any.
-    pub(crate) fn put(&mut self, object: AnyObject) {
-        match object {
-            AnyObject::Cluster(cluster) => {
-                self.clusters.insert(Id::from(cluster.id.as_str()), cluster);
-            }
-            AnyObject::Node(node) => self.put_node(node),
-            AnyObject::Service(service) => self.put_service(service),
-            AnyObject::Task(task) => self.put_task(task),
-            AnyObject::Network(network) => self.put_network(network),
-            AnyObject::Secret(secret) => {
-                self.link_content(secret.as_ref());
-                self.secrets.insert(Id::from(secret.id.as_str()), secret);
-            }
-            AnyObject::Config(config) => {
-                self.link_content(config.as_ref());
-                self.configs.insert(Id::from(config.id.as_str()), config);
-            }
-        }
-    }
-
-    pub(crate) fn remove(&mut self, kind: ObjectKind, id: &str) {
-        match kind {
-            ObjectKind::Cluster => drop(self.clusters.remove(id)),
-            ObjectKind::Node => {
-                if let Some(node) = self.nodes.remove(id) {
-                    self.node_names.remove(&(display_name(&node).to_owned(), node.id.clone()));
-                    self.managers.remove(id);
-                    self.task_indices.relink_node(id, None);
-                }
-            }
-            ObjectKind::Service => {
-                if let Some(service) = self.services.remove(id) {
-                    self.unlink_service(&service);
-                }
-            }
-            ObjectKind::Task => {
-                if let Some(task) = self.tasks.remove(id) {
-                    self.task_indices.relink(&Id::from(id), Some(&task), None, None);
-                }
-            }
-            ObjectKind::Network => {
-                if let Some(network) = self.networks.remove(id) {
-                    self.unlink_network(&network);
-                }
-            }
-            ObjectKind::Secret => {
-                if let Some(secret) = self.secrets.remove(id) {
-                    self.unlink_content(secret.as_ref());
-                }
-            }
-            ObjectKind::Config => {
-                if let Some(config) = self.configs.remove(id) {
-                    self.unlink_content(config.as_ref());
-                }
-            }
-        }
-    }
-
-    /// Names and numbers never change.
-    fn link_content<T: Content>(&mut self, object: &T) {
-        let key = (T::KIND, object.name().to_owned());
-        let versions = self.contents.entry(key.clone()).or_default();
-        versions.insert(object.number(), object.id().to_owned());
-        if versions.len() > 1 {
-            self.versioned.insert(key);
-        }
-    }
-
-    fn unlink_content<T: Content>(&mut self, object: &T) {
-        let key = (T::KIND, object.name().to_owned());
-        let Some(versions) = self.contents.get_mut(&key) else { return };
-        versions.remove(&object.number());
-        let left = versions.len();
-        if left == 0 {
-            self.contents.remove(&key);
-        }
-        if left <= 1 {
-            self.versioned.remove(&key);
-        }
-    }
-
-    fn put_node(&mut self, node: Arc<Node>) {
-        let id = Id::from(node.id.as_str());
-        let old = self.nodes.insert(id.clone(), node.clone());
-        if let Some(old) = old.as_ref().filter(|old| display_name(old) != display_name(&node)) {
-            self.node_names.remove(&(display_name(old).to_owned(), old.id.clone()));
-        }
-        self.node_names.insert((display_name(&node).to_owned(), node.id.clone()));
-        if node.manager_status.is_some() {
-            self.managers.insert(id);
-        } else {
-            self.managers.remove(&id);
-        }
-        if !old.is_some_and(|old| constraint::is_same(&old, &node)) {
-            self.task_indices.relink_node(&node.id, Some(&node));
-        }
-    }
-
-    fn put_service(&mut self, service: Arc<Service>) {
-        if let Some(old) = self.services.insert(Id::from(service.id.as_str()), service.clone()) {
-            self.unlink_service(&old);
-        }
-        if !service.pending_delete {
-            self.service_names.insert(service.name().to_owned(), service.id.clone());
-        }
-        for network in networks_of(&service) {
-            self.services_by_network.insert((network.to_owned(), service.id.clone()));
-        }
-        if !service.pending_delete {
-            let ports = ports_of(&service).filter(|port| port.published != 0);
-            self.published.extend(ports.map(|port| published(&service, port)));
-            if needs_ingress(service.spec.as_ref().and_then(|spec| spec.endpoint.as_ref())) {
-                self.on_ingress.insert(service.id.clone());
-            }
-        }
-    }
-
-    fn unlink_service(&mut self, service: &Service) {
-        if self.service_names.get(service.name()) == Some(&service.id) {
-            self.service_names.remove(service.name());
-        }
-        for network in networks_of(service) {
-            self.services_by_network.remove(&(network.to_owned(), service.id.clone()));
-        }
-        for port in ports_of(service) {
-            self.published.remove(&published(service, port));
-        }
-        self.on_ingress.remove(&service.id);
-    }
-
-    fn put_network(&mut self, network: Arc<Network>) {
-        if let Some(old) = self.networks.insert(Id::from(network.id.as_str()), network.clone()) {
-            self.unlink_network(&old);
-        }
-        if !network.pending_delete {
-            self.network_names.insert(network.name().to_owned(), network.id.clone());
-            if network.spec.as_ref().is_some_and(|spec| spec.ingress) {
-                self.ingress = Some(network.id.clone());
-            }
-        }
-    }
-
-    fn unlink_network(&mut self, network: &Network) {
-        if self.network_names.get(network.name()) == Some(&network.id) {
-            self.network_names.remove(network.name());
-        }
-        self.ingress.take_if(|id| *id == network.id);
-    }
-
-    fn put_task(&mut self, task: Arc<Task>) {
-        let id = Id::from(task.id.as_str());
-        let before = self.tasks.insert(id.clone(), task.clone());
-        let node = self.nodes.get(task.node_id.as_str());
-        self.task_indices.relink(&id, before.as_ref(), Some(&task), node);
-    }
-}
-
 fn with_prefix<T>(table: &Table<T>, prefix: &str) -> Vec<String> {
     let ids = table.range(Id::from(prefix)..).map(|(id, _)| id);
     ids.take_while(|id| id.starts_with(prefix)).take(2).map(|id| id.to_string()).collect()
@@ -807,27 +474,12 @@ fn differences<'s, T: PartialEq>(
     })
 }
 
-/// The ids of the networks that a service's spec names.
-fn networks_of(service: &Service) -> impl Iterator<Item = &str> {
-    let task = service.spec.as_ref().and_then(|spec| spec.task.as_ref());
-    task.into_iter().flat_map(|task| task.networks.iter().map(|network| network.target.as_str()))
-}
-
-/// The ports of a service, as asked for and as given.
-fn ports_of(service: &Service) -> impl Iterator<Item = &PortConfig> {
-    let asked = service.spec.iter().flat_map(|spec| &spec.endpoint).flat_map(|endpoint| &endpoint.ports);
-    asked.chain(service.endpoint.iter().flat_map(|endpoint| &endpoint.ports))
-}
-
-fn published(service: &Service, port: &PortConfig) -> (String, u32, bool, String) {
-    (port.protocol.clone(), port.published, port.mode() == port_config::Mode::Ingress, service.id.clone())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::world::{World, attach, port, publish, spec};
     use rswarm_proto::model::task::TaskState;
+    use rswarm_proto::wire::Object;
 
     fn busy_world() -> World {
         let mut world = World::new(3);
