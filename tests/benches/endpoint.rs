@@ -1,5 +1,5 @@
 //! How long it takes from a task that has come up on one node until another node's tasks reach it by the service's
-//! name: five idle nodes, real daemons.
+//! virtual address: five idle nodes, real daemons.
 //!
 //! Needs root, and the program of the same profile:
 //! `cargo build --release && cargo bench -p rswarm-tests --bench endpoint`. The clock starts with the container (its

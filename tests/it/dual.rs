@@ -2,7 +2,6 @@
 //! overlay, by address, name, virtual address and published port.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
@@ -12,7 +11,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nix::sched::{CloneFlags, setns};
 use rswarm_tests::harness::{Lab, eventually, run};
 use rswarm_tests::host::Host;
 
@@ -137,14 +135,9 @@ struct Member {
 }
 
 impl Member {
-    /// Runs work on a thread inside the namespace; sockets that it opens stay there.
-    fn inside<R: Send + 'static>(&self, work: impl FnOnce() -> Result<R> + Send + 'static) -> Result<R> {
-        let file = File::open(&self.namespace)?;
-        let thread = std::thread::spawn(move || {
-            setns(&file, CloneFlags::CLONE_NEWNET)?;
-            work()
-        });
-        thread.join().expect("work inside the namespace does not panic")
+    /// Sockets that the work opens stay in the namespace.
+    fn inside<R: Send>(&self, work: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+        inside(Path::new(&self.namespace), work)
     }
 }
 
