@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use crate::error::KernelError;
-use crate::icmp::{self, Way};
+use crate::icmp::{self, SMALL, Way};
 use crate::model::Protocol;
 use crate::netns::Netns;
 use crate::nft::{BaseChain, Hooked};
@@ -17,8 +17,6 @@ use crate::plan::{Found, LinkKind, Plan, steps};
 const PATIENCE: Duration = Duration::from_secs(1);
 /// While a size is searched; the way was found good before.
 const SEARCH_PATIENCE: Duration = Duration::from_millis(300);
-/// A packet that every link carries.
-const SMALL: usize = 84;
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use netlink_packet_core::{
     DefaultNla, Emitable, NLA_F_NESTED, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
@@ -18,7 +18,7 @@ use netlink_packet_netfilter::conntrack::{
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily, NetfilterSubsystem,
 };
-use netlink_sys::{Socket, SocketAddr, protocols};
+use netlink_sys::{Socket, protocols};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 use rswarm_base::ipam::{Family, Subnet};
@@ -64,6 +64,19 @@ pub enum Doomed {
         /// Everyone who is still there.
         live: BTreeSet<IpAddr>,
     },
+    /// Those in which one of these answers that client: `(who answers, whom)`.
+    Between(BTreeSet<(SocketAddr, SocketAddr)>),
+}
+
+/// A TCP connection that was led to somebody else than its client asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Led {
+    /// Who began it.
+    pub client: SocketAddr,
+    /// Whom it asks for.
+    pub asked: SocketAddr,
+    /// Who answers.
+    pub answers: SocketAddr,
 }
 
 /// Forgets connections. What cannot be forgotten runs into its timeout.
@@ -71,32 +84,57 @@ pub async fn forget(netns: &Netns, doomed: Doomed) {
     if doomed.families().is_empty() {
         return;
     }
-    let done = netns.run(move || forget_here(&doomed)).await.and_then(std::convert::identity);
-    if let Err(error) = done {
-        tracing::warn!(%error, "connections could not be forgotten");
-    }
+    let work = move || {
+        let socket = open()?;
+        let filters = doomed.filters();
+        if filters.is_some_and(|filters| filters.into_iter().all(|filter| filter.delete(&socket).is_ok())) {
+            return Ok(());
+        }
+        forget_listed(&socket, &doomed).map(drop)
+    };
+    warn(netns.run(work).await.and_then(std::convert::identity));
 }
 
-fn forget_here(doomed: &Doomed) -> io::Result<()> {
+/// The same; which TCP connections of those were led to others than their clients asked for.
+pub async fn sever(netns: &Netns, doomed: Doomed) -> Vec<Led> {
+    if doomed.families().is_empty() {
+        return Vec::new();
+    }
+    let work = move || Ok(forget_listed(&open()?, &doomed)?.iter().filter_map(Row::led).collect());
+    warn(netns.run(work).await.and_then(std::convert::identity))
+}
+
+fn warn<R: Default>(done: io::Result<R>) -> R {
+    done.unwrap_or_else(|error| {
+        tracing::warn!(%error, "connections could not be forgotten");
+        R::default()
+    })
+}
+
+fn open() -> io::Result<Socket> {
     let mut socket = Socket::new(protocols::NETLINK_NETFILTER)?;
     socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
+    socket.connect(&netlink_sys::SocketAddr::new(0, 0))?;
     setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(ANSWER_SECONDS, 0))?;
-    let filters = doomed.filters();
-    if filters.is_some_and(|filters| filters.into_iter().all(|filter| filter.delete(&socket).is_ok())) {
-        return Ok(());
-    }
+    Ok(socket)
+}
+
+/// Looks at every connection.
+fn forget_listed(socket: &Socket, doomed: &Doomed) -> io::Result<Vec<Row>> {
+    let mut forgotten = Vec::new();
     for family in doomed.families() {
         let family = protocol(family);
-        send(&socket, family, ConntrackMessage::Get(Vec::new()), NLM_F_DUMP)?;
-        for original in list(&socket, doomed)? {
-            let message = ConntrackMessage::Delete(vec![ConntrackAttribute::CtaTupleOrig(original)]);
-            send(&socket, family, message, NLM_F_ACK)?;
+        send(socket, family, ConntrackMessage::Get(Vec::new()), NLM_F_DUMP)?;
+        for row in list(socket, doomed)? {
+            let message =
+                ConntrackMessage::Delete(vec![ConntrackAttribute::CtaTupleOrig(row.original.clone())]);
+            send(socket, family, message, NLM_F_ACK)?;
             // One that ended meanwhile is no error; the answer only keeps the pace.
             let _ = socket.recv_from_full()?;
+            forgotten.push(row);
         }
     }
-    Ok(())
+    Ok(forgotten)
 }
 
 fn protocol(family: Family) -> NetfilterProtoFamily {
@@ -192,7 +230,9 @@ impl Doomed {
                 Some(addresses.iter().copied().map(Filter::udp_answered_by).collect())
             }
             Doomed::UdpTo { family, port } => Some(vec![Filter::udp_to(*family, *port)]),
-            Doomed::AnsweredBy(_) | Doomed::UdpAnsweredBy(_) | Doomed::Stray { .. } => None,
+            Doomed::AnsweredBy(_) | Doomed::UdpAnsweredBy(_) | Doomed::Stray { .. } | Doomed::Between(_) => {
+                None
+            }
         }
     }
 
@@ -204,12 +244,60 @@ impl Doomed {
             }
             Doomed::UdpTo { family, .. } => BTreeSet::from([*family]),
             Doomed::Stray { subnets, .. } => subnets.iter().map(|subnet| subnet.family()).collect(),
+            Doomed::Between(pairs) => pairs.iter().map(|(answers, _)| Family::of(answers.ip())).collect(),
+        }
+    }
+
+    fn has(&self, row: &Row) -> bool {
+        let Row { original, reply } = row;
+        match self {
+            Doomed::AnsweredBy(addresses) => {
+                source(reply).is_some_and(|answers| addresses.contains(&answers))
+            }
+            Doomed::UdpAnsweredBy(addresses) => {
+                has(reply, &[ProtoTuple::Protocol(Protocol::Udp)])
+                    && source(reply).is_some_and(|answers| addresses.contains(&answers))
+            }
+            Doomed::UdpTo { port, .. } => has(original, &udp_to(*port)),
+            Doomed::Stray { subnets, live } => source(reply).is_some_and(|answers| {
+                subnets.iter().any(|subnet| subnet.contains(answers)) && !live.contains(&answers)
+            }),
+            Doomed::Between(pairs) => ends(reply).is_some_and(|ends| pairs.contains(&ends)),
         }
     }
 }
 
-/// The original direction of every doomed connection.
-fn list(socket: &Socket, doomed: &Doomed) -> io::Result<Vec<Vec<Tuple>>> {
+/// A connection as the kernel tells of it: what its client sends, and what it is sent.
+struct Row {
+    original: Vec<Tuple>,
+    reply: Vec<Tuple>,
+}
+
+impl Row {
+    fn of(message: NetfilterMessage) -> Option<Row> {
+        let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = message.inner else {
+            return None;
+        };
+        let (mut original, mut reply) = (None, None);
+        for attribute in attributes {
+            match attribute {
+                ConntrackAttribute::CtaTupleOrig(tuple) => original = Some(tuple),
+                ConntrackAttribute::CtaTupleReply(tuple) => reply = Some(tuple),
+                _ => {}
+            }
+        }
+        Some(Row { original: original?, reply: reply? })
+    }
+
+    fn led(&self) -> Option<Led> {
+        let ((client, asked), (answers, _)) = (ends(&self.original)?, ends(&self.reply)?);
+        let is_tcp = has(&self.original, &[ProtoTuple::Protocol(Protocol::Tcp)]);
+        (is_tcp && asked != answers).then_some(Led { client, asked, answers })
+    }
+}
+
+/// Every doomed connection.
+fn list(socket: &Socket, doomed: &Doomed) -> io::Result<Vec<Row>> {
     let mut found = Vec::new();
     loop {
         let (datagram, _) = socket.recv_from_full()?;
@@ -222,40 +310,14 @@ fn list(socket: &Socket, doomed: &Doomed) -> io::Result<Vec<Vec<Tuple>>> {
             match message.map(|message| message.payload) {
                 Ok(NetlinkPayload::Done(_)) => return Ok(found),
                 Ok(NetlinkPayload::Error(error)) if error.code.is_some() => return Err(error.to_io()),
-                Ok(NetlinkPayload::InnerMessage(message)) => found.extend(original_of(message, doomed)),
+                Ok(NetlinkPayload::InnerMessage(message)) => {
+                    found.extend(Row::of(message).filter(|row| doomed.has(row)));
+                }
                 _ => {}
             }
             rest = &rest[length.next_multiple_of(4).min(rest.len())..];
         }
     }
-}
-
-/// The connection's original direction, if it is doomed.
-fn original_of(message: NetfilterMessage, doomed: &Doomed) -> Option<Vec<Tuple>> {
-    let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = message.inner else {
-        return None;
-    };
-    let (mut original, mut reply) = (None, None);
-    for attribute in attributes {
-        match attribute {
-            ConntrackAttribute::CtaTupleOrig(tuple) => original = Some(tuple),
-            ConntrackAttribute::CtaTupleReply(tuple) => reply = Some(tuple),
-            _ => {}
-        }
-    }
-    let (original, reply) = (original?, reply?);
-    let is_doomed = match doomed {
-        Doomed::AnsweredBy(addresses) => source(&reply).is_some_and(|answers| addresses.contains(&answers)),
-        Doomed::UdpAnsweredBy(addresses) => {
-            has(&reply, &[ProtoTuple::Protocol(Protocol::Udp)])
-                && source(&reply).is_some_and(|answers| addresses.contains(&answers))
-        }
-        Doomed::UdpTo { port, .. } => goes_to(&original, *port),
-        Doomed::Stray { subnets, live } => source(&reply).is_some_and(|answers| {
-            subnets.iter().any(|subnet| subnet.contains(answers)) && !live.contains(&answers)
-        }),
-    };
-    is_doomed.then_some(original)
 }
 
 fn source(tuple: &[Tuple]) -> Option<IpAddr> {
@@ -272,8 +334,26 @@ fn udp_to(port: u16) -> [ProtoTuple; 2] {
     [ProtoTuple::Protocol(Protocol::Udp), ProtoTuple::DestinationPort(port)]
 }
 
-fn goes_to(tuple: &[Tuple], port: u16) -> bool {
-    has(tuple, &udp_to(port))
+/// The source and the destination of one direction.
+fn ends(tuple: &[Tuple]) -> Option<(SocketAddr, SocketAddr)> {
+    let (mut source, mut destination) = ((None, None), (None, None));
+    for part in tuple {
+        match part {
+            Tuple::Ip(parts) => parts.iter().for_each(|part| match part {
+                IPTuple::SourceAddress(address) => source.0 = Some(*address),
+                IPTuple::DestinationAddress(address) => destination.0 = Some(*address),
+                _ => {}
+            }),
+            Tuple::Proto(parts) => parts.iter().for_each(|part| match part {
+                ProtoTuple::SourcePort(port) => source.1 = Some(*port),
+                ProtoTuple::DestinationPort(port) => destination.1 = Some(*port),
+                _ => {}
+            }),
+            _ => {}
+        }
+    }
+    let end = |(address, port): (Option<IpAddr>, Option<u16>)| Some(SocketAddr::new(address?, port?));
+    Some((end(source)?, end(destination)?))
 }
 
 fn has(tuple: &[Tuple], wanted: &[ProtoTuple]) -> bool {

@@ -19,6 +19,7 @@ use crate::error::{AttachError, KernelError};
 use crate::model::{BoundPort, FirewallMode, Opening, PortBinding, Protocol};
 use crate::netns::{self, Netns, forward_ipv6, set_sysctl};
 use crate::nft::{self, Held, Settled, Table};
+use crate::reset;
 use crate::rules::{self, BridgeRules, HostPort, InFamily, Target};
 
 /// What the names of all daemons' tables begin with.
@@ -221,6 +222,13 @@ impl Host {
         for port in ports.iter().filter(|port| port.protocol == Protocol::Udp) {
             conntrack::forget(&self.home, Doomed::UdpTo { family: port.family(), port: port.port }).await;
         }
+    }
+
+    /// Ends connections that were led to an overlay's way out and from there to somebody who cannot be reached:
+    /// `(where they were led, their client)`.
+    pub async fn refuse(&mut self, ways: BTreeSet<(SocketAddr, SocketAddr)>) {
+        let led = conntrack::sever(&self.home, Doomed::Between(ways)).await;
+        reset::refuse(&self.home, led).await;
     }
 
     /// Takes over ports that a running container had published, without touching its traffic.

@@ -18,6 +18,8 @@ const HEADERS_V4: usize = 28;
 const HEADERS_V6: usize = 48;
 /// The least that a link carries (RFC 791).
 const LEAST: usize = 68;
+/// A packet that every link carries.
+pub const SMALL: usize = 84;
 /// Each ping is tried this often: one packet may be lost.
 const TRIES: u16 = 2;
 /// Answers of others that are read while one waits for one's own.
@@ -109,7 +111,7 @@ fn identifier() -> [u8; 2] {
 }
 
 /// The Internet checksum (RFC 1071).
-fn checksum(message: &[u8]) -> u16 {
+pub(crate) fn checksum(message: &[u8]) -> u16 {
     let word = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0));
     let sum: u32 = message.chunks(2).map(word).sum();
     let folded = (sum & 0xffff) + (sum >> 16);

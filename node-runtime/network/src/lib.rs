@@ -27,6 +27,7 @@ mod nft;
 mod overlay;
 mod places;
 pub mod plan;
+mod reset;
 mod rules;
 pub mod tunnel;
 mod watch;

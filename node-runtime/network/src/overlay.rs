@@ -7,6 +7,7 @@
 
 mod derive;
 mod keep;
+mod lost;
 mod uplink;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -104,6 +105,8 @@ pub struct OverlayNetwork {
     services: Balance<IpAddr, IpAddr>,
     /// Ready backends of the mesh, by place at the uplink.
     mesh_ports: Balance<HostPort, Target>,
+    /// Endpoints on nodes that the managers have lost.
+    lost: lost::Lost,
     /// What still waited when the network was removed must not bring it back.
     removed: bool,
 }
@@ -135,6 +138,7 @@ impl OverlayNetwork {
             meshed: BTreeMap::new(),
             services: Balance::default(),
             mesh_ports: Balance::default(),
+            lost: lost::Lost::default(),
             removed: false,
         }
     }
@@ -173,6 +177,7 @@ impl OverlayNetwork {
         self.apply_rules(&sandbox, &overlay).await?;
         self.apply_mesh(&overlay).await?;
         self.keep_members(&overlay).await;
+        self.follow_lost(&sandbox, &overlay).await;
         conntrack::forget(&sandbox, self.strays(&overlay, woken)).await;
         conntrack::forget(&sandbox, self.led_elsewhere(&overlay)).await;
         self.context.names.publish(&self.id, NameTable::of_overlay(&overlay));

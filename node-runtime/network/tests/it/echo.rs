@@ -111,9 +111,14 @@ impl Talk {
     /// Says something and hears it again.
     pub fn goes_on(&mut self) -> io::Result<()> {
         self.stream.get_mut().write_all(b"still there?\n")?;
+        if self.hears()? == "still there?\n" { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+
+    /// Waits for what the server says of its own accord; says nothing itself.
+    pub fn hears(&mut self) -> io::Result<String> {
         let mut said = String::new();
         self.stream.read_line(&mut said)?;
-        if said == "still there?\n" { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+        Ok(said)
     }
 }
 

@@ -192,6 +192,16 @@ impl Lab {
         self.switch.sh(&format!("ip link set p{number} mtu {mtu}"));
     }
 
+    /// Lets nothing through to a host.
+    pub fn cut(&self, number: u8) {
+        self.switch.sh(&format!("ip link set p{number} nomaster"));
+    }
+
+    /// Ends a [`Lab::cut`].
+    pub fn mend(&self, number: u8) {
+        self.switch.sh(&format!("ip link set p{number} master br0"));
+    }
+
     pub fn host(&self, number: u8) -> Space {
         let host = Space::new();
         let path = host.path();

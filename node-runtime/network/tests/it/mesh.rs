@@ -85,7 +85,7 @@ struct Cluster {
     configs: Vec<Config>,
     daemons: Vec<Daemon>,
     outside: Space,
-    _lab: Lab,
+    lab: Lab,
     _dir: Dir,
 }
 
@@ -97,7 +97,7 @@ impl Cluster {
         let daemons =
             hosts.iter().zip(&configs).map(|(host, config)| Daemon::start(host, config.clone())).collect();
         let outside = lab.host(9);
-        Cluster { hosts, configs, daemons, outside, _lab: lab, _dir: dir }
+        Cluster { hosts, configs, daemons, outside, lab, _dir: dir }
     }
 
     async fn apply(&self, tasks: &[u8], ports: &[(u16, u16)]) {
@@ -243,6 +243,33 @@ async fn a_port_of_somebody_else_stays_his_and_the_rest_is_published() {
     assert_eq!(Talk::start(&cluster.outside, node(1), 8080).expect("free by now").server, "one");
     let bound = host.run(|| TcpListener::bind("0.0.0.0:8080").map_err(|error| error.kind()).err());
     assert_eq!(bound, Some(std::io::ErrorKind::AddrInUse), "held against other processes");
+    cluster.close().await;
+}
+
+/// A client outside that waits for a task on a node that has died, by a node that has not.
+#[tokio::test]
+async fn who_came_by_another_node_learns_that_its_server_is_dead() {
+    let cluster = Cluster::start("a700000", 2);
+    cluster.apply(&[1, 2], PORTS).await;
+    let [one, two] = [cluster.task(1, None).await, cluster.task(2, None).await];
+    let _servers = [Echo::start(&one.space, "one", 80), Echo::start(&two.space, "two", 80)];
+    let talk = |server| loop {
+        let talk = Talk::start(&cluster.outside, node(1), 8080).expect("connection");
+        if talk.server == server {
+            break talk;
+        }
+    };
+    let (mut to_one, mut to_two) = (talk("one"), talk("two"));
+    cluster.lab.cut(2);
+    let mut wanted = ingress(1, &[1, 2], &[1, 2], PORTS);
+    for endpoint in wanted.endpoints.iter_mut().filter(|endpoint| !endpoint.local) {
+        (endpoint.ready, endpoint.started) = (false, false);
+    }
+    cluster.daemons[0].networks.apply_overlay(wanted).await.expect("apply");
+    let error = to_two.hears().expect_err("its server is dead");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}");
+    to_one.goes_on().expect("everybody else is left alone");
+    cluster.lab.mend(2);
     cluster.close().await;
 }
 

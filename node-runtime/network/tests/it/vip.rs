@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rswarm_network::{AttachRequest, Balancing, Mac, Overlay, OverlayEndpoint, OverlayService, Pick};
 
 use crate::echo::{Echo, Talk, meets, meets_udp};
-use crate::lab::{Container, Daemon, Dir, Lab, Space, assert_clean, config, request};
+use crate::lab::{Container, Daemon, Dir, Lab, PATIENCE, Space, assert_clean, config, request};
 use crate::overlay::transfer;
 
 const ID: &str = "n2ov8wj2k0c3x5z7b9d1f3h5k";
@@ -23,6 +23,7 @@ struct Task {
     n: u8,
     host: u8,
     ready: bool,
+    started: bool,
 }
 
 fn overlay(here: u8, tasks: &[Task]) -> Overlay {
@@ -38,13 +39,13 @@ fn overlay(here: u8, tasks: &[Task]) -> Overlay {
         node_addr: IpAddr::from([10, 88, 0, task.host]),
         local: task.host == here,
         ready: task.ready,
-        started: true,
+        started: task.started,
     };
     // The clients are containers of their own.
     let client = |host: u8| OverlayEndpoint {
         service_id: String::new(),
         service_name: String::new(),
-        ..endpoint(&Task { n: 100 + host, host, ready: true })
+        ..endpoint(&Task { n: 100 + host, host, ready: true, started: true })
     };
     Overlay {
         network_id: ID.into(),
@@ -76,7 +77,7 @@ struct Pair {
     daemons: [Daemon; 2],
     client: Container,
     tasks: [Container; 2],
-    _lab: Lab,
+    lab: Lab,
     _dir: Dir,
 }
 
@@ -95,7 +96,7 @@ impl Pair {
         };
         let client = attach(101, &daemons[0]).await;
         let tasks = [attach(11, &daemons[0]).await, attach(12, &daemons[1]).await];
-        Pair { hosts, configs, daemons, client, tasks, _lab: lab, _dir: dir }
+        Pair { hosts, configs, daemons, client, tasks, lab, _dir: dir }
     }
 
     async fn apply(&self, tasks: &[Task]) {
@@ -121,7 +122,7 @@ impl Pair {
 }
 
 fn both() -> [Task; 2] {
-    [Task { n: 11, host: 1, ready: true }, Task { n: 12, host: 2, ready: true }]
+    [11, 12].map(|n| Task { n, host: n - 10, ready: true, started: true })
 }
 
 fn seen_as(client: &str) -> Vec<(String, String)> {
@@ -154,7 +155,7 @@ async fn a_virtual_address_leads_to_every_ready_task_and_keeps_the_client() {
     assert!(rules.contains("dnat to ip daddr . numgen random mod 2 map @backends"), "{rules}");
 
     // Large packets, to the far one alone.
-    pair.apply(&[Task { n: 12, host: 2, ready: true }]).await;
+    pair.apply(&both()[1..]).await;
     transfer(client, far, VIP.into());
     pair.close().await;
 }
@@ -265,6 +266,41 @@ async fn connections_stay_with_a_task_until_it_has_gone() {
     socket.send(b"?").expect("send");
     let length = socket.recv(&mut buffer).expect("an answer");
     assert_eq!(&buffer[..length], b"near 10.0.2.101");
+    pair.close().await;
+}
+
+/// A node that only the managers have lost goes on serving whom it serves; one that is dead leaves nobody waiting.
+#[tokio::test]
+async fn a_client_that_waits_learns_that_its_server_is_dead_and_no_sooner() {
+    let pair = Pair::start("f000004").await;
+    let [near, far] = [&pair.tasks[0].space, &pair.tasks[1].space];
+    let _servers = [Echo::start(near, "near", 80), Echo::start(far, "far", 80)];
+    let talk = |server| loop {
+        let talk = Talk::start(&pair.client.space, VIP, 80).expect("connection");
+        if talk.server == server {
+            break talk;
+        }
+    };
+    let (mut to_near, mut to_far, waits) = (talk("near"), talk("far"), talk("far"));
+    let asked = || far.sh("grep ^Icmp: /proc/net/snmp");
+    let before = asked();
+    let [task1, task2] = both();
+    let lost = [task1, Task { ready: false, started: false, ..task2 }];
+    pair.apply(&lost).await;
+    let deadline = Instant::now() + PATIENCE;
+    while asked() == before {
+        assert!(Instant::now() < deadline, "nobody asks the lost task");
+    }
+    to_far.goes_on().expect("it answers, so it is not dead");
+
+    pair.lab.cut(2);
+    pair.apply(&lost).await;
+    for mut talk in [to_far, waits] {
+        let error = talk.hears().expect_err("its server is dead");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}");
+    }
+    to_near.goes_on().expect("everybody else is left alone");
+    pair.lab.mend(2);
     pair.close().await;
 }
 
