@@ -11,11 +11,23 @@ use std::path::Path;
 use rswarm_proto::model::container::ContainerSpec;
 
 use crate::config::DnsDefaults;
+use crate::error::FileError;
 
 /// Where containers with DNS of their own find it.
 const EMBEDDED_DNS: &str = "127.0.0.11";
 /// Docker's last resort when the host has no name server that a container could reach.
 const FALLBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(8, 8, 8, 8)), IpAddr::V4(Ipv4Addr::new(8, 8, 4, 4))];
+
+/// The files' names.
+pub(crate) const NAMES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
+
+/// Makes those that are not there, empty.
+pub(crate) fn make(dir: &Path) -> Result<(), FileError> {
+    NAMES.map(|name| dir.join(name)).iter().try_for_each(|path| {
+        let made = OpenOptions::new().append(true).create(true).mode(0o644).open(path);
+        made.map(drop).map_err(FileError::write(path))
+    })
+}
 
 /// Writes a file's content without replacing the file.
 pub(crate) fn write_in_place(path: &Path, content: &str) -> io::Result<()> {

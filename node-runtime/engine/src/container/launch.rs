@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use rswarm_base::{Chain, fsx};
 use rswarm_image::Layers;
@@ -15,26 +14,25 @@ use tokio::sync::oneshot;
 
 use super::record::Record;
 use super::wiring::{self, Wired};
-use super::{Container, Endpoint, MountKind, inject, logfile, propagation, shm};
+use super::{Container, MountKind, inject, logfile, propagation, shm};
 use crate::blocking::blocking;
 use crate::config::EngineConfig;
 use crate::error::{Cause, FileError, RuntimeWords, StartError};
 use crate::merge::clean_path;
 use crate::shared::Shared;
 use crate::spec::{self, Input, Namespace, Security, VolumeSource};
-use crate::{host, links, merged, signal};
+use crate::{files, host, links, merged, signal};
 
 /// The built-in runtime's names; `runc` is what Docker's clients call the default.
 const BUILT_IN: [&str; 4] = ["", "rswarm", "runc", "io.containerd.runc.v2"];
 
-/// What a container stands on: its layers, its namespace and its networks.
+/// What a container stands on: its layers and its namespace.
 pub(crate) struct Place {
     layers: Layers,
-    wired: Wired,
-    pub endpoints: Arc<Vec<Endpoint>>,
+    pub wired: Wired,
 }
 
-/// Makes its place. What was made before a failure is taken down again.
+/// Makes its place. What was made before a failure goes with the value, or serves the next start.
 pub(crate) async fn place(shared: &Shared, record: &Record) -> Result<Place, StartError> {
     let container = &record.container;
     if container.config.files.len() != record.files {
@@ -43,18 +41,28 @@ pub(crate) async fn place(shared: &Shared, record: &Record) -> Result<Place, Sta
             container.id
         )));
     }
-    let layers = shared.images.prepare(&container.id, &container.image_id).await.map_err(Cause::new)?;
-    let mut wired = wiring::wire(shared, container).await?;
-    let endpoints = Arc::new(std::mem::take(&mut wired.endpoints));
-    Ok(Place { layers, wired, endpoints })
+    let layers = shared.images.prepare(&container.id, &container.image_id);
+    let (layers, wired) = tokio::join!(layers, wiring::wire(shared, container));
+    Ok(Place { layers: layers.map_err(Cause::new)?, wired: wired? })
 }
 
-/// Makes the container on its place: everything but letting its program run. After a failure nothing is left, of
-/// the place neither.
-pub(crate) async fn create(shared: &Shared, container: &Container, place: Place) -> Result<Shim, StartError> {
-    let created = launch(shared, container, place.layers, &place.wired).await;
+/// Whether its interfaces must be there before it is made: somebody's words for them are kept then, or programs run
+/// that may look.
+pub(crate) fn needs_interfaces(shared: &Shared, container: &Container) -> bool {
+    let spec = &container.config.spec;
+    // One that there is not is refused when the shim is told of it.
+    let is_built_in = matches!(runtime(&shared.config, &spec.runtime), Ok(None) | Err(_));
+    !is_built_in || spec.sysctls.keys().any(|key| key.starts_with("net"))
+}
+
+/// Makes the container on its place: everything but letting its program run. After a failure nothing of it is left.
+pub(crate) async fn create(
+    shared: &Shared,
+    container: &Container,
+    place: &Place,
+) -> Result<Shim, StartError> {
+    let created = launch(shared, container, &place.layers, &place.wired).await;
     if created.is_err() {
-        wiring::unwire(shared, &container.id).await;
         clean(shared, &container.id, shared.cgroup(container)).await;
     }
     created
@@ -63,7 +71,7 @@ pub(crate) async fn create(shared: &Shared, container: &Container, place: Place)
 async fn launch(
     shared: &Shared,
     container: &Container,
-    layers: Layers,
+    layers: &Layers,
     wired: &Wired,
 ) -> Result<Shim, StartError> {
     let launch = prepare(shared, container, layers, wired).await?;
@@ -118,7 +126,7 @@ where
 async fn prepare(
     shared: &Shared,
     container: &Container,
-    layers: Layers,
+    layers: &Layers,
     wired: &Wired,
 ) -> Result<Launch, StartError> {
     let config = &container.config;
@@ -151,7 +159,10 @@ async fn prepare(
         runtime: runtime(&shared.config, &config.spec.runtime).map_err(StartError::Invalid)?,
     };
     let (files, workdir, dir) = (config.clone(), clean_path(&config.spec.workdir), container.dir.clone());
+    let (layers, etc) = (layers.clone(), wired.etc.clone());
     let write = move || {
+        // They are mounted, whoever fills them, and whenever.
+        files::make(&etc)?;
         fs::create_dir_all(&rootfs).map_err(FileError::write(&rootfs))?;
         merged::ensure_directory(&layers.upper, &layers.lower, &workdir)
             .map_err(FileError::write(Path::new(&workdir)))?;

@@ -187,33 +187,50 @@ pub(crate) struct Wired {
     pub namespace: Namespace,
     /// Where the three files are: another container's directory when its network is shared.
     pub etc: PathBuf,
-    pub endpoints: Vec<Endpoint>,
-    _netns: Option<Netns>,
+    netns: Option<Netns>,
 }
 
-/// Makes a container's namespace and everything in it. On an error nothing of it is left.
+/// Makes a container's namespace, with nothing in it but loopback, or finds the one that it shares.
 pub(crate) async fn wire(shared: &Shared, container: &Container) -> Result<Wired, StartError> {
-    let plain = |namespace, etc, netns| Wired { namespace, etc, endpoints: Vec::new(), _netns: netns };
+    let etc = container.dir.clone();
     match Mode::of(&container.config.network_mode) {
-        Mode::Host => {
-            write_files(shared, container, &[], None, false).await?;
-            Ok(plain(Namespace::Host, container.dir.clone(), None))
-        }
+        Mode::Host => Ok(Wired { namespace: Namespace::Host, etc, netns: None }),
         Mode::Container(name) => {
             let other = shared.running(&name, "network")?;
             let netns = shared.networks.open_netns(other.state.pid).map_err(Cause::new)?;
-            Ok(plain(Namespace::Path(netns.fd_path()), other.dir.clone(), Some(netns)))
+            Ok(Wired {
+                namespace: Namespace::Path(netns.fd_path()),
+                etc: other.dir.clone(),
+                netns: Some(netns),
+            })
         }
         Mode::None | Mode::Networks => {
             links::check_start(&shared.registry, container)?;
             let netns = shared.networks.create_netns().await.map_err(Cause::new)?;
-            let wired = attach_all(shared, container, &netns).await;
-            if wired.is_err() {
+            Ok(Wired { namespace: Namespace::Path(netns.fd_path()), etc, netns: Some(netns) })
+        }
+    }
+}
+
+/// Puts everything into the namespace that a program needs to find there: interfaces, names and the three files. On
+/// an error no endpoint is left.
+pub(crate) async fn fill(
+    shared: &Shared,
+    container: &Container,
+    wired: &Wired,
+) -> Result<Vec<Endpoint>, StartError> {
+    match (Mode::of(&container.config.network_mode), &wired.netns) {
+        (Mode::Container(_), _) => Ok(Vec::new()),
+        (Mode::Host, _) | (_, None) => {
+            write_files(shared, container, &[], None, false).await?;
+            Ok(Vec::new())
+        }
+        (Mode::None | Mode::Networks, Some(netns)) => {
+            let attached = attach_all(shared, container, netns).await;
+            if attached.is_err() {
                 unwire(shared, &container.id).await;
             }
-            let endpoints = wired?;
-            let namespace = Namespace::Path(netns.fd_path());
-            Ok(Wired { namespace, etc: container.dir.clone(), endpoints, _netns: Some(netns) })
+            attached
         }
     }
 }
@@ -691,7 +708,7 @@ async fn write_files(
     let resolv = if has_dns { resolv.embedded() } else { resolv.direct(!on_host) };
     let dir = container.dir.clone();
     let write = move || {
-        for (file, text) in [("hosts", hosts), ("hostname", format!("{name}\n")), ("resolv.conf", resolv)] {
+        for (file, text) in files::NAMES.into_iter().zip([hosts, format!("{name}\n"), resolv]) {
             let path = dir.join(file);
             files::write_in_place(&path, &text).map_err(FileError::write(&path))?;
         }

@@ -8,8 +8,9 @@ use tokio::sync::oneshot;
 
 use super::{Actor, Request, Run};
 use crate::container::health::{self, Check};
+use crate::container::launch::{self, Place};
 use crate::container::restart::Backoff;
-use crate::container::{Container, Health, Probe, Status, launch, wiring};
+use crate::container::{Container, Health, Probe, Status, wiring};
 use crate::error::StartError;
 
 impl Actor {
@@ -64,13 +65,7 @@ impl Actor {
     pub(super) async fn bring_up(&mut self) -> Result<(), StartError> {
         let _alone = self.alone().await;
         let place = launch::place(&self.shared, &self.record).await?;
-        // On disk before the program runs: a daemon that dies now finds the endpoints of what it adopts. The disk
-        // works while the shim does.
-        if self.container().endpoints != place.endpoints {
-            self.record.container.endpoints = place.endpoints.clone();
-            self.save_soon().await;
-        }
-        let shim = launch::create(&self.shared, self.container(), place).await?;
+        let shim = self.make(&place).await?;
         let clients = std::mem::take(&mut self.clients);
         let started = match self.stored().await {
             Ok(()) => launch::start(self.container(), &shim, clients).await,
@@ -99,6 +94,40 @@ impl Actor {
         self.event("start", &[]);
         self.tell_linked();
         self.watch_run(shim);
+        Ok(())
+    }
+
+    /// Makes the container, and beside it what is in its network namespace. After a failure nothing of both is left.
+    async fn make(&mut self, place: &Place) -> Result<Shim, StartError> {
+        let (shared, container) = (self.shared.clone(), self.container().clone());
+        let create = launch::create(&shared, &container, place);
+        let (filled, created) = if launch::needs_interfaces(&shared, &container) {
+            self.fill(place).await?;
+            (Ok(()), create.await)
+        } else {
+            tokio::join!(self.fill(place), create)
+        };
+        match (filled, created) {
+            (Ok(()), Ok(shim)) => Ok(shim),
+            (Ok(()), Err(error)) => {
+                wiring::unwire(&shared, &container.id).await;
+                Err(error)
+            }
+            (Err(error), Ok(shim)) => {
+                launch::end(&shared, &container, &shim).await;
+                Err(error)
+            }
+            (Err(error), Err(_)) => Err(error),
+        }
+    }
+
+    /// On disk before the program runs: a daemon that dies now finds the endpoints of what it adopts.
+    async fn fill(&mut self, place: &Place) -> Result<(), StartError> {
+        let endpoints = wiring::fill(&self.shared, self.container(), &place.wired).await?;
+        if *self.container().endpoints != endpoints {
+            self.record.container.endpoints = Arc::new(endpoints);
+            self.save_soon().await;
+        }
         Ok(())
     }
 
