@@ -1,6 +1,8 @@
 //! Connections and networks while nodes die, cables break and managers are gone.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -9,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use rswarm_tests::harness::{Lab, eventually, run};
 use rswarm_tests::host::Host;
 
-use crate::support::{cluster, containers_of, converged, deploy, network_traces, number};
+use crate::support::{cluster, containers_of, converged, deploy, inside, network_traces, number};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What comes on top of the detection of a dead node before every new connection succeeds.
@@ -158,6 +160,7 @@ fn a_dead_node_costs_new_connections_its_detection_and_no_more() -> Result<()> {
         run(lab.hosts[1].command("curl").args(args))
     };
     eventually(PATIENCE, "the port answers", || ask("2").map(|_| true))?;
+    let mut waits = connection_to(&lab, 2, (first.address, 8080))?;
     // Its cable is pulled: nobody says goodbye.
     lab.cut(2)?;
     let cut = Instant::now();
@@ -169,6 +172,9 @@ fn a_dead_node_costs_new_connections_its_detection_and_no_more() -> Result<()> {
         (0..10).try_for_each(|_| ask("0.5").map(drop)).map(|()| true)
     })?;
     println!("seen after {detected:?}, all connections succeed after {:?}", cut.elapsed());
+    let ended = waits.read(&mut [0]).map_err(|error| error.kind());
+    ensure!(ended == Err(ErrorKind::ConnectionReset), "a client that waits for the dead node: {ended:?}");
+    println!("a client that had been waiting for the dead node knew after {:?}", cut.elapsed());
     for _ in 0..40 {
         ask("2").context("after the node was seen to be down")?;
     }
@@ -181,6 +187,31 @@ fn a_dead_node_costs_new_connections_its_detection_and_no_more() -> Result<()> {
     })?;
     first.docker(&["service", "rm", "web"])?;
     lab.finish()
+}
+
+/// A connection from the second host by the first one's port to the task on another, which has answered and is silent.
+fn connection_to(lab: &Lab, host: usize, port: (Ipv4Addr, u16)) -> Result<TcpStream> {
+    let tasks = containers_of(lab, "web")?;
+    let there = tasks.iter().find(|task| task.host == host).context("a task on each host")?;
+    let name = lab.hosts[host].docker(&["inspect", "--format", "{{.Config.Hostname}}", &there.id])?;
+    for _ in 0..64 {
+        let mut stream = inside(&Path::new("/run/netns").join(&lab.hosts[1].netns), || {
+            Ok(TcpStream::connect_timeout(&port.into(), PATIENCE)?)
+        })?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b"GET /hostname HTTP/1.1\r\nHost: web\r\nConnection: keep-alive\r\n\r\n")?;
+        let mut answer = String::new();
+        let mut lines = BufReader::new(&stream);
+        while !answer.ends_with("\r\n\r\n") {
+            ensure!(lines.read_line(&mut answer)? > 0, "an answer that ends: {answer}");
+        }
+        let mut body = vec![0; name.trim().len()];
+        lines.read_exact(&mut body)?;
+        if body == name.trim().as_bytes() {
+            return Ok(stream);
+        }
+    }
+    anyhow::bail!("64 connections and none to {name}")
 }
 
 #[test]
