@@ -34,9 +34,12 @@ pub(crate) struct App {
     pub scope: Scope,
 }
 
+/// A client of the managers' control service.
+pub(crate) type Control = ControlClient<InterceptedService<Channel, Stamp>>;
+
 impl App {
     /// The managers' control service, or the 503 that says why there is none here.
-    pub async fn control(&self) -> Result<ControlClient<InterceptedService<Channel, Stamp>>, ApiError> {
+    pub async fn control(&self) -> Result<Control, ApiError> {
         let client = ControlClient::with_interceptor(self.cluster.control().await?, Stamp::of_call());
         Ok(client.max_decoding_message_size(MESSAGE_BYTES_MAX))
     }

@@ -3,17 +3,22 @@
 //! An extension: `POST /secrets/{id}/versions?version=N` and the same of configs take the body of an update, make a
 //! new version of it, and answer with what `GET` shows of that.
 
+use std::future::Future;
+
 use axum::Json;
 use axum::Router;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
-use rswarm_proto::wire;
+use rswarm_base::Kind;
+use rswarm_proto::model::object::Stored;
+use rswarm_proto::wire::{self, Object, UpdateConfigRequest, UpdateSecretRequest};
+use tonic::{Response, Status};
 
 use crate::error::ApiError;
 use crate::filters::Filters;
 use crate::request::{JsonBody, Query};
-use crate::router::App;
+use crate::router::{App, Control};
 use crate::swarm;
 use crate::translate::content;
 use crate::types;
@@ -21,17 +26,123 @@ use crate::types;
 const FILTERS: [&str; 4] = ["id", "label", "name", "names"];
 
 pub(crate) fn routes() -> Router<App> {
+    routes_of::<wire::Secret>("/secrets").merge(routes_of::<wire::Config>("/configs"))
+}
+
+fn routes_of<C: Content>(path: &str) -> Router<App> {
     Router::new()
-        .route("/secrets", get(list_secrets))
-        .route("/secrets/create", post(create_secret))
-        .route("/secrets/{id}", get(inspect_secret).delete(remove_secret))
-        .route("/secrets/{id}/update", post(update_secret))
-        .route("/secrets/{id}/versions", post(renew_secret))
-        .route("/configs", get(list_configs))
-        .route("/configs/create", post(create_config))
-        .route("/configs/{id}", get(inspect_config).delete(remove_config))
-        .route("/configs/{id}/update", post(update_config))
-        .route("/configs/{id}/versions", post(renew_config))
+        .route(path, get(list::<C>))
+        .route(&format!("{path}/create"), post(create::<C>))
+        .route(&format!("{path}/{{id}}"), get(inspect::<C>).delete(remove::<C>))
+        .route(&format!("{path}/{{id}}/update"), post(update::<C>))
+        .route(&format!("{path}/{{id}}/versions"), post(renew::<C>))
+}
+
+/// A secret or a config: what the two differ in.
+trait Content: Stored + TryFrom<Object> + Send + 'static {
+    const NOUN: &str;
+
+    fn read(spec: &types::ContentSpec) -> Result<wire::ContentSpec, ApiError>;
+
+    fn show(&self) -> types::Content;
+
+    fn stored(&self) -> (&str, Option<&wire::ContentSpec>);
+
+    fn create(
+        control: Control,
+        spec: wire::ContentSpec,
+    ) -> impl Future<Output = Result<Response<Self>, Status>> + Send;
+
+    fn change(
+        control: Control,
+        id: String,
+        version: u64,
+        change: Change,
+    ) -> impl Future<Output = Result<Response<Self>, Status>> + Send;
+
+    fn remove(
+        control: Control,
+        request: wire::RemoveRequest,
+    ) -> impl Future<Output = Result<Response<wire::RemoveResponse>, Status>> + Send;
+}
+
+/// What becomes of it.
+struct Change {
+    spec: wire::ContentSpec,
+    /// Not of the version that there is, but of one more.
+    new_version: bool,
+}
+
+impl Content for wire::Secret {
+    const NOUN: &str = "secret";
+
+    fn read(spec: &types::ContentSpec) -> Result<wire::ContentSpec, ApiError> {
+        content::secret_spec(spec)
+    }
+
+    fn show(&self) -> types::Content {
+        content::secret(self)
+    }
+
+    fn stored(&self) -> (&str, Option<&wire::ContentSpec>) {
+        (&self.id, self.spec.as_ref())
+    }
+
+    async fn create(mut control: Control, spec: wire::ContentSpec) -> Result<Response<Self>, Status> {
+        control.create_secret(wire::CreateSecretRequest { spec: Some(spec) }).await
+    }
+
+    async fn change(
+        mut control: Control,
+        id: String,
+        version: u64,
+        Change { spec, new_version }: Change,
+    ) -> Result<Response<Self>, Status> {
+        control.update_secret(UpdateSecretRequest { id, version, spec: Some(spec), new_version }).await
+    }
+
+    async fn remove(
+        mut control: Control,
+        request: wire::RemoveRequest,
+    ) -> Result<Response<wire::RemoveResponse>, Status> {
+        control.remove_secret(request).await
+    }
+}
+
+impl Content for wire::Config {
+    const NOUN: &str = "config";
+
+    fn read(spec: &types::ContentSpec) -> Result<wire::ContentSpec, ApiError> {
+        content::config_spec(spec)
+    }
+
+    fn show(&self) -> types::Content {
+        content::config(self)
+    }
+
+    fn stored(&self) -> (&str, Option<&wire::ContentSpec>) {
+        (&self.id, self.spec.as_ref())
+    }
+
+    async fn create(mut control: Control, spec: wire::ContentSpec) -> Result<Response<Self>, Status> {
+        control.create_config(wire::CreateConfigRequest { spec: Some(spec) }).await
+    }
+
+    async fn change(
+        mut control: Control,
+        id: String,
+        version: u64,
+        Change { spec, new_version }: Change,
+    ) -> Result<Response<Self>, Status> {
+        control.update_config(UpdateConfigRequest { id, version, spec: Some(spec), new_version }).await
+    }
+
+    async fn remove(
+        mut control: Control,
+        request: wire::RemoveRequest,
+    ) -> Result<Response<wire::RemoveResponse>, Status> {
+        control.remove_config(request).await
+    }
 }
 
 /// As swarmkit: any of the names, beginnings of names and of ids; and all of the labels.
@@ -50,164 +161,87 @@ fn versions_asked(filters: &Filters) -> impl Iterator<Item = &str> {
     names.map(String::as_str).filter(|name| name.contains('@'))
 }
 
-// ---- secrets --------------------------------------------------------------------------------------------
-
-async fn list_secrets(State(app): State<App>, query: Query) -> Result<Json<Vec<types::Secret>>, ApiError> {
+async fn list<C: Content>(
+    State(app): State<App>,
+    query: Query,
+) -> Result<Json<Vec<types::Content>>, ApiError> {
     let filters = query.filters(&FILTERS)?;
-    let secrets: Vec<wire::Secret> = swarm::list(&app).await?;
-    let chosen = secrets.iter().filter(|found| matches(&found.id, found.spec.as_ref(), &filters));
-    let mut shown: Vec<types::Secret> = chosen.map(content::secret).collect();
+    let all: Vec<C> = swarm::list(&app).await?;
+    let is_chosen = |found: &&C| {
+        let (id, spec) = found.stored();
+        matches(id, spec, &filters)
+    };
+    let mut shown: Vec<types::Content> = all.iter().filter(is_chosen).map(C::show).collect();
     for name in versions_asked(&filters) {
         // As it was asked for: a client looks for the name in what it gets.
-        if let Ok(found) = find_secret(&app, name).await {
-            let secret = content::secret(&found);
-            shown.push(types::Secret {
-                spec: types::SecretSpec { name: name.to_owned(), ..secret.spec },
-                ..secret
-            });
+        if let Ok(found) = find::<C>(&app, name).await {
+            let found = found.show();
+            let spec = types::ContentSpec { name: name.to_owned(), ..found.spec };
+            shown.push(types::Content { spec, ..found });
         }
     }
     Ok(Json(shown))
 }
 
-async fn find_secret(app: &App, reference: &str) -> Result<wire::Secret, ApiError> {
-    swarm::get_one(app, reference, content::secret_not_found).await
+async fn find<C: Content>(app: &App, reference: &str) -> Result<C, ApiError> {
+    // As Docker says it.
+    let missing =
+        |reference: &str| ApiError::new(Kind::NotFound, format!("{} {reference} not found", C::NOUN));
+    swarm::get_one(app, reference, missing).await
 }
 
-async fn inspect_secret(
+async fn inspect<C: Content>(
     State(app): State<App>,
     Path(id): Path<String>,
-) -> Result<Json<types::Secret>, ApiError> {
-    Ok(Json(content::secret(&find_secret(&app, &id).await?)))
+) -> Result<Json<types::Content>, ApiError> {
+    Ok(Json(find::<C>(&app, &id).await?.show()))
 }
 
-async fn create_secret(
+async fn create<C: Content>(
     State(app): State<App>,
-    JsonBody(body): JsonBody<types::SecretSpec>,
+    JsonBody(body): JsonBody<types::ContentSpec>,
 ) -> Result<(StatusCode, Json<types::IdReply>), ApiError> {
-    let mut control = app.control().await?;
-    let request = wire::CreateSecretRequest { spec: Some(content::secret_spec(&body)?) };
-    let created = control.create_secret(request).await.map_err(|status| ApiError::from_status(&status))?;
-    Ok((StatusCode::CREATED, Json(types::IdReply { id: created.into_inner().id })))
+    let created = C::create(app.control().await?, C::read(&body)?).await;
+    let created = created.map_err(|status| ApiError::from_status(&status))?.into_inner();
+    Ok((StatusCode::CREATED, Json(types::IdReply { id: created.stored().0.to_owned() })))
 }
 
-async fn update_secret(
+async fn update<C: Content>(
     State(app): State<App>,
     Path(id): Path<String>,
     query: Query,
-    JsonBody(body): JsonBody<types::SecretSpec>,
+    JsonBody(body): JsonBody<types::ContentSpec>,
 ) -> Result<StatusCode, ApiError> {
-    change_secret(&app, &id, &query, &body, false).await?;
+    change::<C>(&app, &id, &query, &body, false).await?;
     Ok(StatusCode::OK)
 }
 
-async fn renew_secret(
+async fn renew<C: Content>(
     State(app): State<App>,
     Path(id): Path<String>,
     query: Query,
-    JsonBody(body): JsonBody<types::SecretSpec>,
-) -> Result<Json<types::Secret>, ApiError> {
-    Ok(Json(content::secret(&change_secret(&app, &id, &query, &body, true).await?)))
+    JsonBody(body): JsonBody<types::ContentSpec>,
+) -> Result<Json<types::Content>, ApiError> {
+    Ok(Json(change::<C>(&app, &id, &query, &body, true).await?.show()))
 }
 
-async fn change_secret(
+async fn change<C: Content>(
     app: &App,
     id: &str,
     query: &Query,
-    body: &types::SecretSpec,
+    body: &types::ContentSpec,
     new_version: bool,
-) -> Result<wire::Secret, ApiError> {
-    let version = content::version(query, "secret")?;
-    let id = find_secret(app, id).await?.id;
-    let spec = Some(content::secret_spec(body)?);
-    let request = wire::UpdateSecretRequest { id, version, spec, new_version };
-    let changed = app.control().await?.update_secret(request).await;
+) -> Result<C, ApiError> {
+    let version = content::version(query, C::NOUN)?;
+    let id = find::<C>(app, id).await?.stored().0.to_owned();
+    let change = Change { spec: C::read(body)?, new_version };
+    let changed = C::change(app.control().await?, id, version, change).await;
     Ok(changed.map_err(|status| ApiError::from_status(&status))?.into_inner())
 }
 
-async fn remove_secret(State(app): State<App>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
-    let request = wire::RemoveRequest { id: find_secret(&app, &id).await?.id, force: false };
-    app.control().await?.remove_secret(request).await.map_err(|status| ApiError::from_status(&status))?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
-// ---- configs --------------------------------------------------------------------------------------------
-
-async fn list_configs(State(app): State<App>, query: Query) -> Result<Json<Vec<types::Config>>, ApiError> {
-    let filters = query.filters(&FILTERS)?;
-    let configs: Vec<wire::Config> = swarm::list(&app).await?;
-    let chosen = configs.iter().filter(|found| matches(&found.id, found.spec.as_ref(), &filters));
-    let mut shown: Vec<types::Config> = chosen.map(content::config).collect();
-    for name in versions_asked(&filters) {
-        // As it was asked for: a client looks for the name in what it gets.
-        if let Ok(found) = find_config(&app, name).await {
-            let config = content::config(&found);
-            shown.push(types::Config {
-                spec: types::ConfigSpec { name: name.to_owned(), ..config.spec },
-                ..config
-            });
-        }
-    }
-    Ok(Json(shown))
-}
-
-async fn find_config(app: &App, reference: &str) -> Result<wire::Config, ApiError> {
-    swarm::get_one(app, reference, content::config_not_found).await
-}
-
-async fn inspect_config(
-    State(app): State<App>,
-    Path(id): Path<String>,
-) -> Result<Json<types::Config>, ApiError> {
-    Ok(Json(content::config(&find_config(&app, &id).await?)))
-}
-
-async fn create_config(
-    State(app): State<App>,
-    JsonBody(body): JsonBody<types::ConfigSpec>,
-) -> Result<(StatusCode, Json<types::IdReply>), ApiError> {
-    let mut control = app.control().await?;
-    let request = wire::CreateConfigRequest { spec: Some(content::config_spec(&body)?) };
-    let created = control.create_config(request).await.map_err(|status| ApiError::from_status(&status))?;
-    Ok((StatusCode::CREATED, Json(types::IdReply { id: created.into_inner().id })))
-}
-
-async fn update_config(
-    State(app): State<App>,
-    Path(id): Path<String>,
-    query: Query,
-    JsonBody(body): JsonBody<types::ConfigSpec>,
-) -> Result<StatusCode, ApiError> {
-    change_config(&app, &id, &query, &body, false).await?;
-    Ok(StatusCode::OK)
-}
-
-async fn renew_config(
-    State(app): State<App>,
-    Path(id): Path<String>,
-    query: Query,
-    JsonBody(body): JsonBody<types::ConfigSpec>,
-) -> Result<Json<types::Config>, ApiError> {
-    Ok(Json(content::config(&change_config(&app, &id, &query, &body, true).await?)))
-}
-
-async fn change_config(
-    app: &App,
-    id: &str,
-    query: &Query,
-    body: &types::ConfigSpec,
-    new_version: bool,
-) -> Result<wire::Config, ApiError> {
-    let version = content::version(query, "config")?;
-    let id = find_config(app, id).await?.id;
-    let spec = Some(content::config_spec(body)?);
-    let request = wire::UpdateConfigRequest { id, version, spec, new_version };
-    let changed = app.control().await?.update_config(request).await;
-    Ok(changed.map_err(|status| ApiError::from_status(&status))?.into_inner())
-}
-
-async fn remove_config(State(app): State<App>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
-    let request = wire::RemoveRequest { id: find_config(&app, &id).await?.id, force: false };
-    app.control().await?.remove_config(request).await.map_err(|status| ApiError::from_status(&status))?;
+async fn remove<C: Content>(State(app): State<App>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
+    let id = find::<C>(&app, &id).await?.stored().0.to_owned();
+    let removed = C::remove(app.control().await?, wire::RemoveRequest { id, force: false }).await;
+    removed.map_err(|status| ApiError::from_status(&status))?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use rswarm_base::{Kind, Timestamp};
+use rswarm_base::Timestamp;
 use rswarm_proto::wire;
 
 use super::{meta, refuse};
@@ -11,33 +11,26 @@ use crate::request::Query;
 use crate::types;
 
 /// The stored spec of a secret.
-pub(crate) fn secret_spec(spec: &types::SecretSpec) -> Result<wire::ContentSpec, ApiError> {
+pub(crate) fn secret_spec(spec: &types::ContentSpec) -> Result<wire::ContentSpec, ApiError> {
     refuse(spec.driver.is_some(), "a secret from a driver (Driver)").map_err(|error| {
         error.hint("there are no plugins here: give the secret's data, or fetch it in the container")
     })?;
-    content_spec(&spec.name, spec.labels.as_ref(), &spec.data, spec.templating.as_ref())
+    config_spec(spec)
 }
 
-/// The stored spec of a config.
-pub(crate) fn config_spec(spec: &types::ConfigSpec) -> Result<wire::ContentSpec, ApiError> {
-    content_spec(&spec.name, spec.labels.as_ref(), &spec.data, spec.templating.as_ref())
-}
-
-fn content_spec(
-    name: &str,
-    labels: Option<&types::StringMap>,
-    data: &str,
-    templating: Option<&types::Driver>,
-) -> Result<wire::ContentSpec, ApiError> {
+/// The stored spec of a config. In a driver's name Docker sees nothing that is a config's.
+pub(crate) fn config_spec(spec: &types::ContentSpec) -> Result<wire::ContentSpec, ApiError> {
+    let types::ContentSpec { name, labels, data, templating, .. } = spec;
     let data = STANDARD.decode(data).map_err(|error| {
         ApiError::invalid(format!("the data of `{name}` is not base64")).hint(error.to_string())
     })?;
+    let templating = templating.as_ref();
     let options = templating.is_some_and(|driver| !driver.options.is_empty());
     refuse(options, "options of a template driver (Templating)")?;
     Ok(wire::ContentSpec {
         annotations: Some(wire::Annotations {
-            name: name.to_owned(),
-            labels: labels.cloned().unwrap_or_default(),
+            name: name.clone(),
+            labels: labels.clone().unwrap_or_default(),
         }),
         data,
         templating: templating.map(|driver| driver.name.clone()).unwrap_or_default(),
@@ -45,33 +38,33 @@ fn content_spec(
 }
 
 /// A secret as clients see it: without its data.
-pub(crate) fn secret(secret: &wire::Secret) -> types::Secret {
-    let (version, created_at, updated_at) = meta(secret.meta);
-    let spec = secret.spec.clone().unwrap_or_default();
-    let annotations = spec.annotations.unwrap_or_default();
-    let spec = types::SecretSpec {
-        name: annotations.name,
-        labels: Some(annotations.labels),
-        templating: templating_out(spec.templating),
-        ..types::SecretSpec::default()
-    };
-    let versions = versions(&secret.versions);
-    types::Secret { id: secret.id.clone(), version, created_at, updated_at, spec, versions }
+pub(crate) fn secret(secret: &wire::Secret) -> types::Content {
+    let mut spec = secret.spec.clone().unwrap_or_default();
+    spec.data.clear();
+    shown(&secret.id, secret.meta, spec, &secret.versions)
 }
 
 /// A config as clients see it.
-pub(crate) fn config(config: &wire::Config) -> types::Config {
-    let (version, created_at, updated_at) = meta(config.meta);
-    let spec = config.spec.clone().unwrap_or_default();
+pub(crate) fn config(config: &wire::Config) -> types::Content {
+    shown(&config.id, config.meta, config.spec.clone().unwrap_or_default(), &config.versions)
+}
+
+fn shown(
+    id: &str,
+    of: Option<wire::Meta>,
+    spec: wire::ContentSpec,
+    stored: &[wire::ContentVersion],
+) -> types::Content {
+    let (version, created_at, updated_at) = meta(of);
     let annotations = spec.annotations.unwrap_or_default();
-    let spec = types::ConfigSpec {
+    let spec = types::ContentSpec {
         name: annotations.name,
         labels: Some(annotations.labels),
         data: STANDARD.encode(spec.data),
+        driver: None,
         templating: templating_out(spec.templating),
     };
-    let versions = versions(&config.versions);
-    types::Config { id: config.id.clone(), version, created_at, updated_at, spec, versions }
+    types::Content { id: id.to_owned(), version, created_at, updated_at, spec, versions: versions(stored) }
 }
 
 /// Nothing of what has only ever had one.
@@ -96,16 +89,6 @@ fn templating_out(name: String) -> Option<types::Driver> {
 pub(crate) fn version(query: &Query, noun: &str) -> Result<u64, ApiError> {
     let text = query.text("version");
     text.parse().map_err(|_| ApiError::invalid(format!("invalid {noun} version")))
-}
-
-/// Docker's text for a secret that there is not.
-pub(crate) fn secret_not_found(reference: &str) -> ApiError {
-    ApiError::new(Kind::NotFound, format!("secret {reference} not found"))
-}
-
-/// Docker's text for a config that there is not.
-pub(crate) fn config_not_found(reference: &str) -> ApiError {
-    ApiError::new(Kind::NotFound, format!("config {reference} not found"))
 }
 
 /// A service's secrets as stored.

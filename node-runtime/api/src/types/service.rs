@@ -405,14 +405,14 @@ docker! {
         pub id: String,
     }
 
-    /// One row of `GET /secrets`.
-    pub struct Secret {
+    /// One row of `GET /secrets` or `GET /configs`.
+    pub struct Content {
         #[serde(rename = "ID")]
         pub id: String,
         pub version: Version,
         pub created_at: String,
         pub updated_at: String,
-        pub spec: SecretSpec,
+        pub spec: ContentSpec,
         /// Once it has had more than one; docker has not.
         #[serde(skip_serializing_if = "crate::types::omit")]
         pub versions: Vec<ContentVersion>,
@@ -427,35 +427,15 @@ docker! {
         pub services: Vec<String>,
     }
 
-    pub struct SecretSpec {
+    /// Of a secret or a config.
+    pub struct ContentSpec {
         pub name: String,
         pub labels: Option<StringMap>,
         #[serde(skip_serializing_if = "crate::types::omit")]
         pub data: String,
+        /// Of secrets alone.
         #[serde(skip_serializing_if = "crate::types::omit")]
         pub driver: Option<Driver>,
-        #[serde(skip_serializing_if = "crate::types::omit")]
-        pub templating: Option<Driver>,
-    }
-
-    /// One row of `GET /configs`.
-    pub struct Config {
-        #[serde(rename = "ID")]
-        pub id: String,
-        pub version: Version,
-        pub created_at: String,
-        pub updated_at: String,
-        pub spec: ConfigSpec,
-        /// As of a secret.
-        #[serde(skip_serializing_if = "crate::types::omit")]
-        pub versions: Vec<ContentVersion>,
-    }
-
-    pub struct ConfigSpec {
-        pub name: String,
-        pub labels: Option<StringMap>,
-        #[serde(skip_serializing_if = "crate::types::omit")]
-        pub data: String,
         #[serde(skip_serializing_if = "crate::types::omit")]
         pub templating: Option<Driver>,
     }
