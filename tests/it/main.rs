@@ -8,6 +8,7 @@ mod churn;
 mod clients;
 mod cluster;
 mod containers;
+mod cron;
 mod drains;
 mod dual;
 mod encrypted;
