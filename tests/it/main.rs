@@ -13,6 +13,7 @@ mod drains;
 mod dual;
 mod encrypted;
 mod engine;
+mod external;
 mod faults;
 mod flags;
 mod frozen;
