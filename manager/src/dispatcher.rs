@@ -254,7 +254,7 @@ impl Session {
         state.mark_changed();
         leader.mark_changed();
         let (mut update_at, mut leaderless_at) = (None, None);
-        let mut silent_at = self.silent_at(&state);
+        let mut silent_at = self.silent_at();
         loop {
             let step = tokio::select! {
                 () = ended.cancelled() => return End::Goodbye(goodbye::Reason::Move, "this manager stops"),
@@ -263,7 +263,7 @@ impl Session {
                 }
                 () = self.out.closed() => return End::Gone,
                 message = agent.message() => {
-                    silent_at = self.silent_at(&state);
+                    silent_at = self.silent_at();
                     match message {
                         Ok(Some(AgentMessage { message: Some(message) })) => self.on_message(message).await,
                         Ok(Some(AgentMessage { message: None })) => Ok(()),
@@ -300,8 +300,13 @@ impl Session {
         }
     }
 
-    fn silent_at(&self, state: &watch::Receiver<Arc<State>>) -> Instant {
-        Instant::now() + (state.borrow().heartbeat_period() * MISSED_MAX).max(SILENCE_MIN)
+    fn silent_at(&self) -> Instant {
+        Instant::now() + self.period().saturating_mul(MISSED_MAX).max(SILENCE_MIN)
+    }
+
+    /// How often the agent beats, as it was told.
+    fn period(&self) -> Duration {
+        Duration::from_nanos(u64::try_from(self.told.heartbeat_period).unwrap_or(0))
     }
 
     async fn on_message(&mut self, message: FromAgent) -> Result<(), End> {
@@ -342,7 +347,7 @@ impl Session {
 
     /// Counts the heartbeats that were due since the last one.
     fn note_missed(&self) {
-        let period = self.store.state().heartbeat_period().max(Duration::from_millis(1));
+        let period = self.period().max(Duration::from_millis(1));
         let due = self.heard_at.elapsed().as_millis() / period.as_millis();
         self.store.instruments.missed.add(u64::try_from(due.saturating_sub(1)).unwrap_or(0));
     }
@@ -375,6 +380,11 @@ impl Session {
         }
         let update = self.node_update(state);
         if update != self.told {
+            if update.heartbeat_period != self.told.heartbeat_period {
+                // An agent beats as soon as it is told of another period, and counts that from then on.
+                self.note_missed();
+                self.heard_at = Instant::now();
+            }
             self.told = update.clone();
             self.send(ToAgent::Node(update)).await?;
         }

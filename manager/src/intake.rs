@@ -36,8 +36,10 @@ const HEARTBEATS_PATIENCE: Duration = Duration::from_secs(1);
 const OTHERS_PATIENCE: Duration = Duration::from_secs(10);
 /// How long heartbeats that found no leader are worth repeating: they count from when the leader hears them.
 const HEARTBEATS_KEPT: Duration = Duration::from_secs(2);
-/// How long a follower believes that the leader wants to know what tasks use: some of the leader's answers.
-const USAGE_KEPT: Duration = Duration::from_secs(5);
+/// How long a follower believes that the leader wants to know what tasks use, at least, and in heartbeat periods: until
+/// each of its agents was told, and longer than the leader's next answer takes.
+const USAGE_KEPT_MIN: Duration = Duration::from_secs(5);
+const USAGE_KEPT: u32 = 2;
 /// How often reports on objects that others write at the same time are decided anew.
 const CONFLICTS_MAX: usize = 8;
 
@@ -141,7 +143,9 @@ impl Intake {
             let delivered = match self.forward.relay(self.patience, there).await {
                 Ok(Some(response)) => {
                     if response.get_ref().usage_wanted {
-                        self.writer.heartbeats.want_usage(SystemClock.now().after(USAGE_KEPT));
+                        let period = self.writer.store.state().heartbeat_period();
+                        let kept = period.saturating_mul(USAGE_KEPT).max(USAGE_KEPT_MIN);
+                        self.writer.heartbeats.want_usage(SystemClock.now().after(kept));
                     }
                     Ok(())
                 }

@@ -14,16 +14,17 @@ use tonic::Status;
 
 use crate::heartbeats::Heartbeats;
 
-/// How long after a request nodes go on telling: a table that is drawn again and again costs one start.
+/// How long after a request nodes go on telling, and no less than the first answer takes: a table that is drawn again
+/// and again costs one start.
 const WANTED: Duration = Duration::from_secs(20);
 /// How many heartbeat periods the first answer waits for nodes: one to be asked with, one to look, one to tell.
 const PERIODS: u32 = 4;
 
 /// What all tasks use. Waits until every node has told, but not for ever.
 pub(crate) async fn gather(state: &State, heartbeats: &Heartbeats) -> Result<UsageResponse, Status> {
-    let start = SystemClock.now();
-    heartbeats.want_usage(start.after(WANTED));
-    let deadline = Instant::now() + state.heartbeat_period() * PERIODS;
+    let patience = state.heartbeat_period().saturating_mul(PERIODS);
+    heartbeats.want_usage(SystemClock.now().after(WANTED.max(patience)));
+    let deadline = Instant::now() + patience;
     loop {
         let next = heartbeats.next_told();
         let told = heartbeats.usage();

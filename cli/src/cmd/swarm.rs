@@ -118,7 +118,7 @@ pub struct SpecArgs {
     /// How long the keys of encrypted networks are used
     #[arg(long, value_name = "DURATION", value_parser = parse_nanos)]
     tunnel_key_period: Option<i64>,
-    /// How often nodes report
+    /// How often nodes report; less often where more than 500 reports a second would come
     #[arg(long, value_name = "DURATION", value_parser = parse_nanos)]
     dispatcher_heartbeat: Option<i64>,
     /// Raft snapshots to keep besides the newest

@@ -20,6 +20,7 @@ use rswarm_proto::wire::{
 };
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
+use tokio::time::Interval;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::client::GrpcService;
@@ -141,7 +142,8 @@ where
     // A manager that is too busy refuses.
     let Ok(session) = dispatcher.session(ReceiverStream::new(messages)).await else { return };
     let mut session = session.into_inner();
-    let mut beat = tokio::time::interval(Duration::from_secs(1));
+    let mut beat = tokio::time::interval(Duration::from_secs(3600));
+    beat.tick().await;
     let mut sequence = 0;
     loop {
         let message = tokio::select! {
@@ -152,13 +154,32 @@ where
             message = session.message() => message,
         };
         let Ok(Some(message)) = message else { return };
-        let Some(FromManager::Assignments(assignments)) = message.message else { continue };
+        let assignments = match message.message {
+            Some(FromManager::Welcome(welcome)) => {
+                beat = every(welcome.heartbeat_period);
+                continue;
+            }
+            Some(FromManager::Node(update)) => {
+                if beat.period() != every(update.heartbeat_period).period() {
+                    beat = every(update.heartbeat_period);
+                }
+                continue;
+            }
+            Some(FromManager::Assignments(assignments)) => assignments,
+            _ => continue,
+        };
         let tasks = answers(assignments);
         if !tasks.is_empty() {
             sequence += 1;
             let _ = out.send(say(ToManager::Statuses(StatusReport { sequence, tasks }))).await;
         }
     }
+}
+
+/// Beats of this period, the first one now.
+fn every(ns: i64) -> Interval {
+    let period = Duration::from_nanos(u64::try_from(ns).expect("a period"));
+    tokio::time::interval(period)
 }
 
 fn description() -> NodeDescription {

@@ -18,6 +18,7 @@ pub async fn run(agents: usize) {
     let host = Host::bootstrap(ClusterSpec::default()).await;
     let _crowd = Crowd::gather(&host, agents, Way::Tls).await;
     tokio::time::sleep(SETTLING).await;
+    println!("{} nodes beat every {:?}", host.state().node_count(), host.state().heartbeat_period());
     let (used, bytes, index) = (cpu(MANAGER), written(), host.state().index());
     tokio::time::sleep(WATCHED).await;
     let share = (cpu(MANAGER) - used).as_secs_f64() / WATCHED.as_secs_f64() * 100.0;

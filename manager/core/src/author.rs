@@ -46,7 +46,7 @@ pub enum Author {
     Drain,
     /// Keys and addresses of encrypted networks.
     Tunnels,
-    /// Node states.
+    /// Node states, and the pace of the heartbeats that they follow from.
     Liveness,
     /// Deletion of what has ended.
     Reap,
@@ -134,6 +134,7 @@ enum Write {
     ClusterIngress,
     ClusterTunnel,
     ClusterUnlockKey,
+    ClusterPace,
     NodeCreate,
     NodeDelete,
     NodeSpec,
@@ -185,7 +186,7 @@ impl Write {
             Write::NodeCreate => &[Bootstrap, Ca],
             Write::NodeDelete | Write::NodeSpec => &[Control],
             Write::NodeDescription | Write::NodeAddress => &[Dispatcher],
-            Write::NodeState => &[Liveness],
+            Write::NodeState | Write::ClusterPace => &[Liveness],
             Write::NodeMembership => &[Membership],
             Write::NodeRole => &[Membership, Ca],
             Write::ServiceCreate | Write::ServicePendingDelete => &[Control],
@@ -224,6 +225,7 @@ impl Write {
             Write::ClusterIngress => "cluster.ingress_made",
             Write::ClusterTunnel => "cluster.tunnel",
             Write::ClusterUnlockKey => "cluster.unlock_key",
+            Write::ClusterPace => "cluster.heartbeat_stretch",
             Write::NodeCreate | Write::NodeDelete => "node",
             Write::NodeSpec => "node.spec",
             Write::NodeDescription => "node.description",
@@ -313,6 +315,7 @@ fn cluster(before: &Cluster, after: &Cluster) -> Vec<Write> {
         (before.removed_nodes != after.removed_nodes, Write::ClusterRemovedNodes),
         (before.ingress_made != after.ingress_made, Write::ClusterIngress),
         (before.tunnel != after.tunnel, Write::ClusterTunnel),
+        (before.heartbeat_stretch != after.heartbeat_stretch, Write::ClusterPace),
         (before.default_address_pool != after.default_address_pool, Write::Never),
         (before.subnet_size != after.subnet_size, Write::Never),
         (before.data_path_port != after.data_path_port, Write::Never),

@@ -27,6 +27,7 @@ mod indices;
 pub mod intake;
 pub mod job;
 pub mod liveness;
+pub mod pace;
 pub mod peer;
 pub mod publish;
 pub mod reap;

@@ -20,6 +20,9 @@ const SUSPECT_AFTER: u32 = 2;
 const DOWN_AFTER: u32 = 5;
 /// Heartbeat periods that are added for nodes that a new leader has not heard of, and for all nodes after the
 /// cluster's settings changed: agents take less than with it to find a leader, or to learn of a shorter period.
+/// Where the period is halved ([`crate::pace`]), an agent that is not told of it in time is heard all the same: it beats
+/// within two of the new periods, and is suspect after three. A longer period needs nothing: agents that have not
+/// been told beat too often.
 /// No more, so that a leader's own node, when it dies, is replaced in time: an election comes first.
 const GRACE: u32 = 1;
 /// How long tasks of a node that is down may still run there, for all anyone knows (as swarmkit).
@@ -66,8 +69,15 @@ fn judge(
     env: &Env<'_>,
 ) -> (NodeState, Option<Timestamp>) {
     let heard = env.heartbeats.get(&node.id);
-    let is_heard = heard.is_some_and(|heard| env.now < heard.after(period * SUSPECT_AFTER));
     let stored = node_state(node);
+    // What made a node suspect does not make it ready because the period has become longer.
+    let overdue_at = match (&node.status, stored) {
+        (Some(status), NodeState::Suspect | NodeState::Down) => env.past(Timestamp(status.changed_at)),
+        _ => Timestamp::ZERO,
+    };
+    let is_recent =
+        |heard: &&Timestamp| env.now < heard.after(period * SUSPECT_AFTER) && **heard >= overdue_at;
+    let is_heard = heard.filter(is_recent).is_some();
     let from = match heard {
         Some(heard) => (*heard).max(changed_at.after(period * GRACE)),
         None if stored == NodeState::Down => return (NodeState::Down, None),
@@ -136,7 +146,6 @@ fn orphaned(task: &Task, now: Timestamp) -> Task {
 mod tests {
     use super::*;
     use crate::world::{World, spec};
-    use rswarm_proto::wire::Cluster;
 
     fn state_of(world: &World, node: &str) -> NodeState {
         node_state(world.state.node(node).expect("node"))
@@ -179,15 +188,8 @@ mod tests {
 
     #[test]
     fn a_shorter_period_moves_nothing_before_agents_have_heard_of_it() {
-        let period = |world: &mut World, seconds: i64| {
-            let mut cluster = Cluster::clone(world.state.cluster().expect("cluster"));
-            cluster.spec.get_or_insert_default().heartbeat_period = seconds * 1_000_000_000;
-            let mut plan = Plan::default();
-            plan.update(cluster);
-            world.write(Author::Control, plan.into_changes());
-        };
         let mut world = World::new(2);
-        period(&mut world, 30);
+        world.set_heartbeat_period(Duration::from_secs(30));
         let id = world.create(spec("web", 2));
         world.run(Duration::from_secs(2));
         let before: Vec<String> = world.live(&id).iter().map(|task| task.id.clone()).collect();
@@ -196,7 +198,7 @@ mod tests {
         world.cut.extend(all.clone());
         world.run(Duration::from_secs(20));
         assert_eq!(state_of(&world, "n1"), NodeState::ReadyNode);
-        period(&mut world, 1);
+        world.set_heartbeat_period(Duration::from_secs(1));
         world.run(Duration::from_secs(2));
         assert_eq!(state_of(&world, "n1"), NodeState::ReadyNode);
         world.cut.clear();

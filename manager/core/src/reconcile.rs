@@ -106,6 +106,7 @@ fn earliest(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
 #[must_use]
 pub fn all() -> Vec<Box<dyn Reconciler>> {
     vec![
+        Box::new(crate::pace::Pace),
         Box::new(crate::liveness::Liveness),
         Box::new(crate::enforce::Enforce),
         Box::new(crate::relocate::Relocate),

@@ -179,6 +179,12 @@ impl State {
         self.configs.values()
     }
 
+    /// How many nodes there are.
+    #[must_use]
+    pub fn node_count(&self) -> usize {
+        self.nodes.len()
+    }
+
     /// How many tasks there are.
     #[must_use]
     pub fn task_count(&self) -> usize {
@@ -387,9 +393,16 @@ impl State {
         self.task_indices.loads.get(node).cloned().unwrap_or_default()
     }
 
-    /// How often agents say that they live.
+    /// How often agents say that they live: more rarely the more there are.
     #[must_use]
     pub fn heartbeat_period(&self) -> Duration {
+        let stretch = self.cluster().map_or(1, |cluster| cluster.heartbeat_stretch.max(1));
+        self.wanted_heartbeat_period().saturating_mul(stretch)
+    }
+
+    /// How often agents shall say so where there are not too many of them.
+    #[must_use]
+    pub fn wanted_heartbeat_period(&self) -> Duration {
         let spec = self.cluster().and_then(|cluster| cluster.spec.as_ref());
         spec.and_then(|spec| u64::try_from(spec.heartbeat_period).ok())
             .filter(|ns| *ns > 0)

@@ -214,6 +214,16 @@ impl World {
         self.write(author, plan.into_changes());
     }
 
+    /// Agents shall beat so often.
+    pub(crate) fn set_heartbeat_period(&mut self, period: Duration) {
+        let mut cluster = Cluster::clone(self.state.cluster().expect("cluster"));
+        let period = i64::try_from(period.as_nanos()).expect("a short period");
+        cluster.spec.get_or_insert_default().heartbeat_period = period;
+        let mut plan = Plan::default();
+        plan.update(cluster);
+        self.write(Author::Control, plan.into_changes());
+    }
+
     pub(crate) fn service(&self, id: &str) -> Arc<Service> {
         self.state.service(id).expect("service").clone()
     }
