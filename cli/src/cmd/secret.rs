@@ -5,7 +5,7 @@ use std::io::Read as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
-use rswarm_api::types::{Driver, FileTarget, IdReply, Secret, SecretSpec};
+use rswarm_api::types::{Content, ContentSpec, Driver, FileTarget, IdReply};
 use rswarm_base::Timestamp;
 use serde_json::json;
 
@@ -166,7 +166,7 @@ async fn create(context: &Context, family: Family, args: CreateArgs) -> Result<u
     if family == Family::Config && args.driver.is_some() {
         return Err(CommandError::Usage("configs have no drivers".into()));
     }
-    let body = SecretSpec {
+    let body = ContentSpec {
         name: args.name,
         labels: Some(words::key_values(&args.label)),
         data: STANDARD.encode(read(&args.file)?),
@@ -180,13 +180,13 @@ async fn create(context: &Context, family: Family, args: CreateArgs) -> Result<u
 
 /// A new version of it, and then each service that uses it, until it has converged.
 async fn update(context: &Context, family: Family, args: UpdateArgs) -> Result<u8, CommandError> {
-    let found: Secret = context.client.json(Call::get(family.path(&args.name))).await?;
+    let found: Content = context.client.json(Call::get(family.path(&args.name))).await?;
     let mut labels = found.spec.labels.unwrap_or_default();
     labels.retain(|key, _| !args.label_rm.contains(key));
     labels.extend(words::key_values(&args.label_add));
-    let body = SecretSpec { labels: Some(labels), data: STANDARD.encode(read(&args.file)?), ..found.spec };
+    let body = ContentSpec { labels: Some(labels), data: STANDARD.encode(read(&args.file)?), ..found.spec };
     let call = Call::post(format!("{}/versions", family.path(&found.id)));
-    let made: Secret = context.client.json(call.query("version", found.version.index).body(&body)).await?;
+    let made: Content = context.client.json(call.query("version", found.version.index).body(&body)).await?;
     context.terminal.line(&made.id)?;
     let (latest, older): (Vec<_>, Vec<_>) = made.versions.iter().partition(|version| version.id == made.id);
     for version in older.iter().filter(|version| !version.services.is_empty()) {
@@ -213,7 +213,7 @@ fn read(file: &str) -> Result<Vec<u8>, CommandError> {
 }
 
 /// Docker's two kinds of object differ in fields that one of them leaves empty.
-async fn listed(context: &Context, family: Family, filters: &Filters) -> Result<Vec<Secret>, CommandError> {
+async fn listed(context: &Context, family: Family, filters: &Filters) -> Result<Vec<Content>, CommandError> {
     let path = match family {
         Family::Secret => "/secrets",
         Family::Config => "/configs",
@@ -230,7 +230,7 @@ async fn list(context: &Context, family: Family, args: ListArgs) -> Result<u8, C
     context.list(listing, &args, &rows)
 }
 
-fn line(secret: &Secret, now: Timestamp) -> Row {
+fn line(secret: &Content, now: Timestamp) -> Row {
     let labels = secret.spec.labels.clone().unwrap_or_default();
     let age = |time: &str| Timestamp::parse(time).map(|time| ago(time, now)).unwrap_or_default();
     let fields = row([
@@ -249,14 +249,14 @@ async fn inspect(context: &Context, family: Family, args: SecretInspectArgs) -> 
         return context.inspect(&args.inspect, |name| Call::get(family.path(name))).await;
     }
     for name in &args.inspect.names {
-        let found: Secret = context.client.json(Call::get(family.path(name))).await?;
+        let found: Content = context.client.json(Call::get(family.path(name))).await?;
         context.terminal.print(&pretty(&found, family))?;
     }
     Ok(0)
 }
 
 /// For people, as docker prints it.
-fn pretty(secret: &Secret, family: Family) -> String {
+fn pretty(secret: &Content, family: Family) -> String {
     let labels = secret.spec.labels.iter().flatten().map(|(key, value)| format!(" - {key}={value}\n"));
     let mut text = format!("ID:\t\t\t{}\nName:\t\t\t{}\nLabels:\n", secret.id, secret.spec.name);
     text.extend(labels);
@@ -366,12 +366,12 @@ mod tests {
     fn secrets_are_listed_as_docker_lists_them() {
         let now = Timestamp::parse("2026-01-02T00:00:00Z").expect("a time");
         let at = "2026-01-01T23:58:00Z";
-        let secret = Secret {
+        let secret = Content {
             id: "mem02h8n73mybpgqjf0kfi1n0".into(),
             created_at: at.into(),
             updated_at: at.into(),
-            spec: SecretSpec { name: "key".into(), ..SecretSpec::default() },
-            ..Secret::default()
+            spec: ContentSpec { name: "key".into(), ..ContentSpec::default() },
+            ..Content::default()
         };
         assert_eq!(
             SECRETS.render(None, false, &[line(&secret, now)]).expect("renders"),
