@@ -16,9 +16,7 @@ const ADDRESS: &str = "{{(index .NetworkSettings.Networks \"app\").IPAddress}}";
 fn containers_of_their_own_come_onto_attachable_overlays() -> Result<()> {
     let mut lab = Lab::start(3)?;
     lab.form_cluster(1)?;
-    for host in &lab.hosts {
-        host.import_demo()?;
-    }
+    lab.every_host(Host::import_demo)?;
     let create = ["network", "create", "--driver", "overlay"];
     lab.hosts[0].docker(&[&create[..], &["--attachable", "--label", "of=us", "app"]].concat())?;
     lab.hosts[0].docker(&[&create[..], &["closed"]].concat())?;

@@ -1,13 +1,13 @@
 //! Debian's dockerd on the same host: containers of both are reached and reach out, and its rules are afterwards what they
 //! were before.
 
-use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use rswarm_tests::dockerd::Dockerd;
-use rswarm_tests::harness::{Lab, binary, eventually, run};
+use rswarm_tests::harness::{Lab, eventually, run};
 use rswarm_tests::host::Host;
+use rswarm_tests::images::DEMO;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What dockerd's chains drop by default: the way that `network check` tells.
@@ -20,7 +20,7 @@ fn dockerd_on_the_same_host_keeps_its_rules_and_both_are_reached() -> Result<()>
     lab.hosts[0].stop()?;
     let (flags, dir) = (["--ip6tables=false"], lab.dir.join("dockerd"));
     let dockerd = Dockerd::start(&dir, &lab.hosts[0].netns, &flags)?;
-    import(&dockerd, &lab)?;
+    import(&dockerd)?;
     dockerd.docker(&["run", "-d", "--name", "theirs", "-p", "8081:80", "demo:latest"])?;
     run(lab.hosts[0].command("sh").args(["-c", LET_THROUGH]))?;
     let before = rules(&lab.hosts[0])?;
@@ -61,12 +61,7 @@ fn rules(host: &Host) -> Result<String> {
 }
 
 /// The demo image for dockerd.
-fn import(dockerd: &Dockerd, lab: &Lab) -> Result<()> {
-    let tar = lab.dir.join("demo.tar");
-    let dir = binary().parent().context("a directory")?.to_owned();
-    run(Command::new("tar").arg("-C").arg(dir).arg("-cf").arg(&tar).arg("rswarm"))?;
-    let tar = tar.to_string_lossy().into_owned();
+fn import(dockerd: &Dockerd) -> Result<()> {
     let changes = ["--change", r#"ENTRYPOINT ["/rswarm","whoami"]"#];
-    dockerd.docker(&[&["import"][..], &changes, &[&tar, "demo:latest"]].concat())?;
-    Ok(std::fs::remove_file(tar)?)
+    dockerd.docker(&[&["import"][..], &changes, &[&DEMO.path()?, "demo:latest"]].concat()).map(drop)
 }

@@ -22,7 +22,7 @@ const SLACK_KIB: u64 = 6 << 10;
 
 #[test]
 fn a_daemon_is_the_same_after_many_containers() -> Result<()> {
-    let lab = Lab::start(1)?;
+    let lab = Lab::start_alone(1)?;
     let host = &lab.hosts[0];
     host.import_busybox()?;
     let rounds = number("RSWARM_CHURN_ROUNDS", ROUNDS)?;

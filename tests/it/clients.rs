@@ -37,9 +37,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 fn clients_lose_no_request_while_tasks_come_and_go() -> Result<()> {
     let lab = cluster(3, 1)?;
     let first = &lab.hosts[0];
-    for host in &lab.hosts {
-        host.import_checked_demo()?;
-    }
+    lab.every_host(Host::import_checked_demo)?;
     deploy(first, "client", 1)?;
     let create = ["service", "create", "--detach", "--replicas", "2", "--network", "app"];
     let create = |more: &[&str]| first.docker(&[&create[..], more, &[CHECKED]].concat());
@@ -97,9 +95,7 @@ fn clients_lose_no_request_while_tasks_come_and_go() -> Result<()> {
 fn connections_outlive_an_upgrade_of_the_daemon() -> Result<()> {
     let mut lab = cluster(3, 1)?;
     let first = &lab.hosts[0];
-    for host in &lab.hosts {
-        host.import_checked_demo()?;
-    }
+    lab.every_host(Host::import_checked_demo)?;
     let create = ["service", "create", "--detach", "--network", "app", "--constraint"];
     let create = |more: &[&str]| first.docker(&[&create[..], more, &[CHECKED]].concat());
     create(&["node.hostname==h2", "--name", "client"])?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rswarm_tests::harness::{Lab, eventually, run};
-use rswarm_tests::host::CHECKED;
+use rswarm_tests::host::{CHECKED, Host};
 
 use crate::support::{cluster, containers_of, converged, deploy, fetch_inside, hammer, running_tasks};
 
@@ -18,9 +18,7 @@ const REQUESTS_MIN: usize = 20;
 fn a_drained_node_takes_no_service_of_one_replica_down() -> Result<()> {
     let lab = cluster(3, 1)?;
     let first = &lab.hosts[0];
-    for host in &lab.hosts {
-        host.import_checked_demo()?;
-    }
+    lab.every_host(Host::import_checked_demo)?;
     deploy(first, "client", 1)?;
     let create = ["service", "create", "--detach", "--name", "web", "--network", "app", "-p", "8080:80"];
     first.docker(&[&create[..], &[CHECKED]].concat())?;

@@ -37,7 +37,7 @@ const TUNNEL_PORT: u16 = 51820;
 fn an_encrypted_network_shows_nothing_takes_nothing_forged_and_loses_nothing() -> Result<()> {
     let mut lab = Lab::start(3)?;
     lab.form_cluster(1)?;
-    lab.hosts.iter().try_for_each(Host::import_demo)?;
+    lab.every_host(Host::import_demo)?;
     let first = &lab.hosts[0];
     first.docker(&["network", "create", "-d", "overlay", "app"])?;
     first.docker(&["network", "create", "-d", "overlay", "--opt", "encrypted", "vault"])?;

@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use rswarm_tests::harness::eventually;
+use rswarm_tests::harness::{Lab, eventually};
 
-use crate::support::{cluster, converged, deploy, running, running_everywhere, running_tasks};
+use crate::support::{cluster, cluster_of, converged, deploy, running, running_everywhere, running_tasks};
 
 #[test]
 fn a_killed_leader_costs_seconds_and_no_container() -> Result<()> {
-    let mut lab = cluster(5, 3)?;
+    let mut lab = cluster_of(Lab::start_alone(5)?, 3)?;
     deploy(&lab.hosts[0], "web", 5)?;
     converged(&lab.hosts[0], "web", 5, Duration::from_secs(20))?;
     let before = running_everywhere(&lab)?;
@@ -110,7 +110,7 @@ fn a_worker_without_managers_keeps_its_tasks_over_a_restart() -> Result<()> {
 #[test]
 fn a_manager_that_lost_its_place_joins_anew() -> Result<()> {
     let mut lab = cluster(3, 3)?;
-    let reachable = |lab: &rswarm_tests::harness::Lab| -> Result<bool> {
+    let reachable = |lab: &Lab| -> Result<bool> {
         let nodes = lab.hosts[0].docker(&["node", "ls", "--format", "{{.ManagerStatus}}"])?;
         let from_h3 = lab.hosts[2].docker(&["node", "ls", "-q"]).is_ok_and(|ids| ids.lines().count() == 3);
         Ok(nodes.matches("Reachable").count() + nodes.matches("Leader").count() == 3 && from_h3)

@@ -15,9 +15,7 @@ const TWO_MINUTES: Duration = Duration::from_secs(150);
 fn jobs_run_to_completion_once_and_again_when_told_to() -> Result<()> {
     let lab = Lab::start(2)?;
     lab.form_cluster(1)?;
-    for host in &lab.hosts {
-        host.import_busybox()?;
-    }
+    lab.every_host(Host::import_busybox)?;
     let first = &lab.hosts[0];
     create(
         first,

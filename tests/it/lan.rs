@@ -13,9 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[test]
 fn containers_are_on_the_hosts_segment_and_networks_take_their_words_from_another() -> Result<()> {
     let mut lab = Lab::start(2)?;
-    for host in &lab.hosts {
-        host.import_busybox()?;
-    }
+    lab.every_host(Host::import_busybox)?;
     let [first, second] = [&lab.hosts[0], &lab.hosts[1]];
     refused_as_docker_refuses(first)?;
     let drivers = first.docker(&["info", "--format", "{{.Plugins.Network}}"])?;
@@ -74,9 +72,7 @@ fn containers_are_on_the_hosts_segment_and_networks_take_their_words_from_anothe
 fn tasks_are_on_the_hosts_segment_by_each_nodes_own_words() -> Result<()> {
     let mut lab = Lab::start(2)?;
     lab.form_cluster(1)?;
-    for host in &lab.hosts {
-        host.import_busybox()?;
-    }
+    lab.every_host(Host::import_busybox)?;
     let [first, second] = [&lab.hosts[0], &lab.hosts[1]];
     let words =
         ["network", "create", "--config-only", "--subnet", "10.99.0.0/24", "--gateway", "10.99.0.254"];

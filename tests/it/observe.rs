@@ -246,9 +246,7 @@ fn services_and_nodes_tell_what_their_tasks_use_while_somebody_asks() -> Result<
     let lab = Lab::start(3)?;
     // The one that is asked leads; the agents may talk to the other.
     lab.form_cluster(2)?;
-    for host in &lab.hosts {
-        host.import_busybox()?;
-    }
+    lab.every_host(Host::import_busybox)?;
     let first = &lab.hosts[0];
     let create = ["service", "create", "--detach", "--mode", "global", "--name"];
     // One keeps a processor busy as far as it may, one holds memory.

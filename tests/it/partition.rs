@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use rswarm_tests::harness::{Lab, eventually, run};
 use rswarm_tests::host::Host;
 
-use crate::support::{cluster, containers_of, converged, deploy, inside, network_traces, number};
+use crate::support::{cluster, cluster_of, containers_of, converged, deploy, inside, network_traces, number};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What comes on top of the detection of a dead node before every new connection succeeds.
@@ -87,9 +87,7 @@ fn vip(host: &Host, service: &str) -> Result<String> {
 #[test]
 fn connections_live_on_without_managers_and_through_a_partition() -> Result<()> {
     let mut lab = cluster(3, 1)?;
-    for host in &lab.hosts {
-        host.import_busybox()?;
-    }
+    lab.every_host(Host::import_busybox)?;
     let first = &lab.hosts[0];
     let place = |name: &str| format!("node.hostname=={name}");
     let create = ["service", "create", "--detach", "--network", "app", "--constraint"];
@@ -149,7 +147,7 @@ fn connections_live_on_without_managers_and_through_a_partition() -> Result<()> 
 
 #[test]
 fn a_dead_node_costs_new_connections_its_detection_and_no_more() -> Result<()> {
-    let lab = cluster(3, 1)?;
+    let lab = cluster_of(Lab::start_alone(3)?, 1)?;
     let first = &lab.hosts[0];
     let create = ["service", "create", "--detach", "--name", "web", "--replicas", "3", "-p", "8080:80"];
     first.docker(&[&create[..], &["--network", "app", "demo:latest"]].concat())?;

@@ -83,9 +83,7 @@ fn a_dry_run_says_what_comes_and_a_returning_node_gets_its_share() -> Result<()>
     let lab = Lab::start(2)?;
     lab.form_cluster(1)?;
     let first = &lab.hosts[0];
-    for host in &lab.hosts {
-        host.import_busybox()?;
-    }
+    lab.every_host(Host::import_busybox)?;
     first.docker(&["node", "update", "--availability", "drain", "h2"])?;
     what_is_foretold_happens(first)?;
     a_returning_node_gets_its_share(first)?;

@@ -3,11 +3,12 @@
 use std::process::Command;
 
 use anyhow::{Result, ensure};
-use rswarm_tests::harness::{binary, run, turn};
+use rswarm_tests::harness::{binary, run};
+use rswarm_tests::turns::Turn;
 
 #[test]
 fn the_playground_checks_itself_and_cleans_up() -> Result<()> {
-    let _turn = turn();
+    let _turn = Turn::alone();
     let dir = tempfile::tempdir()?;
     let interfaces = run(Command::new("ip").args(["-o", "link"]))?;
     let rules = run(Command::new("nft").args(["list", "ruleset"]))?;

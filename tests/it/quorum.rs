@@ -62,6 +62,8 @@ impl Answer {
 struct Users {
     /// By all answers so far. More than one, once the outcome of a call was not said: nobody touches that object again.
     may_be: BTreeMap<Path, BTreeSet<Written>>,
+    /// The writes to each object and what was answered, for whoever has to find out why it is not so.
+    told: BTreeMap<Path, Vec<String>>,
     acknowledged: usize,
     unknown: usize,
     refused: usize,
@@ -82,14 +84,15 @@ impl Users {
         let choice = dice.below(8);
         if choice < 4 || known.len() < 3 {
             let kind = if choice.is_multiple_of(2) { "configs" } else { "services" };
-            let path = format!("/{kind}/o{}", self.count);
+            // With what no identifier has: the API takes a unique beginning of one where there is no such name.
+            let path = format!("/{kind}/o-{}", self.count);
             let answer = Answer::to(host, "POST", &format!("/{kind}/create"), &spec(&path, &label))?;
-            return self.note(path, Some(label), &answer);
+            return self.note(host, path, Some(label), &answer);
         }
         let path = known[dice.below(known.len())].clone();
         if choice == 7 {
             let answer = Answer::to(host, "DELETE", &path, "")?;
-            return self.note(path, None, &answer);
+            return self.note(host, path, None, &answer);
         }
         let found = Answer::to(host, "GET", &path, "")?;
         if found.status == 404 && found.is_old {
@@ -100,11 +103,13 @@ impl Users {
         let found: Value = serde_json::from_str(&found.body)?;
         let target = format!("{path}/update?version={}", found["Version"]["Index"]);
         let answer = Answer::to(host, "POST", &target, &spec(&path, &label))?;
-        self.note(path, Some(label), &answer)
+        self.note(host, path, Some(label), &answer)
     }
 
-    fn note(&mut self, path: Path, written: Written, answer: &Answer) -> Result<()> {
+    fn note(&mut self, host: &Host, path: Path, written: Written, answer: &Answer) -> Result<()> {
         let body = &answer.body;
+        let call = format!("{} at {}: {written:?} {} {body:.80}", self.count, host.name, answer.status);
+        self.told.entry(path.clone()).or_default().push(call);
         match answer.status {
             200..=299 => {
                 self.acknowledged += 1;
@@ -127,19 +132,27 @@ impl Users {
     /// Everything is as the answers said.
     fn check(&self, host: &Host) -> Result<()> {
         for (path, may_be) in &self.may_be {
-            let (status, body) = host.api("GET", path, "")?;
-            let is = match status {
+            // What is marked as old promises nothing: asked again until it is not.
+            let mut answer = Answer::to(host, "GET", path, "")?;
+            eventually(PATIENCE, "a read is not marked as old", || {
+                if answer.is_old {
+                    answer = Answer::to(host, "GET", path, "")?;
+                }
+                Ok(!answer.is_old)
+            })?;
+            let is = match answer.status {
                 200 => {
-                    let found: Value = serde_json::from_str(&body)?;
+                    let found: Value = serde_json::from_str(&answer.body)?;
                     Some(found["Spec"]["Labels"]["w"].as_str().context("a label")?.to_owned())
                 }
                 404 => None,
-                _ => bail!("{path}: {status} {body}"),
+                _ => bail!("{path}: {answer:?}"),
             };
             ensure!(
                 may_be.contains(&is),
-                "{path} on {} is {is:?}, was acknowledged as {may_be:?}",
-                host.name
+                "{path} on {} is {is:?}, was acknowledged as {may_be:?}: {:#?}",
+                host.name,
+                self.told.get(path)
             );
         }
         Ok(())

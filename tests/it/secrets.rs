@@ -18,9 +18,7 @@ const HUSH: &str = "correct-horse-battery-staple";
 fn secrets_and_configs_reach_containers_and_no_disk() -> Result<()> {
     let mut lab = Lab::start(2)?;
     lab.form_cluster(1)?;
-    for host in &lab.hosts {
-        host.import_busybox()?;
-    }
+    lab.every_host(Host::import_busybox)?;
     let dir = tempfile::tempdir()?;
     let file = |name: &str, text: &str| -> Result<String> {
         let path = dir.path().join(name);

@@ -38,9 +38,7 @@ fn tasks_come_and_go_and_every_node_has_what_the_managers_say() -> Result<()> {
     let step = tasks.div_ceil(2).min(STEP_MAX);
     let lab = Lab::start(3)?;
     lab.form_cluster(1)?;
-    for host in &lab.hosts {
-        host.import_demo()?;
-    }
+    lab.every_host(Host::import_demo)?;
     let first = &lab.hosts[0];
     let before: Vec<String> = lab.hosts.iter().map(network_traces).collect::<Result<_>>()?;
     let names: Vec<String> = (0..networks).map(|number| format!("net{number}")).collect();

@@ -70,11 +70,13 @@ pub fn converged(host: &Host, service: &str, replicas: usize, deadline: Duration
 
 /// A cluster of `hosts` with `managers`, the demo image everywhere and an overlay network `app`.
 pub fn cluster(hosts: u8, managers: usize) -> Result<Lab> {
-    let lab = Lab::start(hosts)?;
+    cluster_of(Lab::start(hosts)?, managers)
+}
+
+/// The same of the hosts of a lab.
+pub fn cluster_of(lab: Lab, managers: usize) -> Result<Lab> {
     lab.form_cluster(managers)?;
-    for host in &lab.hosts {
-        host.import_demo()?;
-    }
+    lab.every_host(Host::import_demo)?;
     lab.hosts[0].docker(&["network", "create", "--driver", "overlay", "app"])?;
     Ok(lab)
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::harness::{eventually, run};
 
@@ -50,10 +50,15 @@ impl Dockerd {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()?;
-        let dockerd = Dockerd { socket, child, dir: dir.to_owned(), cgroup };
-        eventually(Duration::from_secs(60), "dockerd answers", || {
-            dockerd.docker(&["version", "--format", "{{.Server.Version}}"]).map(|_| true)
+        let mut dockerd = Dockerd { socket, child, dir: dir.to_owned(), cgroup };
+        let mut ended = None;
+        eventually(Duration::from_secs(60), "dockerd answers or ends", || {
+            ended = dockerd.child.try_wait()?;
+            Ok(ended.is_some() || dockerd.docker(&["version", "--format", "{{.Server.Version}}"]).is_ok())
         })?;
+        if let Some(status) = ended {
+            bail!("dockerd ended with {status}: {}", std::fs::read_to_string(dockerd.dir.join("log"))?);
+        }
         Ok(dockerd)
     }
 

@@ -5,24 +5,16 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::host::Host;
 use crate::traces;
+use crate::turns::Turn;
 
 /// How often a condition is looked at again; the deadline is what matters.
 const POLL: Duration = Duration::from_millis(50);
-
-/// Waits until no other test of this program runs a cluster. Clusters of several tests at once would only
-/// measure how busy the machine is. The clock of a test starts after this.
-pub fn turn() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    // A test that failed has cleaned up as well.
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Hosts on one network, 10.99.0.0/24.
 pub struct Lab {
@@ -33,14 +25,22 @@ pub struct Lab {
     /// The hosts, in order of their addresses.
     pub hosts: Vec<Host>,
     finished: bool,
-    _turn: MutexGuard<'static, ()>,
+    _turn: Turn,
 }
 
 impl Lab {
-    /// `count` hosts with a running daemon each.
+    /// `count` hosts with a running daemon each, beside the hosts of other labs.
     pub fn start(count: u8) -> Result<Lab> {
+        Lab::start_in(Turn::beside_others(), count)
+    }
+
+    /// The same while no other lab is there: for what measures time, or how much of the machine is used.
+    pub fn start_alone(count: u8) -> Result<Lab> {
+        Lab::start_in(Turn::alone(), count)
+    }
+
+    fn start_in(turn: Turn, count: u8) -> Result<Lab> {
         static LABS: AtomicU32 = AtomicU32::new(0);
-        let turn = turn();
         let name = format!("rswarm-it-{}-{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
         let dir = std::env::temp_dir().join(&name);
         std::fs::create_dir_all(&dir)?;
@@ -81,6 +81,14 @@ impl Lab {
         ip(&["-n", &netns, "link", "set", "eth0", "up"])?;
         self.hosts.push(Host::new(format!("h{number}"), netns, address, self.dir.join(format!("h{number}"))));
         Ok(())
+    }
+
+    /// The same work for every host, all at once.
+    pub fn every_host(&self, work: impl Fn(&Host) -> Result<()> + Sync) -> Result<()> {
+        std::thread::scope(|scope| {
+            let started: Vec<_> = self.hosts.iter().map(|host| scope.spawn(|| work(host))).collect();
+            started.into_iter().try_for_each(|one| one.join().expect("the work of a host"))
+        })
     }
 
     /// Pulls a host's network cable.

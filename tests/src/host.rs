@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::harness::{binary, eventually, run};
+use crate::images::{self, Archive};
 
 /// The demo image with a health check.
 pub const CHECKED: &str = "checked:latest";
@@ -153,37 +154,17 @@ impl Host {
     }
 
     fn import_server(&self, tag: &str, more: &[&str]) -> Result<()> {
-        let dir = tempfile::tempdir()?;
-        std::fs::copy(binary(), dir.path().join("rswarm"))?;
         let changes = ["ENTRYPOINT [\"/rswarm\",\"whoami\"]", "EXPOSE 80"];
-        self.import(dir.path(), tag, &[&changes[..], more].concat())
+        self.import(&images::DEMO, tag, &[&changes[..], more].concat())
     }
 
     /// Puts a busybox image on this host, tagged `busybox:latest`.
     pub fn import_busybox(&self) -> Result<()> {
-        let dir = tempfile::tempdir()?;
-        for folder in ["bin", "etc", "tmp", "root"] {
-            std::fs::create_dir(dir.path().join(folder))?;
-        }
-        let busybox = dir.path().join("bin/busybox");
-        std::fs::copy("/usr/bin/busybox", &busybox).or_else(|_| std::fs::copy("/bin/busybox", &busybox))?;
-        run(Command::new("/bin/sh").current_dir(dir.path().join("bin")).args([
-            "-c",
-            "for applet in $(./busybox --list); do [ $applet = busybox ] || ln -s busybox $applet; done",
-        ]))?;
-        std::fs::write(
-            dir.path().join("etc/passwd"),
-            "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n",
-        )?;
-        std::fs::write(dir.path().join("etc/group"), "root:x:0:\nnogroup:x:65534:\n")?;
-        std::fs::write(dir.path().join("etc/nsswitch.conf"), "hosts: files dns\n")?;
-        self.import(dir.path(), "busybox:latest", &["CMD [\"sh\"]"])
+        self.import(&images::BUSYBOX, "busybox:latest", &["CMD [\"sh\"]"])
     }
 
-    fn import(&self, rootfs: &std::path::Path, tag: &str, changes: &[&str]) -> Result<()> {
-        let tar = tempfile::NamedTempFile::new()?;
-        run(Command::new("tar").arg("-C").arg(rootfs).arg("-cf").arg(tar.path()).arg("."))?;
-        let path = tar.path().to_string_lossy().into_owned();
+    fn import(&self, archive: &'static Archive, tag: &str, changes: &[&str]) -> Result<()> {
+        let path = archive.path()?;
         let mut args = vec!["import"];
         for change in changes {
             args.extend(["--change", change]);

@@ -6,5 +6,7 @@
 pub mod dockerd;
 pub mod harness;
 pub mod host;
+pub mod images;
 pub mod terminal;
 pub mod traces;
+pub mod turns;
