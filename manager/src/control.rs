@@ -464,10 +464,10 @@ impl Desk {
             service.deployment = Some(deployment(&self.store.state(), service));
         }
         if let Some(object::Object::Secret(secret)) = &mut shown.object {
-            secret.versions = versions(&self.store.state(), secret);
+            secret.versions = versions(&self.store.state(), &**secret);
         }
         if let Some(object::Object::Config(config)) = &mut shown.object {
-            config.versions = versions(&self.store.state(), config);
+            config.versions = versions(&self.store.state(), &**config);
         }
         if let Some(object::Object::Node(node)) = &mut shown.object {
             node.tables = self.heartbeats.tables_of(&node.id);

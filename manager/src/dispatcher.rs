@@ -223,7 +223,7 @@ impl Session {
             return Err(End::Wrong("a session must begin with a hello"));
         };
         let seen = peer.addr.map(|addr| addr.ip());
-        let Hello { description, listen_addr, data_path_addr, tasks } = hello;
+        let Hello { description, listen_addr, data_path_addr, tasks } = *hello;
         let status = addresses(&listen_addr, &data_path_addr, seen);
         self.describe(description, Some(status)).await;
         if !tasks.is_empty() {
@@ -238,7 +238,7 @@ impl Session {
             heartbeat_period: self.told.heartbeat_period,
             node: Some(self.told.clone()),
         };
-        self.send(ToAgent::Welcome(welcome)).await?;
+        self.send(ToAgent::Welcome(Box::new(welcome))).await?;
         self.sent = assignments(&state, &self.node_id);
         self.seen = state;
         self.assign(assignments::Kind::Complete, self.sent.complete()).await
@@ -329,7 +329,7 @@ impl Session {
                 // Again and again: another manager may lead since.
                 self.report_tables().await;
             }
-            FromAgent::Description(description) => self.describe(Some(description), None).await,
+            FromAgent::Description(description) => self.describe(Some(*description), None).await,
             FromAgent::Ack(ack) => {
                 tracing::trace!(assignment = ack.assignment, tables = ?ack.tables, "acknowledged");
                 self.applied = ack.tables;
@@ -386,7 +386,7 @@ impl Session {
                 self.heard_at = Instant::now();
             }
             self.told = update.clone();
-            self.send(ToAgent::Node(update)).await?;
+            self.send(ToAgent::Node(Box::new(update))).await?;
         }
         let next = assignments(state, &self.node_id);
         let changes = self.sent.diff(&next);
@@ -530,9 +530,10 @@ mod tests {
         let change = |change| AssignmentChange { change: Some(change) };
         let config = |number: usize| {
             let spec = ContentSpec { data: vec![0; 1_000_000], ..ContentSpec::default() };
-            change(Change::Config(Config { id: number.to_string(), spec: Some(spec), ..Config::default() }))
+            let config = Config { id: number.to_string(), spec: Some(spec), ..Config::default() };
+            change(Change::Config(Box::new(config)))
         };
-        let mut changes = vec![change(Change::Task(Task::default()))];
+        let mut changes = vec![change(Change::Task(Box::new(Task::default())))];
         changes.extend((0..20).map(config));
         let sizes: Vec<usize> = portions(changes).iter().map(Vec::len).collect();
         assert_eq!(sizes, [9, 8, 4]);

@@ -8,6 +8,7 @@ use rswarm_base::{IdGen, Timestamp};
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::{Assignments, ContainerStatus, NodeTaskReport, Task, TaskReport, TaskStatus};
 use rswarm_worker::assignments::{AssignmentSet, NetworkView};
+use rswarm_worker::content::Content;
 use rswarm_worker::step::{Step, next_step};
 
 use crate::net::Payload;
@@ -90,6 +91,11 @@ impl Agent {
     /// The networks that it was told of, with their tables.
     pub fn tables(&self) -> impl Iterator<Item = &NetworkView> {
         self.set.networks.values()
+    }
+
+    /// The secrets and configs that it has.
+    pub fn content(&self) -> &Content {
+        &self.set.content
     }
 
     /// Its clock is set.

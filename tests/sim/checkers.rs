@@ -30,6 +30,8 @@ pub struct Checkers {
     /// How many tasks each service might have, by the raft index of the spec that said so.
     bounds: BTreeMap<String, BTreeMap<u64, u64>>,
     root: String,
+    /// The first index seen of this group of managers: a new one leaves out many.
+    group_since: Option<u64>,
 }
 
 /// Entries within which managers follow a spec: what may be on its way when they decide.
@@ -45,6 +47,7 @@ impl Checkers {
     /// The managers were lost, and others go on from all that was committed, in terms of their own.
     pub fn regrouped(&mut self) {
         self.leaders.clear();
+        self.group_since = None;
     }
 
     /// All managers apply the same entry at one index.
@@ -150,7 +153,8 @@ impl Checkers {
         let bound = bounds.entry(service.spec_version).or_default();
         *bound = (replicas + beside).max(*bound);
         // A spec counts for as long after the next one as what was decided by it may be on its way.
-        let next = |version: u64| bounds.range(version + 1..).next().map(|(next, _)| *next);
+        let since = *self.group_since.get_or_insert(state.index());
+        let next = |version: u64| bounds.range(version + 1..).next().map(|(next, _)| since.max(*next));
         let over: Vec<u64> = bounds
             .keys()
             .copied()

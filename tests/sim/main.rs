@@ -7,6 +7,7 @@
 
 mod agent;
 mod checkers;
+mod contents;
 mod manager;
 mod net;
 mod roots;

@@ -1,4 +1,4 @@
-//! Random users: they create, scale, update and remove services and networks, and drain nodes.
+//! Random users: they create, scale, update and remove services, networks, secrets and configs, and drain nodes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use rswarm_proto::wire::{
 };
 
 use crate::agent::{BROKEN, FLAKY};
+use crate::contents;
 use crate::roots::root;
 
 const SECOND: i64 = 1_000_000_000;
@@ -78,7 +79,7 @@ pub fn request(
     let services: Vec<_> = state.services().filter(|service| !service.pending_delete).cloned().collect();
     let pick = |random: &mut IdGen, count: usize| random.number() as usize % count.max(1);
     let service = services.get(pick(random, services.len()));
-    match random.number() % 27 {
+    match random.number() % 34 {
         0..=5 if services.len() < SERVICES_MAX => {
             let request = CreateServiceRequest { spec: Some(new_service(state, random)) };
             Some(exists(ObjectKind::Service, control::create_service(state, &request, now, ids)))
@@ -120,6 +121,11 @@ pub fn request(
             Some((decision, Promise::Nothing))
         }
         26 => Some((replace_root(state, random, ids)?, Promise::Nothing)),
+        27..=29 => Some(contents::request(state, random, ids)),
+        30..=33 => {
+            let decision = update(state, service?, now, ids, |spec| contents::use_any(state, random, spec));
+            Some((decision, Promise::Nothing))
+        }
         _ => None,
     }
 }

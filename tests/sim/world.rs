@@ -17,6 +17,7 @@ use rswarm_proto::wire::{
 
 use crate::agent::Agent;
 use crate::checkers::Checkers;
+use crate::contents;
 use crate::manager::{Manager, Note, founded_at, hash};
 use crate::net::{Address, Net, Packet, Payload};
 use crate::roots::root;
@@ -222,6 +223,7 @@ impl World {
         if let Some(running) = &manager.running
             && running.applied > self.newest_index
         {
+            contents::check(&self.newest, &running.state);
             self.newest = running.state.clone();
             self.newest_index = running.applied;
             self.checkers.committed(&self.newest);

@@ -257,7 +257,7 @@ impl Agent {
     async fn on_message(&mut self, message: ManagerMessage) {
         match message.message {
             Some(manager_message::Message::Welcome(welcome)) => self.on_update(welcome.node),
-            Some(manager_message::Message::Node(update)) => self.on_update(Some(update)),
+            Some(manager_message::Message::Node(update)) => self.on_update(Some(*update)),
             Some(manager_message::Message::Assignments(assignments)) => {
                 self.on_assignments(&assignments).await;
             }
@@ -480,7 +480,7 @@ impl Agent {
         let description = describe(self.executor.as_ref(), &self.config.identity).await;
         if description != self.description {
             self.description = description.clone();
-            self.send(agent_message::Message::Description(description));
+            self.send(agent_message::Message::Description(Box::new(description)));
         }
     }
 

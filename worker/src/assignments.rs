@@ -111,7 +111,7 @@ impl AssignmentSet {
         use assignment_change::Change;
         match &change.change {
             Some(Change::Task(task)) => {
-                self.tasks.insert(task.id.clone(), task.clone());
+                self.tasks.insert(task.id.clone(), Task::clone(task));
             }
             Some(Change::RemoveTask(id)) => {
                 self.tasks.remove(id);
@@ -121,13 +121,13 @@ impl AssignmentSet {
                 self.networks.remove(id);
             }
             Some(Change::Secret(secret)) => {
-                self.content.secrets.insert(secret.id.clone(), Arc::new(secret.clone()));
+                self.content.secrets.insert(secret.id.clone(), Arc::from(secret.clone()));
             }
             Some(Change::RemoveSecret(id)) => {
                 self.content.secrets.remove(id);
             }
             Some(Change::Config(config)) => {
-                self.content.configs.insert(config.id.clone(), Arc::new(config.clone()));
+                self.content.configs.insert(config.id.clone(), Arc::from(config.clone()));
             }
             Some(Change::RemoveConfig(id)) => {
                 self.content.configs.remove(id);
@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     fn task(id: &str) -> AssignmentChange {
-        AssignmentChange { change: Some(Change::Task(Task { id: id.into(), ..Task::default() })) }
+        AssignmentChange { change: Some(Change::Task(Box::new(Task { id: id.into(), ..Task::default() }))) }
     }
 
     fn table(id: &str, snapshot: bool, add: &[&str], removed: &[&str]) -> AssignmentChange {
@@ -214,7 +214,7 @@ mod tests {
             removed: removed.iter().map(|id| (*id).into()).collect(),
             ..NetworkTable::default()
         };
-        AssignmentChange { change: Some(Change::Network(table)) }
+        AssignmentChange { change: Some(Change::Network(Box::new(table))) }
     }
 
     fn message(kind: Kind, from: &str, to: &str, changes: Vec<AssignmentChange>) -> Assignments {
@@ -250,7 +250,7 @@ mod tests {
         let message = |kind, from: &str, to: &str, table: NetworkTable| {
             let network = Some(Network { id: "n".into(), ..Network::default() });
             let table = NetworkTable { network, ..table };
-            message(kind, from, to, vec![AssignmentChange { change: Some(Change::Network(table)) }])
+            message(kind, from, to, vec![AssignmentChange { change: Some(Change::Network(Box::new(table))) }])
         };
         let service = |id: &str| NetworkService { service_id: id.into(), ..NetworkService::default() };
         let node = |id: &str| NetworkNode { node_id: id.into(), ..NetworkNode::default() };
@@ -276,7 +276,10 @@ mod tests {
         let secret = |id: &str| rswarm_proto::wire::Secret { id: id.into(), ..Default::default() };
         let change = |change| AssignmentChange { change: Some(change) };
         let mut set = AssignmentSet::default();
-        let first = vec![change(Change::Secret(secret("a"))), change(Change::Secret(secret("b")))];
+        let first = vec![
+            change(Change::Secret(Box::new(secret("a")))),
+            change(Change::Secret(Box::new(secret("b")))),
+        ];
         assert_eq!(
             ids(&set.apply(&message(Kind::Complete, "", "1", first)).expect("first").secrets),
             ["a", "b"]

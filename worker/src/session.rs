@@ -135,7 +135,7 @@ impl Session {
         let hello = hello.await.map_err(|_| SessionError::Stopping)?;
         let (outbox, messages) = mpsc::channel(OUTBOX);
         // The outbox is empty and ours alone: the first message always fits.
-        let _ = outbox.try_send(message(agent_message::Message::Hello(hello)));
+        let _ = outbox.try_send(message(agent_message::Message::Hello(Box::new(hello))));
         let stream = DispatcherClient::new(channel)
             .max_decoding_message_size(MESSAGE_MAX)
             .session(ReceiverStream::new(messages))

@@ -99,13 +99,14 @@ impl Session {
         assert!(matches!(self.hear().await, FromAgent::Hello(_)));
         let heartbeat_period = update.heartbeat_period;
         let welcome = Welcome { heartbeat_period, node: Some(update), ..Welcome::default() };
-        self.say(ToAgent::Welcome(welcome)).await;
+        self.say(ToAgent::Welcome(Box::new(welcome))).await;
     }
 
     /// Assigns one task, and waits until the agent says that it has been told.
     async fn assign(&mut self, to: &str, task: &str) {
         let task = Task { id: task.to_owned(), ..Task::default() };
-        let changes = vec![AssignmentChange { change: Some(assignment_change::Change::Task(task)) }];
+        let changes =
+            vec![AssignmentChange { change: Some(assignment_change::Change::Task(Box::new(task))) }];
         let kind = assignments::Kind::Complete.into();
         self.say(ToAgent::Assignments(Assignments {
             kind,
@@ -245,7 +246,7 @@ async fn a_new_heartbeat_period_holds_at_once() {
     let (_, mut session) = cluster.session().await;
     session.welcome(cluster.update(Duration::from_secs(3600))).await;
     session.hear_heartbeat().await;
-    session.say(ToAgent::Node(cluster.update(Duration::from_millis(100)))).await;
+    session.say(ToAgent::Node(Box::new(cluster.update(Duration::from_millis(100))))).await;
     for _ in 0..3 {
         session.hear_heartbeat().await;
     }
@@ -325,13 +326,13 @@ async fn a_task_without_a_virtual_address_serves_while_it_is_remembered() {
     let mut spec = EndpointSpec::default();
     spec.set_mode(endpoint_spec::Mode::Dnsrr);
     task.endpoint = Some(Endpoint { spec: Some(spec), ..Endpoint::default() });
-    let changes = vec![Assigned::Network(table), Assigned::Task(task.clone())];
+    let changes = vec![Assigned::Network(Box::new(table)), Assigned::Task(Box::new(task.clone()))];
     session.reassign(assignments::Kind::Complete, 0, changes).await;
     session.until(TaskState::Running).await;
     task.set_desired_state(TaskState::Shutdown);
     task.drained = true;
     let told = Instant::now();
-    session.reassign(assignments::Kind::Incremental, 1, vec![Assigned::Task(task)]).await;
+    session.reassign(assignments::Kind::Incremental, 1, vec![Assigned::Task(Box::new(task))]).await;
     session.until(TaskState::Shutdown).await;
     assert!(told.elapsed() > REMEMBERED, "{:?}", told.elapsed());
     cluster.scope.shutdown(PATIENCE).await;
@@ -343,18 +344,18 @@ async fn a_task_on_a_network_stops_once_nothing_leads_to_it() {
     let (_, mut session) = cluster.session().await;
     session.welcome(cluster.update(Duration::from_millis(200))).await;
     let (table, mut task) = on_a_network();
-    let changes = vec![Assigned::Network(table), Assigned::Task(task.clone())];
+    let changes = vec![Assigned::Network(Box::new(table)), Assigned::Task(Box::new(task.clone()))];
     session.reassign(assignments::Kind::Complete, 0, changes).await;
     session.until(TaskState::Running).await;
     task.set_desired_state(TaskState::Shutdown);
-    session.reassign(assignments::Kind::Incremental, 1, vec![Assigned::Task(task.clone())]).await;
+    session.reassign(assignments::Kind::Incremental, 1, vec![Assigned::Task(Box::new(task.clone()))]).await;
     session.until(TaskState::Draining).await;
     let told = Instant::now();
     // It waits to hear that nothing leads to it any more, for three seconds.
     let early = session.next_state().await;
     assert!(early != Some(TaskState::Shutdown) || told.elapsed() >= Duration::from_secs(3));
     task.drained = true;
-    session.reassign(assignments::Kind::Incremental, 2, vec![Assigned::Task(task)]).await;
+    session.reassign(assignments::Kind::Incremental, 2, vec![Assigned::Task(Box::new(task))]).await;
     if early != Some(TaskState::Shutdown) {
         session.until(TaskState::Shutdown).await;
     }

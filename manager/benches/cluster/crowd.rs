@@ -138,7 +138,7 @@ where
     let (out, messages) = mpsc::channel(16);
     let say = |message| AgentMessage { message: Some(message) };
     let hello = Hello { description: Some(description()), ..Hello::default() };
-    out.send(say(ToManager::Hello(hello))).await.expect("room");
+    out.send(say(ToManager::Hello(Box::new(hello)))).await.expect("room");
     // A manager that is too busy refuses.
     let Ok(session) = dispatcher.session(ReceiverStream::new(messages)).await else { return };
     let mut session = session.into_inner();

@@ -33,7 +33,7 @@ pub async fn run(agents: usize, replicas: usize, way: Way) {
         Way::Inside => Duration::from_secs(60),
     };
     figure::within(&format!("{replicas} replicas run on {agents} agents after"), begin.elapsed(), goal);
-    figure::below("resident memory, agents and manager", resident(), "MiB", 1024.0);
+    figure::below("resident memory, agents and manager", resident(), "MiB", 954.0);
     println!(
         "CPU: manager {:.2?}, agents {:.2?}; {} raft entries",
         cpu(MANAGER) - managers,

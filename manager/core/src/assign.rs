@@ -280,25 +280,27 @@ impl AssignmentSet {
         let mut changes = Vec::new();
         for (id, table) in &next.networks {
             match self.networks.get(id) {
-                None => changes.push(Kind::Network(table.snapshot(next.version))),
+                None => changes.push(Kind::Network(Box::new(table.snapshot(next.version)))),
                 Some(before) if Arc::ptr_eq(before, table) || before == table => {}
-                Some(before) => changes.push(Kind::Network(before.delta(table, next.version))),
+                Some(before) => changes.push(Kind::Network(Box::new(before.delta(table, next.version)))),
             }
         }
         for (id, task) in &next.tasks {
             let before = self.tasks.get(id);
             if before.is_none_or(|before| !Arc::ptr_eq(before, task) && before != task) {
-                changes.push(Kind::Task(Task::clone(task)));
+                changes.push(Kind::Task(Box::new(Task::clone(task))));
             }
         }
         let gone = self.tasks.keys().filter(|id| !next.tasks.contains_key(*id));
         changes.extend(gone.map(|id| Kind::RemoveTask(id.clone())));
         let gone = self.networks.keys().filter(|id| !next.networks.contains_key(*id));
         changes.extend(gone.map(|id| Kind::RemoveNetwork(id.clone())));
-        changes
-            .extend(renewed(&self.secrets, &next.secrets).map(|secret| Kind::Secret(Secret::clone(secret))));
-        changes
-            .extend(renewed(&self.configs, &next.configs).map(|config| Kind::Config(Config::clone(config))));
+        changes.extend(
+            renewed(&self.secrets, &next.secrets).map(|secret| Kind::Secret(Box::new(Secret::clone(secret)))),
+        );
+        changes.extend(
+            renewed(&self.configs, &next.configs).map(|config| Kind::Config(Box::new(Config::clone(config)))),
+        );
         changes.extend(missing(&self.secrets, &next.secrets).into_iter().map(Kind::RemoveSecret));
         changes.extend(missing(&self.configs, &next.configs).into_iter().map(Kind::RemoveConfig));
         changes.into_iter().map(|change| AssignmentChange { change: Some(change) }).collect()
@@ -385,7 +387,7 @@ mod tests {
         let mut set = from.clone();
         for change in &changes {
             match change.change.clone().expect("a change") {
-                Kind::Task(task) => drop(set.tasks.insert(task.id.clone(), Arc::new(task))),
+                Kind::Task(task) => drop(set.tasks.insert(task.id.clone(), Arc::from(task))),
                 Kind::RemoveTask(id) => assert!(set.tasks.remove(&id).is_some()),
                 Kind::RemoveNetwork(id) => assert!(set.networks.remove(&id).is_some()),
                 Kind::Network(table) => {
@@ -409,9 +411,9 @@ mod tests {
                     let table = Table { network, endpoints, services, nodes, tunnel: table.tunnel };
                     set.networks.insert(table.network.id.clone(), Arc::new(table));
                 }
-                Kind::Secret(secret) => drop(set.secrets.insert(secret.id.clone(), Arc::new(secret))),
+                Kind::Secret(secret) => drop(set.secrets.insert(secret.id.clone(), Arc::from(secret))),
                 Kind::RemoveSecret(id) => assert!(set.secrets.remove(&id).is_some()),
-                Kind::Config(config) => drop(set.configs.insert(config.id.clone(), Arc::new(config))),
+                Kind::Config(config) => drop(set.configs.insert(config.id.clone(), Arc::from(config))),
                 Kind::RemoveConfig(id) => assert!(set.configs.remove(&id).is_some()),
             }
         }

@@ -40,7 +40,7 @@ impl Agent {
         let description =
             Some(NodeDescription { hostname: "w".to_owned(), platform, ..NodeDescription::default() });
         let hello = Hello { description, listen_addr: listen_addr.to_owned(), ..Hello::default() };
-        let agent = AgentMessage { message: Some(ToManager::Hello(hello)) };
+        let agent = AgentMessage { message: Some(ToManager::Hello(Box::new(hello))) };
         out.send(agent).await.expect("room");
         let session = DispatcherClient::new(channel).session(ReceiverStream::new(messages)).await;
         let beating = Scope::root("heartbeats");
@@ -68,7 +68,7 @@ impl Agent {
             if let FromManager::Assignments(assignments) = self.next().await {
                 let kind = assignments.kind();
                 let tasks = assignments.changes.into_iter().filter_map(|change| match change.change {
-                    Some(Change::Task(task)) => Some(task),
+                    Some(Change::Task(task)) => Some(*task),
                     _ => None,
                 });
                 return (kind, tasks.collect());

@@ -42,14 +42,14 @@ macro_rules! stored {
         }
         impl From<$type> for Object {
             fn from(object: $type) -> Object {
-                Object { object: Some(object::Object::$type(object)) }
+                Object { object: Some(object::Object::$type(Box::new(object))) }
             }
         }
         impl TryFrom<Object> for $type {
             type Error = WrongKind;
             fn try_from(object: Object) -> Result<$type, WrongKind> {
                 match object.object {
-                    Some(object::Object::$type(object)) => Ok(object),
+                    Some(object::Object::$type(object)) => Ok(*object),
                     _ => Err(WrongKind(ObjectKind::$type)),
                 }
             }

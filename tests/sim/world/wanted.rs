@@ -13,6 +13,7 @@ use rswarm_worker::assignments::NetworkView;
 
 use super::World;
 use crate::checkers::completed;
+use crate::contents;
 
 impl World {
     /// Whether there is a leader and all members vote.
@@ -36,6 +37,9 @@ impl World {
         }
         if state.cluster()?.root_ca.as_ref()?.rotation.is_some() {
             return Some("the root certificate is still being replaced".to_owned());
+        }
+        if let Some(version) = contents::leftover(state) {
+            return Some(format!("version {version} is needed no more, and there"));
         }
         let service = state.services().find_map(|service| self.service_trouble(state, service));
         service.or_else(|| self.container_trouble(state))
@@ -64,6 +68,12 @@ impl World {
             Mode::ReplicatedJob { total, .. } => return unfinished(state, service, total),
             Mode::GlobalJob => return unfinished(state, service, self.size.nodes as u64),
         };
+        if !contents::is_followed(state, service) {
+            return Some(format!(
+                "tasks of service {} have other secrets or configs than its spec",
+                service.id
+            ));
+        }
         let live = state.tasks_of_service(&service.id).filter(|task| task.is_live());
         let states: Vec<_> = live.map(|task| (task.slot, task.observed(), task.desired())).collect();
         let running = states.iter().filter(|(_, observed, _)| *observed == TaskState::Running).count() as u64;
@@ -86,6 +96,12 @@ impl World {
                 || !agent.tables().zip(assigned.networks.values()).all(|(view, table)| same(view, table))
             {
                 return Some(format!("{node} has other tables than it was assigned"));
+            }
+            let content = agent.content();
+            if !content.secrets.keys().eq(assigned.secrets.keys())
+                || !content.configs.keys().eq(assigned.configs.keys())
+            {
+                return Some(format!("{node} has other secrets or configs than it was assigned"));
             }
             for (id, container) in agent.containers.iter().filter(|(_, container)| container.is_up()) {
                 let wanted = state.task(id).is_some_and(|task| task.is_live() && task.node_id == *node);

@@ -77,13 +77,13 @@ impl AnyObject {
     #[must_use]
     pub fn from_object(object: Object) -> Option<AnyObject> {
         Some(match object.object? {
-            object::Object::Cluster(object) => AnyObject::Cluster(Arc::new(object)),
-            object::Object::Node(object) => AnyObject::Node(Arc::new(object)),
-            object::Object::Service(object) => AnyObject::Service(Arc::new(object)),
-            object::Object::Task(object) => AnyObject::Task(Arc::new(object)),
-            object::Object::Network(object) => AnyObject::Network(Arc::new(object)),
-            object::Object::Secret(object) => AnyObject::Secret(Arc::new(object)),
-            object::Object::Config(object) => AnyObject::Config(Arc::new(object)),
+            object::Object::Cluster(object) => AnyObject::Cluster(object.into()),
+            object::Object::Node(object) => AnyObject::Node(object.into()),
+            object::Object::Service(object) => AnyObject::Service(object.into()),
+            object::Object::Task(object) => AnyObject::Task(object.into()),
+            object::Object::Network(object) => AnyObject::Network(object.into()),
+            object::Object::Secret(object) => AnyObject::Secret(object.into()),
+            object::Object::Config(object) => AnyObject::Config(object.into()),
         })
     }
 }
