@@ -28,6 +28,13 @@ pub enum Payload {
     Assign { index: u64, root: usize, message: Assignments },
 }
 
+impl Payload {
+    /// Whether it is no message, but the end of the stream that a raft snapshot was sent on.
+    pub fn is_end(&self) -> bool {
+        matches!(self, Payload::Raft(bytes) if bytes.is_empty())
+    }
+}
+
 /// One message on its way.
 #[derive(Debug, Clone)]
 pub struct Packet {

@@ -24,6 +24,8 @@ use crate::roots::root;
 use crate::workload::{self, Promise, Promises};
 
 const TICK: Duration = Duration::from_millis(100);
+/// How long a member waits for the end of a stream.
+const IN_VAIN: Duration = Duration::from_secs(1);
 /// Entries between comparisons of whole states: after a step that went two ways, they differ for long.
 const STATE_EVERY: u64 = 64;
 /// Seeds between those of a large cluster: most faults need few machines, and a small cluster is quickly run.
@@ -284,7 +286,10 @@ impl World {
     }
 
     fn send(&mut self, packet: Packet) {
-        if let Some(latency) = self.net.transit(&packet, &mut self.random) {
+        let latency = self.net.transit(&packet, &mut self.random);
+        // The end of a stream is the sender's own to see: if not by the other's word, then by waiting for it in vain.
+        let latency = latency.or_else(|| packet.payload.is_end().then_some(IN_VAIN));
+        if let Some(latency) = latency {
             self.after(latency, Event::Deliver(packet));
         }
     }
@@ -301,8 +306,7 @@ impl World {
             }
             Address::Manager(id) => {
                 let Some(manager) = self.managers.get_mut(&id) else { return };
-                let stream_ended = matches!(&packet.payload, Payload::Raft(bytes) if bytes.is_empty());
-                match (&packet.from, stream_ended) {
+                match (&packet.from, packet.payload.is_end()) {
                     (Address::Manager(to), true) => {
                         let input = Input::SnapshotSent { to: *to, delivered: true };
                         manager.handle(input, self.now, self.crash_chance, &mut self.random);
