@@ -521,7 +521,7 @@ impl Relay for RelayService {
 #[cfg(test)]
 mod tests {
     use rswarm_proto::wire::assignment_change::Change;
-    use rswarm_proto::wire::{Config, ContentSpec, Task};
+    use rswarm_proto::wire::{Config, ContentSpec};
 
     use super::*;
 
@@ -533,7 +533,7 @@ mod tests {
             let config = Config { id: number.to_string(), spec: Some(spec), ..Config::default() };
             change(Change::Config(Box::new(config)))
         };
-        let mut changes = vec![change(Change::Task(Box::new(Task::default())))];
+        let mut changes = vec![change(Change::Task(Box::default()))];
         changes.extend((0..20).map(config));
         let sizes: Vec<usize> = portions(changes).iter().map(Vec::len).collect();
         assert_eq!(sizes, [9, 8, 4]);
