@@ -1,6 +1,6 @@
 //! Compiles the `.proto` files with protox: no protoc on the machine is needed.
 
-const FILES: [&str; 7] = ["types", "store", "raft", "ca", "dispatcher", "control", "logs"];
+const FILES: [&str; 8] = ["types", "store", "raft", "ca", "dispatcher", "control", "logs", "containers"];
 
 /// The large ones among alternatives: a message with any of them is as large as the largest, and channels keep room for
 /// 32 messages each, two channels for each agent.
@@ -32,6 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .message_attribute(".", "#[serde(default, deny_unknown_fields)]")
         .bytes(".rswarm.v1.RaftMessage")
         .bytes(".rswarm.v1.SnapshotChunk")
+        .bytes(".rswarm.v1.ContainerBytes")
         .btree_map(".")
         // Written by hand: without the data.
         .skip_debug([".rswarm.v1.ContentSpec"])

@@ -32,6 +32,7 @@ mod playground;
 mod quorum;
 mod recovery;
 mod refusals;
+mod remote;
 mod rpcs;
 mod secrets;
 mod soak;

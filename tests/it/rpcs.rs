@@ -63,6 +63,7 @@ const TABLE: &[(&str, Access)] = &[
     ("Raft/Snapshot", Manager),
     ("Raft/Status", Manager),
     ("Relay/Report", Manager),
+    ("TaskContainers/Reach", Manager),
     ("TaskLogs/Read", Manager),
 ];
 

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
+use rswarm_api::TaskContainersService;
 use rswarm_base::error::{Chain, Classify};
-use rswarm_base::{Kind, Timestamp};
+use rswarm_base::{Kind, Scope, Timestamp};
 use rswarm_engine::config::TaskRef;
 use rswarm_engine::container::{HealthStatus, Status};
 use rswarm_engine::logs::{LogOptions, LogSource};
@@ -16,6 +17,7 @@ use rswarm_engine::stats::{MemoryStats, Sample};
 use rswarm_engine::{Container, ContainerConfig, EndpointConfig, Engine, RemoveOptions, WaitCondition};
 use rswarm_image::{Progress, Reference, RegistryAuth};
 use rswarm_proto::model::template::Place;
+use rswarm_proto::wire::task_containers_server::TaskContainersServer;
 use rswarm_proto::wire::{
     ContainerStatus, EngineDescription, GenericResource, LogLine, NetworkAttachment, NodeDescription,
     Platform, PortConfig, Resources, Task, TaskLogsRequest, TaskUsage, log_line, port_config,
@@ -28,6 +30,7 @@ use tokio::sync::broadcast::error::RecvError;
 use super::attachments::Attachments;
 use super::connections::any_incoming;
 use super::content;
+use super::node::Node;
 use super::overlay::{address, by_words, facts, mac, overlay};
 use super::tunnel::OwnKey;
 
@@ -47,6 +50,7 @@ pub struct EngineExecutor {
     generic: Vec<GenericResource>,
     data_path: IpAddr,
     own_key: OwnKey,
+    node: Weak<Node>,
     pub(super) attachments: Arc<Attachments>,
 }
 
@@ -60,6 +64,7 @@ impl EngineExecutor {
         (labels, generic): (&[(String, String)], &[GenericResource]),
         data_path: IpAddr,
         own_key: OwnKey,
+        node: Weak<Node>,
     ) -> Arc<EngineExecutor> {
         let labels = labels.iter().cloned().collect();
         let attachments = Attachments::new(engine.clone());
@@ -72,8 +77,14 @@ impl EngineExecutor {
             generic,
             data_path,
             own_key,
+            node,
             attachments,
         })
+    }
+
+    /// Serves managers that ask about containers of tasks, as long as the scope lasts.
+    pub fn containers(&self, scope: &Scope) -> TaskContainersServer<TaskContainersService> {
+        TaskContainersService::server(self.engine.clone(), self.node.clone(), scope.clone())
     }
 
     fn container_of(&self, task_id: &str) -> Option<Arc<Container>> {

@@ -389,7 +389,7 @@ impl Membership {
         match ended(self.manager.as_ref()).now_or_never().flatten() {
             Some(Ended::Failed { reason, passing }) => {
                 tracing::error!(reason, passing, "the manager of this node cannot go on");
-                self.routes.send_replace(routes(None, &self.executor));
+                self.routes.send_replace(routes(None, &self.executor, &self.scope));
                 // Without a failure on record it is started again: a full disk may have room by then.
                 self.failure = (!passing).then_some(reason);
                 self.manager = None;
@@ -413,7 +413,7 @@ impl Membership {
     async fn give_up_membership(&mut self) -> std::io::Result<()> {
         self.disowned_since = None;
         self.failure = None;
-        self.routes.send_replace(routes(None, &self.executor));
+        self.routes.send_replace(routes(None, &self.executor, &self.scope));
         if let Some(manager) = self.manager.take() {
             manager.stop().await;
         }
@@ -431,7 +431,7 @@ impl Membership {
                 self.failure = Some(Chain(error).to_string());
             }
         })?;
-        self.routes.send_replace(routes(Some(&manager), &self.executor));
+        self.routes.send_replace(routes(Some(&manager), &self.executor, &self.scope));
         self.manager = Some(manager);
         tracing::info!("this node is now a manager");
         Ok(())
@@ -500,7 +500,7 @@ struct Parts {
 
 impl Parts {
     async fn start(self, listener: TcpListener) -> Result<Membership, EnterError> {
-        let (sender, receiver) = watch::channel(routes(None, &self.executor));
+        let (sender, receiver) = watch::channel(routes(None, &self.executor, &self.scope));
         let server_scope = self.scope.child("grpc");
         let identity = self.identity.clone();
         self.scope.spawn(async move {
@@ -509,7 +509,7 @@ impl Parts {
             }
         });
         let (manager, failure) = self.manager().await?;
-        sender.send_replace(routes(manager.as_ref(), &self.executor));
+        sender.send_replace(routes(manager.as_ref(), &self.executor, &self.scope));
         let mut managers = self.way.managers;
         if manager.is_some() {
             managers.push(self.addresses.local().to_string());
@@ -604,11 +604,11 @@ fn manager_config(
     }
 }
 
-fn routes(manager: Option<&Manager>, executor: &Arc<EngineExecutor>) -> Routes {
-    let logs = TaskLogsService::server(executor.clone());
+fn routes(manager: Option<&Manager>, executor: &Arc<EngineExecutor>, scope: &Scope) -> Routes {
+    let (logs, containers) = (TaskLogsService::server(executor.clone()), executor.containers(scope));
     match manager {
-        Some(manager) => manager.services(|services| services.add_service(logs)),
-        None => unmanaged(Routes::new(logs)),
+        Some(manager) => manager.services(|services| services.add_service(logs).add_service(containers)),
+        None => unmanaged(Routes::new(logs).add_service(containers)),
     }
 }
 

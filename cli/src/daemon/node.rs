@@ -1,6 +1,6 @@
 //! The node's side of the API's swarm calls: one actor owns whether this daemon is in a cluster.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,6 +18,7 @@ use rswarm_proto::tls::{self, EnrollError, Enrollment, Identity, IdentityError, 
 use rswarm_proto::token::JoinToken;
 use rswarm_proto::wire::control_client::ControlClient;
 use rswarm_proto::wire::logs_client::LogsClient;
+use rswarm_proto::wire::task_containers_client::TaskContainersClient;
 use rswarm_proto::wire::{
     GenericResource, LeaveManagerRequest, ListRequest, Node as NodeObject, NodeAvailability, NodeRole,
     ObjectKind,
@@ -94,9 +95,17 @@ impl Node {
         let (requests, inbox) = mpsc::channel(INBOX);
         let (info_sender, info) = watch::channel(ClusterInfo::default());
         let (access_sender, access) = watch::channel(None);
-        let (audit, generic) = (config.audit.clone(), config.generic.clone());
+        let node = Arc::new(Node {
+            requests,
+            info,
+            access,
+            channel: arc_swap::ArcSwapOption::empty(),
+            audit: config.audit.clone(),
+            generic: config.generic.clone(),
+        });
         let mut actor = NodeActor {
             config,
+            node: Arc::downgrade(&node),
             membership: None,
             locked: None,
             info: info_sender,
@@ -105,14 +114,7 @@ impl Node {
         };
         actor.resume().await?;
         scope.spawn(actor.run(inbox));
-        Ok(Arc::new(Node {
-            requests,
-            info,
-            access,
-            channel: arc_swap::ArcSwapOption::empty(),
-            audit,
-            generic,
-        }))
+        Ok(node)
     }
 
     async fn ask<T>(
@@ -204,11 +206,25 @@ impl ClusterNode for Node {
     async fn logs(&self) -> Result<LogsClient<Channel>, ClusterError> {
         Ok(LogsClient::new(self.channel().await?))
     }
+
+    async fn containers(
+        &self,
+        node_id: &str,
+        addr: &str,
+    ) -> Result<TaskContainersClient<Channel>, ClusterError> {
+        let Some(Access { identity, .. }) = self.access.borrow().clone() else {
+            return Err(ClusterError::no_control(self.info.borrow().state));
+        };
+        let channel = tls::connect_node(addr, node_id, &identity).await.map_err(ClusterError::from_error)?;
+        Ok(TaskContainersClient::new(channel))
+    }
 }
 
 /// The owner of this daemon's place in a cluster.
 struct NodeActor {
     config: NodeConfig,
+    /// Itself, as the API sees it.
+    node: Weak<Node>,
     membership: Option<Membership>,
     /// Where a manager was whose key waits to be unlocked.
     locked: Option<Addresses>,
@@ -321,6 +337,7 @@ impl NodeActor {
             (&self.config.labels, &self.config.generic),
             addresses.data_path,
             OwnKey::new(self.config.paths.tunnel_key(), self.config.tunnel_port),
+            self.node.clone(),
         )
     }
 

@@ -24,6 +24,7 @@ mod networks;
 pub mod node;
 mod nodes;
 mod plugins;
+mod remote;
 mod request;
 mod router;
 mod secrets;
@@ -54,6 +55,7 @@ pub use node::{
     Availability, ClusterError, ClusterInfo, ClusterNode, InitRequest, JoinRequest, LocalState,
     RemoteManager, RestoreRequest,
 };
+pub use remote::TaskContainersService;
 pub use swarm::UNLOCK_KEY;
 
 use crate::router::{App, Gate};

@@ -9,6 +9,7 @@ use rswarm_base::audit::Audit;
 use rswarm_base::{Classify, Kind};
 use rswarm_proto::wire;
 use rswarm_proto::wire::logs_client::LogsClient;
+use rswarm_proto::wire::task_containers_client::TaskContainersClient;
 use tonic::transport::Channel;
 
 pub use rswarm_proto::wire::NodeAvailability as Availability;
@@ -300,4 +301,11 @@ pub trait ClusterNode: Send + Sync + 'static {
 
     /// A client of a manager's log service; on managers only, else [`ClusterError::no_control`].
     async fn logs(&self) -> Result<LogsClient<Channel>, ClusterError>;
+
+    /// A client of a node's service for its tasks' containers; on managers only, else [`ClusterError::no_control`].
+    async fn containers(
+        &self,
+        node_id: &str,
+        addr: &str,
+    ) -> Result<TaskContainersClient<Channel>, ClusterError>;
 }

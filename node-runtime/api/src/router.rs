@@ -19,8 +19,8 @@ use crate::error::ApiError;
 use crate::node::ClusterNode;
 use crate::version;
 use crate::{
-    archive, call, containers, events, exec, images, networks, nodes, plugins, secrets, services, swarm,
-    system, tasks, usage, volumes,
+    archive, call, containers, events, exec, images, networks, nodes, plugins, remote, secrets, services,
+    swarm, system, tasks, usage, volumes,
 };
 
 /// The Docker release whose behaviour we follow; clients read it out of `Server` and `/version`.
@@ -93,12 +93,20 @@ pub(crate) async fn page_not_found() -> ApiError {
 /// What stands before the routes: the version in the path goes off, the common headers come on.
 #[derive(Clone)]
 pub(crate) struct Gate {
+    app: App,
     routes: Router,
+    /// The only container that is there, by its identifier, for who may see no other.
+    only: Option<Arc<str>>,
 }
 
 impl Gate {
     pub fn new(app: App) -> Gate {
-        Gate { routes: routes(app) }
+        Gate { routes: routes(app.clone()), app, only: None }
+    }
+
+    /// One behind which there is nothing but what can be seen of one container.
+    pub fn of_container(app: App, id: String) -> Gate {
+        Gate { only: Some(id.into()), ..Gate::new(app) }
     }
 
     pub async fn call(&self, request: Request<Body>) -> Response {
@@ -108,8 +116,7 @@ impl Gate {
             match admit(request) {
                 Ok(request) => {
                     let user = request.extensions().get().copied();
-                    let routed = self.routes.clone().oneshot(request);
-                    call::answer(user, async { routed.await.unwrap_or_else(|never| match never {}) }).await
+                    call::answer(user, self.route(request)).await
                 }
                 Err(Refusal::Json(error)) => error.into_response(),
                 Err(Refusal::Text(error)) => error.into_text_response(),
@@ -117,6 +124,22 @@ impl Gate {
         };
         common_headers(response.headers_mut());
         response
+    }
+
+    async fn route(&self, request: Request<Body>) -> Response {
+        match (remote::view_of(&request), &self.only) {
+            (viewed, Some(only)) if viewed != Some(only) => return page_not_found().await.into_response(),
+            (Some(reference), None) => {
+                if let Some(task) = remote::elsewhere(&self.app, reference).await {
+                    return remote::pass_on(&self.app, &task, request)
+                        .await
+                        .unwrap_or_else(IntoResponse::into_response);
+                }
+            }
+            _ => {}
+        }
+        let routed = self.routes.clone().oneshot(request).await;
+        routed.unwrap_or_else(|never| match never {})
     }
 }
 

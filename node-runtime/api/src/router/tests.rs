@@ -11,6 +11,7 @@ use rswarm_proto::status::{NO_LEADER, REPLICA, USER};
 use rswarm_proto::wire;
 use rswarm_proto::wire::control_server::{Control, ControlServer};
 use rswarm_proto::wire::logs_client::LogsClient;
+use rswarm_proto::wire::task_containers_client::TaskContainersClient;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tonic::{Response as Reply, Status};
@@ -361,6 +362,10 @@ impl ClusterNode for FakeNode {
 
     async fn logs(&self) -> Result<LogsClient<Channel>, ClusterError> {
         Err(ClusterError::no_control(self.info().state))
+    }
+
+    async fn containers(&self, _: &str, _: &str) -> Result<TaskContainersClient<Channel>, ClusterError> {
+        Err(ClusterError::not_a_manager())
     }
 }
 

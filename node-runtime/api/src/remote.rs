@@ -1,0 +1,208 @@
+//! Containers of the cluster's tasks, asked for on a manager, wherever they run.
+//!
+//! A request that names the container of a task on another node is passed on there, and answered by that node's own
+//! handlers. The way is a connection of an API client, carried by the streams of one gRPC call that the manager makes
+//! to the node (`TaskContainers.Reach`). The node lets nothing through but what is about the container that the call
+//! names. Such a connection could carry any request, also one that is upgraded; [`VIEWS`] says which ones may go.
+
+use std::sync::Weak;
+
+use axum::body::Body;
+use axum::http::{Method, Request, Uri, header};
+use axum::response::Response;
+use bytes::Bytes;
+use hyper_util::rt::TokioIo;
+use rswarm_base::id::is_cluster_id;
+use rswarm_base::{Chain, Kind, Scope};
+use rswarm_engine::Engine;
+use rswarm_proto::tls;
+use rswarm_proto::wire::task_containers_server::{TaskContainers, TaskContainersServer};
+use rswarm_proto::wire::{ContainerBytes, Node, NodeRole, Task};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use crate::connection;
+use crate::error::ApiError;
+use crate::node::ClusterNode;
+use crate::router::{App, Gate};
+use crate::swarm;
+use crate::version::ApiVersion;
+
+/// What may be asked about a container elsewhere: what only looks.
+const VIEWS: [&str; 7] = ["json", "top", "stats", "logs", "changes", "archive", "export"];
+/// Bytes that are passed on at once.
+const CHUNK: usize = 64 << 10;
+/// Chunks on their way in one direction.
+const CHUNKS: usize = 4;
+/// Shorter beginnings of a container's identifier are looked for on this node alone.
+const SHORT: usize = 12;
+
+/// The container that a request is about, and what it asks, when it is one that may be passed on.
+pub(crate) fn view_of(request: &Request<Body>) -> Option<&str> {
+    let mut parts = request.uri().path().strip_prefix("/containers/")?.split('/');
+    let (reference, view) = (parts.next()?, parts.next()?);
+    let looks = [Method::GET, Method::HEAD].contains(request.method());
+    (looks && parts.next().is_none() && VIEWS.contains(&view)).then_some(reference)
+}
+
+// ---- on the manager that is asked -----------------------------------------------------------------------
+
+/// The task whose container it is, when this node has none of that name and another one may.
+pub(crate) async fn elsewhere(app: &App, reference: &str) -> Option<Task> {
+    let is_here = app.engine.inspect(reference).is_ok();
+    if is_here || !app.cluster.info().control_available {
+        return None;
+    }
+    let name = reference.trim_start_matches('/');
+    // Without managers that answer, all that there is to say is that it is not here.
+    if let Some(id) = name.rsplit('.').next().filter(|id| is_cluster_id(id)) {
+        let missing = |id: &str| ApiError::new(Kind::NotFound, id);
+        let task: Task = swarm::get_one(app, id, missing).await.ok()?;
+        return Some(task).filter(|task| task.container_name() == name && !container_id(task).is_empty());
+    }
+    if name.len() < SHORT || !name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    let tasks: Vec<Task> = swarm::list(app).await.ok()?;
+    let mut found = tasks.into_iter().filter(|task| container_id(task).starts_with(name));
+    found.next().filter(|_| found.next().is_none())
+}
+
+fn container_id(task: &Task) -> &str {
+    let container = task.status.as_ref().and_then(|status| status.container.as_ref());
+    container.map_or("", |container| &container.container_id)
+}
+
+/// Has the task's node answer.
+pub(crate) async fn pass_on(
+    app: &App,
+    task: &Task,
+    mut request: Request<Body>,
+) -> Result<Response, ApiError> {
+    let id = container_id(task);
+    let missing = |id: &str| ApiError::new(Kind::NotFound, format!("node {id} not found"));
+    let node: Node = swarm::get_one(app, &task.node_id, missing).await?;
+    let unreachable = |reason: String| {
+        let host = node.description.as_ref().map_or(node.id.as_str(), |node| node.hostname.as_str());
+        let name = task.container_name();
+        ApiError::new(
+            Kind::Unavailable,
+            format!("container {name} is on node {host}, which does not answer: {reason}"),
+        )
+    };
+    let addr = node.status.as_ref().map_or("", |status| status.listen_addr.as_str());
+    let client = app.cluster.containers(&node.id, addr).await;
+    let mut client = client.map_err(|error| unreachable(error.to_string()))?;
+    let (out, messages) = mpsc::channel(CHUNKS);
+    let first = ContainerBytes { container_id: id.to_owned(), ..ContainerBytes::default() };
+    // The receiver is right here.
+    let _ = out.send(first).await;
+    let connected = client.reach(ReceiverStream::new(messages)).await;
+    let answers = connected.map_err(|status| unreachable(status.message().to_owned()))?.into_inner();
+    let (near, far) = UnixStream::pair().map_err(|error| unreachable(error.to_string()))?;
+    app.scope.spawn(carry(near, answers, out, |bytes| bytes));
+    *request.uri_mut() = on_its_node(&request, id)?;
+    let broke = |error: hyper::Error| unreachable(Chain(&error).to_string());
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(far)).await.map_err(broke)?;
+    let token = app.scope.token();
+    app.scope.spawn(async move {
+        // How it ended is seen by who reads the answer.
+        let _ = token.run_until_cancelled(connection).await;
+    });
+    let mut response = sender.send_request(request).await.map_err(broke)?;
+    for of_connection in [header::CONNECTION, header::TRANSFER_ENCODING] {
+        response.headers_mut().remove(of_connection);
+    }
+    Ok(response.map(Body::new))
+}
+
+/// The same request as its node's API takes it.
+fn on_its_node(request: &Request<Body>, id: &str) -> Result<Uri, ApiError> {
+    let view = request.uri().path().rsplit('/').next().unwrap_or_default();
+    let version = request.extensions().get::<ApiVersion>().map(|version| format!("/v{version}"));
+    let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
+    let uri = format!("{}/containers/{id}/{view}{query}", version.unwrap_or_default());
+    uri.parse().map_err(|error| ApiError::invalid(format!("invalid path: {error}")))
+}
+
+// ---- on the container's node ----------------------------------------------------------------------------
+
+/// Answers managers that ask about containers of this node's tasks.
+pub struct TaskContainersService {
+    engine: Engine,
+    cluster: Weak<dyn ClusterNode>,
+    scope: Scope,
+}
+
+impl TaskContainersService {
+    /// The gRPC service over an engine. What it serves ends with the scope.
+    #[must_use]
+    pub fn server(
+        engine: Engine,
+        cluster: Weak<dyn ClusterNode>,
+        scope: Scope,
+    ) -> TaskContainersServer<TaskContainersService> {
+        TaskContainersServer::new(TaskContainersService { engine, cluster, scope })
+    }
+}
+
+#[tonic::async_trait]
+impl TaskContainers for TaskContainersService {
+    type ReachStream = ReceiverStream<Result<ContainerBytes, Status>>;
+
+    async fn reach(
+        &self,
+        request: tonic::Request<Streaming<ContainerBytes>>,
+    ) -> Result<tonic::Response<Self::ReachStream>, Status> {
+        tls::require(&request, NodeRole::Manager)?;
+        let mut messages = request.into_inner();
+        let first = messages.message().await?.unwrap_or_default();
+        let found = self.engine.inspect(&first.container_id).ok();
+        let container = found.filter(|container| container.config.task.is_some());
+        let container =
+            container.ok_or_else(|| Status::not_found("no task of this node has that container"))?;
+        let cluster = self.cluster.upgrade().ok_or_else(|| Status::unavailable("the daemon is stopping"))?;
+        let app = App { engine: self.engine.clone(), cluster, scope: self.scope.clone() };
+        let gate = Gate::of_container(app, container.id.clone());
+        let (near, far) = UnixStream::pair()?;
+        self.scope.spawn(connection::serve(far, gate, self.scope.clone()));
+        let (out, answers) = mpsc::channel(CHUNKS);
+        self.scope.spawn(carry(near, messages, out, Ok));
+        Ok(tonic::Response::new(ReceiverStream::new(answers)))
+    }
+}
+
+/// Carries what a socket says to the other side, and what that says to the socket, until both have said all, or
+/// nobody listens any more.
+async fn carry<T: Send + 'static>(
+    socket: UnixStream,
+    mut messages: Streaming<ContainerBytes>,
+    out: mpsc::Sender<T>,
+    message: fn(ContainerBytes) -> T,
+) {
+    let (mut reader, mut writer) = socket.into_split();
+    let inward = async {
+        while let Ok(Some(ContainerBytes { data, .. })) = messages.message().await {
+            if writer.write_all(&data).await.is_err() {
+                return;
+            }
+        }
+        // One that is closed already has been told.
+        let _ = writer.shutdown().await;
+    };
+    let outward = async {
+        let mut buffer = vec![0; CHUNK];
+        while let Ok(length @ 1..) = reader.read(&mut buffer).await {
+            let data = Bytes::copy_from_slice(&buffer[..length]);
+            if out.send(message(ContainerBytes { data, ..ContainerBytes::default() })).await.is_err() {
+                return;
+            }
+        }
+        drop(out);
+    };
+    tokio::join!(inward, outward);
+}
