@@ -206,3 +206,39 @@ async fn carry<T: Send + 'static>(
     };
     tokio::join!(inward, outward);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(method: &str, path: &str) -> Request<Body> {
+        Request::builder().method(method).uri(path).body(Body::empty()).expect("a request")
+    }
+
+    #[test]
+    fn only_what_looks_at_one_container_may_go_elsewhere() {
+        let seen = |method, path| view_of(&request(method, path)).map(str::to_owned);
+        assert_eq!(seen("GET", "/containers/web.1.x/json?size=1").as_deref(), Some("web.1.x"));
+        assert_eq!(seen("HEAD", "/containers/c1/archive?path=/").as_deref(), Some("c1"));
+        for (method, path) in [
+            ("GET", "/containers/json"),
+            ("GET", "/containers/c1/attach/ws"),
+            ("PUT", "/containers/c1/archive"),
+            ("POST", "/containers/c1/stop"),
+            ("DELETE", "/containers/c1"),
+            ("GET", "/images/c1/json"),
+            ("GET", "/exec/c1/json"),
+        ] {
+            assert_eq!(seen(method, path), None, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn its_node_is_asked_for_the_container_by_its_identifier_in_the_clients_version() {
+        let asked = request("GET", "/containers/web.1.x/top?ps_args=aux");
+        assert_eq!(on_its_node(&asked, "c1").expect("a path"), "/containers/c1/top?ps_args=aux");
+        let mut versioned = asked;
+        versioned.extensions_mut().insert(crate::version::MAX);
+        assert_eq!(on_its_node(&versioned, "c1").expect("a path"), "/v1.51/containers/c1/top?ps_args=aux");
+    }
+}

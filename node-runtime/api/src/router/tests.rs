@@ -597,7 +597,7 @@ async fn a_taken_connection_carries_raw_bytes_with_and_without_an_upgrade() {
             .await
     }
     let mut host = Host::start(None).await;
-    host.gate = Gate { routes: Router::new().route("/echo", post(echo)) };
+    host.gate = Gate { routes: Router::new().route("/echo", post(echo)), ..host.gate.clone() };
     for (upgrade, head) in [
         (
             "Connection: Upgrade\r\nUpgrade: tcp\r\n",
