@@ -19,9 +19,9 @@ use tonic::service::Routes;
 use tonic::{Code, Status};
 use tower::layer::layer_fn;
 
-/// What is counted of a manager's calls. Cloning gives another handle on the same counts.
+/// What is counted of the calls to a node's gRPC port. Cloning gives another handle on the same counts.
 #[derive(Debug, Clone)]
-pub(crate) struct Calls {
+pub struct Calls {
     handled: Counters<3>,
     refused: Counters<1>,
 }
@@ -34,15 +34,16 @@ impl Default for Calls {
 }
 
 impl Calls {
-    /// The same services, with every call counted.
-    pub(crate) fn counting(&self, services: Routes) -> Routes {
+    /// The same services, with every call counted, and its caller looked at before its message.
+    #[must_use]
+    pub fn counting(&self, services: Routes) -> Routes {
         let calls = self.clone();
         let layer = layer_fn(move |inner| Counted { inner, calls: calls.clone() });
         Routes::from(services.into_axum_router().layer(layer))
     }
 
     /// Writes the counts; the names of the first are those of gRPC's usual interceptors, which dockerd has as well.
-    pub(crate) fn write(&self, out: &mut Exposition) {
+    pub fn write(&self, out: &mut Exposition) {
         self.handled.write(
             "grpc_server_handled_total",
             "Total number of RPCs completed on the server, regardless of success or failure.",

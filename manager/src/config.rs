@@ -9,6 +9,8 @@ use rswarm_manager_core::State;
 use rswarm_proto::model::{Cluster, Node};
 use rswarm_proto::tls::Identity;
 
+use crate::calls::Calls;
+
 /// Time between two raft ticks: elections take about ten of them, leader heartbeats two.
 pub const TICK: Duration = Duration::from_millis(100);
 
@@ -25,6 +27,8 @@ pub struct ManagerConfig {
     pub tick: Duration,
     /// Where control calls are written down.
     pub audit: Audit,
+    /// What is counted of all calls.
+    pub calls: Calls,
 }
 
 /// How a manager comes into being.

@@ -35,6 +35,7 @@ mod usage;
 mod wal;
 
 pub use backup::{Backup, BackupError, Header};
+pub use calls::Calls;
 pub use config::{Boot, Founding, ManagerConfig, Revival, TICK};
 pub use found::{ADDRESS_POOL, DATA_PATH_PORT, FoundError, NewCluster, SUBNET_SIZE, found};
 pub use manager::{Leader, Lock, Manager};

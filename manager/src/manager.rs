@@ -73,10 +73,9 @@ impl Manager {
         self.calls.counting(add(self.routes.clone()))
     }
 
-    /// Writes this manager's figures: raft, the state, dispatcher, calls.
+    /// Writes this manager's figures: raft, the state, dispatcher.
     pub fn metrics(&self, out: &mut Exposition) {
         self.store.instruments.write(&self.store.status(), &self.store.state(), out);
-        self.calls.write(out);
     }
 
     /// The replicated state as this manager has it, after each applied batch.

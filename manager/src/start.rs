@@ -23,7 +23,6 @@ use crate::attachments::AttachmentsService;
 use crate::backup::revived_state;
 use crate::blocking::blocking;
 use crate::ca::CaService;
-use crate::calls::Calls;
 use crate::config::{Boot, Founding, ManagerConfig};
 use crate::control::{ControlService, Desk};
 use crate::dispatcher::{DispatcherService, RelayService};
@@ -402,7 +401,7 @@ fn assemble(
     let control =
         ControlService { guard: guard.clone(), forward, desk, replica, audit: config.audit.clone() };
     let logs = LogsService { guard, store: store.clone(), identity, scope: scope.child("logs") };
-    let calls = Calls::default();
+    let calls = config.calls.clone();
     let services = Routes::new(group.server())
         .add_service(ca.server())
         .add_service(dispatcher.server())
@@ -488,6 +487,7 @@ fn announce(manager: &Manager, config: ManagerConfig, raft_id: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::calls::Calls;
     use crate::found::{NewCluster, found};
     use rswarm_base::audit::Audit;
     use rswarm_manager_core::peer::eraftpb::Entry;
@@ -499,8 +499,14 @@ mod tests {
         let (founding, identity) = found(request, SystemClock.now()).expect("founded");
         let data_dir = dir.path().join("raft");
         let advertise_addr = "127.0.0.1:1".to_owned();
-        let config =
-            ManagerConfig { identity, data_dir, advertise_addr, tick: crate::TICK, audit: Audit::default() };
+        let config = ManagerConfig {
+            identity,
+            data_dir,
+            advertise_addr,
+            tick: crate::TICK,
+            audit: Audit::default(),
+            calls: Calls::default(),
+        };
         let opened = open(&config, Boot::Bootstrap(Box::new(founding))).await.expect("made");
         let mut wal = opened.wal;
         let mut entry = Entry::default();

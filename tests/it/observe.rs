@@ -185,6 +185,10 @@ fn figures_tell_what_engine_and_managers_do() -> Result<()> {
         ensure!(of(manager)? + of(worker)? == 3.0, "the containers that run are not all told");
         Ok(true)
     })?;
+    let served = "grpc_server_handled_total{grpc_service=\"rswarm.v1.TaskLogs\",grpc_method=\"Read\",grpc_code=\"OK\"}";
+    eventually(PATIENCE, "the worker counts what it was asked", || {
+        Ok(Scrape::of(worker)?.value(served)? > 0.0)
+    })?;
     let scrape = Scrape::of(worker)?;
     ensure!(scrape.value("swarm_node_manager")? == 0.0 && !scrape.0.contains_key("swarm_manager_leader"));
     let started = scrape.value("engine_daemon_container_actions_seconds_count{action=\"start\"}")?;

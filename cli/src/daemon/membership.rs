@@ -15,7 +15,7 @@ use futures_util::FutureExt;
 use rswarm_base::audit::Audit;
 use rswarm_base::id::IdGen;
 use rswarm_base::{Chain, Classify, Kind, Scope, Timestamp, fsx};
-use rswarm_manager::{Boot, Ended, Lock, Manager, ManagerConfig, StartError, TICK};
+use rswarm_manager::{Boot, Calls, Ended, Lock, Manager, ManagerConfig, StartError, TICK};
 use rswarm_proto::tls::{self, Credentials, Identity};
 use rswarm_proto::wire::NodeRole;
 use rswarm_worker::disk::Disk;
@@ -173,6 +173,15 @@ impl Classify for EnterError {
     }
 }
 
+/// What is kept of calls: some are written down, all are counted.
+#[derive(Clone)]
+pub struct Record {
+    /// Where control calls are written down.
+    pub audit: Audit,
+    /// The counts.
+    pub calls: Calls,
+}
+
 /// The parts of a node in a cluster.
 pub struct Membership {
     /// The node's certificate and trust roots.
@@ -186,7 +195,7 @@ pub struct Membership {
     executor: Arc<EngineExecutor>,
     routes: watch::Sender<Routes>,
     paths: Paths,
-    audit: Audit,
+    record: Record,
     scope: Scope,
     renew_fraction: f64,
     disowned_since: Option<Instant>,
@@ -208,7 +217,7 @@ impl Membership {
         way: Way,
         executor: Arc<EngineExecutor>,
         paths: Paths,
-        audit: Audit,
+        record: Record,
         scope: Scope,
     ) -> Result<Membership, EnterError> {
         let listener = TcpListener::bind(addresses.listen)
@@ -217,7 +226,7 @@ impl Membership {
         std::fs::create_dir_all(paths.certificates()).map_err(EnterError::Files)?;
         identity.save(&paths.certificates(), way.lock.as_ref())?;
         fsx::write_json(&paths.addresses(), &addresses).map_err(EnterError::Files)?;
-        let parts = Parts { identity, addresses, way, executor, paths, audit, scope: scope.clone() };
+        let parts = Parts { identity, addresses, way, executor, paths, record, scope: scope.clone() };
         let started = parts.start(listener).await;
         if started.is_err() {
             scope.shutdown(END_DEADLINE).await;
@@ -389,7 +398,7 @@ impl Membership {
         match ended(self.manager.as_ref()).now_or_never().flatten() {
             Some(Ended::Failed { reason, passing }) => {
                 tracing::error!(reason, passing, "the manager of this node cannot go on");
-                self.routes.send_replace(routes(None, &self.executor, &self.scope));
+                self.routes.send_replace(routes(None, &self.executor, &self.record, &self.scope));
                 // Without a failure on record it is started again: a full disk may have room by then.
                 self.failure = (!passing).then_some(reason);
                 self.manager = None;
@@ -413,7 +422,7 @@ impl Membership {
     async fn give_up_membership(&mut self) -> std::io::Result<()> {
         self.disowned_since = None;
         self.failure = None;
-        self.routes.send_replace(routes(None, &self.executor, &self.scope));
+        self.routes.send_replace(routes(None, &self.executor, &self.record, &self.scope));
         if let Some(manager) = self.manager.take() {
             manager.stop().await;
         }
@@ -423,7 +432,7 @@ impl Membership {
     async fn become_manager(&mut self) -> Result<(), StartError> {
         let own = self.addresses.advertise.to_string();
         let via = self.agent.managers().into_iter().filter(|manager| *manager != own).collect();
-        let config = manager_config(&self.identity, &self.addresses, &self.paths, &self.audit);
+        let config = manager_config(&self.identity, &self.addresses, &self.paths, &self.record);
         let started = Manager::start(config, Boot::Join { via }, self.scope.child("manager")).await;
         let manager = started.inspect_err(|error| {
             // Trying again would only read the same damage.
@@ -431,7 +440,7 @@ impl Membership {
                 self.failure = Some(Chain(error).to_string());
             }
         })?;
-        self.routes.send_replace(routes(Some(&manager), &self.executor, &self.scope));
+        self.routes.send_replace(routes(Some(&manager), &self.executor, &self.record, &self.scope));
         self.manager = Some(manager);
         tracing::info!("this node is now a manager");
         Ok(())
@@ -494,13 +503,13 @@ struct Parts {
     way: Way,
     executor: Arc<EngineExecutor>,
     paths: Paths,
-    audit: Audit,
+    record: Record,
     scope: Scope,
 }
 
 impl Parts {
     async fn start(self, listener: TcpListener) -> Result<Membership, EnterError> {
-        let (sender, receiver) = watch::channel(routes(None, &self.executor, &self.scope));
+        let (sender, receiver) = watch::channel(routes(None, &self.executor, &self.record, &self.scope));
         let server_scope = self.scope.child("grpc");
         let identity = self.identity.clone();
         self.scope.spawn(async move {
@@ -509,7 +518,7 @@ impl Parts {
             }
         });
         let (manager, failure) = self.manager().await?;
-        sender.send_replace(routes(manager.as_ref(), &self.executor, &self.scope));
+        sender.send_replace(routes(manager.as_ref(), &self.executor, &self.record, &self.scope));
         let mut managers = self.way.managers;
         if manager.is_some() {
             managers.push(self.addresses.local().to_string());
@@ -531,7 +540,7 @@ impl Parts {
             executor: self.executor,
             routes: sender,
             paths: self.paths,
-            audit: self.audit,
+            record: self.record,
             scope: self.scope,
             renew_fraction: renew_fraction(),
             disowned_since: None,
@@ -549,7 +558,7 @@ impl Parts {
             return Ok((None, None));
         }
         let returns = matches!(self.way.boot, Boot::Restart);
-        let config = manager_config(&self.identity, &self.addresses, &self.paths, &self.audit);
+        let config = manager_config(&self.identity, &self.addresses, &self.paths, &self.record);
         match Manager::start(config, self.way.boot.clone(), self.scope.child("manager")).await {
             Ok(manager) => Ok((Some(manager), None)),
             Err(StartError::Absent(_)) if returns => {
@@ -593,22 +602,28 @@ fn manager_config(
     identity: &Arc<Identity>,
     addresses: &Addresses,
     paths: &Paths,
-    audit: &Audit,
+    record: &Record,
 ) -> ManagerConfig {
     ManagerConfig {
         identity: identity.clone(),
         data_dir: paths.raft(),
         advertise_addr: addresses.advertise.to_string(),
         tick: TICK,
-        audit: audit.clone(),
+        audit: record.audit.clone(),
+        calls: record.calls.clone(),
     }
 }
 
-fn routes(manager: Option<&Manager>, executor: &Arc<EngineExecutor>, scope: &Scope) -> Routes {
+fn routes(
+    manager: Option<&Manager>,
+    executor: &Arc<EngineExecutor>,
+    record: &Record,
+    scope: &Scope,
+) -> Routes {
     let (logs, containers) = (TaskLogsService::server(executor.clone()), executor.containers(scope));
     match manager {
         Some(manager) => manager.services(|services| services.add_service(logs).add_service(containers)),
-        None => unmanaged(Routes::new(logs).add_service(containers)),
+        None => unmanaged(record.calls.counting(Routes::new(logs).add_service(containers))),
     }
 }
 

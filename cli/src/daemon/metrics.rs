@@ -73,6 +73,7 @@ impl Source {
         if let Some(manager) = manager {
             manager.metrics(&mut out);
         }
+        self.node.calls().write(&mut out);
         out.into_text()
     }
 }

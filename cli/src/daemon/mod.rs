@@ -25,12 +25,13 @@ use rswarm_base::audit::Audit;
 use rswarm_base::telemetry::{self, Format};
 use rswarm_base::{Chain, Scope, fsx, id};
 use rswarm_engine::{Engine, EngineConfig};
+use rswarm_manager::Calls;
 use rswarm_proto::model::container::LogDriver;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub use args::{DaemonArgs, LogFormat, LogLevel};
 use args::{Settings, SettingsError};
-use membership::Paths;
+use membership::{Paths, Record};
 use node::{Node, NodeConfig};
 
 /// How long the last daemon on the same directory may take to be gone.
@@ -105,7 +106,7 @@ pub async fn run(args: DaemonArgs) -> Result<(), DaemonError> {
         generic: settings.generic.clone(),
         tunnel_port: settings.tunnel_port,
         advertise_addr: settings.advertise_addr.clone(),
-        audit: audit(&settings)?,
+        record: Record { audit: audit(&settings)?, calls: Calls::default() },
     };
     let node = Node::start(config, node_scope.clone()).await.map_err(DaemonError::Node)?;
     let api_scope = root.child("api");

@@ -12,7 +12,7 @@ use rswarm_api::{
 use rswarm_base::audit::Audit;
 use rswarm_base::{Chain, Kind, Scope, Timestamp};
 use rswarm_engine::Engine;
-use rswarm_manager::{Backup, Boot, Lock, Manager, NewCluster, found};
+use rswarm_manager::{Backup, Boot, Calls, Lock, Manager, NewCluster, found};
 use rswarm_manager_core::State;
 use rswarm_proto::tls::{self, EnrollError, Enrollment, Identity, IdentityError, UnlockKey};
 use rswarm_proto::token::JoinToken;
@@ -28,7 +28,7 @@ use tonic::transport::Channel;
 
 use super::address::{Addresses, with_default_port};
 use super::executor::EngineExecutor;
-use super::membership::{Entering, Membership, Paths, Way, clear};
+use super::membership::{Entering, Membership, Paths, Record, Way, clear};
 use super::tunnel::OwnKey;
 
 /// Requests that may wait for the actor: one at a time is usual.
@@ -54,8 +54,8 @@ pub struct NodeConfig {
     pub tunnel_port: u16,
     /// Address or interface to advertise when a request names none; empty is the only one there is.
     pub advertise_addr: String,
-    /// Where control calls are written down.
-    pub audit: Audit,
+    /// What is kept of calls.
+    pub record: Record,
 }
 
 enum Request {
@@ -82,7 +82,7 @@ pub struct Node {
     access: watch::Receiver<Option<Access>>,
     /// The channel to this node's own manager, with the identity that it was opened with.
     channel: arc_swap::ArcSwapOption<(Arc<Identity>, Channel)>,
-    audit: Audit,
+    record: Record,
     generic: Vec<GenericResource>,
 }
 
@@ -100,7 +100,7 @@ impl Node {
             info,
             access,
             channel: arc_swap::ArcSwapOption::empty(),
-            audit: config.audit.clone(),
+            record: config.record.clone(),
             generic: config.generic.clone(),
         });
         let mut actor = NodeActor {
@@ -125,6 +125,11 @@ impl Node {
         let (reply, answer) = oneshot::channel();
         self.requests.send(request(reply)).await.map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())?
+    }
+
+    /// What is counted of the calls to this node.
+    pub fn calls(&self) -> &Calls {
+        &self.record.calls
     }
 
     /// This node's manager, while it is one.
@@ -164,7 +169,7 @@ impl Node {
 #[async_trait]
 impl ClusterNode for Node {
     fn audit(&self) -> &Audit {
-        &self.audit
+        &self.record.audit
     }
 
     fn info(&self) -> ClusterInfo {
@@ -321,9 +326,9 @@ impl NodeActor {
         way: Way,
     ) -> Result<(), ClusterError> {
         let executor = self.executor(identity.subject().node_id, &addresses);
-        let (paths, audit) = (self.config.paths.clone(), self.config.audit.clone());
+        let (paths, record) = (self.config.paths.clone(), self.config.record.clone());
         let scope = self.scope.child("membership");
-        let entered = Membership::enter(identity, addresses, way, executor, paths, audit, scope).await;
+        let entered = Membership::enter(identity, addresses, way, executor, paths, record, scope).await;
         self.membership = Some(entered.map_err(ClusterError::from_error)?);
         self.publish();
         Ok(())

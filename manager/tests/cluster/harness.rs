@@ -10,7 +10,7 @@ use std::time::Duration;
 use rswarm_base::audit::Audit;
 use rswarm_base::telemetry::{self, Format};
 use rswarm_base::{Scope, Timestamp};
-use rswarm_manager::{Boot, Founding, Manager, ManagerConfig, NewCluster, StartError, found};
+use rswarm_manager::{Boot, Calls, Founding, Manager, ManagerConfig, NewCluster, StartError, found};
 use rswarm_manager_core::State;
 use rswarm_proto::tls::{self, Enrollment, Identity};
 use rswarm_proto::token::JoinToken;
@@ -131,6 +131,7 @@ impl Host {
             advertise_addr: self.addr.clone(),
             tick: *TICKING.get_or_init(|| TICK),
             audit: Audit::default(),
+            calls: Calls::default(),
         };
         match Manager::start(config, boot, scope.clone()).await {
             Ok(manager) => {
