@@ -58,17 +58,13 @@ pub(crate) async fn elsewhere(app: &App, reference: &str) -> Option<Task> {
     }
     let name = reference.trim_start_matches('/');
     // Without managers that answer, all that there is to say is that it is not here.
+    let missing = |reference: &str| ApiError::new(Kind::NotFound, reference);
     if let Some(id) = name.rsplit('.').next().filter(|id| is_cluster_id(id)) {
-        let missing = |id: &str| ApiError::new(Kind::NotFound, id);
         let task: Task = swarm::get_one(app, id, missing).await.ok()?;
         return Some(task).filter(|task| task.container_name() == name && !container_id(task).is_empty());
     }
-    if name.len() < SHORT || !name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
-    }
-    let tasks: Vec<Task> = swarm::list(app).await.ok()?;
-    let mut found = tasks.into_iter().filter(|task| container_id(task).starts_with(name));
-    found.next().filter(|_| found.next().is_none())
+    let is_id = name.len() >= SHORT && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_id { swarm::get_one(app, &format!("container:{name}"), missing).await.ok() } else { None }
 }
 
 fn container_id(task: &Task) -> &str {

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rswarm_proto::model::object::Stored;
-use rswarm_proto::wire::{Network, Node, Object, ObjectKind, Service, ServiceSpec, object};
+use rswarm_proto::wire::{Network, Node, Object, ObjectKind, Service, ServiceSpec, Task, object};
 
 use super::ControlError;
 use crate::state::{AnyObject, State};
 
-/// One object by id, exact name, or unique id prefix, in this order.
+/// One object by id, exact name, or unique id prefix, in this order; a task also by its container.
 pub fn get(state: &State, kind: ObjectKind, reference: &str) -> Result<AnyObject, ControlError> {
     let not_found = || ControlError::NotFound { kind, reference: reference.to_owned() };
     if let Some(object) = state.get(kind, reference).filter(is_visible) {
@@ -45,9 +45,23 @@ fn named(state: &State, kind: ObjectKind, name: &str) -> Result<Option<AnyObject
         }
         ObjectKind::Secret => state.secret_named(name).cloned().map(AnyObject::Secret),
         ObjectKind::Config => state.config_named(name).cloned().map(AnyObject::Config),
-        ObjectKind::Task => None,
+        ObjectKind::Task => return of_container(state, name),
     };
     Ok(found.or_else(|| version(state, kind, name)))
+}
+
+/// A task by its container, as `container:` and the beginning of that one's identifier.
+fn of_container(state: &State, reference: &str) -> Result<Option<AnyObject>, ControlError> {
+    let Some(id) = reference.strip_prefix("container:").filter(|id| !id.is_empty()) else { return Ok(None) };
+    let container =
+        |task: &Task| task.status.as_ref()?.container.as_ref().map(|one| one.container_id.clone());
+    let mut found = state.tasks().filter(|task| container(task).is_some_and(|one| one.starts_with(id)));
+    match (found.next(), found.next()) {
+        (task, None) => Ok(task.cloned().map(AnyObject::Task)),
+        (_, Some(_)) => {
+            Err(ControlError::Ambiguous { kind: ObjectKind::Task, reference: reference.to_owned() })
+        }
+    }
 }
 
 /// A secret or config by the name of a version, such as `key@2`; others have no such names.

@@ -5,15 +5,18 @@ use std::time::Duration;
 
 use rswarm_base::{Classify, Kind};
 use rswarm_proto::wire::{
-    Annotations, Cluster, ClusterSpec, CreateNetworkRequest, CreateServiceRequest, EndpointSpec,
-    FileReference, FileTarget, LeaveManagerRequest, NetworkSpec, NodeAvailability, NodeRole, NodeSpec,
-    ObjectKind, PortConfig, RemoveRequest, RootCa, ServiceSpec, UpdateClusterRequest, UpdateNodeRequest,
-    UpdateServiceRequest, object, port_config, service_spec, update_service_request, update_status,
+    Annotations, Cluster, ClusterSpec, ContainerStatus, CreateNetworkRequest, CreateServiceRequest,
+    EndpointSpec, FileReference, FileTarget, LeaveManagerRequest, NetworkSpec, NodeAvailability, NodeRole,
+    NodeSpec, ObjectKind, PortConfig, RemoveRequest, RootCa, ServiceSpec, Task, TaskStatus,
+    UpdateClusterRequest, UpdateNodeRequest, UpdateServiceRequest, object, port_config, service_spec,
+    update_service_request, update_status,
 };
 
 use super::read::registry_auth;
 use super::*;
+use crate::author::Author;
 use crate::peer::Member;
+use crate::reconcile::Plan;
 use crate::state::AnyObject;
 use crate::world::{World, attach, port, publish, set_image, spec};
 
@@ -54,6 +57,28 @@ fn references_are_ids_names_or_unique_prefixes() {
     assert_eq!(node("n"), "node n is ambiguous (2 matches found)");
     assert_eq!(node("x"), "node x not found");
     assert_eq!(node(""), "node  not found");
+}
+
+#[test]
+fn a_task_is_found_by_its_container_too() {
+    let mut world = World::new(1);
+    let id = world.create(spec("web", 2));
+    world.run(Duration::from_secs(2));
+    let tasks = world.live(&id);
+    let mut plan = Plan::default();
+    for (task, container_id) in tasks.iter().zip(["ab01", "ab02"]) {
+        let container =
+            ContainerStatus { container_id: container_id.to_owned(), ..ContainerStatus::default() };
+        let status = TaskStatus { container: Some(container), ..task.status.clone().unwrap_or_default() };
+        plan.update(Task { status: Some(status), ..Task::clone(task) });
+    }
+    world.write(Author::Dispatcher, plan.into_changes());
+    let found = |reference: &str| get(&world.state, ObjectKind::Task, reference);
+    assert_eq!(found("container:ab02").map(|task| task.key().1.to_owned()), Ok(tasks[1].id.clone()));
+    assert_eq!(text(found("container:ab")), "task container:ab is ambiguous (2 matches found)");
+    assert_eq!(text(found("container:b")), "task container:b not found");
+    assert_eq!(text(found("container:")), "task container: not found");
+    assert_eq!(text(found("ab01")), "task ab01 not found");
 }
 
 #[test]
