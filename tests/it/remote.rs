@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use rswarm_tests::harness::Lab;
+use rswarm_tests::harness::{Lab, eventually};
 use rswarm_tests::host::Host;
 use serde_json::Value;
 
@@ -26,6 +26,7 @@ fn containers_of_tasks_are_seen_from_every_manager() -> Result<()> {
     }
     let elsewhere = tasks.iter().find(|task| task.host == 0).context("a task on the first host")?;
     is_not_there(&lab.hosts[2], &elsewhere.id)?;
+    whoever_leaves_leaves_nothing(&lab, &tasks)?;
     only_looking_is_passed_on(&lab, &tasks)?;
     a_node_that_does_not_answer_is_named(&mut lab, &tasks)?;
     lab.hosts[0].docker(&["service", "rm", "web"])?;
@@ -61,6 +62,41 @@ fn is_not_there(host: &Host, reference: &str) -> Result<()> {
     let (status, body) = host.api("GET", &format!("/containers/{reference}/json"), "")?;
     ensure!(status == 404 && body.contains(&format!("No such container: {reference}")), "{status} {body}");
     Ok(())
+}
+
+/// A client that waits for a container that says nothing, and goes away.
+fn whoever_leaves_leaves_nothing(lab: &Lab, tasks: &[TaskContainer]) -> Result<()> {
+    let there = tasks.iter().find(|task| task.host == 2).context("a task on the worker")?;
+    let hosts = [&lab.hosts[0], &lab.hosts[2]];
+    let sockets = || hosts.map(|host| sockets(host).unwrap_or_default());
+    let before = sockets();
+    let mut follow = std::process::Command::new("docker");
+    follow.args(["-H", &lab.hosts[0].socket(), "logs", "--follow", "--tail", "0", &there.id]);
+    let mut client = follow.spawn()?;
+    eventually(PATIENCE, "both nodes carry it", || {
+        Ok(sockets().iter().zip(&before).all(|(now, before)| now > before))
+    })?;
+    client.kill()?;
+    client.wait()?;
+    eventually(PATIENCE, "neither node does any more", || {
+        let now = sockets();
+        ensure!(now.iter().zip(&before).all(|(now, before)| now <= before), "{before:?}, now {now:?}");
+        Ok(true)
+    })
+}
+
+/// Unix sockets that a host's daemon holds: other connections come and go by themselves.
+fn sockets(host: &Host) -> Result<usize> {
+    let pid = host.pid().context("a daemon")?;
+    let unix = std::fs::read_to_string(format!("/proc/{pid}/net/unix"))?;
+    let unix: std::collections::BTreeSet<&str> =
+        unix.lines().filter_map(|line| line.split_whitespace().nth(6)).collect();
+    let held = std::fs::read_dir(format!("/proc/{pid}/fd"))?.filter_map(|entry| {
+        let target = std::fs::read_link(entry.ok()?.path()).ok()?;
+        let inode = target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned();
+        unix.contains(inode.as_str()).then_some(())
+    });
+    Ok(held.count())
 }
 
 /// What changes a container is its own node's, and the cluster's; what is no task's is nobody else's.

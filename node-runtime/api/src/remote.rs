@@ -11,6 +11,7 @@ use axum::body::Body;
 use axum::http::{Method, Request, Uri, header};
 use axum::response::Response;
 use bytes::Bytes;
+use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
 use rswarm_base::id::is_cluster_id;
 use rswarm_base::{Chain, Kind, Scope};
@@ -104,7 +105,9 @@ pub(crate) async fn pass_on(
     let broke = |error: hyper::Error| unreachable(Chain(&error).to_string());
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(far)).await.map_err(broke)?;
-    let token = app.scope.token();
+    let token = app.scope.token().child_token();
+    // Goes with the answer: hyper would hold the connection of an answer that nobody reads until more of it comes.
+    let guard = token.clone().drop_guard();
     app.scope.spawn(async move {
         // How it ended is seen by who reads the answer.
         let _ = token.run_until_cancelled(connection).await;
@@ -113,7 +116,12 @@ pub(crate) async fn pass_on(
     for of_connection in [header::CONNECTION, header::TRANSFER_ENCODING] {
         response.headers_mut().remove(of_connection);
     }
-    Ok(response.map(Body::new))
+    Ok(response.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            let _held = &guard;
+            frame
+        }))
+    }))
 }
 
 /// The same request as its node's API takes it.
@@ -167,13 +175,20 @@ impl TaskContainers for TaskContainersService {
         let (near, far) = UnixStream::pair()?;
         self.scope.spawn(connection::serve(far, gate, self.scope.clone()));
         let (out, answers) = mpsc::channel(CHUNKS);
-        self.scope.spawn(carry(near, messages, out, Ok));
+        let manager = out.clone();
+        self.scope.spawn(async move {
+            tokio::select! {
+                () = carry(near, messages, out, Ok) => {}
+                // It may have ended its own half in good order first; who is left would wait for the container's next word.
+                () = manager.closed() => {}
+            }
+        });
         Ok(tonic::Response::new(ReceiverStream::new(answers)))
     }
 }
 
-/// Carries what a socket says to the other side, and what that says to the socket, until both have said all, or
-/// nobody listens any more.
+/// Carries what a socket says to the other side, and what that says to the socket, until the socket is closed or the
+/// other side is gone. One that has only said all may still listen.
 async fn carry<T: Send + 'static>(
     socket: UnixStream,
     mut messages: Streaming<ContainerBytes>,
@@ -182,13 +197,11 @@ async fn carry<T: Send + 'static>(
 ) {
     let (mut reader, mut writer) = socket.into_split();
     let inward = async {
-        while let Ok(Some(ContainerBytes { data, .. })) = messages.message().await {
-            if writer.write_all(&data).await.is_err() {
-                return;
-            }
+        while let Some(ContainerBytes { data, .. }) = messages.message().await.ok()? {
+            writer.write_all(&data).await.ok()?;
         }
-        // One that is closed already has been told.
-        let _ = writer.shutdown().await;
+        writer.shutdown().await.ok()?;
+        std::future::pending().await
     };
     let outward = async {
         let mut buffer = vec![0; CHUNK];
@@ -198,9 +211,11 @@ async fn carry<T: Send + 'static>(
                 return;
             }
         }
-        drop(out);
     };
-    tokio::join!(inward, outward);
+    tokio::select! {
+        () = outward => {}
+        None::<()> = inward => {}
+    }
 }
 
 #[cfg(test)]
