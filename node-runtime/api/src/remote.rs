@@ -62,15 +62,10 @@ pub(crate) async fn elsewhere(app: &App, reference: &str) -> Option<Task> {
     let missing = |reference: &str| ApiError::new(Kind::NotFound, reference);
     if let Some(id) = name.rsplit('.').next().filter(|id| is_cluster_id(id)) {
         let task: Task = swarm::get_one(app, id, missing).await.ok()?;
-        return Some(task).filter(|task| task.container_name() == name && !container_id(task).is_empty());
+        return Some(task).filter(|task| task.container_name() == name && !task.container_id().is_empty());
     }
     let is_id = name.len() >= SHORT && name.bytes().all(|byte| byte.is_ascii_hexdigit());
     if is_id { swarm::get_one(app, &format!("container:{name}"), missing).await.ok() } else { None }
-}
-
-fn container_id(task: &Task) -> &str {
-    let container = task.status.as_ref().and_then(|status| status.container.as_ref());
-    container.map_or("", |container| &container.container_id)
 }
 
 /// Has the task's node answer.
@@ -79,7 +74,7 @@ pub(crate) async fn pass_on(
     task: &Task,
     mut request: Request<Body>,
 ) -> Result<Response, ApiError> {
-    let id = container_id(task);
+    let id = task.container_id();
     let missing = |id: &str| ApiError::new(Kind::NotFound, format!("node {id} not found"));
     let node: Node = swarm::get_one(app, &task.node_id, missing).await?;
     let unreachable = |reason: String| {

@@ -101,6 +101,13 @@ impl Task {
     pub fn container_name(&self) -> String {
         format!("{}.{}", self.slot_name(), self.id)
     }
+
+    /// The identifier of the task's container; empty while there is none.
+    #[must_use]
+    pub fn container_id(&self) -> &str {
+        let container = self.status.as_ref().and_then(|status| status.container.as_ref());
+        container.map_or("", |container| &container.container_id)
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rswarm_proto::model::object::Stored;
-use rswarm_proto::wire::{Network, Node, Object, ObjectKind, Service, ServiceSpec, Task, object};
+use rswarm_proto::wire::{Network, Node, Object, ObjectKind, Service, ServiceSpec, object};
 
 use super::ControlError;
 use crate::state::{AnyObject, State};
@@ -53,9 +53,7 @@ fn named(state: &State, kind: ObjectKind, name: &str) -> Result<Option<AnyObject
 /// A task by its container, as `container:` and the beginning of that one's identifier.
 fn of_container(state: &State, reference: &str) -> Result<Option<AnyObject>, ControlError> {
     let Some(id) = reference.strip_prefix("container:").filter(|id| !id.is_empty()) else { return Ok(None) };
-    let container =
-        |task: &Task| task.status.as_ref()?.container.as_ref().map(|one| one.container_id.clone());
-    let mut found = state.tasks().filter(|task| container(task).is_some_and(|one| one.starts_with(id)));
+    let mut found = state.tasks().filter(|task| task.container_id().starts_with(id));
     match (found.next(), found.next()) {
         (task, None) => Ok(task.cloned().map(AnyObject::Task)),
         (_, Some(_)) => {
