@@ -369,6 +369,16 @@ pub fn has_chain(family: Family, table: &str, chain: &str) -> io::Result<bool> {
     Ok(shape.iter().any(|part| part[0] == NEW_CHAIN && part.windows(name.len()).any(|bytes| bytes == name)))
 }
 
+/// Whether there is a table of that name in the calling thread's namespace, with a map or set of that name.
+pub fn has_map(family: Family, table: &str, map: &str) -> io::Result<bool> {
+    let attributes = vec![SetAttribute::Table(table.to_owned()), SetAttribute::Name(map.to_owned())];
+    let request = NfTablesMessage::GetSet(SetMessage { attributes });
+    match ask(&open()?, protocol(family), request, 0, |_, _| {}) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        answered => answered.map(|()| true),
+    }
+}
+
 /// The number of the last change in the calling thread's namespace, by anybody.
 pub fn generation() -> io::Result<u32> {
     let socket = open()?;

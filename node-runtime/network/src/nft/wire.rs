@@ -23,6 +23,7 @@ use nix::sys::time::TimeVal;
 use rswarm_base::ipam::Family;
 
 use super::expr::expressions;
+use super::held::has_map;
 use super::{Chain, Change, ElementChange, Field, Map, Point, Table};
 
 /// The kernel answers at once or waits for its own locks; longer than this it never will.
@@ -77,16 +78,17 @@ pub fn ensure(table: &Table) -> io::Result<()> {
     batch.commit()
 }
 
-/// Gives a map other elements, all of them at once. Returns whether there is such a map.
-pub fn refill(family: Family, table: &str, map: &Map) -> io::Result<bool> {
+/// Gives a map other elements, all of them at once; does nothing where there is no such map.
+pub fn refill(family: Family, table: &str, map: &Map) -> io::Result<()> {
+    // A refused transaction costs ten milliseconds: the kernel undoes it, and waits until nobody can have seen it.
+    if !has_map(family, table, map.name)? {
+        return Ok(());
+    }
     let mut batch = Batch::begin(family);
     let attributes = vec![SetElementList::Table(table.to_owned()), SetElementList::Set(map.name.to_owned())];
     batch.add(NfTablesMessage::DeleteSetElement(SetElementMessage { attributes }), 0);
     batch.elements(table, map, &map.elements, true);
-    match batch.commit() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        done => done.map(|()| true),
-    }
+    batch.commit()
 }
 
 /// The elements of a map that the kernel has; none when there is no such map. Interrupted if somebody changed
