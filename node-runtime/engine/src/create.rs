@@ -342,7 +342,7 @@ async fn make_parts(
     let record = Record::new(container.clone());
     let (own, stored) = (shared.clone(), record.clone());
     let store = move || {
-        mark(&layers.upper)?;
+        mark(&layers)?;
         fill_volumes(&own, &stored.container, &layers)?;
         Record::make_dir(&stored.container.dir)?;
         stored.store()
@@ -371,9 +371,13 @@ async fn undo(shared: &Arc<Shared>, container: Container) {
     blocking(erase).await;
 }
 
-/// Puts `/.dockerenv` there: programs tell by it that they are in a container.
-fn mark(upper: &Path) -> Result<(), FileError> {
-    let path = upper.join(".dockerenv");
+/// Puts `/.dockerenv` there if no layer has it: programs tell by it that they are in a container.
+fn mark(layers: &Layers) -> Result<(), FileError> {
+    const MARK: &str = ".dockerenv";
+    if layers.lower.iter().any(|layer| layer.join(MARK).exists()) {
+        return Ok(());
+    }
+    let path = layers.upper.join(MARK);
     match fs::OpenOptions::new().write(true).create_new(true).mode(0o755).open(&path) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
             Err(FileError::write(&path)(error))

@@ -12,8 +12,8 @@ use rustix::io::Errno;
 
 use crate::tree::{self, open_root};
 
-/// Where every container gets a mount, so that a place for it is made where the image has none. Docker keeps
-/// these in a layer of their own, which nobody sees.
+/// Where every container gets a mount. Where there is no layer of places ([`crate::places`]), what the image lacks of
+/// them is made in the writable one, and is no change.
 const PLACES: [&str; 12] = [
     ".dockerenv",
     "dev",

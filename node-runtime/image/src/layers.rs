@@ -1,5 +1,6 @@
-//! Unpacked layers by chain id: `layers/<hex>/{diff/, layer.json}`. A layer is unpacked in `staging/` and
-//! appears by one rename; it is made durable by the store before any image names it.
+//! Unpacked layers by chain id: `layers/<hex>/{diff/, layer.json, places/}`. A layer is unpacked in `staging/` and
+//! appears by one rename; it is made durable by the store before any image names it. `places/` comes with the first
+//! container.
 
 use std::collections::HashMap;
 use std::fs;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::content::{BlobError, Content, Ingest, Sealed};
 use crate::digest::{Digest, chain_id};
 use crate::manifest::{Descriptor, OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD};
+use crate::places;
 use crate::stream::{Compression, Hashed, Tee, decompress};
 use crate::unpack::{UnpackError, Unpacked, unpack};
 
@@ -156,6 +158,26 @@ impl LayerStore {
         Ok(stack)
     }
 
+    /// The directory of what containers need on top of this layer, whose stack is `lower`; made when first asked for.
+    pub(crate) fn places(&self, top: &Digest, lower: &[PathBuf]) -> io::Result<PathBuf> {
+        let path = self.path(top).join("places");
+        if !path.exists() {
+            let staged = self.staging_dir();
+            fs::create_dir_all(staged.diff())?;
+            places::make(&staged.diff(), lower)?;
+            match fs::rename(staged.diff(), &path) {
+                // Someone else was faster: theirs are the same.
+                Err(error) if !matches!(error.raw_os_error(), Some(EEXIST | ENOTEMPTY)) => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(path)
+    }
+
+    fn staging_dir(&self) -> StagingDir {
+        StagingDir(self.staging.join(self.next.fetch_add(1, Ordering::Relaxed).to_string()))
+    }
+
     /// Unpacks a layer from bytes that are not in the content store yet; puts the bytes there too.
     pub(crate) fn stage_stream(
         &self,
@@ -195,7 +217,7 @@ impl LayerStore {
         &self,
         compressed: impl BufRead,
     ) -> Result<(StagingDir, Unpacked, Digest, Compression), LayerError> {
-        let dir = StagingDir(self.staging.join(self.next.fetch_add(1, Ordering::Relaxed).to_string()));
+        let dir = self.staging_dir();
         fs::create_dir(&dir.0).and_then(|()| fs::create_dir(dir.diff())).map_err(LayerError::Store)?;
         let (plain, compression) = decompress(compressed).map_err(LayerError::Read)?;
         let mut tar = BufReader::with_capacity(TAR_BYTES, Hashed::new(plain));

@@ -21,6 +21,7 @@ mod layers;
 mod load;
 mod manifest;
 mod pack;
+mod places;
 mod platform;
 mod progress;
 mod pull;

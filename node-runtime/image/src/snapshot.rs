@@ -20,7 +20,7 @@ const KEY_LEN_MAX: usize = 200;
 /// The directories of a container's root file system, for an overlay mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layers {
-    /// Read-only layers, topmost first.
+    /// Read-only layers, topmost first: the layer of places, and the image's.
     pub lower: Vec<PathBuf>,
     /// The writable layer.
     pub upper: PathBuf,
@@ -160,7 +160,12 @@ impl Snapshots {
         if !path.exists() {
             return Err(SnapshotError::NotFound(key.to_owned()));
         }
-        let lower = stack(key, top_of(&path).map_err(io_error)?.as_ref(), layers)?;
+        let top = top_of(&path).map_err(io_error)?;
+        let mut lower = stack(key, top.as_ref(), layers)?;
+        // Without room for one more, what is missing is made in the writable layer.
+        if let Some(top) = top.filter(|_| lower.len() < LAYERS_MAX) {
+            lower.insert(0, layers.places(&top, &lower).map_err(io_error)?);
+        }
         Ok(Layers { lower, upper: path.join("fs"), work: path.join("work") })
     }
 

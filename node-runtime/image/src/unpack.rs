@@ -599,7 +599,7 @@ impl Unpacked {
 }
 
 /// A directory that the archive only passes through looks as it does below.
-fn settle_implicit(tree: &Tree, lower: &[PathBuf], path: &Path) -> io::Result<()> {
+pub(crate) fn settle_implicit(tree: &Tree, lower: &[PathBuf], path: &Path) -> io::Result<()> {
     let Some(dir) = tree.existing_dir(path)? else { return Ok(()) };
     match tree::lookup(lower, path)? {
         Some((below, name, stat)) if tree::file_type(&stat) == FileType::Directory => {

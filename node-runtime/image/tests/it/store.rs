@@ -127,8 +127,11 @@ async fn a_container_sees_the_layers_merged_and_writes_into_its_own() {
     let sample = crate::samples::two_layers();
     crate::archives::load_layout(&test, &sample, "web:1").await;
     let layers = test.store.prepare("c1", "web:1").await.expect("prepares");
-    assert_eq!(layers.lower.len(), 2);
+    assert_eq!(layers.lower.len(), 1 + 2);
     assert_eq!(test.store.prepare("c1", "web:1").await.expect("again"), layers);
+    let other = test.store.prepare("c2", "web:1").await.expect("prepares");
+    assert_eq!(other.lower, layers.lower, "the layer of places is shared");
+    test.store.release("c2").await.expect("releases");
     mounted(&layers, |root| {
         let names = |dir: &str| {
             let mut names: Vec<_> = fs::read_dir(root.join(dir))
@@ -139,7 +142,7 @@ async fn a_container_sees_the_layers_merged_and_writes_into_its_own() {
             names.sort();
             names
         };
-        assert_eq!(names(""), ["bin", "etc", "new"]);
+        assert_eq!(names(""), [".dockerenv", "bin", "dev", "etc", "new", "proc", "sys"]);
         assert_eq!(fs::read_to_string(root.join("etc/motd")).expect("motd"), "upper");
         fs::write(root.join("mine"), "12345").expect("write");
     });
