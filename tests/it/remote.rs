@@ -1,10 +1,14 @@
 //! A task's container seen on any manager, wherever it runs.
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rswarm_tests::harness::{Lab, eventually};
 use rswarm_tests::host::Host;
+use rswarm_tests::terminal::Terminal;
 use serde_json::Value;
 
 use crate::support::{TaskContainer, cluster, containers_of, converged, deploy};
@@ -27,7 +31,7 @@ fn containers_of_tasks_are_seen_from_every_manager() -> Result<()> {
     let elsewhere = tasks.iter().find(|task| task.host == 0).context("a task on the first host")?;
     is_not_there(&lab.hosts[2], &elsewhere.id)?;
     whoever_leaves_leaves_nothing(&lab, &tasks)?;
-    only_looking_is_passed_on(&lab, &tasks)?;
+    what_a_task_is_stays_the_clusters(&lab, &tasks)?;
     a_node_that_does_not_answer_is_named(&mut lab, &tasks)?;
     lab.hosts[0].docker(&["service", "rm", "web"])?;
     lab.finish()
@@ -70,7 +74,7 @@ fn whoever_leaves_leaves_nothing(lab: &Lab, tasks: &[TaskContainer]) -> Result<(
     let hosts = [&lab.hosts[0], &lab.hosts[2]];
     let sockets = || hosts.map(|host| sockets(host).unwrap_or_default());
     let before = sockets();
-    let mut follow = std::process::Command::new("docker");
+    let mut follow = Command::new("docker");
     follow.args(["-H", &lab.hosts[0].socket(), "logs", "--follow", "--tail", "0", &there.id]);
     let mut client = follow.spawn()?;
     eventually(PATIENCE, "both nodes carry it", || {
@@ -99,12 +103,11 @@ fn sockets(host: &Host) -> Result<usize> {
     Ok(held.count())
 }
 
-/// What changes a container is its own node's, and the cluster's; what is no task's is nobody else's.
-fn only_looking_is_passed_on(lab: &Lab, tasks: &[TaskContainer]) -> Result<()> {
+/// Whether a container runs is the cluster's business; what is no task's is nobody else's.
+fn what_a_task_is_stays_the_clusters(lab: &Lab, tasks: &[TaskContainer]) -> Result<()> {
     let there = tasks.iter().find(|task| task.host == 2).context("a task on the worker")?;
-    for (method, view) in [("POST", "/stop"), ("POST", "/exec"), ("DELETE", "")] {
-        let (status, body) =
-            lab.hosts[0].api(method, &format!("/containers/{}{view}", there.id), r#"{"Cmd":["true"]}"#)?;
+    for (method, view) in [("POST", "/stop"), ("POST", "/kill"), ("DELETE", "")] {
+        let (status, body) = lab.hosts[0].api(method, &format!("/containers/{}{view}", there.id), "")?;
         ensure!(status == 404 && body.contains("No such container"), "{method} {view}: {status} {body}");
     }
     let own = lab.hosts[2].docker(&["create", "--name", "own", "demo:latest"])?;
@@ -120,4 +123,127 @@ fn a_node_that_does_not_answer_is_named(lab: &mut Lab, tasks: &[TaskContainer]) 
     ensure!(status == 503 && body.contains("is on node h3, which does not answer"), "{status} {body}");
     lab.hosts[2].start()?;
     lab.hosts[2].ready()
+}
+
+#[test]
+fn people_work_in_containers_of_other_nodes() -> Result<()> {
+    let mut lab = Lab::start(2)?;
+    let audit = lab.dir.join("audit");
+    lab.hosts[0].stop()?;
+    lab.hosts[0].flags.extend(["--audit-log".to_owned(), audit.display().to_string()]);
+    lab.hosts[0].start()?;
+    lab.hosts[0].ready()?;
+    lab.form_cluster(1)?;
+    lab.hosts[1].import_busybox()?;
+    let [manager, worker] = &lab.hosts[..] else { unreachable!("two hosts") };
+    let say = "while sleep 0.1; do echo tick; done";
+    let there = ["--constraint", "node.hostname==h2", "busybox:latest"];
+    manager.docker(
+        &[&["service", "create", "-d", "--name", "web", "--tty"], &there[..], &["sh", "-c", say]].concat(),
+    )?;
+    converged(manager, "web", 1, PATIENCE)?;
+    let name = worker.docker(&["ps", "--filter", "name=web", "--format", "{{.Names}}"])?.trim().to_owned();
+
+    a_shell_on_a_terminal(manager, &name)?;
+    streams_of_an_exec(manager, worker, &name)?;
+    attached_to_its_output(manager)?;
+    files_go_in_and_out(manager, &lab.dir, &name)?;
+    execs_of_others_are_not_there(manager, worker)?;
+    let written = std::fs::read_to_string(&audit)?;
+    ensure!(
+        written.contains(&format!(r#""call":"reach_container""#)) && written.contains(&name),
+        "{written}"
+    );
+    ensure!(written.contains("/exec\"") && written.contains(r#""uid":0"#), "{written}");
+    manager.docker(&["service", "rm", "web"])?;
+    lab.finish()
+}
+
+fn docker(host: &Host, args: &[&str]) -> Command {
+    let mut command = Command::new("docker");
+    command.args(["-H", &host.socket()]).args(args).stdin(Stdio::null());
+    command
+}
+
+/// By the name of its slot, as people say it.
+fn a_shell_on_a_terminal(manager: &Host, name: &str) -> Result<()> {
+    let mut shell = Terminal::open(&mut docker(manager, &["exec", "-it", "-e", "WHO=me", "web.1", "sh"]))?;
+    shell.see("# ")?;
+    shell.press("echo $WHO; stty size\r")?;
+    shell.see("me\r\n")?;
+    shell.see("24 80\r\n")?;
+    shell.resize(100, 30)?;
+    shell.press("stty size; exit 7\r")?;
+    shell.see("30 100\r\n")?;
+    ensure!(shell.end()?.code() == Some(7));
+
+    let mut left =
+        Terminal::open(&mut docker(manager, &["exec", "-it", "--detach-keys", "ctrl-x", name, "sh"]))?;
+    left.see("# ")?;
+    left.press("\x18")?;
+    left.see("read escape sequence")?;
+    left.end().map(drop)
+}
+
+/// Out and err apart, the exit code, the end of the input, and many bytes both ways.
+fn streams_of_an_exec(manager: &Host, worker: &Host, name: &str) -> Result<()> {
+    let said = docker(manager, &["exec", name, "sh", "-c", "echo out; echo err >&2; exit 5"]).output()?;
+    ensure!(
+        (&said.stdout[..], &said.stderr[..]) == (b"out\n", b"err\n") && said.status.code() == Some(5),
+        "{said:?}"
+    );
+    let missing = |host| docker(host, &["exec", name, "magic"]).output();
+    let (away, own) = (missing(manager)?, missing(worker)?);
+    ensure!(away.status.code() == Some(127) && away == own, "{away:?}, there {own:?}");
+
+    const BYTES: usize = 16 << 20;
+    let sent: Vec<u8> = (0..BYTES).map(|at| (at % 251) as u8).collect();
+    let mut cat = docker(manager, &["exec", "-i", name, "cat"]);
+    let mut cat = cat.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut input = cat.stdin.take().context("its input")?;
+    let writer = std::thread::spawn({
+        let sent = sent.clone();
+        move || input.write_all(&sent)
+    });
+    let back = cat.wait_with_output()?;
+    writer.join().expect("no panic")?;
+    ensure!(back.status.success() && back.stdout == sent, "{} bytes came back", back.stdout.len());
+
+    manager.docker(&["exec", "-d", name, "touch", "/tmp/done"])?;
+    eventually(PATIENCE, "what nobody waits for is done", || {
+        Ok(docker(manager, &["exec", name, "ls", "/tmp/done"]).output()?.status.success())
+    })
+}
+
+fn attached_to_its_output(manager: &Host) -> Result<()> {
+    let mut attach = docker(manager, &["attach", "--no-stdin", "--sig-proxy=false", "web.1"]);
+    let mut attach = attach.stdout(Stdio::piped()).spawn()?;
+    let output = BufReader::new(attach.stdout.take().context("its output")?);
+    let ticks = output.lines().take(3).collect::<std::io::Result<Vec<_>>>();
+    attach.kill()?;
+    attach.wait()?;
+    ensure!(ticks?.iter().all(|line| line.trim() == "tick"));
+    Ok(())
+}
+
+fn files_go_in_and_out(manager: &Host, dir: &Path, name: &str) -> Result<()> {
+    let (sent, back) = (dir.join("sent"), dir.join("back"));
+    std::fs::write(&sent, "by way of a manager")?;
+    manager.docker(&["cp", &sent.display().to_string(), &format!("{name}:/tmp/")])?;
+    manager.docker(&["cp", "web.1:/tmp/sent", &back.display().to_string()])?;
+    ensure!(std::fs::read_to_string(back)? == "by way of a manager");
+    Ok(())
+}
+
+/// Of a container that is no task's, not even its own node's manager is told.
+fn execs_of_others_are_not_there(manager: &Host, worker: &Host) -> Result<()> {
+    worker.docker(&["run", "-d", "--init", "--name", "own", "busybox", "sleep", "1000"])?;
+    let (status, made) = worker.api("POST", "/v1.41/containers/own/exec", r#"{"Cmd":["true"]}"#)?;
+    ensure!(status == 201, "{made}");
+    let made: Value = serde_json::from_str(&made)?;
+    let path = format!("/v1.41/exec/{}/json", made["Id"].as_str().context("an id")?);
+    ensure!(worker.api("GET", &path, "")?.0 == 200);
+    let (status, body) = manager.api("GET", &path, "")?;
+    ensure!(status == 404 && body.contains("No such exec instance"), "{status} {body}");
+    worker.docker(&["rm", "-f", "own"]).map(drop)
 }

@@ -33,11 +33,19 @@ pub(crate) async fn accept(
         head.push_str(&format!("{name}: {}\r\n", value.to_str().expect("our own headers are ASCII")));
     }
     head.push_str("\r\n");
+    write_head(raw, head.as_bytes()).await
+}
+
+/// The same with an answer that is written already.
+pub(crate) async fn write_head(
+    raw: &mut Raw,
+    head: &[u8],
+) -> std::io::Result<impl Future<Output = ()> + use<>> {
     let watch = raw.socket.watch();
     if let Some(watch) = &watch {
         watch.arm().await;
     }
-    raw.socket.write_all(head.as_bytes()).await?;
+    raw.socket.write_all(head).await?;
     Ok(async move {
         if let Some(watch) = watch {
             watch.has_read(READ_TIMEOUT).await;

@@ -9,6 +9,7 @@ use axum::response::Response;
 use rswarm_base::Classify;
 use rswarm_base::audit::{Entry, User};
 use rswarm_proto::status::{REPLICA, USER, code, code_name};
+use rswarm_proto::wire::Task;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
@@ -106,6 +107,19 @@ pub(crate) async fn audited<T>(
         });
     }
     result
+}
+
+/// Writes down who does something in a task's container on another node.
+pub(crate) fn record_task(app: &App, task: &Task, detail: String) {
+    app.cluster.audit().write(&Entry {
+        user: user(),
+        call: "reach_container".to_owned(),
+        id: task.container_id().to_owned(),
+        name: task.container_name(),
+        detail: vec![detail],
+        outcome: "ok".to_owned(),
+        ..Entry::default()
+    });
 }
 
 /// `force`, when it is set.

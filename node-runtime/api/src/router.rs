@@ -104,7 +104,7 @@ impl Gate {
         Gate { routes: routes(app.clone()), app, only: None }
     }
 
-    /// One behind which there is nothing but what can be seen of one container.
+    /// One behind which there is nothing but one container, and what may be asked of it from elsewhere.
     pub fn of_container(app: App, id: String) -> Gate {
         Gate { only: Some(id.into()), ..Gate::new(app) }
     }
@@ -127,16 +127,16 @@ impl Gate {
     }
 
     async fn route(&self, request: Request<Body>) -> Response {
-        match (remote::view_of(&request), &self.only) {
-            (viewed, Some(only)) if viewed != Some(only) => return page_not_found().await.into_response(),
-            (Some(reference), None) => {
-                if let Some(task) = remote::elsewhere(&self.app, reference).await {
-                    return remote::pass_on(&self.app, &task, request)
-                        .await
-                        .unwrap_or_else(IntoResponse::into_response);
-                }
+        let asked = remote::asked(&request);
+        if let Some(only) = &self.only {
+            if !asked.is_some_and(|asked| asked.is_about(&self.app, only)) {
+                return page_not_found().await.into_response();
             }
-            _ => {}
+        } else if let Some(asked) = asked
+            && let Some(task) = remote::elsewhere(&self.app, &asked).await
+        {
+            let passed = remote::pass_on(&self.app, &task, request).await;
+            return passed.unwrap_or_else(IntoResponse::into_response);
         }
         let routed = self.routes.clone().oneshot(request).await;
         routed.unwrap_or_else(|never| match never {})

@@ -17,6 +17,8 @@ use crate::container::Container;
 use crate::error::ExecError;
 use crate::{merge, spec};
 
+/// How many digits of its container's identifier end that of an exec.
+const CONTAINER_DIGITS: usize = 32;
 /// How long an exec can be asked about after its end.
 const KEPT: Duration = Duration::from_secs(300);
 /// How much of a probe's output is kept.
@@ -54,7 +56,7 @@ pub struct ExecConfig {
 /// An exec and how it went.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exec {
-    /// 64 hexadecimal digits.
+    /// 64 hexadecimal digits; [`container_of`] them tells where it runs.
     pub id: String,
     /// The container that it runs in.
     pub container_id: String,
@@ -68,6 +70,20 @@ pub struct Exec {
     pub exit_code: Option<i32>,
     /// When it was created.
     pub created: Timestamp,
+}
+
+/// The beginning of its container's identifier, when that of an exec can be one: all who know of an exec know where it
+/// is, without asking everybody and without remembering anything.
+#[must_use]
+pub fn container_of(exec_id: &str) -> Option<&str> {
+    let is_id = exec_id.len() == 2 * CONTAINER_DIGITS && exec_id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_id.then(|| &exec_id[CONTAINER_DIGITS..])
+}
+
+fn new_id(container_id: &str) -> String {
+    let container = container_id.get(..CONTAINER_DIGITS).unwrap_or(container_id);
+    let own = rswarm_base::id::engine_id();
+    format!("{}{container}", &own[container.len()..])
 }
 
 /// An exec's streams. They end after its exit code is known, so that whoever reads to the end can ask for it.
@@ -142,7 +158,7 @@ impl Execs {
 
     pub(crate) fn create(&self, container_id: &str, config: ExecConfig) -> Exec {
         let exec = Exec {
-            id: rswarm_base::id::engine_id(),
+            id: new_id(container_id),
             container_id: container_id.to_owned(),
             config,
             running: false,
@@ -336,6 +352,17 @@ mod tests {
             execs.get(&exec.id).expect_err("gone").to_string(),
             format!("No such exec instance: {}", exec.id)
         );
+    }
+
+    #[test]
+    fn an_exec_is_called_after_its_container() {
+        let container = rswarm_base::id::engine_id();
+        let [one, other] = [new_id(&container), new_id(&container)];
+        assert_ne!(one[..32], other[..32]);
+        assert_eq!(container_of(&one), Some(&container[..32]));
+        for text in [&one[1..], "web.1", "", &"\u{fc}".repeat(32)] {
+            assert_eq!(container_of(text), None, "{text}");
+        }
     }
 
     #[test]

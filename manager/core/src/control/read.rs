@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rswarm_proto::model::object::Stored;
-use rswarm_proto::wire::{Network, Node, Object, ObjectKind, Service, ServiceSpec, object};
+use rswarm_proto::wire::{Network, Node, Object, ObjectKind, Service, ServiceSpec, Task, TaskState, object};
 
 use super::ControlError;
 use crate::state::{AnyObject, State};
@@ -45,21 +45,36 @@ fn named(state: &State, kind: ObjectKind, name: &str) -> Result<Option<AnyObject
         }
         ObjectKind::Secret => state.secret_named(name).cloned().map(AnyObject::Secret),
         ObjectKind::Config => state.config_named(name).cloned().map(AnyObject::Config),
-        ObjectKind::Task => return of_container(state, name),
+        ObjectKind::Task => return by_container(state, name),
     };
     Ok(found.or_else(|| version(state, kind, name)))
 }
 
-/// A task by its container, as `container:` and the beginning of that one's identifier.
-fn of_container(state: &State, reference: &str) -> Result<Option<AnyObject>, ControlError> {
-    let Some(id) = reference.strip_prefix("container:").filter(|id| !id.is_empty()) else { return Ok(None) };
-    let mut found = state.tasks().filter(|task| task.container_id().starts_with(id));
-    match (found.next(), found.next()) {
+/// A task by its container, as `container:` and the beginning of that one's identifier, or `container:` and the name of
+/// the slot (`web.1`; a global service's is the node's id), whose running task it is.
+fn by_container(state: &State, reference: &str) -> Result<Option<AnyObject>, ControlError> {
+    let Some(text) = reference.strip_prefix("container:").filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let mut found: Vec<&Arc<Task>> = if text.contains('.') {
+        running_in_slot(state, text).take(2).collect()
+    } else {
+        state.tasks().filter(|task| task.container_id().starts_with(text)).take(2).collect()
+    };
+    match (found.pop(), found.pop()) {
         (task, None) => Ok(task.cloned().map(AnyObject::Task)),
         (_, Some(_)) => {
             Err(ControlError::Ambiguous { kind: ObjectKind::Task, reference: reference.to_owned() })
         }
     }
+}
+
+fn running_in_slot<'a>(state: &'a State, name: &'a str) -> impl Iterator<Item = &'a Arc<Task>> {
+    let service = name.rsplit_once('.').and_then(|(service, _)| state.service_named(service));
+    let tasks = service.into_iter().flat_map(|service| state.tasks_of_service(&service.id));
+    tasks.filter(move |task| {
+        task.observed() == TaskState::Running && !task.container_id().is_empty() && task.slot_name() == name
+    })
 }
 
 /// A secret or config by the name of a version, such as `key@2`; others have no such names.

@@ -79,6 +79,11 @@ fn a_task_is_found_by_its_container_too() {
     assert_eq!(text(found("container:b")), "task container:b not found");
     assert_eq!(text(found("container:")), "task container: not found");
     assert_eq!(text(found("ab01")), "task ab01 not found");
+    // What runs in a slot is found by the slot's name.
+    assert_eq!(found(&format!("container:{}", tasks[0].slot_name())), found("container:ab01"));
+    for nobodys in ["container:web.3", "container:db.1", "container:web."] {
+        assert_eq!(text(found(nobodys)), format!("task {nobodys} not found"));
+    }
 }
 
 #[test]
