@@ -24,6 +24,9 @@ fn containers_of_tasks_are_seen_from_every_manager() -> Result<()> {
     ensure!(tasks.len() == 3, "a task on each node");
     // One that leads and one that does not; of workers nobody is told anything.
     for from in 0..2 {
+        for task in &tasks {
+            found_by_its_slot(&lab.hosts[from], task)?;
+        }
         for task in tasks.iter().filter(|task| task.host != from) {
             everything_is_seen(&lab.hosts[from], &lab.hosts[task.host], task)?;
         }
@@ -35,6 +38,15 @@ fn containers_of_tasks_are_seen_from_every_manager() -> Result<()> {
     a_node_that_does_not_answer_is_named(&mut lab, &tasks)?;
     lab.hosts[0].docker(&["service", "rm", "web"])?;
     lab.finish()
+}
+
+/// Wherever it runs, on the very node too.
+fn found_by_its_slot(from: &Host, task: &TaskContainer) -> Result<()> {
+    let name = from.docker(&["inspect", "--format", "{{.Name}}", &task.id])?;
+    let (slot, _) = name.trim().trim_start_matches('/').rsplit_once('.').context("a task's name")?;
+    let found = from.docker(&["inspect", "--format", "{{.Id}}", slot])?;
+    ensure!(found.trim() == task.id, "{slot} is {found}");
+    Ok(())
 }
 
 /// As its own node shows it, to the byte.
@@ -150,10 +162,7 @@ fn people_work_in_containers_of_other_nodes() -> Result<()> {
     files_go_in_and_out(manager, &lab.dir, &name)?;
     execs_of_others_are_not_there(manager, worker)?;
     let written = std::fs::read_to_string(&audit)?;
-    ensure!(
-        written.contains(&format!(r#""call":"reach_container""#)) && written.contains(&name),
-        "{written}"
-    );
+    ensure!(written.contains(r#""call":"reach_container""#) && written.contains(&name), "{written}");
     ensure!(written.contains("/exec\"") && written.contains(r#""uid":0"#), "{written}");
     manager.docker(&["service", "rm", "web"])?;
     lab.finish()
