@@ -6,8 +6,8 @@ use std::future::Future;
 
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
-use rswarm_base::Classify;
 use rswarm_base::audit::{Entry, User};
+use rswarm_base::{Classify, Kind};
 use rswarm_proto::status::{REPLICA, USER, code, code_name};
 use rswarm_proto::wire::Task;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -109,15 +109,15 @@ pub(crate) async fn audited<T>(
     result
 }
 
-/// Writes down who does something in a task's container on another node.
-pub(crate) fn record_task(app: &App, task: &Task, detail: String) {
+/// Writes down who asks for something in a task's container on another node, and whether it was reached.
+pub(crate) fn record_reach(app: &App, task: &Task, asks: String, failed: Option<Kind>) {
     app.cluster.audit().write(&Entry {
         user: user(),
         call: "reach_container".to_owned(),
         id: task.container_id().to_owned(),
         name: task.container_name(),
-        detail: vec![detail],
-        outcome: "ok".to_owned(),
+        detail: vec![asks],
+        outcome: failed.map_or("ok", |kind| code_name(code(kind))).to_owned(),
         ..Entry::default()
     });
 }

@@ -129,23 +129,23 @@ async fn find(app: &App, reference: &str) -> Option<Task> {
 /// Has the task's node answer.
 pub(crate) async fn pass_on(app: &App, task: &Task, request: Request<Body>) -> Result<Response, ApiError> {
     let does = asked(&request).map_or(Does::Look, |asked| asked.does);
+    let way = connect(app, task).await;
     if does != Does::Look {
-        call::record_task(app, task, format!("{} {}", request.method(), request.uri().path()));
+        let asks = format!("{} {}", request.method(), request.uri().path());
+        call::record_reach(app, task, asks, way.as_ref().err().map(|error| error.kind));
     }
-    if does == Does::TakeOver {
-        taken::take_over(app, task, request).await
-    } else {
-        answer(app, task, request).await
+    match does {
+        Does::TakeOver => taken::take_over(app, way?, request).await,
+        Does::Look | Does::Act => answer(app, way?, request).await,
     }
 }
 
 /// Passes an answer on that is like any other.
-async fn answer(app: &App, task: &Task, mut request: Request<Body>) -> Result<Response, ApiError> {
-    let (socket, away) = connect(app, task).await?;
-    *request.uri_mut() = on_its_node(&request, task.container_id())?;
-    let broke = |error: hyper::Error| away.unreachable(&Chain(&error).to_string());
+async fn answer(app: &App, way: Way, mut request: Request<Body>) -> Result<Response, ApiError> {
+    *request.uri_mut() = on_its_node(&request, &way.container_id)?;
+    let broke = |error: hyper::Error| unreachable(&way.name, &way.host, &Chain(&error).to_string());
     let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(socket)).await.map_err(broke)?;
+        hyper::client::conn::http1::handshake(TokioIo::new(way.socket)).await.map_err(broke)?;
     let token = app.scope.token().child_token();
     // Goes with the answer: hyper would hold the connection of an answer that nobody reads until more of it comes.
     let guard = token.clone().drop_guard();
@@ -165,40 +165,40 @@ async fn answer(app: &App, task: &Task, mut request: Request<Body>) -> Result<Re
     }))
 }
 
-/// A container on another node, by the names that users know.
-struct Away {
+/// A connection to the API of a task's node, which answers there for the task's container.
+struct Way {
+    socket: UnixStream,
+    container_id: String,
+    /// The container, as users know it.
     name: String,
+    /// The node, as users know it.
     host: String,
 }
 
-impl Away {
-    fn unreachable(&self, reason: &str) -> ApiError {
-        let Away { name, host } = self;
-        ApiError::new(
-            Kind::Unavailable,
-            format!("container {name} is on node {host}, which does not answer: {reason}"),
-        )
-    }
+fn unreachable(name: &str, host: &str, reason: &str) -> ApiError {
+    let text = format!("container {name} is on node {host}, which does not answer: {reason}");
+    ApiError::new(Kind::Unavailable, text)
 }
 
-/// A connection to the API of the task's node, which answers for the task's container there.
-async fn connect(app: &App, task: &Task) -> Result<(UnixStream, Away), ApiError> {
+/// Reaches the task's container.
+async fn connect(app: &App, task: &Task) -> Result<Way, ApiError> {
     let missing = |id: &str| ApiError::new(Kind::NotFound, format!("node {id} not found"));
     let node: Node = swarm::get_one(app, &task.node_id, missing).await?;
     let host = node.description.as_ref().map_or(&node.id, |node| &node.hostname).clone();
-    let away = Away { name: task.container_name(), host };
+    let (name, container_id) = (task.container_name(), task.container_id().to_owned());
+    let failed = |reason: &str| unreachable(&name, &host, reason);
     let addr = node.status.as_ref().map_or("", |status| status.listen_addr.as_str());
     let client = app.cluster.containers(&node.id, addr).await;
-    let mut client = client.map_err(|error| away.unreachable(&error.to_string()))?;
+    let mut client = client.map_err(|error| failed(&error.to_string()))?;
     let (out, messages) = mpsc::channel(CHUNKS);
-    let first = ContainerBytes { container_id: task.container_id().to_owned(), ..ContainerBytes::default() };
+    let first = ContainerBytes { container_id: container_id.clone(), ..ContainerBytes::default() };
     // The receiver is right here.
     let _ = out.send(first).await;
     let connected = client.reach(ReceiverStream::new(messages)).await;
-    let answers = connected.map_err(|status| away.unreachable(status.message()))?.into_inner();
-    let (near, far) = UnixStream::pair().map_err(|error| away.unreachable(&error.to_string()))?;
+    let answers = connected.map_err(|status| failed(status.message()))?.into_inner();
+    let (near, socket) = UnixStream::pair().map_err(|error| failed(&error.to_string()))?;
     app.scope.spawn(reached::carry(near, answers, out, |bytes| bytes));
-    Ok((far, away))
+    Ok(Way { socket, container_id, name, host })
 }
 
 /// The same request as its node's API takes it.

@@ -6,11 +6,10 @@ use axum::extract::FromRequestParts as _;
 use axum::http::request::Parts;
 use axum::http::{Request, Uri, header};
 use axum::response::Response;
-use rswarm_proto::wire::Task;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
-use super::{answer, connect, on_its_node};
+use super::{Way, answer, on_its_node};
 use crate::connection::{Hijacker, Raw};
 use crate::error::ApiError;
 use crate::router::App;
@@ -24,25 +23,22 @@ const BODY_MAX: usize = 1 << 20;
 const HEAD_MAX: usize = 16 << 10;
 
 /// Has the task's node talk to the client.
-pub(super) async fn take_over(app: &App, task: &Task, request: Request<Body>) -> Result<Response, ApiError> {
-    let uri = on_its_node(&request, task.container_id())?;
+pub(super) async fn take_over(app: &App, way: Way, request: Request<Body>) -> Result<Response, ApiError> {
+    let uri = on_its_node(&request, &way.container_id)?;
     let is_exec = request.uri().path().starts_with("/exec/");
     let (mut parts, body) = request.into_parts();
-    let body = to_bytes(body, BODY_MAX).await;
-    let body =
-        body.map_err(|error| ApiError::invalid(format!("the request's body cannot be read: {error}")))?;
+    let unread = |error| ApiError::invalid(format!("the request's body cannot be read: {error}"));
+    let body = to_bytes(body, BODY_MAX).await.map_err(unread)?;
     if is_exec && serde_json::from_slice(&body).is_ok_and(|start: ExecStartBody| start.detach) {
-        return answer(app, task, Request::from_parts(parts, Body::from(body))).await;
+        return answer(app, way, Request::from_parts(parts, Body::from(body))).await;
     }
     let Ok(hijacker) = Hijacker::from_request_parts(&mut parts, &()).await;
-    let (socket, _) = connect(app, task).await?;
     let written = written(&parts, &uri, &body);
-    Ok(hijacker
-        .take(move |raw| async move {
-            // What breaks off breaks off for both.
-            let _ = splice(raw, socket, &written).await;
-        })
-        .await)
+    let then = move |raw| async move {
+        // What breaks off breaks off for both.
+        let _ = splice(raw, way.socket, &written).await;
+    };
+    Ok(hijacker.take(then).await)
 }
 
 /// The request as it goes over the wire.
