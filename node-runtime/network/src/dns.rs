@@ -2,25 +2,32 @@
 //! upstream servers.
 //!
 //! The sockets are in the container's namespace and on ports of the kernel's choice; the container's own
-//! rules lead port 53 there, so that it may run a name server itself. Questions to upstream servers leave
-//! from the daemon's namespace.
+//! rules lead port 53 there, so that it may run a name server itself. Here are the servers, their bounds against
+//! floods, and what is answered; `wire` reads and writes messages, `forward` asks the upstream servers.
+
+mod forward;
+mod wire;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
-use hickory_proto::rr::rdata::{A, AAAA, PTR, SRV};
+use hickory_proto::rr::rdata::{PTR, SRV};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use rswarm_base::{IdGen, Scope};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
+use self::forward::{FORWARD, forward};
+use self::wire::{
+    Known, Transport, UDP_BYTES_MAX, address_record, parse_arpa, read_framed, refusal, reply, seconds,
+    write_framed,
+};
 use crate::model::DnsConfig;
 use crate::names::{Answer, Names, Served};
 use crate::netns::Netns;
@@ -49,19 +56,8 @@ const CONNECTIONS: usize = 64;
 const RATE: u32 = 1000;
 /// See [`RATE`].
 const RATE_WINDOW: Duration = Duration::from_millis(100);
-/// All upstream servers together have this long, where nobody says otherwise; clients give up after five seconds.
-const FORWARD: Duration = Duration::from_secs(2);
-/// The longest that a container's own `timeout` and `attempts` can make it: a question takes a turn from others.
-const FORWARD_MAX: Duration = Duration::from_secs(15);
-/// Upstream servers that are asked, as a resolver would.
-const UPSTREAMS: usize = 3;
 /// A TCP client that says nothing for this long is hung up on.
 const IDLE: Duration = Duration::from_secs(5);
-/// The largest UDP answer without EDNS.
-const UDP_BYTES: u16 = 512;
-/// The largest UDP datagram that we read or send.
-const UDP_BYTES_MAX: u16 = 4096;
-const DNS_PORT: u16 = 53;
 
 /// A container's DNS. Dropping it leaves the sockets open: they end by [`Server::stop`] or with the scope.
 #[derive(Debug)]
@@ -114,12 +110,6 @@ impl Servers {
     pub async fn stop_all(&mut self) {
         futures_util::future::join_all(self.running.drain().map(|(_, server)| server.stop())).await;
     }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Transport {
-    Udp,
-    Tcp,
 }
 
 /// What the tasks of one server share.
@@ -312,18 +302,6 @@ async fn serve_stream(mut stream: TcpStream, resolver: &Resolver) -> io::Result<
     }
 }
 
-async fn read_framed(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
-    let mut message = vec![0; usize::from(stream.read_u16().await?)];
-    stream.read_exact(&mut message).await?;
-    Ok(message)
-}
-
-async fn write_framed(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
-    let length = u16::try_from(message.len()).map_err(io::Error::other)?;
-    let framed = [&length.to_be_bytes(), message].concat();
-    stream.write_all(&framed).await
-}
-
 impl Resolver {
     fn new(names: Names, config: Arc<ArcSwap<DnsConfig>>, upstream_all: Arc<Semaphore>) -> Resolver {
         let bound = |permits| Arc::new(Semaphore::new(permits));
@@ -434,40 +412,6 @@ impl Resolver {
     }
 }
 
-/// What the networks know of a question.
-#[derive(Debug, Default)]
-struct Known {
-    answers: Vec<Record>,
-    /// What the client would ask next.
-    more: Vec<Record>,
-}
-
-fn address_record(name: &Name, address: IpAddr, lasts: bool) -> Record {
-    let data = match address {
-        IpAddr::V4(v4) => RData::A(A(v4)),
-        IpAddr::V6(v6) => RData::AAAA(AAAA(v6)),
-    };
-    Record::from_rdata(name.clone(), seconds(lasts), data)
-}
-
-fn seconds(lasts: bool) -> u32 {
-    if lasts { NAME_TTL.as_secs() as u32 } else { 0 }
-}
-
-/// The address in a reverse name: `4.3.2.1.in-addr.arpa.` or its IPv6 kin.
-fn parse_arpa(name: &str) -> Option<IpAddr> {
-    let name = name.trim_end_matches('.').to_ascii_lowercase();
-    if let Some(labels) = name.strip_suffix(".in-addr.arpa") {
-        let bytes: Vec<u8> = labels.rsplit('.').map(str::parse).collect::<Result<_, _>>().ok()?;
-        return <[u8; 4]>::try_from(bytes).ok().map(|bytes| Ipv4Addr::from(bytes).into());
-    }
-    let labels = name.strip_suffix(".ip6.arpa")?;
-    let digits: String = labels.rsplit('.').collect();
-    let is_whole = digits.len() == 32 && labels.split('.').all(|label| label.len() == 1);
-    let bits = u128::from_str_radix(&digits, 16).ok().filter(|_| is_whole)?;
-    Some(Ipv6Addr::from_bits(bits).into())
-}
-
 fn shuffle<T>(addresses: &mut [T]) {
     if addresses.len() < 2 {
         return;
@@ -478,132 +422,11 @@ fn shuffle<T>(addresses: &mut [T]) {
     }
 }
 
-fn reply(query: &Message, known: Known, transport: Transport) -> Option<Vec<u8>> {
-    let mut message = blank_reply(query, ResponseCode::NoError);
-    let limit = match transport {
-        Transport::Tcp => usize::from(u16::MAX),
-        Transport::Udp => {
-            let asked = query.edns.as_ref().map_or(UDP_BYTES, |edns| edns.max_payload());
-            usize::from(asked.clamp(UDP_BYTES, UDP_BYTES_MAX))
-        }
-    };
-    message.add_answers(known.answers);
-    message.add_additionals(known.more);
-    let mut bytes = message.to_vec().ok()?;
-    if bytes.len() > limit && !message.additionals.is_empty() {
-        message.additionals.clear();
-        bytes = message.to_vec().ok()?;
-    }
-    if bytes.len() > limit {
-        // The client asks again by TCP, where all of it fits.
-        message.metadata.truncation = true;
-        while bytes.len() > limit {
-            let keep = message.answers.len() * limit / bytes.len();
-            message.answers.truncate(keep.min(message.answers.len().saturating_sub(1)));
-            bytes = message.to_vec().ok()?;
-        }
-    }
-    Some(bytes)
-}
-
-fn blank_reply(query: &Message, code: ResponseCode) -> Message {
-    let mut message = Message::new(query.metadata.id, MessageType::Response, query.metadata.op_code);
-    message.metadata.recursion_desired = query.metadata.recursion_desired;
-    message.metadata.recursion_available = true;
-    message.metadata.response_code = code;
-    message.add_queries(query.queries.iter().cloned());
-    message
-}
-
-/// An answer that is only a code. Of a message that cannot be parsed, only the identifier is known.
-fn refusal(query: &[u8], code: ResponseCode) -> Option<Vec<u8>> {
-    if let Ok(message) = Message::from_vec(query) {
-        return blank_reply(&message, code).to_vec().ok();
-    }
-    let id = u16::from_be_bytes(*query.first_chunk::<2>().filter(|_| query.len() >= 12)?);
-    let mut message = Message::new(id, MessageType::Response, OpCode::Query);
-    message.metadata.response_code = code;
-    message.to_vec().ok()
-}
-
-/// Asks the upstream servers in order. One that is silent, refuses or fails is followed by the next.
-async fn forward(query: &[u8], config: &DnsConfig, transport: Transport) -> Option<Vec<u8>> {
-    let others = config.upstream.iter().filter(|server| !config.own.contains(server));
-    let servers: Vec<IpAddr> = others.take(UPSTREAMS).copied().collect();
-    if servers.is_empty() {
-        // The container has nobody to ask but itself, or nobody at all.
-        let looped = !config.upstream.is_empty();
-        let code = if looped { ResponseCode::ServFail } else { ResponseCode::NXDomain };
-        return refusal(query, code);
-    }
-    let servers: Vec<SocketAddr> =
-        servers.into_iter().map(|server| SocketAddr::new(server, DNS_PORT)).collect();
-    let share = config.timeout.unwrap_or(FORWARD / servers.len() as u32);
-    let asked = ask_in_turn(query, &servers, (share, config.attempts.unwrap_or(1)), transport);
-    match timeout(FORWARD_MAX, asked).await {
-        Ok(answer) => answer,
-        Err(_) => refusal(query, ResponseCode::ServFail),
-    }
-}
-
-/// Asks each server for so long, and all of them so often.
-async fn ask_in_turn(
-    query: &[u8],
-    servers: &[SocketAddr],
-    (share, attempts): (Duration, u32),
-    transport: Transport,
-) -> Option<Vec<u8>> {
-    let mut last = None;
-    for server in servers.iter().cycle().take(servers.len() * attempts as usize).copied() {
-        let asked = match transport {
-            Transport::Udp => timeout(share, ask_udp(server, query)).await,
-            Transport::Tcp => timeout(share, ask_tcp(server, query)).await,
-        };
-        match asked {
-            Ok(Ok(answer)) if !is_failure(&answer) => return Some(answer),
-            Ok(Ok(answer)) => last = Some(answer),
-            Ok(Err(error)) => tracing::debug!(%server, %error, "name server could not be asked"),
-            Err(_) => tracing::debug!(%server, "name server did not answer"),
-        }
-    }
-    last.or_else(|| refusal(query, ResponseCode::ServFail))
-}
-
-/// SERVFAIL and REFUSED are no answers: another server may have one.
-fn is_failure(answer: &[u8]) -> bool {
-    let code = answer.get(3).map_or(0, |flags| flags & 0x0f);
-    [u16::from(ResponseCode::ServFail), u16::from(ResponseCode::Refused)].contains(&u16::from(code))
-}
-
-async fn ask_udp(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
-    let any: IpAddr =
-        if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0)).await?;
-    socket.connect(server).await?;
-    // An identifier of our own: the container must not be able to choose it for a forger.
-    let id = (IdGen::from_system().number() as u16).to_be_bytes();
-    let mut ours = query.to_vec();
-    ours[..2].copy_from_slice(&id);
-    socket.send(&ours).await?;
-    let mut buffer = vec![0; usize::from(u16::MAX)];
-    loop {
-        let length = socket.recv(&mut buffer).await?;
-        if length >= 12 && buffer[..2] == id {
-            buffer.truncate(length);
-            buffer[..2].copy_from_slice(&query[..2]);
-            return Ok(buffer);
-        }
-    }
-}
-
-async fn ask_tcp(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect(server).await?;
-    write_framed(&mut stream, query).await?;
-    read_framed(&mut stream).await
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
+    use super::wire::UDP_BYTES;
     use super::*;
     use crate::model::DnsAlias;
     use crate::names::NameTable;
@@ -664,25 +487,6 @@ mod tests {
         assert_eq!(code("many.").await, (ResponseCode::NoError, 1));
         reconfigured(&resolver, |config| config.internal = true);
         assert_eq!(code("outside.").await, (ResponseCode::ServFail, 0));
-    }
-
-    #[tokio::test]
-    async fn servers_are_asked_as_often_and_as_long_as_the_options_say() {
-        // Nobody answers on this socket: each question ends by its time.
-        let silent = std::net::UdpSocket::bind(("127.0.0.9", 0)).expect("bind");
-        let port = silent.local_addr().expect("address").port();
-        let query = well_formed("outside.", 1);
-        let began = Instant::now();
-        let each = Duration::from_millis(60);
-        let server = SocketAddr::from(([127, 0, 0, 9], port));
-        let answer = ask_in_turn(&query, &[server], (each, 3), Transport::Udp).await.expect("an answer");
-        let answer = Message::from_vec(&answer).expect("message");
-        assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
-        assert!(began.elapsed() >= each * 3, "{:?}", began.elapsed());
-        silent.set_nonblocking(true).expect("nonblocking");
-        let mut buffer = [0; 512];
-        let questions = std::iter::from_fn(|| silent.recv(&mut buffer).ok()).count();
-        assert_eq!(questions, 3);
     }
 
     #[tokio::test]
@@ -760,7 +564,7 @@ mod tests {
         }
     }
 
-    fn well_formed(name: &str, kind: u16) -> Vec<u8> {
+    pub(super) fn well_formed(name: &str, kind: u16) -> Vec<u8> {
         let mut message = Message::new(7, MessageType::Query, OpCode::Query);
         message.add_query(Query::query(Name::from_ascii(name).expect("name"), RecordType::from(kind)));
         message.to_vec().expect("query")
@@ -791,11 +595,6 @@ mod tests {
             query.extend(tail);
             check_any(&query, if tcp { Transport::Tcp } else { Transport::Udp });
         }
-
-        #[test]
-        fn any_reverse_name_is_read_or_not(name in "[0-9a-f.]{0,80}(in-addr|ip6)?\\.arpa\\.?") {
-            let _ = parse_arpa(&name);
-        }
     }
 
     #[tokio::test]
@@ -822,13 +621,5 @@ mod tests {
             pace.turn().await;
         }
         assert!(began.elapsed() >= RATE_WINDOW * 3, "{:?}", began.elapsed());
-    }
-
-    #[test]
-    fn reverse_names_are_read_backwards() {
-        assert_eq!(parse_arpa("4.3.2.1.in-addr.arpa."), Some(IpAddr::from([1, 2, 3, 4])));
-        assert_eq!(parse_arpa("2.1.in-addr.arpa."), None);
-        let six = format!("1.{}ip6.arpa.", "0.".repeat(31));
-        assert_eq!(parse_arpa(&six), Some(Ipv6Addr::LOCALHOST.into()));
     }
 }
