@@ -412,8 +412,7 @@ fn propagation(host: &Host) -> Result<()> {
 fn waits_and_restarts(host: &Host) -> Result<()> {
     let id = sleeper(host, &["--restart", "on-failure:2", "--name", "held"])?;
     // A kill by hand ends it for good.
-    let waiting =
-        Command::new("docker").args(["-H", &host.socket(), "wait", &id]).stdout(Stdio::piped()).spawn()?;
+    let waiting = host.docker_command(&["wait", &id]).stdout(Stdio::piped()).spawn()?;
     host.docker(&["kill", &id])?;
     ensure!(String::from_utf8(waiting.wait_with_output()?.stdout)?.trim() == "137");
     remove(host, &id)?;

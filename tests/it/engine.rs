@@ -1,6 +1,6 @@
 //! One machine: images, containers, logs, and a daemon that dies and comes back.
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -22,7 +22,7 @@ fn containers_live_and_die_as_on_dockerd() -> Result<()> {
         host.docker(&["run", "-d", "--name", "c1", "busybox", "sh", "-c", "echo out; echo err >&2; exit 3"])?;
     ensure!(id.trim().len() == 64, "run -d printed {id:?}");
     ensure!(host.docker(&["wait", "c1"])?.trim() == "3", "wait gives the exit code");
-    let logs = run(Command::new("docker").args(["-H", &host.socket(), "logs", "c1"]).stdin(Stdio::null()))?;
+    let logs = host.docker(&["logs", "c1"])?;
     ensure!(logs == "out\n", "stdout of the log is {logs:?}");
     let status = host.docker(&["ps", "-a", "--format", "{{.Names}} {{.Status}}"])?;
     ensure!(status.starts_with("c1 Exited (3)"), "{status:?}");

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -86,8 +86,7 @@ fn whoever_leaves_leaves_nothing(lab: &Lab, tasks: &[TaskContainer]) -> Result<(
     let hosts = [&lab.hosts[0], &lab.hosts[2]];
     let sockets = || hosts.map(|host| sockets(host).unwrap_or_default());
     let before = sockets();
-    let mut follow = Command::new("docker");
-    follow.args(["-H", &lab.hosts[0].socket(), "logs", "--follow", "--tail", "0", &there.id]);
+    let mut follow = lab.hosts[0].docker_command(&["logs", "--follow", "--tail", "0", &there.id]);
     let mut client = follow.spawn()?;
     eventually(PATIENCE, "both nodes carry it", || {
         Ok(sockets().iter().zip(&before).all(|(now, before)| now > before))
@@ -168,15 +167,10 @@ fn people_work_in_containers_of_other_nodes() -> Result<()> {
     lab.finish()
 }
 
-fn docker(host: &Host, args: &[&str]) -> Command {
-    let mut command = Command::new("docker");
-    command.args(["-H", &host.socket()]).args(args).stdin(Stdio::null());
-    command
-}
-
 /// By the name of its slot, as people say it.
 fn a_shell_on_a_terminal(manager: &Host, name: &str) -> Result<()> {
-    let mut shell = Terminal::open(&mut docker(manager, &["exec", "-it", "-e", "WHO=me", "web.1", "sh"]))?;
+    let mut shell =
+        Terminal::open(&mut manager.docker_command(&["exec", "-it", "-e", "WHO=me", "web.1", "sh"]))?;
     shell.see("# ")?;
     shell.press("echo $WHO; stty size\r")?;
     shell.see("me\r\n")?;
@@ -187,7 +181,7 @@ fn a_shell_on_a_terminal(manager: &Host, name: &str) -> Result<()> {
     ensure!(shell.end()?.code() == Some(7));
 
     let mut left =
-        Terminal::open(&mut docker(manager, &["exec", "-it", "--detach-keys", "ctrl-x", name, "sh"]))?;
+        Terminal::open(&mut manager.docker_command(&["exec", "-it", "--detach-keys", "ctrl-x", name, "sh"]))?;
     left.see("# ")?;
     left.press("\x18")?;
     left.see("read escape sequence")?;
@@ -196,18 +190,19 @@ fn a_shell_on_a_terminal(manager: &Host, name: &str) -> Result<()> {
 
 /// Out and err apart, the exit code, the end of the input, and many bytes both ways.
 fn streams_of_an_exec(manager: &Host, worker: &Host, name: &str) -> Result<()> {
-    let said = docker(manager, &["exec", name, "sh", "-c", "echo out; echo err >&2; exit 5"]).output()?;
+    let said =
+        manager.docker_command(&["exec", name, "sh", "-c", "echo out; echo err >&2; exit 5"]).output()?;
     ensure!(
         (&said.stdout[..], &said.stderr[..]) == (b"out\n", b"err\n") && said.status.code() == Some(5),
         "{said:?}"
     );
-    let missing = |host| docker(host, &["exec", name, "magic"]).output();
+    let missing = |host: &Host| host.docker_command(&["exec", name, "magic"]).output();
     let (away, own) = (missing(manager)?, missing(worker)?);
     ensure!(away.status.code() == Some(127) && away == own, "{away:?}, there {own:?}");
 
     const BYTES: usize = 16 << 20;
     let sent: Vec<u8> = (0..BYTES).map(|at| (at % 251) as u8).collect();
-    let mut cat = docker(manager, &["exec", "-i", name, "cat"]);
+    let mut cat = manager.docker_command(&["exec", "-i", name, "cat"]);
     let mut cat = cat.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let mut input = cat.stdin.take().context("its input")?;
     let writer = std::thread::spawn({
@@ -220,12 +215,12 @@ fn streams_of_an_exec(manager: &Host, worker: &Host, name: &str) -> Result<()> {
 
     manager.docker(&["exec", "-d", name, "touch", "/tmp/done"])?;
     eventually(PATIENCE, "what nobody waits for is done", || {
-        Ok(docker(manager, &["exec", name, "ls", "/tmp/done"]).output()?.status.success())
+        Ok(manager.docker_command(&["exec", name, "ls", "/tmp/done"]).output()?.status.success())
     })
 }
 
 fn attached_to_its_output(manager: &Host) -> Result<()> {
-    let mut attach = docker(manager, &["attach", "--no-stdin", "--sig-proxy=false", "web.1"]);
+    let mut attach = manager.docker_command(&["attach", "--no-stdin", "--sig-proxy=false", "web.1"]);
     let mut attach = attach.stdout(Stdio::piped()).spawn()?;
     let output = BufReader::new(attach.stdout.take().context("its output")?);
     let ticks = output.lines().take(3).collect::<std::io::Result<Vec<_>>>();

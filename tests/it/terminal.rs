@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -38,14 +38,8 @@ fn clients_at_terminals_and_pipes_behave_as_on_dockerd() -> Result<()> {
     lab.finish()
 }
 
-fn docker(host: &Host, args: &[&str]) -> Command {
-    let mut command = Command::new("docker");
-    command.args(["-H", &host.socket()]).args(args).stdin(Stdio::null());
-    command
-}
-
 fn output(host: &Host, args: &[&str]) -> Result<Output> {
-    Ok(docker(host, args).output()?)
+    Ok(host.docker_command(args).output()?)
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -190,7 +184,7 @@ fn data(socket: &mut UnixStream) -> Result<Vec<u8>> {
 
 fn shell(host: &Host) -> Result<()> {
     let mut terminal =
-        Terminal::open(&mut docker(host, &["run", "-it", "--rm", "--name", "sh", "busybox", "sh"]))?;
+        Terminal::open(&mut host.docker_command(&["run", "-it", "--rm", "--name", "sh", "busybox", "sh"]))?;
     terminal.see("/ # ")?;
     terminal.press("stty size; echo $TERM; test -t 0 && echo yes-$((40+2))\r")?;
     terminal.see("24 80\r\n")?;
@@ -213,7 +207,8 @@ fn shell(host: &Host) -> Result<()> {
 }
 
 fn detach_and_attach(host: &Host) -> Result<()> {
-    let mut terminal = Terminal::open(&mut docker(host, &["run", "-it", "--name", "den", "busybox", "sh"]))?;
+    let mut terminal =
+        Terminal::open(&mut host.docker_command(&["run", "-it", "--name", "den", "busybox", "sh"]))?;
     terminal.see("/ # ")?;
     terminal.press("x=kept; echo $((40+2))\r")?;
     terminal.see("42\r\n")?;
@@ -221,7 +216,8 @@ fn detach_and_attach(host: &Host) -> Result<()> {
     ensure!(terminal.end()?.success(), "leaving is no failure of `run`");
     ensure!(state(host, "den")? == "running 0");
 
-    let mut again = Terminal::open(&mut docker(host, &["attach", "--detach-keys", "ctrl-a,b", "den"]))?;
+    let mut again =
+        Terminal::open(&mut host.docker_command(&["attach", "--detach-keys", "ctrl-a,b", "den"]))?;
     again.press("\r")?;
     again.see("/ # ")?;
     again.press("echo $x-$((1+1))\r")?;
@@ -235,7 +231,7 @@ fn detach_and_attach(host: &Host) -> Result<()> {
     let refused = output(host, &["attach", "den"])?;
     ensure!(text(&refused.stderr).contains("cannot attach to a paused container"), "{refused:?}");
     host.docker(&["unpause", "den"])?;
-    let mut last = Terminal::open(&mut docker(host, &["attach", "den"]))?;
+    let mut last = Terminal::open(&mut host.docker_command(&["attach", "den"]))?;
     last.press("\rexit 9\r")?;
     ensure!(last.end()?.code() == Some(9), "attach gives the exit code");
     host.docker(&["rm", "den"]).map(drop)
@@ -256,7 +252,7 @@ fn sleeper(host: &Host, more: &[&str]) -> Result<String> {
 fn exec_on_a_terminal(host: &Host) -> Result<()> {
     let id = sleeper(host, &["-w", "/tmp", "-e", "A=container"])?;
     let args = ["exec", "-it", "-u", "nobody", "-w", "/etc", "-e", "B=exec", &id, "sh"];
-    let mut terminal = Terminal::open(&mut docker(host, &args))?;
+    let mut terminal = Terminal::open(&mut host.docker_command(&args))?;
     terminal.see("$ ")?;
     terminal.press("id -un; pwd; echo $A-$B-$HOME; stty size\r")?;
     terminal.see("nobody\r\n")?;
@@ -266,7 +262,8 @@ fn exec_on_a_terminal(host: &Host) -> Result<()> {
     terminal.press("exit 3\r")?;
     ensure!(terminal.end()?.code() == Some(3));
 
-    let mut left = Terminal::open(&mut docker(host, &["exec", "-it", "--detach-keys", "ctrl-x", &id, "sh"]))?;
+    let mut left =
+        Terminal::open(&mut host.docker_command(&["exec", "-it", "--detach-keys", "ctrl-x", &id, "sh"]))?;
     left.see("# ")?;
     let format = "{{len .ExecIDs}}";
     ensure!(host.docker(&["inspect", "--format", format, &id])?.trim() == "1", "a running exec is listed");
@@ -305,8 +302,10 @@ fn exec_on_pipes(host: &Host) -> Result<()> {
     let privileged = host.docker(&["exec", "--privileged", &id, "grep", "CapEff", "/proc/self/status"])?;
     ensure!(plain.contains("00000000a80425fb") && privileged != plain, "{plain} {privileged}");
     // An exec dies with its container, and its client learns how.
-    let mut long =
-        docker(host, &["exec", &id, "sh", "-c", "echo up; sleep 1000"]).stdout(Stdio::piped()).spawn()?;
+    let mut long = host
+        .docker_command(&["exec", &id, "sh", "-c", "echo up; sleep 1000"])
+        .stdout(Stdio::piped())
+        .spawn()?;
     let mut up = [0; 3];
     long.stdout.as_mut().context("piped")?.read_exact(&mut up)?;
     host.docker(&["kill", &id])?;
@@ -349,7 +348,7 @@ fn half_close(host: &Host) -> Result<()> {
         if args[0] == "exec" {
             sleeper(host, &["--name", "half"])?;
         }
-        let mut child = docker(host, &args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut child = host.docker_command(&args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let (mut stdin, bytes) = (child.stdin.take().context("piped")?, input.clone());
         let writer = std::thread::spawn(move || stdin.write_all(&bytes));
         let back = child.wait_with_output()?;
@@ -369,7 +368,8 @@ fn output_is_complete(host: &Host) -> Result<()> {
         let lengths = (found.stdout.len(), found.stderr.len());
         ensure!(lengths == (BYTES, BYTES), "{lengths:?} of {BYTES} bytes each");
     }
-    let mut slow = docker(host, &["run", "--rm", "busybox", "sh", "-c", &script])
+    let mut slow = host
+        .docker_command(&["run", "--rm", "busybox", "sh", "-c", &script])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()?;
@@ -395,7 +395,7 @@ fn many_watch_one(host: &Host) -> Result<()> {
     let mut watchers = Vec::new();
     for _ in 0..3 {
         let args = ["attach", "--no-stdin", "--sig-proxy=false", "stage"];
-        let child = docker(host, &args).stdout(Stdio::piped()).spawn()?;
+        let child = host.docker_command(&args).stdout(Stdio::piped()).spawn()?;
         watchers.push(child);
     }
     eventually(Duration::from_secs(10), "all are attached", || {
@@ -403,7 +403,8 @@ fn many_watch_one(host: &Host) -> Result<()> {
         let args = ["events", "--since", since.trim(), "--until", "0s", "--filter", "event=attach"];
         Ok(host.docker(&args)?.lines().count() == 3)
     })?;
-    let mut actor = docker(host, &["attach", "--sig-proxy=false", "stage"]).stdin(Stdio::piped()).spawn()?;
+    let mut actor =
+        host.docker_command(&["attach", "--sig-proxy=false", "stage"]).stdin(Stdio::piped()).spawn()?;
     actor.stdin.take().context("piped")?.write_all(b"hello\n")?;
     for watcher in &mut watchers {
         let mut said = [0; 12];
@@ -419,8 +420,10 @@ fn many_watch_one(host: &Host) -> Result<()> {
 
 fn signals_are_passed_on(host: &Host) -> Result<()> {
     let script = "trap 'echo caught; exit 4' TERM; echo up; while :; do sleep 0.1; done";
-    let mut client =
-        docker(host, &["run", "--rm", "busybox", "sh", "-c", script]).stdout(Stdio::piped()).spawn()?;
+    let mut client = host
+        .docker_command(&["run", "--rm", "busybox", "sh", "-c", script])
+        .stdout(Stdio::piped())
+        .spawn()?;
     let mut stdout = client.stdout.take().context("piped")?;
     let mut up = [0; 3];
     stdout.read_exact(&mut up)?;
@@ -438,8 +441,10 @@ fn signals_are_passed_on(host: &Host) -> Result<()> {
 fn a_client_that_vanishes_is_forgotten(host: &Host) -> Result<()> {
     let id = sleeper(host, &[])?;
     let before = descriptors(host)?;
-    let mut client =
-        docker(host, &["attach", "--no-stdin", "--sig-proxy=false", &id]).stdout(Stdio::null()).spawn()?;
+    let mut client = host
+        .docker_command(&["attach", "--no-stdin", "--sig-proxy=false", &id])
+        .stdout(Stdio::null())
+        .spawn()?;
     eventually(Duration::from_secs(10), "the client is attached", || Ok(descriptors(host)? > before))?;
     client.kill()?;
     client.wait()?;

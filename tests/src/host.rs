@@ -115,7 +115,14 @@ impl Host {
 
     /// The docker CLI against this host.
     pub fn docker(&self, args: &[&str]) -> Result<String> {
-        run(Command::new("docker").args(["-H", &self.socket()]).args(args).stdin(Stdio::null()))
+        run(&mut self.docker_command(args))
+    }
+
+    /// The same to be started otherwise: at a terminal, on pipes, or in order to fail.
+    pub fn docker_command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("docker");
+        command.args(["-H", &self.socket()]).args(args).stdin(Stdio::null());
+        command
     }
 
     /// rswarm's own CLI against this host.
@@ -125,7 +132,7 @@ impl Host {
 
     /// What a CLI call that must fail says on standard error.
     pub fn refusal(&self, args: &[&str]) -> Result<String> {
-        let output = Command::new("docker").args(["-H", &self.socket()]).args(args).output()?;
+        let output = self.docker_command(args).output()?;
         ensure!(!output.status.success(), "`docker {}` was accepted", args.join(" "));
         Ok(String::from_utf8_lossy(&output.stderr).into_owned())
     }

@@ -44,7 +44,8 @@ const SHORT: usize = 12;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Asked<'a> {
     subject: Subject<'a>,
-    does: Does,
+    /// What its answer is like.
+    pub does: Does,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +55,7 @@ enum Subject<'a> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Does {
+pub(crate) enum Does {
     /// It looks, waits, or tells how large a window is: nobody asks later who did.
     Look,
     /// It does something in the container, and has an answer like any other.
@@ -127,8 +128,12 @@ async fn find(app: &App, reference: &str) -> Option<Task> {
 }
 
 /// Has the task's node answer.
-pub(crate) async fn pass_on(app: &App, task: &Task, request: Request<Body>) -> Result<Response, ApiError> {
-    let does = asked(&request).map_or(Does::Look, |asked| asked.does);
+pub(crate) async fn pass_on(
+    app: &App,
+    task: &Task,
+    does: Does,
+    request: Request<Body>,
+) -> Result<Response, ApiError> {
     let way = connect(app, task).await;
     if does != Does::Look {
         let asks = format!("{} {}", request.method(), request.uri().path());

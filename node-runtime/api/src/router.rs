@@ -135,7 +135,8 @@ impl Gate {
         } else if let Some(asked) = asked
             && let Some(task) = remote::elsewhere(&self.app, &asked).await
         {
-            let passed = remote::pass_on(&self.app, &task, request).await;
+            let does = asked.does;
+            let passed = remote::pass_on(&self.app, &task, does, request).await;
             return passed.unwrap_or_else(IntoResponse::into_response);
         }
         let routed = self.routes.clone().oneshot(request).await;
