@@ -176,6 +176,10 @@ fn a_shell_on_a_terminal(manager: &Host, name: &str) -> Result<()> {
     shell.see("me\r\n")?;
     shell.see("24 80\r\n")?;
     shell.resize(100, 30)?;
+    // The size travels by a call of its own; the task has a terminal too, the first.
+    eventually(Duration::from_secs(10), "the container knows the new size", || {
+        Ok(manager.docker(&["exec", name, "sh", "-c", "stty size </dev/pts/1"])?.trim() == "30 100")
+    })?;
     shell.press("stty size; exit 7\r")?;
     shell.see("30 100\r\n")?;
     ensure!(shell.end()?.code() == Some(7));
