@@ -3,20 +3,22 @@
 //! All checks that need the newest state are here and run again on every manager: versions, names, who
 //! writes what, and that no task moves back. A transaction holds as a whole or not at all.
 
+mod checks;
+mod rejected;
+
 use std::sync::Arc;
 
-use rswarm_base::{Classify, Kind};
 use rswarm_proto::model::object::Stored;
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::update_status::State as Phase;
 use rswarm_proto::wire::{Batch, Change, NodeAvailability, ObjectKind, Service, Task, Transaction};
 
 use crate::author::Author;
-use crate::content::{self, ContentInUse, ContentMissing, Table};
 use crate::edit::Edit;
 use crate::filter::availability;
-use crate::publish::{self, IngressError, PortTaken, needs_ingress};
 use crate::state::{AnyObject, State};
+
+pub use rejected::{Rejected, noun};
 
 /// What came of a batch.
 #[derive(Debug, Clone)]
@@ -43,131 +45,6 @@ impl Event {
     #[must_use]
     pub fn object(&self) -> Option<&AnyObject> {
         self.after.as_ref().or(self.before.as_ref())
-    }
-}
-
-/// Why a transaction changed nothing.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Rejected {
-    /// The object has been written since it was read.
-    #[error("update out of sequence")]
-    Version {
-        /// The object's kind.
-        kind: ObjectKind,
-        /// The object's id.
-        id: String,
-        /// The version that the writer read.
-        read: u64,
-        /// The version that is stored.
-        stored: u64,
-    },
-    /// An object of this id exists already.
-    #[error("{} {id} already exists", noun(*.kind))]
-    Exists {
-        /// The object's kind.
-        kind: ObjectKind,
-        /// The object's id.
-        id: String,
-    },
-    /// No object of this id exists.
-    #[error("{} {id} not found", noun(*.kind))]
-    Missing {
-        /// The object's kind.
-        kind: ObjectKind,
-        /// The object's id.
-        id: String,
-    },
-    /// Another object of the kind has the name.
-    #[error("name conflicts with an existing object: {} {name} already exists", noun(*.kind))]
-    NameTaken {
-        /// The object's kind.
-        kind: ObjectKind,
-        /// The name.
-        name: String,
-    },
-    /// The service would be on a network that does not exist, or is being deleted.
-    #[error("network {0} not found")]
-    NetworkGone(String),
-    /// The network to be deleted has a service on it.
-    #[error("network {network} is in use by service {service}")]
-    NetworkInUse {
-        /// The network's id.
-        network: String,
-        /// The service's id.
-        service: String,
-    },
-    /// Another service has the port.
-    #[error(transparent)]
-    PortTaken(PortTaken),
-    /// The network of the routing mesh is missing, there already, or in use.
-    #[error(transparent)]
-    Ingress(IngressError),
-    /// The service would use secrets or configs that do not exist.
-    #[error(transparent)]
-    ContentMissing(ContentMissing),
-    /// A service uses the secret or config that is to be deleted.
-    #[error(transparent)]
-    ContentInUse(ContentInUse),
-    /// The author may not write this.
-    #[error("`{author}` may not write {field}")]
-    Forbidden {
-        /// Who tried.
-        author: String,
-        /// What it tried to write.
-        field: &'static str,
-    },
-    /// The task would go back to a state that it has left.
-    #[error("task {0} cannot move back")]
-    MovedBack(String),
-    /// A change without an object, or of an unknown kind or action.
-    #[error("the change is malformed")]
-    Malformed,
-}
-
-impl Classify for Rejected {
-    fn kind(&self) -> Kind {
-        match self {
-            Rejected::Ingress(error) => error.kind(),
-            Rejected::Version { .. } | Rejected::NetworkInUse { .. } => Kind::FailedPrecondition,
-            Rejected::PortTaken(_) | Rejected::ContentMissing(_) | Rejected::ContentInUse(_) => {
-                Kind::InvalidArgument
-            }
-            Rejected::Exists { .. } | Rejected::NameTaken { .. } => Kind::Conflict,
-            Rejected::Missing { .. } | Rejected::NetworkGone(_) => Kind::NotFound,
-            Rejected::Forbidden { .. } | Rejected::MovedBack(_) | Rejected::Malformed => Kind::Internal,
-        }
-    }
-
-    fn hint(&self) -> Option<String> {
-        match self {
-            Rejected::Ingress(error) => error.hint(),
-            Rejected::Version { .. } => Some("read the object again and repeat the change on it".to_owned()),
-            Rejected::Exists { .. }
-            | Rejected::Missing { .. }
-            | Rejected::NameTaken { .. }
-            | Rejected::NetworkGone(_)
-            | Rejected::NetworkInUse { .. }
-            | Rejected::PortTaken(_)
-            | Rejected::ContentMissing(_)
-            | Rejected::ContentInUse(_)
-            | Rejected::Forbidden { .. }
-            | Rejected::MovedBack(_)
-            | Rejected::Malformed => None,
-        }
-    }
-}
-
-/// What users call a kind of object.
-#[must_use]
-pub fn noun(kind: ObjectKind) -> &'static str {
-    match kind {
-        ObjectKind::Cluster => "cluster",
-        ObjectKind::Node => "node",
-        ObjectKind::Service => "service",
-        ObjectKind::Task => "task",
-        ObjectKind::Network => "network",
-        ObjectKind::Secret => "secret",
-        ObjectKind::Config => "config",
     }
 }
 
@@ -332,138 +209,6 @@ impl Draft<'_> {
 
     fn deleted(&self, kind: ObjectKind, id: String) -> Result<AnyObject, Rejected> {
         self.state.get(kind, &id).ok_or(Rejected::Missing { kind, id })
-    }
-
-    /// Names of services and networks are unique among those that are not being deleted; those of secrets and
-    /// configs among their latest versions.
-    fn check_name(&self, object: &AnyObject) -> Result<(), Rejected> {
-        let (name, owner) = match object {
-            AnyObject::Service(service) if !service.pending_delete => {
-                (service.name(), self.state.service_named(service.name()).map(|other| other.id.as_str()))
-            }
-            AnyObject::Network(network) if !network.pending_delete => {
-                (network.name(), self.state.network_named(network.name()).map(|other| other.id.as_str()))
-            }
-            AnyObject::Secret(secret) => return self.check_number(secret.as_ref()),
-            AnyObject::Config(config) => return self.check_number(config.as_ref()),
-            AnyObject::Cluster(_)
-            | AnyObject::Node(_)
-            | AnyObject::Service(_)
-            | AnyObject::Task(_)
-            | AnyObject::Network(_) => return Ok(()),
-        };
-        let (kind, id) = object.key();
-        match owner {
-            Some(owner) if owner != id => Err(Rejected::NameTaken { kind, name: name.to_owned() }),
-            _ => Ok(()),
-        }
-    }
-
-    /// A service and the removal of its network may be asked for at once: one of them is too late.
-    fn check_networks(&self, before: Option<&AnyObject>, after: Option<&AnyObject>) -> Result<(), Rejected> {
-        match (before, after) {
-            (before, Some(AnyObject::Service(service))) if !service.pending_delete => {
-                let same = matches!(before, Some(AnyObject::Service(before)) if before.spec == service.spec);
-                let gone = if same { None } else { self.state.missing_network(service.spec.as_ref()) };
-                gone.map_or(Ok(()), |network| Err(Rejected::NetworkGone(network.to_owned())))
-            }
-            (_, Some(AnyObject::Network(network))) if network.pending_delete => {
-                let mut users = self.state.services_on_network(&network.id);
-                match users.find(|service| !service.pending_delete) {
-                    Some(service) => {
-                        let (network, service) = (network.id.clone(), service.id.clone());
-                        Err(Rejected::NetworkInUse { network, service })
-                    }
-                    None => Ok(()),
-                }
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Likewise for secrets and configs.
-    fn check_content(&self, before: Option<&AnyObject>, after: Option<&AnyObject>) -> Result<(), Rejected> {
-        match (before, after) {
-            (before, Some(AnyObject::Service(service))) if !service.pending_delete => {
-                let same = matches!(before, Some(AnyObject::Service(before)) if before.spec == service.spec);
-                let missing =
-                    if same { Vec::new() } else { content::missing(self.state, service.spec.as_ref()) };
-                missing.into_iter().next().map_or(Ok(()), |missing| Err(Rejected::ContentMissing(missing)))
-            }
-            (Some(AnyObject::Secret(gone)), None) => self.check_unused(gone.as_ref()),
-            (Some(AnyObject::Config(gone)), None) => self.check_unused(gone.as_ref()),
-            _ => Ok(()),
-        }
-    }
-
-    fn check_unused<T: Stored>(&self, gone: &T) -> Result<(), Rejected> {
-        content::in_use(self.state, T::KIND, gone.name(), &[gone.id()])
-            .map_or(Ok(()), |used| Err(Rejected::ContentInUse(used)))
-    }
-
-    /// Another version of a secret or config follows the latest one. Whoever thought of an older one must decide anew.
-    fn check_number<T: Table>(&self, object: &T) -> Result<(), Rejected> {
-        let kind = T::KIND;
-        if T::by_id(self.state, object.id()).is_some() {
-            return Ok(());
-        }
-        match T::latest(self.state, object.name()) {
-            None if object.number() == 1 => Ok(()),
-            Some(_) if object.number() == 1 => {
-                Err(Rejected::NameTaken { kind, name: object.name().to_owned() })
-            }
-            Some(latest) if object.number() == latest.number() + 1 => Ok(()),
-            latest => Err(Rejected::Version {
-                kind,
-                id: object.id().to_owned(),
-                read: object.number(),
-                stored: latest.map_or(0, |latest| latest.number()),
-            }),
-        }
-    }
-
-    /// Likewise for published ports and the ingress network.
-    fn check_ingress(&self, before: Option<&AnyObject>, after: Option<&AnyObject>) -> Result<(), Rejected> {
-        match (before, after) {
-            (before, Some(AnyObject::Service(service))) if !service.pending_delete => {
-                let before = match before {
-                    Some(AnyObject::Service(before)) => Some(before),
-                    _ => None,
-                };
-                self.check_published(before.map(AsRef::as_ref), service)
-            }
-            (_, Some(AnyObject::Network(network)))
-                if network.spec.as_ref().is_some_and(|spec| spec.ingress) =>
-            {
-                match self.state.ingress_network().filter(|ingress| ingress.id != network.id) {
-                    Some(ingress) if !network.pending_delete => {
-                        return Err(Rejected::Ingress(IngressError::Present(ingress.id.clone())));
-                    }
-                    _ => {}
-                }
-                match self.state.services_on_ingress().next().filter(|_| network.pending_delete) {
-                    Some(service) => Err(Rejected::Ingress(IngressError::InUse(service.id.clone()))),
-                    None => Ok(()),
-                }
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn check_published(&self, before: Option<&Service>, after: &Service) -> Result<(), Rejected> {
-        let specified = before.is_none_or(|before| before.spec != after.spec);
-        if specified && let Some(spec) = &after.spec {
-            if needs_ingress(spec.endpoint.as_ref()) && self.state.lacks_ingress() {
-                return Err(Rejected::Ingress(IngressError::Missing));
-            }
-            if let Some(taken) = publish::spec_conflicts(self.state, spec, &after.id).next() {
-                return Err(Rejected::PortTaken(taken));
-            }
-        }
-        let given = before.is_none_or(|before| before.endpoint != after.endpoint);
-        let ports = after.endpoint.iter().filter(|_| given).flat_map(|endpoint| &endpoint.ports);
-        let taken = publish::conflicts(self.state, ports, &after.id).next();
-        taken.map_or(Ok(()), |taken| Err(Rejected::PortTaken(taken)))
     }
 
     fn set_spec_version(&self, before: &Service, after: &mut Service) {
