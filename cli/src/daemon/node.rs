@@ -1,7 +1,9 @@
 //! The node's side of the API's swarm calls: one actor owns whether this daemon is in a cluster.
 
+mod enter;
+mod leave;
+
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -10,33 +12,24 @@ use rswarm_api::{
     RestoreRequest,
 };
 use rswarm_base::audit::Audit;
-use rswarm_base::{Chain, Kind, Scope, Timestamp};
+use rswarm_base::{Chain, Kind, Scope};
 use rswarm_engine::Engine;
-use rswarm_manager::{Backup, Boot, Calls, Lock, Manager, NewCluster, found};
+use rswarm_manager::{Boot, Calls, Manager};
 use rswarm_manager_core::State;
-use rswarm_proto::tls::{self, EnrollError, Enrollment, Identity, IdentityError, UnlockKey};
-use rswarm_proto::token::JoinToken;
-use rswarm_proto::wire::control_client::ControlClient;
+use rswarm_proto::tls::{self, Identity, IdentityError};
+use rswarm_proto::wire::GenericResource;
 use rswarm_proto::wire::logs_client::LogsClient;
 use rswarm_proto::wire::task_containers_client::TaskContainersClient;
-use rswarm_proto::wire::{
-    GenericResource, LeaveManagerRequest, ListRequest, Node as NodeObject, NodeAvailability, NodeRole,
-    ObjectKind,
-};
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::transport::Channel;
 
-use super::address::{Addresses, with_default_port};
+use super::address::Addresses;
 use super::executor::EngineExecutor;
-use super::membership::{Entering, Membership, Paths, Record, Way, clear};
+use super::membership::{Entering, Membership, Paths, Record, Way};
 use super::tunnel::OwnKey;
 
 /// Requests that may wait for the actor: one at a time is usual.
 const INBOX: usize = 16;
-/// How long `join` waits for the first session with a manager (moby: 20 s).
-const JOIN_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a leaving manager tries to be removed from the members in good order.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the daemon gives its node.
 pub struct NodeConfig {
@@ -356,236 +349,6 @@ impl NodeActor {
         if asked.is_empty() { &self.config.advertise_addr } else { asked }
     }
 
-    // ---- init, join, leave ------------------------------------------------------------------------
-
-    async fn init(&mut self, request: InitRequest) -> Result<String, ClusterError> {
-        if request.force_new_cluster {
-            return self.force_new_cluster(&request).await;
-        }
-        if self.is_member() {
-            return Err(ClusterError::already_in_cluster());
-        }
-        let advertise = self.advertise(&request.advertise_addr);
-        let addresses = Addresses::decide(&request.listen_addr, advertise, &request.data_path_addr, None)?;
-        let cluster = NewCluster {
-            spec: request.spec,
-            address_pools: request.default_addr_pool,
-            subnet_size: request.subnet_size,
-            data_path_port: request.data_path_port,
-            hostname: self.config.hostname.clone(),
-            availability: request.availability,
-        };
-        let (founding, identity) = found(cluster, Timestamp::wall()).map_err(ClusterError::from_error)?;
-        let node_id = identity.subject().node_id;
-        let lock = UnlockKey::from_bytes(&founding.cluster.unlock_key);
-        let way = Way { boot: Boot::Bootstrap(Box::new(founding)), managers: Vec::new(), lock };
-        self.enter_or_wipe(identity, addresses, way).await?;
-        Ok(node_id)
-    }
-
-    /// The only survivor of a cluster without quorum goes on alone, workloads untouched.
-    async fn force_new_cluster(&mut self, request: &InitRequest) -> Result<String, ClusterError> {
-        match self.membership.take() {
-            Some(membership) if membership.role() == NodeRole::Manager => {
-                let (identity, addresses) = (membership.identity.clone(), membership.addresses.clone());
-                let addresses = match request.advertise_addr.as_str() {
-                    // It goes on where it is.
-                    "" => addresses,
-                    elsewhere => {
-                        let data_path = &request.data_path_addr;
-                        match Addresses::decide(&request.listen_addr, elsewhere, data_path, None) {
-                            Ok(addresses) => addresses,
-                            Err(error) => {
-                                self.membership = Some(membership);
-                                return Err(error);
-                            }
-                        }
-                    }
-                };
-                let lock = membership.lock();
-                membership.detach().await;
-                let way = Way { boot: Boot::ForceNewCluster, managers: Vec::new(), lock };
-                self.enter(identity.clone(), addresses, way).await?;
-                Ok(identity.subject().node_id)
-            }
-            Some(membership) => {
-                self.membership = Some(membership);
-                Err(ClusterError::not_a_manager())
-            }
-            None if self.locked.is_some() => Err(ClusterError::locked()),
-            None => Err(ClusterError::new(
-                Kind::FailedPrecondition,
-                "--force-new-cluster goes on from this node's state, and it has none",
-            )
-            .hint("start a new cluster with `rswarm init`")),
-        }
-    }
-
-    /// The cluster of a backup goes on with this node as a new one, and its only manager.
-    async fn restore(&mut self, request: RestoreRequest) -> Result<String, ClusterError> {
-        if self.is_member() {
-            return Err(ClusterError::already_in_cluster());
-        }
-        let advertise = self.advertise(&request.advertise_addr);
-        let addresses = Addresses::decide(&request.listen_addr, advertise, &request.data_path_addr, None)?;
-        let key = match request.unlock_key.as_str() {
-            "" => None,
-            text => Some(UnlockKey::parse(text).map_err(ClusterError::from_error)?),
-        };
-        let backup = Backup::decode(&request.backup, key.as_ref()).map_err(ClusterError::from_error)?;
-        let lock: Lock = backup.lock();
-        let header = backup.header.clone();
-        let hostname = self.config.hostname.clone();
-        let (boot, identity) = backup
-            .revive(hostname, NodeAvailability::Active, Timestamp::wall())
-            .map_err(ClusterError::from_error)?;
-        let node_id = identity.subject().node_id;
-        self.enter_or_wipe(identity, addresses, Way { boot, managers: Vec::new(), lock }).await?;
-        tracing::warn!(
-            cluster.id = header.cluster,
-            index = header.index,
-            "the cluster goes on from a backup"
-        );
-        Ok(node_id)
-    }
-
-    async fn join(&mut self, request: JoinRequest) -> Result<(), ClusterError> {
-        if self.is_member() {
-            return Err(ClusterError::already_in_cluster());
-        }
-        let token = JoinToken::parse(&request.token).map_err(ClusterError::from_error)?;
-        let managers: Vec<String> = request
-            .remote_addrs
-            .iter()
-            .filter(|addr| !addr.is_empty())
-            .map(|addr| with_default_port(addr))
-            .collect();
-        let Some(first) = managers.first() else {
-            return Err(ClusterError::new(
-                Kind::InvalidArgument,
-                "at least 1 RemoteAddr is required to join",
-            ));
-        };
-        let addresses = Addresses::decide(
-            &request.listen_addr,
-            self.advertise(&request.advertise_addr),
-            &request.data_path_addr,
-            Some(first),
-        )?;
-        let enrollment =
-            Enrollment { hostname: self.config.hostname.clone(), availability: request.availability };
-        let (identity, manager) = enroll(&managers, &token, enrollment).await?;
-        // The manager that took us is the one to begin with; the others may not exist.
-        let boot = Boot::Join { via: vec![manager.clone()] };
-        self.enter_or_wipe(identity, addresses, Way { boot, managers: vec![manager], lock: None }).await?;
-        self.first_session().await
-    }
-
-    /// A node that cannot take its place must not look like a member after the next start.
-    async fn enter_or_wipe(
-        &mut self,
-        identity: Arc<Identity>,
-        addresses: Addresses,
-        way: Way,
-    ) -> Result<(), ClusterError> {
-        let paths = self.config.paths.clone();
-        let unwritable = |error: std::io::Error| {
-            ClusterError::new(Kind::Internal, "the cluster's files could not be written").because(error)
-        };
-        let entering = match way.managers.as_slice() {
-            [] => Entering::Founding,
-            managers => Entering::Joining(managers.to_vec()),
-        };
-        paths.begin(&entering).map_err(unwritable)?;
-        let entered = match self.enter(identity, addresses, way).await {
-            Ok(()) => paths.settle().map_err(unwritable),
-            refused => refused,
-        };
-        if entered.is_err() {
-            if let Some(membership) = self.membership.take() {
-                membership.leave().await;
-            }
-            if let Err(error) = paths.wipe() {
-                tracing::error!(%error, "the files of a cluster that was not entered could not be removed");
-            }
-        }
-        entered
-    }
-
-    async fn first_session(&mut self) -> Result<(), ClusterError> {
-        let Some(membership) = &self.membership else { return Ok(()) };
-        let mut agent = membership.agent.membership.clone();
-        let joined = agent.wait_for(|agent| agent.update.is_some() || agent.removed.is_some());
-        match tokio::time::timeout(JOIN_TIMEOUT, joined).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(ClusterError::new(
-                Kind::Unavailable,
-                "Timeout was reached before node joined. The attempt to join the swarm will continue in the \
-                 background. Use the \"docker info\" command to see the current swarm status of your node.",
-            )),
-        }
-    }
-
-    async fn leave(&mut self, force: bool) -> Result<(), ClusterError> {
-        if let Some(addresses) = self.locked.clone() {
-            return self.leave_locked(&addresses, force).await;
-        }
-        let Some(membership) = &self.membership else { return Err(ClusterError::not_part_of_cluster()) };
-        if membership.manager.is_some() {
-            if !force {
-                return Err(ClusterError::new(
-                    Kind::Unavailable,
-                    leave_refusal(&managers_of(membership).await),
-                ));
-            }
-            leave_members(membership).await;
-        }
-        if let Some(membership) = self.membership.take() {
-            self.publish();
-            membership.leave().await;
-        }
-        self.wipe()
-    }
-
-    /// The others are not told: nobody here can speak for a locked manager.
-    async fn leave_locked(&mut self, addresses: &Addresses, force: bool) -> Result<(), ClusterError> {
-        if !force {
-            return Err(ClusterError::leave_locked());
-        }
-        self.locked = None;
-        let executor = self.executor(String::new(), addresses);
-        clear(&executor, &self.config.paths).await;
-        self.wipe()
-    }
-
-    fn wipe(&self) -> Result<(), ClusterError> {
-        self.config.paths.wipe().map_err(|error| {
-            ClusterError::new(Kind::Internal, "the cluster's files could not be removed").because(error)
-        })
-    }
-
-    /// A locked manager gets its key, and goes on.
-    async fn unlock(&mut self, key: &str) -> Result<(), ClusterError> {
-        let Some(addresses) = self.locked.clone() else {
-            return Err(match &self.membership {
-                Some(membership) if membership.manager.is_some() => ClusterError::not_locked(),
-                Some(_) => ClusterError::not_a_manager(),
-                None => ClusterError::not_in_cluster(),
-            });
-        };
-        let key = UnlockKey::parse(key).map_err(ClusterError::from_error)?;
-        let certificates = self.config.paths.certificates();
-        let identity = Identity::unlock(&certificates, &key).map_err(ClusterError::from_error)?;
-        let identity = identity.ok_or_else(ClusterError::not_part_of_cluster)?;
-        let way = Way { boot: Boot::Restart, managers: Vec::new(), lock: Some(key) };
-        self.enter(identity, addresses, way).await?;
-        self.locked = None;
-        tracing::info!("this manager is unlocked");
-        Ok(())
-    }
-
-    // ---- following the managers -------------------------------------------------------------------
-
     async fn follow(&mut self) {
         let Some(membership) = &mut self.membership else { return };
         membership.follow().await;
@@ -622,11 +385,6 @@ fn access_of(membership: &Membership, manager: Manager) -> Access {
     Access { identity: membership.identity.clone(), addr: membership.addresses.local().to_string(), manager }
 }
 
-/// A channel to the manager on this node, over its own port.
-async fn own_manager(membership: &Membership) -> Result<Channel, tls::ConnectError> {
-    tls::connect(&membership.addresses.local().to_string(), &membership.identity).await
-}
-
 fn info_of(membership: &Membership) -> ClusterInfo {
     let subject = membership.identity.subject();
     let agent = membership.agent.membership.borrow();
@@ -649,105 +407,5 @@ fn info_of(membership: &Membership) -> ClusterInfo {
             .collect(),
         data_path_port: agent.update.as_ref().map_or(0, |update| update.data_path_port),
         generic: Vec::new(),
-    }
-}
-
-/// Asks the managers in turn for a certificate. A refusal is final; only an unreachable manager is passed over.
-async fn enroll(
-    managers: &[String],
-    token: &JoinToken,
-    enrollment: Enrollment,
-) -> Result<(Arc<Identity>, String), ClusterError> {
-    let mut last = None;
-    for manager in managers {
-        match tls::join(manager, token, enrollment.clone()).await {
-            Ok(credentials) => {
-                let identity = Identity::new(credentials).map_err(ClusterError::from_error)?;
-                return Ok((identity, manager.clone()));
-            }
-            Err(error @ EnrollError::Refused(_)) => return Err(ClusterError::from_error(error)),
-            Err(error) => {
-                tracing::warn!(manager, error = %Chain(&error), "the manager gave no certificate");
-                last = Some(error);
-            }
-        }
-    }
-    let error = last.map(ClusterError::from_error);
-    Err(error.unwrap_or_else(|| ClusterError::new(Kind::InvalidArgument, "no manager was named")))
-}
-
-/// The managers as this one sees them, itself included; empty when it cannot say in time.
-async fn managers_of(membership: &Membership) -> Vec<NodeObject> {
-    let list = async {
-        let channel = own_manager(membership).await.ok()?;
-        let request = ListRequest { kind: ObjectKind::Node.into() };
-        let nodes = ControlClient::new(channel).list(request).await.ok()?.into_inner().objects;
-        let nodes = nodes.into_iter().filter_map(|object| NodeObject::try_from(object).ok());
-        Some(nodes.filter(|node| node.manager_status.is_some()).collect())
-    };
-    tokio::time::timeout(LEAVE_TIMEOUT, list).await.ok().flatten().unwrap_or_default()
-}
-
-/// Docker's words for a manager that would leave without force (moby `daemon/cluster/swarm.go`).
-fn leave_refusal(managers: &[NodeObject]) -> String {
-    let is_reachable =
-        |node: &&NodeObject| node.manager_status.as_ref().is_some_and(|status| status.reachable);
-    let reachable = managers.iter().filter(is_reachable).count().max(1);
-    let total = managers.len().max(1);
-    let mut text =
-        "You are attempting to leave the swarm on a node that is participating as a manager. ".to_owned();
-    if total == 1 {
-        text.push_str("Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. ");
-        return text;
-    }
-    if reachable - 1 < total - reachable + 2 {
-        text.push_str(&format!(
-            "Removing this node leaves {} managers out of {total}. Without a Raft quorum your swarm will be inaccessible. ",
-            reachable - 1
-        ));
-    } else {
-        text.push_str("Doing so may lose the consensus of your swarm. ");
-    }
-    text.push_str("The only way to restore a swarm that has lost consensus is to reinitialize it with `--force-new-cluster`. Use `--force` to suppress this message.");
-    text
-}
-
-/// Takes this manager out of the members in good order, if the others can still agree; else just goes.
-async fn leave_members(membership: &Membership) {
-    let call = async {
-        let channel = own_manager(membership).await.map_err(|error| error.to_string())?;
-        let request = LeaveManagerRequest { node_id: membership.identity.subject().node_id, force: true };
-        ControlClient::new(channel).leave_manager(request).await.map_err(|status| status.message().to_owned())
-    };
-    match tokio::time::timeout(LEAVE_TIMEOUT, call).await {
-        Ok(Ok(_)) => {}
-        Ok(Err(error)) => tracing::warn!(error, "leaving without the other managers' consent"),
-        Err(_) => tracing::warn!("leaving without the other managers: they did not answer in time"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use rswarm_proto::wire::ManagerStatus;
-
-    use super::*;
-
-    fn manager(reachable: bool) -> NodeObject {
-        let manager_status = Some(ManagerStatus { reachable, ..ManagerStatus::default() });
-        NodeObject { manager_status, ..NodeObject::default() }
-    }
-
-    #[test]
-    fn the_last_manager_is_told_what_it_would_erase() {
-        assert!(leave_refusal(&[manager(true)]).contains("Removing the last manager erases"));
-    }
-
-    #[test]
-    fn a_manager_whose_leaving_breaks_the_quorum_is_told_the_numbers() {
-        let refused =
-            |reachable: &[bool]| leave_refusal(&reachable.iter().copied().map(manager).collect::<Vec<_>>());
-        assert!(refused(&[true, true]).contains("leaves 1 managers out of 2"));
-        assert!(refused(&[true, false, true]).contains("leaves 1 managers out of 3"));
-        assert!(refused(&[true; 3]).contains("Doing so may lose the consensus"));
     }
 }

@@ -4,27 +4,25 @@
 //! What is taken is read from the state each time, so nothing can leak. An address is free again once its
 //! task has ended; the next one is looked for after the one given last, so that it is not reused at once.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+mod pool;
+mod subnets;
+
+use std::collections::BTreeMap;
 
 use rswarm_base::Timestamp;
-use rswarm_base::ipam::{self, Family, Subnet};
-use rswarm_proto::model::object::Stored;
+use rswarm_base::ipam::{self, Family};
 use rswarm_proto::model::task::TaskState;
 use rswarm_proto::wire::{
-    Annotations, Cluster, Endpoint, IpamConfig, Network, NetworkAttachment, NetworkAttachmentConfig,
-    NetworkSpec, Node, Service, ServiceSpec, Task, TaskStatus, VirtualIp, endpoint_spec,
+    Annotations, Cluster, Endpoint, Network, NetworkAttachment, NetworkAttachmentConfig, NetworkSpec, Node,
+    Service, ServiceSpec, Task, TaskStatus, VirtualIp, endpoint_spec,
 };
 
 use crate::author::Author;
 use crate::publish::{DynamicPorts, needs_ingress};
 use crate::reconcile::{Env, Plan, Reconciler};
 use crate::state::{State, address_of};
+use pool::Pool;
 
-/// The VXLAN ids that networks get (as swarmkit): below are those that people set up by hand.
-const VNIS: std::ops::Range<u32> = 4096..1 << 24;
-/// The network option that asks for a VXLAN id (as Docker's overlay driver).
-const VNI_OPTION: &str = "com.docker.network.driver.overlay.vxlanid_list";
 /// What the network of the routing mesh is called when it is made with the cluster (as Docker).
 const INGRESS: &str = "ingress";
 /// Networks that every node has of its own: nothing is allocated on them.
@@ -42,7 +40,7 @@ impl Reconciler for Allocate {
     fn reconcile(&self, view: &State, env: &mut Env<'_>) -> Plan {
         let mut plan = Plan::default();
         let made = made_ingress(view, env, &mut plan);
-        let fresh = networks(view, made.as_ref());
+        let fresh = subnets::given(view, made.as_ref());
         for network in fresh.values().filter(|network| made.as_ref().is_none_or(|made| made.id != network.id))
         {
             plan.update(network.clone());
@@ -97,76 +95,6 @@ fn made_ingress(view: &State, env: &mut Env<'_>, plan: &mut Plan) -> Option<Netw
     view.ingress_network().is_none().then_some(made)
 }
 
-/// Every new network with its subnets and its VXLAN id, by network id. `made` is not stored yet, and the first
-/// to be given anything.
-fn networks(view: &State, made: Option<&Network>) -> BTreeMap<String, Network> {
-    let mut fresh = BTreeMap::new();
-    let stored = view.networks().map(AsRef::as_ref);
-    let stored = stored.filter(|network| network.vni == 0 && !network.pending_delete && network.is_overlay());
-    let new: Vec<&Network> = made.into_iter().chain(stored).collect();
-    if new.is_empty() {
-        return fresh;
-    }
-    let mut taken: Vec<Subnet> = view.networks().flat_map(|network| subnets(&network.ipam)).collect();
-    // Subnets that other new networks ask for by name are not given away.
-    new.iter().for_each(|network| taken.extend(subnets(&spec_ipam(network))));
-    let mut vnis: BTreeSet<u32> = view.networks().map(|network| network.vni).collect();
-    let sources = Family::ALL.map(|family| view.address_pools(family));
-    for network in new {
-        let Some(ipam) = network_ipam(network, &sources, &mut taken) else { continue };
-        let wanted = network.spec.as_ref().and_then(|spec| spec.options.get(VNI_OPTION));
-        let wanted = wanted.and_then(|list| list.split(',').next()?.trim().parse().ok());
-        let free = |vni: &u32| !vnis.contains(vni);
-        let Some(vni) = wanted.filter(free).or_else(|| VNIS.clone().find(free)) else { continue };
-        vnis.insert(vni);
-        fresh.insert(network.id.clone(), Network { ipam, vni, ..network.clone() });
-    }
-    fresh
-}
-
-fn spec_ipam(network: &Network) -> Vec<IpamConfig> {
-    network.spec.as_ref().map(|spec| spec.ipam.clone()).unwrap_or_default()
-}
-
-fn subnets(ipam: &[IpamConfig]) -> impl Iterator<Item = Subnet> {
-    ipam.iter().filter_map(|config| config.subnet.parse().ok())
-}
-
-/// The network's subnets as asked for, IPv4 first, each with a gateway; a family that it has no subnet of gets one
-/// from that family's pools and of that size. `None` when the pools are exhausted.
-fn network_ipam(
-    network: &Network,
-    sources: &[(Vec<Subnet>, u8); 2],
-    taken: &mut Vec<Subnet>,
-) -> Option<Vec<IpamConfig>> {
-    let is_wanted = |family| match family {
-        Family::V4 => network.spec.as_ref().is_none_or(|spec| !spec.without_ipv4),
-        Family::V6 => network.spec.as_ref().is_some_and(|spec| spec.ipv6),
-    };
-    let asked: Vec<(Option<Subnet>, IpamConfig)> =
-        spec_ipam(network).into_iter().map(|config| (config.subnet.parse().ok(), config)).collect();
-    let mut configs = Vec::new();
-    for (family, (pools, size)) in Family::ALL.into_iter().zip(sources) {
-        // Without a subnet nothing else can be said of one either.
-        let of_family = |subnet: &Option<Subnet>| subnet.is_some_and(|subnet| subnet.family() == family);
-        let mut its: Vec<_> = asked.iter().filter(|(subnet, _)| of_family(subnet)).cloned().collect();
-        if its.is_empty() && is_wanted(family) {
-            let subnet = ipam::free_subnet(pools, *size, taken)?;
-            taken.push(subnet);
-            its.push((Some(subnet), IpamConfig::default()));
-        }
-        for (subnet, mut config) in its {
-            let subnet = subnet?;
-            config.subnet = subnet.to_string();
-            if config.gateway.is_empty() {
-                config.gateway = subnet.nth(1)?.to_string();
-            }
-            configs.push(config);
-        }
-    }
-    Some(configs)
-}
-
 /// Addresses of all networks that were asked for in this pass.
 struct Pools<'a> {
     view: &'a State,
@@ -177,45 +105,13 @@ struct Pools<'a> {
     ports: DynamicPorts,
 }
 
-/// The addresses of one subnet of a network.
-struct Pool {
-    subnet: Subnet,
-    /// Where addresses are handed out from: the subnet, or a part of it.
-    range: Subnet,
-    taken: BTreeSet<IpAddr>,
-    cursor: u128,
-}
-
-impl Pool {
-    /// The next free address.
-    fn next(&mut self) -> Option<IpAddr> {
-        let mut tries = self.range.size();
-        while tries > 0 {
-            let (address, cursor) = ipam::next_address(self.range, &self.taken, self.cursor)?;
-            self.cursor = cursor;
-            self.taken.insert(address);
-            // A range may end where its subnet does: the subnet's own last address is its broadcast.
-            let last = self.subnet.nth(self.subnet.size() - 1);
-            if !(address.is_ipv4() && self.subnet.prefix() < 31 && last == Some(address)) {
-                return Some(address);
-            }
-            tries -= 1;
-        }
-        None
-    }
-
-    fn cidr(&self, address: IpAddr) -> String {
-        format!("{address}/{}", self.subnet.prefix())
-    }
-}
-
 impl Pools<'_> {
     /// The pools of a network; `None` when it does not exist or has no subnets yet.
     fn of(&mut self, network_id: &str) -> Option<&mut Vec<Pool>> {
         if !self.networks.contains_key(network_id) {
             let stored = || self.view.network(network_id).map(|network| network.as_ref());
             let network = self.fresh.get(network_id).or_else(stored).filter(|network| network.vni != 0)?;
-            self.networks.insert(network_id.to_owned(), pools(self.view, network));
+            self.networks.insert(network_id.to_owned(), pool::of(self.view, network));
         }
         self.networks.get_mut(network_id)
     }
@@ -317,7 +213,7 @@ impl Pools<'_> {
         if NODE_NETWORKS.contains(&config.target.as_str()) || is_of_nodes {
             return Ok(attachment);
         }
-        for pool in self.of(&config.target).ok_or_else(|| without_subnet(view, &config.target))? {
+        for pool in self.of(&config.target).ok_or_else(|| subnets::why_none(view, &config.target))? {
             let asked = config.addresses.iter().filter_map(|text| address_of(text));
             let asked = asked.into_iter().find(|address| pool.subnet.contains(*address));
             let address = match asked {
@@ -345,81 +241,21 @@ fn family_of(vip: &VirtualIp) -> Option<Family> {
     address_of(&vip.address).map(Family::of)
 }
 
-/// Why a network that was asked for has no addresses: what can be had was given away in this very pass.
-fn without_subnet(view: &State, network_id: &str) -> String {
-    let is_known = view.network(network_id).is_some_and(|network| !network.pending_delete);
-    if !is_known {
-        return format!("network {network_id} has no subnet yet");
-    }
-    let (pools, size) = view.address_pools(Family::V4);
-    let used = view.networks().filter(|network| network.vni != 0).count();
-    exhausted(network_id, &pools, size, used)
-}
-
-fn exhausted(network_id: &str, pools: &[Subnet], size: u8, used: usize) -> String {
-    let parts = |pool: &Subnet| 1u128 << u32::from(size.saturating_sub(pool.prefix())).min(127);
-    let all: u128 = pools.iter().map(parts).sum();
-    let pools: Vec<String> = pools.iter().map(ToString::to_string).collect();
-    format!(
-        "network {network_id} has no subnet: the cluster's address pools ({}, {all} subnets of /{size}) are \
-         exhausted by {used} networks; remove some, or give the network a subnet of its own",
-        pools.join(", ")
-    )
-}
-
 fn mac(bytes: [u8; 6]) -> String {
     bytes.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-fn pools(view: &State, network: &Network) -> Vec<Pool> {
-    let mut taken: BTreeSet<IpAddr> = BTreeSet::new();
-    for config in &network.ipam {
-        taken.extend(address_of(&config.gateway));
-        taken.extend(config.aux_addresses.values().filter_map(|address| address_of(address)));
-    }
-    let vips = view.services().filter_map(|service| service.endpoint.as_ref());
-    let vips = vips.flat_map(|endpoint| &endpoint.virtual_ips).filter(|vip| vip.network_id == network.id);
-    taken.extend(vips.filter_map(|vip| address_of(&vip.address)));
-    let nodes = view.nodes().filter_map(|node| node.mesh.as_ref());
-    let nodes = nodes.filter(|mesh| mesh.network_id == network.id).flat_map(|mesh| &mesh.addresses);
-    taken.extend(nodes.filter_map(|address| address_of(address)));
-    let held = view.tasks_on_network(&network.id).filter(|task| !task.observed().is_terminal());
-    taken.extend(held.flat_map(|task| addresses(task, &network.id)));
-    let newest = view.tasks_on_network(&network.id).max_by_key(|task| (task.meta().created_at, &task.id));
-    let last: Vec<IpAddr> = newest.map(|task| addresses(task, &network.id).collect()).unwrap_or_default();
-    network.ipam.iter().filter_map(|config| pool(config, &taken, &last)).collect()
-}
-
-fn pool(config: &IpamConfig, taken: &BTreeSet<IpAddr>, last: &[IpAddr]) -> Option<Pool> {
-    let subnet: Subnet = config.subnet.parse().ok()?;
-    let range = config.ip_range.parse().unwrap_or(subnet);
-    let taken = taken.iter().copied().filter(|address| subnet.contains(*address)).collect();
-    let last = last.iter().find(|address| range.contains(**address));
-    let cursor = last.map_or(0, |address| offset(range, *address));
-    Some(Pool { subnet, range, taken, cursor })
-}
-
-fn offset(range: Subnet, address: IpAddr) -> u128 {
-    let bits = |address: IpAddr| match address {
-        IpAddr::V4(v4) => u128::from(v4.to_bits()),
-        IpAddr::V6(v6) => v6.to_bits(),
-    };
-    bits(address) - bits(range.address())
-}
-
-/// A task's addresses on one network.
-pub fn addresses<'t>(task: &'t Task, network_id: &'t str) -> impl Iterator<Item = IpAddr> + 't {
-    let attachments = task.networks.iter().filter(move |attachment| attachment.network_id == network_id);
-    attachments.flat_map(|attachment| &attachment.addresses).filter_map(|address| address_of(address))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::time::Duration;
+
+    use rswarm_base::ipam::Subnet;
+    use rswarm_proto::model::object::Stored;
+    use rswarm_proto::wire::{CreateNetworkRequest, IpamConfig, PortConfig, RemoveRequest};
 
     use super::*;
     use crate::world::{World, attach, port, publish, spec};
-    use rswarm_proto::wire::{CreateNetworkRequest, PortConfig, RemoveRequest};
 
     #[test]
     fn networks_get_subnets_and_vxlan_ids_of_their_own() {
@@ -684,7 +520,7 @@ mod tests {
     #[test]
     fn exhausted_pools_are_told_with_use_and_size() {
         let pools = ["10.40.0.0/23", "10.50.0.0/24"].map(|pool| pool.parse().expect("subnet"));
-        let told = exhausted("n", &pools, 24, 3);
+        let told = subnets::exhausted("n", &pools, 24, 3);
         assert!(
             told.contains("(10.40.0.0/23, 10.50.0.0/24, 3 subnets of /24) are exhausted by 3 networks"),
             "{told}"
