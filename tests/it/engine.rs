@@ -73,6 +73,11 @@ fn networks_none_host_and_bridge() -> Result<()> {
     })?;
     let taken = host.refusal(&["run", "-d", "-p", "8080:80", "busybox", "sleep", "9"])?;
     ensure!(taken.contains("port is already allocated"), "{taken:?}");
+    host.docker(&["run", "-d", "--name", "next", "-p", "8080-8082:80", "demo"])?;
+    ensure!(
+        host.docker(&["port", "next"])?.trim() == "80/tcp -> 0.0.0.0:8081",
+        "the first free one of the range"
+    );
     lab.finish()
 }
 

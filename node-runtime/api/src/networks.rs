@@ -279,6 +279,7 @@ async fn prune(State(app): State<App>, query: Query) -> Result<Json<types::Netwo
         let is_used = found.containers.as_ref().is_some_and(|containers| !containers.is_empty());
         let chosen = !network::is_predefined(&found.name)
             && !found.ingress
+            && !found.config_only
             && !is_used
             && until.is_none_or(|until| created <= until)
             && filters.labels("label", &labels)

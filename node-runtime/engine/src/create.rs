@@ -15,6 +15,7 @@ use rswarm_runtime::cgroup::parent_path;
 use crate::blocking::blocking;
 use crate::config::{ContainerConfig, RestartName};
 use crate::container::actor::Actor;
+use crate::container::ports;
 use crate::container::record::Record;
 use crate::container::wiring::{self, Mode};
 use crate::container::{Container, Endpoint, Link, MountKind, MountPoint, Recursion, State, launch, logfile};
@@ -177,7 +178,7 @@ fn check(shared: &Shared, config: &ContainerConfig) -> Result<(), CreateError> {
     files::check_hosts(spec).map_err(CreateError::Invalid)?;
     ResolvConf::for_container(spec, &shared.config.dns, &ResolvConf::default())
         .map_err(CreateError::Invalid)?;
-    wiring::check_ports(config).map_err(CreateError::Invalid)?;
+    ports::check_ports(config).map_err(CreateError::Invalid)?;
     logfile::parse(&config.log, Path::new("")).map_err(CreateError::Invalid)?;
     if !config.cgroup_parent.is_empty() {
         parent_path(&config.cgroup_parent)

@@ -302,6 +302,20 @@ pub enum StartError {
         #[source]
         source: Cause,
     },
+    /// The container's networks could not be set up; in moby's words.
+    #[error("failed to set up container networking")]
+    Networking(#[source] Box<StartError>),
+    /// A published port cannot be had on this host; in moby's words.
+    #[error("driver failed programming external connectivity on endpoint {container} ({endpoint})")]
+    Publish {
+        /// The container's name.
+        container: String,
+        /// The endpoint's identifier.
+        endpoint: String,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
     /// Image or network could not be prepared.
     #[error(transparent)]
     Below(#[from] Cause),
@@ -331,7 +345,8 @@ impl Classify for StartError {
             StartError::Volume(error) => error.kind(),
             // moby: a command that cannot be executed is the caller's mistake.
             StartError::Launch { exit_code: 126 | 127, .. } => Kind::InvalidArgument,
-            StartError::Launch { source, .. } => source.kind(),
+            StartError::Launch { source, .. } | StartError::Publish { source, .. } => source.kind(),
+            StartError::Networking(error) => error.kind(),
             StartError::Below(error) => error.kind(),
             StartError::File(error) => error.kind(),
         }
@@ -339,7 +354,8 @@ impl Classify for StartError {
 
     fn hint(&self) -> Option<String> {
         match self {
-            StartError::Launch { source, .. } => source.hint(),
+            StartError::Launch { source, .. } | StartError::Publish { source, .. } => source.hint(),
+            StartError::Networking(error) => error.hint(),
             StartError::Below(error) => error.hint(),
             StartError::File(error) => error.hint(),
             StartError::Lookup(_)

@@ -559,7 +559,18 @@ fn check(request: &NetworkCreate) -> Result<(), NetworkError> {
     if request.name.trim().is_empty() {
         return invalid("invalid name: name is empty".to_owned());
     }
+    if let Some((name, address)) = request.ipam.iter().find_map(given_twice) {
+        // As Docker says it.
+        let reason = "Address already in use";
+        return invalid(format!("failed to allocate secondary ip address ({name}:{address}): {reason}"));
+    }
     check_config(request)
+}
+
+/// An auxiliary address that is the gateway's too, or another auxiliary one.
+fn given_twice(pool: &NetworkPool) -> Option<(&String, IpAddr)> {
+    let mut given = BTreeSet::from_iter(pool.gateway);
+    pool.auxiliary.iter().map(|(name, address)| (name, *address)).find(|(_, address)| !given.insert(*address))
 }
 
 /// What a network of words may say, and one that takes its words from another.
@@ -605,6 +616,26 @@ mod tests {
         let driver = NetworkCreate { driver: "weave".into(), ..named("x") };
         assert!(matches!(check(&driver), Err(NetworkError::NoDriver(_))));
         assert!(check(&named("x")).is_ok() && check(&named("a b")).is_ok());
+    }
+
+    #[test]
+    fn an_address_is_set_aside_for_one() {
+        let address = |text: &str| text.parse::<IpAddr>().expect("address");
+        let pool = |gateway: &str, others: [&str; 2]| NetworkPool {
+            subnet: "10.7.0.0/24".parse().ok(),
+            gateway: Some(address(gateway)),
+            ip_range: None,
+            auxiliary: BTreeMap::from([("a".into(), address(others[0])), ("b".into(), address(others[1]))]),
+        };
+        let refused = |pool: NetworkPool| {
+            check(&NetworkCreate { ipam: vec![pool], ..named("x") }).err().map(|error| error.to_string())
+        };
+        let said = |which| {
+            Some(format!("failed to allocate secondary ip address ({which}): Address already in use"))
+        };
+        assert_eq!(refused(pool("10.7.0.1", ["10.7.0.2", "10.7.0.1"])), said("b:10.7.0.1"));
+        assert_eq!(refused(pool("10.7.0.1", ["10.7.0.2", "10.7.0.2"])), said("b:10.7.0.2"));
+        assert_eq!(refused(pool("10.7.0.1", ["10.7.0.2", "10.7.0.3"])), None);
     }
 
     #[test]

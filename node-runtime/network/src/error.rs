@@ -502,6 +502,20 @@ pub enum AttachError {
     Kernel(#[from] KernelError),
 }
 
+impl AttachError {
+    /// Whether a published port is what could not be had.
+    #[must_use]
+    pub fn is_of_port(&self) -> bool {
+        matches!(
+            self,
+            Self::PortAllocated { .. }
+                | Self::PortBind { .. }
+                | Self::PortsExhausted { .. }
+                | Self::PortFamily(_)
+        )
+    }
+}
+
 impl Classify for AttachError {
     fn kind(&self) -> Kind {
         match self {

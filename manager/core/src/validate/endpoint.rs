@@ -40,4 +40,6 @@ fn check_port(port: &PortConfig, findings: &mut Findings) {
     );
     let reason = format!("invalid published port {}: must be at most 65535", port.published);
     findings.add_if(port.published > 65535, FIELD, reason);
+    let reason = "a service publishes a port on one port, not on the first free one of a range";
+    findings.add_if(port.published_end != 0, FIELD, reason);
 }

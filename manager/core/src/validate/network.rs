@@ -1,5 +1,7 @@
 //! Networks: names, subnets, options.
 
+use std::collections::BTreeSet;
+
 use rswarm_base::ipam::Subnet;
 use rswarm_proto::wire::{IpamConfig, NetworkSpec};
 
@@ -129,7 +131,11 @@ fn ipam(config: &IpamConfig, seen: &mut Vec<Subnet>, findings: &mut Findings) {
             range.is_ok_and(|range| subnet.contains(range.address()) && range.prefix() >= subnet.prefix());
         findings.add_if(!fits, "", format!("no matching subnet for range {}", config.ip_range));
     }
+    let mut given = BTreeSet::from_iter(address_of(&config.gateway));
     for (name, address) in &config.aux_addresses {
         findings.add_if(!inside(address), "", format!("no matching subnet for aux-address {name}={address}"));
+        let reason = format!("aux-address {name}={address} is the gateway or another aux-address already");
+        let is_given = address_of(address).is_some_and(|address| !given.insert(address));
+        findings.add_if(is_given, "", reason);
     }
 }

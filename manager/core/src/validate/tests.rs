@@ -425,6 +425,17 @@ fn every_rule_of_resources_ports_and_labels_speaks() {
         (|spec| reserve(spec, "gpu", "", -1), "cannot ask for negative resource gpu: -1"),
         (|spec| reserve(spec, "", "", 1), "Resources: a generic resource needs a kind"),
         (|spec| port(spec, "odd", 80), "EndpointSpec: invalid protocol 'odd'"),
+        (
+            |spec| {
+                let one =
+                    PortConfig { target: 80, published: 80, published_end: 90, ..PortConfig::default() };
+                spec.endpoint
+                    .get_or_insert_default()
+                    .ports
+                    .push(PortConfig { protocol: "tcp".into(), ..one });
+            },
+            "EndpointSpec: a service publishes a port on one port, not on the first free one of a range",
+        ),
         (|spec| port(spec, "tcp", 0), "EndpointSpec: invalid target port 0: must be between 1 and 65535"),
         (
             |spec| label(spec, "rswarm.drain.order", "odd"),
@@ -496,6 +507,18 @@ fn every_rule_of_attachments_networks_nodes_and_clusters_speaks() {
     assert_eq!(
         named("net", outside),
         ["no matching subnet for range 10.8.0.0/25", "no matching subnet for aux-address a=10.8.0.1"]
+    );
+    let for_two = |spec: &mut NetworkSpec| {
+        spec.ipam.push(IpamConfig {
+            subnet: "10.7.0.0/24".into(),
+            gateway: "10.7.0.1".into(),
+            aux_addresses: [("a".to_owned(), "10.7.0.1".to_owned())].into(),
+            ..IpamConfig::default()
+        });
+    };
+    assert_eq!(
+        named("net", for_two),
+        ["aux-address a=10.7.0.1 is the gateway or another aux-address already"]
     );
     let twice = |spec: &mut NetworkSpec| {
         let subnet = IpamConfig { subnet: "10.7.0.0/24".into(), ..IpamConfig::default() };

@@ -57,19 +57,17 @@ pub(crate) fn bindings(map: &types::PortMap) -> Result<Vec<wire::PortConfig>, Ap
 
 fn bind(target: u16, protocol: &str, binding: &types::PortBinding) -> Result<wire::PortConfig, ApiError> {
     let invalid = || ApiError::invalid(format!("invalid port specification: \"{}\"", binding.host_port));
-    let published = match binding.host_port.as_str() {
-        "" => 0,
+    // Of a range, the first free one.
+    let (published, end) = match binding.host_port.as_str() {
+        "" => (0, 0),
         text => {
             let range = parse_range(text).ok_or_else(invalid)?;
-            if range.start() != range.end() {
-                return Err(ApiError::unsupported(format!(
-                    "a range of host ports ({text}) for one container port"
-                ))
-                .hint("publish one host port, or none to get a free one"));
-            }
-            *range.start()
+            (*range.start(), if range.start() == range.end() { 0 } else { *range.end() })
         }
     };
+    if published == 0 && end > 0 {
+        return Err(invalid());
+    }
     if !binding.host_ip.is_empty() && binding.host_ip.parse::<std::net::IpAddr>().is_err() {
         return Err(ApiError::invalid(format!("invalid IP address: {}", binding.host_ip)));
     }
@@ -77,6 +75,7 @@ fn bind(target: u16, protocol: &str, binding: &types::PortBinding) -> Result<wir
         protocol: protocol.to_owned(),
         target: target.into(),
         published: published.into(),
+        published_end: end.into(),
         host_ip: binding.host_ip.clone(),
         ..wire::PortConfig::default()
     };
@@ -88,7 +87,11 @@ fn bind(target: u16, protocol: &str, binding: &types::PortBinding) -> Result<wir
 pub(crate) fn bindings_out(ports: &[wire::PortConfig]) -> types::PortMap {
     let mut map = types::PortMap::new();
     for port in ports {
-        let host_port = if port.published == 0 { String::new() } else { port.published.to_string() };
+        let host_port = match (port.published, port.published_end) {
+            (0, _) => String::new(),
+            (first, 0) => first.to_string(),
+            (first, last) => format!("{first}-{last}"),
+        };
         let binding = types::PortBinding { host_ip: port.host_ip.clone(), host_port };
         map.entry(key(port.target, &port.protocol)).or_default().get_or_insert_default().push(binding);
     }
@@ -193,7 +196,7 @@ mod tests {
 
     #[test]
     fn bindings_come_back_as_they_were() {
-        let text = r#"{"53/udp":[{"HostIp":"127.0.0.1","HostPort":""}],"80/tcp":[{"HostIp":"","HostPort":"8080"},{"HostIp":"","HostPort":"8081"}]}"#;
+        let text = r#"{"53/udp":[{"HostIp":"127.0.0.1","HostPort":""}],"80/tcp":[{"HostIp":"","HostPort":"8080"},{"HostIp":"","HostPort":"8081-8089"}]}"#;
         let map: types::PortMap = serde_json::from_str(text).expect("map");
         let ports = bindings(&map).expect("ports");
         assert_eq!(ports.len(), 3);
@@ -202,14 +205,15 @@ mod tests {
     }
 
     #[test]
-    fn a_range_of_host_ports_is_refused_and_a_wrong_one_is_invalid() {
+    fn a_wrong_host_port_is_invalid() {
         let bind_to = |port: &str| {
             let binding = types::PortBinding { host_port: port.into(), ..Default::default() };
             bindings(&types::PortMap::from([("80/tcp".into(), Some(vec![binding]))]))
         };
         use rswarm_base::Kind;
-        assert_eq!(bind_to("8000-8010").expect_err("range").kind, Kind::NotImplemented);
-        assert_eq!(bind_to("http").expect_err("no port").kind, Kind::InvalidArgument);
+        for wrong in ["http", "0-80", "81-80", "8080-", "80000"] {
+            assert_eq!(bind_to(wrong).expect_err(wrong).kind, Kind::InvalidArgument);
+        }
         assert!(bindings(&types::PortMap::from([("80/tcp".into(), None)])).expect("exposed").is_empty());
     }
 

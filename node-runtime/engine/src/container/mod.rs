@@ -1,11 +1,12 @@
 //! One container: what others see of it (`state`), what is durable (`record`), the task that owns it (`actor`), and
-//! how it comes up and goes down (`launch`, `wiring`).
+//! how it comes up and goes down (`launch`, `wiring`, `ports`).
 
 pub(crate) mod actor;
 pub(crate) mod health;
 mod inject;
 pub(crate) mod launch;
 pub(crate) mod logfile;
+pub(crate) mod ports;
 mod propagation;
 pub(crate) mod record;
 pub(crate) mod restart;

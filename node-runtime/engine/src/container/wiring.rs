@@ -9,11 +9,11 @@ use rswarm_base::Chain;
 use rswarm_base::id::is_cluster_id;
 use rswarm_base::ipam::Family;
 use rswarm_network::{
-    AttachRequest, Attached, BoundPort as KernelPort, DnsAlias, DnsConfig, Mac, Netns, Placed, PortBinding,
-    Protocol,
+    AttachError, AttachRequest, Attached, BoundPort as KernelPort, DnsAlias, DnsConfig, Mac, Netns, Placed,
+    PortBinding, Protocol,
 };
-use rswarm_proto::model::container::PortConfig;
 
+use super::ports::bindings;
 use super::{BoundPort, Container, Endpoint};
 use crate::attach::{Place, PlaceRequest};
 use crate::blocking::blocking;
@@ -230,7 +230,7 @@ pub(crate) async fn fill(
             if attached.is_err() {
                 unwire(shared, &container.id).await;
             }
-            attached
+            attached.map_err(|error| StartError::Networking(Box::new(error)))
         }
     }
 }
@@ -355,8 +355,16 @@ async fn attach(
         publish: wanted.publish,
         names: endpoint.names.clone(),
     };
-    let attached = shared.networks.attach(netns, request).await.map_err(Cause::new)?;
     endpoint.endpoint_id = rswarm_base::id::engine_id();
+    let refused = |error: AttachError| match error.is_of_port() {
+        true => StartError::Publish {
+            container: container.name.clone(),
+            endpoint: endpoint.endpoint_id.clone(),
+            source: Cause::new(error),
+        },
+        false => Cause::new(error).into(),
+    };
+    let attached = shared.networks.attach(netns, request).await.map_err(refused)?;
     let placed = Family::ALL.map(|family| attached.of(family));
     [endpoint.address, endpoint.address_v6] =
         placed.map(|placed| placed.map(|placed| (placed.address, placed.prefix)));
@@ -622,66 +630,6 @@ fn dns_config(
 fn resolv_conf(shared: &Shared, container: &Container) -> Result<ResolvConf, StartError> {
     ResolvConf::for_container(&container.config.spec, &shared.config.dns, &host::resolv_conf())
         .map_err(StartError::Invalid)
-}
-
-/// Published ports, and with `publish_all` every exposed one on a free port.
-fn bindings(container: &Container) -> Result<Vec<PortBinding>, StartError> {
-    let config = &container.config;
-    let mut bindings: Vec<PortBinding> = config.ports.iter().map(binding).collect::<Result<_, _>>()?;
-    if config.publish_all {
-        for exposed in container.exposed.iter() {
-            let binding = exposed_binding(exposed)?;
-            let same = |known: &PortBinding| {
-                known.container_port == binding.container_port && known.protocol == binding.protocol
-            };
-            if !bindings.iter().any(same) {
-                bindings.push(binding);
-            }
-        }
-    }
-    Ok(bindings)
-}
-
-fn binding(port: &PortConfig) -> Result<PortBinding, StartError> {
-    let number =
-        |port: u32| u16::try_from(port).map_err(|_| StartError::Invalid(format!("invalid port: {port}")));
-    let host_ip = match port.host_ip.trim_matches(['[', ']']) {
-        "" => None,
-        text => Some(text.parse().map_err(|_| StartError::Invalid(format!("invalid IP address: {text}")))?),
-    };
-    Ok(PortBinding {
-        host_ip,
-        host_port: number(port.published)?,
-        host_port_end: 0,
-        container_port: number(port.target)?,
-        protocol: protocol(&port.protocol)?,
-    })
-}
-
-fn exposed_binding(exposed: &str) -> Result<PortBinding, StartError> {
-    let (port, name) = exposed.split_once('/').unwrap_or((exposed, "tcp"));
-    let container_port =
-        port.parse().map_err(|_| StartError::Invalid(format!("invalid exposed port: {exposed}")))?;
-    Ok(PortBinding {
-        host_ip: None,
-        host_port: 0,
-        host_port_end: 0,
-        container_port,
-        protocol: protocol(name)?,
-    })
-}
-
-fn protocol(name: &str) -> Result<Protocol, StartError> {
-    let known = if name.is_empty() { Some(Protocol::Tcp) } else { Protocol::named(name) };
-    known.ok_or_else(|| StartError::Invalid(format!("ports of protocol {name} cannot be published")))
-}
-
-/// Checks ports before a container exists.
-///
-/// # Errors
-/// The first that cannot be published, in one sentence.
-pub(crate) fn check_ports(config: &ContainerConfig) -> Result<(), String> {
-    config.ports.iter().try_for_each(|port| binding(port).map(drop)).map_err(|error| error.to_string())
 }
 
 /// Writes `hosts`, `hostname` and `resolv.conf`.

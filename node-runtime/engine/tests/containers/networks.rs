@@ -151,7 +151,10 @@ fn port_conflict() -> Result<()> {
         engine.create(Some("second"), config).await?;
         let error = engine.start("second").await.expect_err("the port is taken");
         let text = rswarm_base::Chain(&error).to_string();
-        ensure!(text.contains("port is already allocated"), "{text}");
+        let begin = "failed to set up container networking: driver failed programming external connectivity on \
+                     endpoint second (";
+        let end = "): Bind for 0.0.0.0:18080 failed: port is already allocated";
+        ensure!(text.starts_with(begin) && text.ends_with(end), "{text}");
         let container = engine.inspect("second")?;
         ensure!(
             container.endpoints[0].address.is_none() && container.state.exit_code == 128,
@@ -160,6 +163,17 @@ fn port_conflict() -> Result<()> {
         ensure!(engine.inspect_network("bridge")?.1.len() == 1, "its endpoint is gone");
         engine.stop("first", Some(Duration::ZERO), None).await?;
         engine.start("second").await.context("the port is free now")?;
+
+        // Of a range, the first that is free.
+        let mut config = on("default", "sleep 100");
+        publish(&mut config, 80, 18080);
+        config.ports[0].published_end = 18081;
+        start(&engine, "third", config.clone()).await?;
+        ensure!(engine.inspect("third")?.endpoints[0].ports[0].host_port == 18081);
+        engine.create(Some("fourth"), config).await?;
+        let error = engine.start("fourth").await.expect_err("both are taken");
+        let text = rswarm_base::Chain(&error).to_string();
+        ensure!(text.ends_with("): Bind for 0.0.0.0 failed: all ports are allocated"), "{text}");
         Ok(())
     })
 }
