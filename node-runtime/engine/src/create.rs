@@ -23,7 +23,7 @@ use crate::engine::Created;
 use crate::error::{Cause, CreateError, FileError, NameError};
 use crate::files::{self, ResolvConf};
 use crate::merge::{self, clean_path};
-use crate::network::is_default;
+use crate::network::{is_bare, is_default};
 use crate::registry::Reservation;
 use crate::shared::Shared;
 use crate::spec::{self, Security, VolumeSource};
@@ -95,7 +95,8 @@ fn links(
     endpoints: &mut [Endpoint],
 ) -> Result<Vec<Link>, CreateError> {
     let mut asked = config.links.clone();
-    if let Some(first) = endpoints.first_mut().filter(|first| !is_default(&first.network_name)) {
+    let is_users = |name: &str| !is_default(name) && !is_bare(name);
+    if let Some(first) = endpoints.first_mut().filter(|first| is_users(&first.network_name)) {
         let known = &mut first.config.links;
         asked.retain(|link| !known.contains(link));
         known.append(&mut asked);

@@ -60,7 +60,7 @@ pub(crate) fn hosts(
 }
 
 /// The user's own lines.
-pub(crate) fn extra_hosts(spec: &ContainerSpec, gateway: Option<IpAddr>) -> String {
+fn extra_hosts(spec: &ContainerSpec, gateway: Option<IpAddr>) -> String {
     let mut text = String::new();
     for entry in &spec.hosts {
         if let Some((name, address)) = host_entry(entry, gateway) {

@@ -192,6 +192,11 @@ impl Network {
     }
 }
 
+/// The networks that a container is on by name alone: no interface leads there.
+pub(crate) fn is_bare(name: &str) -> bool {
+    matches!(name, "host" | "none")
+}
+
 /// Whether that is the name of the default bridge.
 pub(crate) fn is_default(name: &str) -> bool {
     name == DEFAULT_BRIDGE

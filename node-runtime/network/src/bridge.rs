@@ -13,7 +13,8 @@ use crate::error::{AttachError, KernelError};
 use crate::host::{Endpoint, Host, Publish, Way};
 use crate::link::{Pair, Route};
 use crate::model::{
-    AttachRequest, Attached, BoundPort, BridgeInfo, BridgeSpec, DEFAULT_BRIDGE, Mac, Placed, PortBinding,
+    AttachRequest, Attached, BoundPort, BridgeInfo, BridgeSpec, DEFAULT_BRIDGE, Lead, Mac, Placed,
+    PortBinding,
 };
 use crate::names::{NameTable, Names};
 use crate::netns::{Netns, forward_ipv6, set_ipv6, set_sysctl};
@@ -105,6 +106,24 @@ impl Member {
         let default_routes = here.map(|route| Family::of(route.address)).collect();
         Ok(Member { netns: netns.clone(), default_routes, rules: Vec::new() })
     }
+
+    /// Has default routes of these families go here too.
+    pub async fn lead(&mut self, attached: &Attached, families: &[Family]) -> Result<(), KernelError> {
+        lead_through(&self.netns, &attached.interface, routed(&attached.addresses, families)).await?;
+        self.default_routes.extend(families);
+        Ok(())
+    }
+}
+
+/// Leads a container's default routes through an interface that it has: by the gateways of these addresses.
+pub async fn lead_through(netns: &Netns, interface: &str, addresses: Vec<Placed>) -> Result<(), KernelError> {
+    let gateway = |placed: &Placed| Some(Gateway { address: placed.gateway?, link: interface.to_owned() });
+    let default_routes = addresses.iter().filter_map(gateway).collect();
+    let set = move || {
+        Route::open()?.reconcile(&Plan { default_routes, ..Plan::default() }, None)?;
+        tell_mesh(&addresses)
+    };
+    netns.act(format!("default route could not be led through `{interface}`"), set).await
 }
 
 /// What an endpoint needs inside the container.
@@ -411,7 +430,7 @@ impl Bridge {
         let container = request.container_id.clone();
         let mut attached = self.describe(&request, addresses);
         self.connect(&netns, &container, &attached, &request.default_routes).await?;
-        match self.publish(&container, &attached, &request).await {
+        match self.publish(&container, &attached, &request.lead()).await {
             Ok(ports) => attached.ports = ports,
             Err(error) => {
                 disconnect(&self.context.home, &pair_name(&container, &self.info.id)).await?;
@@ -423,6 +442,18 @@ impl Bridge {
         self.endpoints.insert(container, attached.clone());
         self.publish_names();
         Ok(attached)
+    }
+
+    /// Leads a container this way in families whose default route went elsewhere, and publishes its ports there.
+    pub async fn lead(&mut self, container: String, lead: Lead) -> Result<Vec<BoundPort>, AttachError> {
+        let known = self.endpoints.get(&container).cloned().zip(self.members.get_mut(&container));
+        let Some((attached, member)) = known else {
+            return Err(AttachError::NoSuchNetwork(self.info.id.clone()));
+        };
+        member.lead(&attached, &lead.families).await?;
+        let ports = self.publish(&container, &attached, &lead).await?;
+        self.endpoints.entry(container).and_modify(|attached| attached.ports.extend(ports.iter().cloned()));
+        Ok(ports)
     }
 
     /// Looks whether bridge and pairs are still as they were made, and puts right what is not. Says whether
@@ -555,18 +586,18 @@ impl Bridge {
         &self,
         container: &str,
         attached: &Attached,
-        request: &AttachRequest,
+        lead: &Lead,
     ) -> Result<Vec<BoundPort>, AttachError> {
         // Docker too ignores ports of a container whose network has no way in.
-        if request.publish.is_empty() || self.spec.internal {
+        if lead.publish.is_empty() || self.spec.internal {
             return Ok(Vec::new());
         }
-        let ports = request.publish.iter().map(|binding| {
+        let ports = lead.publish.iter().map(|binding| {
             let host_ip = binding.host_ip.or(self.spec.host_binding);
             let binding = PortBinding { host_ip, ..binding.clone() };
             let to =
                 |inside| Way { inside, target: Target { address: inside, port: binding.container_port } };
-            let ways = request.published(attached).map(to).collect();
+            let ways = lead.published(attached).map(to).collect();
             Publish { binding, ways }
         });
         let (owner, ports) = (self.endpoint(container), ports.collect());

@@ -6,12 +6,12 @@ use std::net::IpAddr;
 
 use rswarm_base::ipam::{Family, Subnet, mac_for};
 
-use crate::bridge::{Context, routed, tell_mesh};
+use crate::bridge::{Context, lead_through, routed, tell_mesh};
 use crate::check::Finding;
 use crate::error::{AttachError, CreateLanError, KernelError};
 use crate::link::{LanLink, OwnParent, Route};
 use crate::model::{
-    AttachRequest, Attached, IpvlanMode, LanInfo, LanMode, LanSpec, Mac, MacvlanMode, Placed,
+    AttachRequest, Attached, BoundPort, IpvlanMode, LanInfo, LanMode, LanSpec, Lead, Mac, MacvlanMode, Placed,
 };
 use crate::names::NameTable;
 use crate::netns::{Netns, set_ipv6};
@@ -221,6 +221,27 @@ impl Lan {
         let addresses = routed(&attached.addresses, default_routes);
         let default_links = if self.routes_itself() { default_routes.to_vec() } else { Vec::new() };
         Inside { interface: attached.interface.clone(), mac, mtu, addresses, default_links }
+    }
+
+    /// Leads a container this way in families whose default route went elsewhere. Nothing is published: others reach
+    /// the container itself.
+    pub async fn lead(&mut self, container: String, lead: Lead) -> Result<Vec<BoundPort>, AttachError> {
+        let known = self.endpoints.get(&container).zip(self.members.get(&container));
+        let Some((attached, netns)) = known else {
+            return Err(AttachError::NoSuchNetwork(self.spec.id.clone()));
+        };
+        let interface = attached.interface.clone();
+        if self.routes_itself() {
+            let action = format!("default route could not be led through `{interface}`");
+            let set = move || {
+                let mut route = Route::open()?;
+                lead.families.iter().try_for_each(|family| route.set_default_link(&interface, *family))
+            };
+            netns.act(action, set).await?;
+        } else {
+            lead_through(netns, &interface, routed(&attached.addresses, &lead.families)).await?;
+        }
+        Ok(Vec::new())
     }
 
     async fn disconnect(&self, netns: &Netns, interface: &str) -> Result<(), KernelError> {

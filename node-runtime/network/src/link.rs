@@ -17,7 +17,7 @@ use netlink_packet_core::{
 use netlink_sys::{Socket, SocketAddr, protocols};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
-use rswarm_base::ipam::Subnet;
+use rswarm_base::ipam::{Family, Subnet};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{
     InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan, LinkAttribute, LinkExtentMask,
@@ -137,6 +137,22 @@ impl Route {
         }
         found.marks = self.marks()?;
         Ok(found)
+    }
+
+    /// The families that have a default route, by a gateway or by a link alone.
+    pub fn default_routes(&mut self) -> io::Result<Vec<Family>> {
+        let routes = self.routes()?;
+        let mut defaults = Vec::new();
+        for header in routes.iter().map(|message| &message.header) {
+            if header.destination_prefix_length == 0 && header.table == RouteHeader::RT_TABLE_MAIN {
+                defaults.push(header.address_family);
+            }
+        }
+        let of = |family: &Family| match family {
+            Family::V4 => AddressFamily::Inet,
+            Family::V6 => AddressFamily::Inet6,
+        };
+        Ok(Family::ALL.into_iter().filter(|family| defaults.contains(&of(family))).collect())
     }
 
     /// All links.

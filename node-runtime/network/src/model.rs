@@ -374,9 +374,26 @@ pub struct AttachRequest {
 }
 
 impl AttachRequest {
+    /// Its part that another network may take over later.
+    pub(crate) fn lead(&self) -> Lead {
+        let (families, publish) = (self.default_routes.clone(), self.publish.clone());
+        Lead { families, publish }
+    }
+}
+
+/// How a network leads a container's packets out, and others' in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lead {
+    /// The families whose default route goes through it.
+    pub families: Vec<Family>,
+    /// Ports to publish on the host, in these families: answers must find back.
+    pub publish: Vec<PortBinding>,
+}
+
+impl Lead {
     /// The addresses that ports are published of.
     pub(crate) fn published<'a>(&'a self, attached: &'a Attached) -> impl Iterator<Item = IpAddr> + 'a {
-        attached.ips().filter(|address| self.default_routes.contains(&Family::of(*address)))
+        attached.ips().filter(|address| self.families.contains(&Family::of(*address)))
     }
 }
 

@@ -4,6 +4,7 @@
 //! then the host. What is read often (which networks there are, what names lead to) is an immutable value
 //! swapped as a whole.
 
+mod lead;
 mod pools;
 mod registry;
 

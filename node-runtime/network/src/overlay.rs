@@ -27,7 +27,7 @@ use crate::conntrack::{self, Doomed};
 use crate::error::{AttachError, KernelError, OverlayError};
 use crate::host::{Endpoint, Publish, Way};
 use crate::link::{Route, Underlay};
-use crate::model::{AttachRequest, Attached, BoundPort, BridgeInfo, MeshPort, Overlay, Protocol};
+use crate::model::{AttachRequest, Attached, BoundPort, BridgeInfo, Lead, MeshPort, Overlay, Protocol};
 use crate::names::NameTable;
 use crate::netns::{self, Netns, Pins, set_sysctl};
 use crate::nft::{self, Held, Settled, Table};
@@ -441,7 +441,7 @@ impl OverlayNetwork {
         let member = Member { netns, default_routes, rules };
         self.members.insert(container.clone(), member);
         self.endpoints.insert(container.clone(), attached.clone());
-        match self.publish(&container, &attached, &request, &overlay).await {
+        match self.publish(&container, &attached, &request.lead(), &overlay).await {
             Ok(ports) => attached.ports = ports,
             Err(error) => {
                 self.detach(&container).await?;
@@ -452,28 +452,40 @@ impl OverlayNetwork {
         Ok(attached)
     }
 
+    /// Leads a container this way in families whose default route went elsewhere, and publishes its ports there.
+    pub async fn lead(&mut self, container: String, lead: Lead) -> Result<Vec<BoundPort>, AttachError> {
+        let known = self.endpoints.get(&container).cloned().zip(self.members.get_mut(&container));
+        let (Some((attached, member)), Some(overlay)) = (known, self.wanted.clone()) else {
+            return Err(AttachError::NoSuchNetwork(self.id.clone()));
+        };
+        member.lead(&attached, &lead.families).await?;
+        let ports = self.publish(&container, &attached, &lead, &overlay).await?;
+        self.endpoints.entry(container).and_modify(|attached| attached.ports.extend(ports.iter().cloned()));
+        Ok(ports)
+    }
+
     /// Publishes in two steps: the host leads to a port of the uplink, the sandbox from there to the
     /// container, whose answers come back the same way because the sandbox is its gateway.
     async fn publish(
         &mut self,
         container: &str,
         attached: &Attached,
-        request: &AttachRequest,
+        lead: &Lead,
         overlay: &Overlay,
     ) -> Result<Vec<BoundPort>, AttachError> {
-        if request.publish.is_empty() || overlay.internal {
+        if lead.publish.is_empty() || overlay.internal {
             return Ok(Vec::new());
         }
         let (Some(_), Some(sandbox)) = (self.uplink, self.sandbox.clone()) else {
             return Err(AttachError::NotPublishable(overlay.name.clone()));
         };
         let mut ports = Vec::new();
-        for binding in request.publish.iter().cloned() {
+        for binding in lead.publish.iter().cloned() {
             let asked = |inside: &IpAddr| {
                 binding.host_ip.is_none_or(|host_ip| Family::of(host_ip) == Family::of(*inside))
             };
             let mut ways = Vec::new();
-            for inside in request.published(attached).filter(asked) {
+            for inside in lead.published(attached).filter(asked) {
                 let Some(address) = self.uplink_at(Family::of(inside)) else { continue };
                 let target = Target { address: inside, port: binding.container_port };
                 let port = self.expose(container, binding.protocol, target);

@@ -8,7 +8,7 @@ use rswarm_engine::container::{Container, Endpoint, Health, MountKind, MountPoin
 use rswarm_engine::{ContainerConfig, MASKED_PATHS, READONLY_PATHS, RestartName};
 use rswarm_proto::wire;
 
-use super::{healthcheck_out, mac, mounts, ports, ulimits_out};
+use super::{healthcheck_out, mac, mounts, network, ports, ulimits_out};
 use crate::types;
 use crate::version::ApiVersion;
 
@@ -295,7 +295,7 @@ pub(crate) fn endpoint_settings(
     let (ip_address, ip_prefix_len) = ip(endpoint.address);
     let (global_ipv6_address, global_ipv6_prefix_len) = ip(endpoint.address_v6);
     let mut aliases = config.aliases.clone();
-    let is_default = endpoint.network_name == "bridge";
+    let is_default = network::is_predefined(&endpoint.network_name);
     if !version.at_least(45) && !is_default {
         aliases.push(rswarm_base::id::short(&container.id).to_owned());
     }

@@ -9,8 +9,8 @@ use rswarm_base::Chain;
 use rswarm_base::id::is_cluster_id;
 use rswarm_base::ipam::Family;
 use rswarm_network::{
-    AttachError, AttachRequest, Attached, BoundPort as KernelPort, DnsAlias, DnsConfig, Mac, Netns, Placed,
-    PortBinding, Protocol,
+    AttachError, AttachRequest, Attached, BoundPort as KernelPort, DnsAlias, DnsConfig, Lead, Mac, Netns,
+    Placed, PortBinding, Protocol,
 };
 
 use super::ports::bindings;
@@ -20,7 +20,7 @@ use crate::blocking::blocking;
 use crate::config::{ContainerConfig, EndpointConfig};
 use crate::error::{Cause, FileError, NetworkError, StartError};
 use crate::files::{self, ResolvConf};
-use crate::network::{Network, is_default};
+use crate::network::{Network, is_bare, is_default};
 use crate::shared::Shared;
 use crate::spec::{self, Namespace};
 use crate::{host, links};
@@ -62,14 +62,19 @@ pub(crate) fn endpoints(
     // Clients name the mode's network again where they list endpoints.
     wanted.retain(|endpoint| !matches!(endpoint.network.as_str(), "host" | "none" | ""));
     if mode != Mode::Networks {
-        return if wanted.is_empty() {
-            Ok(Vec::new())
-        } else {
-            Err(NetworkError::Forbidden(format!(
+        if !wanted.is_empty() {
+            return Err(NetworkError::Forbidden(format!(
                 "container cannot be connected to a network: its network mode is {}",
                 config.network_mode
-            )))
-        };
+            )));
+        }
+        // `host` and `none` are networks too for those who look, with endpoints that no interface stands for.
+        if !is_bare(&config.network_mode) {
+            return Ok(Vec::new());
+        }
+        let network = shared.local.find(&config.network_mode)?;
+        let asked = EndpointConfig { network: network.name.clone(), ..EndpointConfig::default() };
+        return Ok(vec![new_endpoint(&network, id, name, config, asked)?]);
     }
     let default = matches!(config.network_mode.as_str(), "" | "default");
     let primary = if default { "bridge" } else { &config.network_mode };
@@ -223,7 +228,7 @@ pub(crate) async fn fill(
         (Mode::Container(_), _) => Ok(Vec::new()),
         (Mode::Host, _) | (_, None) => {
             write_files(shared, container, &[], None, false).await?;
-            Ok(Vec::new())
+            Ok(container.endpoints.iter().map(seated).collect())
         }
         (Mode::None | Mode::Networks, Some(netns)) => {
             let attached = attach_all(shared, container, netns).await;
@@ -233,6 +238,11 @@ pub(crate) async fn fill(
             attached.map_err(|error| StartError::Networking(Box::new(error)))
         }
     }
+}
+
+/// An endpoint that is there by its name alone, while the container runs.
+pub(crate) fn seated(endpoint: &Endpoint) -> Endpoint {
+    Endpoint { endpoint_id: rswarm_base::id::engine_id(), ..endpoint.clone() }
 }
 
 /// Takes a container off all networks. What the kernel refuses is logged: the next start makes everything anew.
@@ -261,6 +271,10 @@ async fn attach_all(
     let gateway = gateways.iter().find_map(|(_, number)| *number);
     let mut attached = Vec::new();
     for (number, ((endpoint, network), place)) in found.iter().zip(places).enumerate() {
+        if is_bare(&network.name) {
+            attached.push(seated(endpoint));
+            continue;
+        }
         let leads = gateways.iter().filter(|(_, gateway)| *gateway == Some(number));
         let default_routes: Vec<Family> = leads.map(|(family, _)| *family).collect();
         let mut publish = bindings(container)?;
@@ -356,15 +370,8 @@ async fn attach(
         names: endpoint.names.clone(),
     };
     endpoint.endpoint_id = rswarm_base::id::engine_id();
-    let refused = |error: AttachError| match error.is_of_port() {
-        true => StartError::Publish {
-            container: container.name.clone(),
-            endpoint: endpoint.endpoint_id.clone(),
-            source: Cause::new(error),
-        },
-        false => Cause::new(error).into(),
-    };
-    let attached = shared.networks.attach(netns, request).await.map_err(refused)?;
+    let attached = shared.networks.attach(netns, request).await;
+    let attached = attached.map_err(|error| refused(container, &endpoint, error))?;
     let placed = Family::ALL.map(|family| attached.of(family));
     [endpoint.address, endpoint.address_v6] =
         placed.map(|placed| placed.map(|placed| (placed.address, placed.prefix)));
@@ -412,18 +419,65 @@ pub(crate) async fn connect(
     Ok(attached)
 }
 
-/// Takes a running container off one network.
+/// Takes a running container off one network. Returns the endpoints that it keeps.
 pub(crate) async fn disconnect(
     shared: &Shared,
     container: &Container,
     network: &Network,
-) -> Result<(), StartError> {
+) -> Result<Vec<Endpoint>, StartError> {
     shared.networks.disconnect(&container.id, network.kernel_id()).await.map_err(Cause::new)?;
     let mut endpoints = container.endpoints.to_vec();
     shared.cluster.release(endpoints.iter().filter(|e| e.network_id == network.id).map(|e| &e.place));
     endpoints.retain(|endpoint| endpoint.network_id != network.id);
     let netns = shared.networks.open_netns(container.state.pid).map_err(Cause::new)?;
-    refresh(shared, container, &endpoints, &netns).await
+    // It is off that network, whatever comes of the way out by another: a port may be taken there.
+    if let Err(error) = lead_anew(shared, container, &mut endpoints, &netns).await {
+        tracing::warn!(container.id = container.id, error = %Chain(&error), "no other network leads all that the one that was left led");
+    }
+    refresh(shared, container, &endpoints, &netns).await?;
+    Ok(endpoints)
+}
+
+/// Has default routes and published ports go by another network, in families that the one led that was left.
+// moby: Sandbox.updateGateway
+async fn lead_anew(
+    shared: &Shared,
+    container: &Container,
+    endpoints: &mut [Endpoint],
+    netns: &Netns,
+) -> Result<(), StartError> {
+    let led = shared.networks.led(netns).await.map_err(Cause::new)?;
+    let on: Vec<(Endpoint, Arc<Network>)> = endpoints
+        .iter()
+        .filter_map(|endpoint| Some((endpoint.clone(), shared.local.find(&endpoint.network_id).ok()?)))
+        .collect();
+    for (number, (endpoint, network)) in on.iter().enumerate() {
+        let is_next = |family: &Family| !led.contains(family) && gateway_index(&on, *family) == Some(number);
+        let families: Vec<Family> = Family::ALL.into_iter().filter(is_next).collect();
+        if families.is_empty() {
+            continue;
+        }
+        let mut publish = bindings(container)?;
+        publish
+            .retain(|binding| binding.host_ip.is_none_or(|host_ip| families.contains(&Family::of(host_ip))));
+        let lead = shared.networks.lead(&container.id, network.kernel_id(), Lead { families, publish });
+        let ports = lead.await.map_err(|error| refused(container, endpoint, error))?;
+        let own = endpoints.iter_mut().find(|own| own.network_id == endpoint.network_id);
+        own.into_iter().for_each(|own| own.ports.extend(ports.iter().cloned().map(from_kernel_port)));
+    }
+    Ok(())
+}
+
+/// Why an endpoint is not as it was asked for: what is of its ports, in words of their own.
+fn refused(container: &Container, endpoint: &Endpoint, error: AttachError) -> StartError {
+    if !error.is_of_port() {
+        return Cause::new(error).into();
+    }
+    StartError::Publish {
+        container: container.name.clone(),
+        endpoint: endpoint.endpoint_id.clone(),
+        source: Cause::new(error),
+    }
 }
 
 /// DNS and files for a changed set of endpoints.
@@ -649,8 +703,9 @@ async fn write_files(
     let on_bridge = endpoints.iter().any(|endpoint| is_default(&endpoint.network_name));
     let linked = if on_bridge { links::hosts(&shared.registry, container) } else { String::new() };
     let mut hosts = files::hosts(&config.spec, &name, &linked, &own, gateway);
-    if on_host {
-        hosts = host::hosts() + &files::extra_hosts(&config.spec, gateway);
+    // As Docker: whoever adds a line gets a file of the container's own.
+    if on_host && config.spec.hosts.is_empty() {
+        hosts = host::hosts();
     }
     let resolv = resolv_conf(shared, container)?;
     let resolv = if has_dns { resolv.embedded() } else { resolv.direct(!on_host) };

@@ -18,6 +18,8 @@ pub const ALL: &[Test] = &[
     ("the_default_bridge_gives_an_address_and_publishes_ports", default_bridge),
     ("containers_on_a_users_bridge_find_each_other_by_name", names),
     ("a_running_container_joins_and_leaves_networks", connect),
+    ("the_way_out_moves_when_its_network_is_left", way_out),
+    ("the_network_of_none_is_left_for_another", none),
     ("a_port_that_is_taken_fails_the_start_and_undoes_it", port_conflict),
     ("the_hosts_network_and_anothers_can_be_shared", shared),
     ("networks_are_kept_and_adopted_with_their_containers", adopted),
@@ -113,7 +115,8 @@ fn names() -> Result<()> {
         engine.stop("renamed", Some(Duration::ZERO), None).await?;
         engine.remove_network(&id[..10]).await?;
         let error = engine.start("renamed").await.expect_err("its network is gone");
-        ensure!(error.to_string() == "network app not found", "{error}");
+        let text = rswarm_base::Chain(&error).to_string();
+        ensure!(text == "failed to set up container networking: network app not found", "{text}");
         ensure!(engine.remove_network("bridge").await.expect_err("predefined").kind() == Kind::PermissionDenied);
         Ok(())
     })
@@ -139,6 +142,76 @@ fn connect() -> Result<()> {
         engine.start(&stopped).await?;
         ended.await;
         ensure!(logs(&engine, &stopped).await? == "2\n", "{}", logs(&engine, &stopped).await?);
+        Ok(())
+    })
+}
+
+fn way_out() -> Result<()> {
+    Host::with_bridge()?.test(async |engine| {
+        net(&engine, "one").await?;
+        net(&engine, "two").await?;
+        let mut config =
+            on("one", &format!("while ! ip route | grep 'default.*eth1'; do sleep 0.05; done; {SERVE}"));
+        publish(&mut config, 80, 18083);
+        let web = start(&engine, "web", config).await?;
+        let two = EndpointConfig { network: "two".into(), ..EndpointConfig::default() };
+        engine.connect_network("web", two).await?;
+        engine.disconnect_network("web", "one").await?;
+        let container = engine.inspect("web")?;
+        let [endpoint] = &container.endpoints[..] else { bail!("{container:?}") };
+        ensure!(endpoint.network_name == "two" && bound_port(&container)? == 18083, "{endpoint:?}");
+        ask(18083).await.context("it is published by the other network")?;
+        let text = logs(&engine, &web).await?;
+        let route = format!("default via {} dev eth1", endpoint.gateway.context("gateway")?);
+        ensure!(text.contains(&route), "{text}");
+
+        // The port is the other endpoint's now, and goes with it.
+        engine.disconnect_network("web", "two").await?;
+        let mut config = on("two", "sleep 100");
+        publish(&mut config, 80, 18083);
+        start(&engine, "next", config).await?;
+        Ok(())
+    })
+}
+
+fn none() -> Result<()> {
+    Host::with_bridge()?.test(async |engine| {
+        let id = start(
+            &engine,
+            "alone",
+            on("none", "while ! ip route | grep -q default; do sleep 0.05; done; echo out; sleep 100"),
+        )
+        .await?;
+        ensure!(engine.inspect_network("none")?.1[0].container_id == id);
+        let bridge = EndpointConfig { network: "bridge".into(), ..EndpointConfig::default() };
+        let refused = engine.connect_network("alone", bridge.clone()).await.expect_err("it is alone");
+        ensure!(
+            refused.to_string().ends_with("with one of the networks in private (none) mode"),
+            "{refused}"
+        );
+        engine.disconnect_network("alone", "none").await?;
+        engine.connect_network("alone", bridge).await?;
+        wait_for_line(&engine, &id, "out").await?;
+        let back = EndpointConfig { network: "none".into(), ..EndpointConfig::default() };
+        let refused = engine.connect_network("alone", back.clone()).await.expect_err("it has company");
+        ensure!(
+            refused.to_string().ends_with("with one of the networks in private (none) mode"),
+            "{refused}"
+        );
+        engine.disconnect_network("alone", "bridge").await?;
+        engine.connect_network("alone", back).await?;
+        let container = engine.inspect("alone")?;
+        ensure!(container.endpoints[0].network_name == "none" && container.endpoints[0].interface.is_empty());
+        start(&engine, "open", on("host", "sleep 100")).await?;
+        let container = engine.inspect("open")?;
+        ensure!(
+            container.endpoints[0].network_name == "host" && !container.endpoints[0].endpoint_id.is_empty()
+        );
+        let refused = engine.disconnect_network("open", "host").await.expect_err("it stays");
+        ensure!(
+            refused.to_string().starts_with("container cannot be disconnected from host network"),
+            "{refused}"
+        );
         Ok(())
     })
 }

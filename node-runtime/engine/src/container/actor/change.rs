@@ -10,12 +10,19 @@ use super::Actor;
 use crate::attach::Place;
 use crate::blocking::blocking;
 use crate::config::{EndpointConfig, RestartName};
-use crate::container::{Endpoint, Status, wiring};
+use crate::container::wiring::{self, Mode};
+use crate::container::{Endpoint, Status};
 use crate::engine::{Attachment, ContainerUpdate};
 use crate::error::{Cause, ControlError, ExecError, NetworkError};
 use crate::links;
-use crate::network::{Network, is_default};
+use crate::network::{Network, is_bare, is_default};
 use crate::registry::Reservation;
+
+// What keeps a container off a network, in moby's words (`runconfig/errors.go`, `daemon/container_operations.go`).
+const CONFLICT_HOST: &str = "container cannot be disconnected from host network or connected to host network";
+const CONFLICT_SHARED: &str = "container sharing network namespace with another container or host cannot be connected to any other network";
+const CONFLICT_NONE: &str =
+    "container cannot be connected to multiple networks with one of the networks in private (none) mode";
 
 impl Actor {
     pub(super) fn live_shim(&self) -> Result<&Shim, ControlError> {
@@ -205,17 +212,16 @@ impl Actor {
 
     fn check_connect(&self, network: &Network) -> Result<(), NetworkError> {
         let container = self.container();
-        if network.driver == "host" {
-            // moby: runconfig.ErrConflictHostNetwork
-            return Err(NetworkError::Forbidden(
-                "container cannot be disconnected from host network or connected to host network".to_owned(),
-            ));
+        let forbidden = |reason: &str| Err(NetworkError::Forbidden(reason.to_owned()));
+        if network.name == "host" {
+            return forbidden(CONFLICT_HOST);
         }
-        if wiring::Mode::of(&container.config.network_mode) != wiring::Mode::Networks {
-            return Err(NetworkError::Forbidden(format!(
-                "container {} cannot be connected to network {}: its network mode is {}",
-                container.id, network.name, container.config.network_mode
-            )));
+        if matches!(Mode::of(&container.config.network_mode), Mode::Host | Mode::Container(_)) {
+            return forbidden(CONFLICT_SHARED);
+        }
+        let is_alone = |endpoint: &Endpoint| is_bare(&endpoint.network_name);
+        if container.endpoints.iter().any(|endpoint| is_alone(endpoint) || is_bare(&network.name)) {
+            return forbidden(CONFLICT_NONE);
         }
         if container.endpoints.iter().any(|endpoint| endpoint.network_id == network.id) {
             return Err(NetworkError::Forbidden(format!(
@@ -274,6 +280,9 @@ impl Actor {
         if self.run.is_none() {
             return Ok(endpoint);
         }
+        if is_bare(&network.name) {
+            return Ok(wiring::seated(&endpoint));
+        }
         wiring::connect(&self.shared, container, endpoint, network, place)
             .await
             .map_err(|error| NetworkError::Below(Cause::new(error)))
@@ -297,13 +306,17 @@ impl Actor {
                 network: network.name.clone(),
             });
         }
-        if self.run.is_some() {
+        if network.name == "host" {
+            return Err(NetworkError::Forbidden(CONFLICT_HOST.to_owned()));
+        }
+        let endpoints = if self.run.is_some() {
             wiring::disconnect(&self.shared, container, &network)
                 .await
-                .map_err(|error| NetworkError::Below(Cause::new(error)))?;
-        }
-        let mut endpoints = container.endpoints.to_vec();
-        endpoints.retain(|endpoint| endpoint.network_id != network.id);
+                .map_err(|error| NetworkError::Below(Cause::new(error)))?
+        } else {
+            let others = container.endpoints.iter().filter(|endpoint| endpoint.network_id != network.id);
+            others.cloned().collect()
+        };
         self.record.container.endpoints = Arc::new(endpoints);
         self.save().await?;
         self.network_event(&network.id, &network.name, &network.driver, "disconnect");
