@@ -268,6 +268,15 @@ fn namespaces(host: &Host) -> Result<()> {
         inside(host, &["--ipc", "none"], "ls -d /dev/shm 2>&1; grep -c /dev/shm /proc/mounts; true")?
             .ends_with('0')
     );
+    // A network is shared while its owner runs.
+    let sharer = sleeper(host, &["--network", &mode])?;
+    host.docker(&["stop", "-t", "0", &donor])?;
+    let refused = host.refusal(&["restart", "-t", "0", &sharer])?;
+    let wanted = format!(
+        "Cannot restart container {sharer}: cannot join network namespace of a non running container: {donor}"
+    );
+    ensure!(refused.contains(&wanted), "{refused}");
+    remove(host, &sharer)?;
     remove(host, &donor)?;
     remove(host, &private)
 }

@@ -357,7 +357,11 @@ async fn restart(
     query: Query,
 ) -> Result<StatusCode, ApiError> {
     let (timeout, signal) = stop_options(&query)?;
-    app.engine.restart(&id, timeout, signal).await?;
+    app.engine.inspect(&id)?;
+    app.engine.restart(&id, timeout, signal).await.map_err(|error| {
+        let error = ApiError::from(error);
+        ApiError { message: format!("Cannot restart container {id}: {}", error.message), ..error }
+    })?;
     Ok(StatusCode::NO_CONTENT)
 }
 
