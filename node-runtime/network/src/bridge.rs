@@ -456,6 +456,22 @@ impl Bridge {
         Ok(ports)
     }
 
+    /// Leads a container this way no more in some families.
+    pub async fn unlead(&mut self, container: String, families: Vec<Family>) -> Result<(), KernelError> {
+        let known = self.endpoints.get_mut(&container).zip(self.members.get_mut(&container));
+        let Some((attached, member)) = known else { return Ok(()) };
+        member.default_routes.retain(|family| !families.contains(family));
+        let is_kept = |address| !families.contains(&Family::of(address));
+        if attached.ports.iter().all(|port| is_kept(port.host_ip)) {
+            return Ok(());
+        }
+        attached.ports.retain(|port| is_kept(port.host_ip));
+        let gone = attached.ips().filter(|address| !is_kept(*address)).collect();
+        withdraw_in(&self.context.host, self.endpoint(&container), families).await?;
+        conntrack::forget(&self.context.home, Doomed::AnsweredBy(gone)).await;
+        Ok(())
+    }
+
     /// Looks whether bridge and pairs are still as they were made, and puts right what is not. Says whether
     /// there was anything.
     pub async fn check(&mut self) -> Result<bool, KernelError> {
@@ -712,6 +728,17 @@ pub async fn publish(
 /// Has the host withdraw what an endpoint published.
 pub async fn withdraw(host: &Owner<Host>, owner: Endpoint) -> Result<(), KernelError> {
     host.call(move |host| Box::pin(async move { host.withdraw(&owner).await }))
+        .await
+        .map_err(|_| shutting_down())?
+}
+
+/// Likewise in some families alone.
+pub async fn withdraw_in(
+    host: &Owner<Host>,
+    owner: Endpoint,
+    families: Vec<Family>,
+) -> Result<(), KernelError> {
+    host.call(move |host| Box::pin(async move { host.withdraw_in(&owner, &families).await }))
         .await
         .map_err(|_| shutting_down())?
 }

@@ -255,6 +255,12 @@ impl Host {
         self.apply().await
     }
 
+    /// Withdraws what an endpoint published in some families.
+    pub async fn withdraw_in(&mut self, owner: &Endpoint, families: &[Family]) -> Result<(), KernelError> {
+        self.leases.retain(|place, lease| lease.owner != *owner || !families.contains(&place.family()));
+        self.apply().await
+    }
+
     /// Withdraws what nobody adopted, and forgets the connections of containers that ended unseen.
     pub async fn settle(&mut self) -> Result<(), KernelError> {
         let inherited = std::mem::take(&mut self.inherited);

@@ -139,20 +139,26 @@ impl Route {
         Ok(found)
     }
 
-    /// The families that have a default route, by a gateway or by a link alone.
-    pub fn default_routes(&mut self) -> io::Result<Vec<Family>> {
-        let routes = self.routes()?;
-        let mut defaults = Vec::new();
-        for header in routes.iter().map(|message| &message.header) {
-            if header.destination_prefix_length == 0 && header.table == RouteHeader::RT_TABLE_MAIN {
-                defaults.push(header.address_family);
-            }
-        }
-        let of = |family: &Family| match family {
-            Family::V4 => AddressFamily::Inet,
-            Family::V6 => AddressFamily::Inet6,
+    /// Through which link each family's default route goes, by a gateway or by the link alone.
+    pub fn default_links(&mut self) -> io::Result<Vec<(Family, String)>> {
+        let names = names_of(&self.links()?);
+        let is_default = |header: &RouteHeader| {
+            header.destination_prefix_length == 0 && header.table == RouteHeader::RT_TABLE_MAIN
         };
-        Ok(Family::ALL.into_iter().filter(|family| defaults.contains(&of(family))).collect())
+        let routes = self.routes()?.into_iter().filter(|message| is_default(&message.header));
+        let read = |message: RouteMessage| {
+            let family = match message.header.address_family {
+                AddressFamily::Inet => Family::V4,
+                AddressFamily::Inet6 => Family::V6,
+                _ => return None,
+            };
+            let link = message.attributes.iter().find_map(|attribute| match attribute {
+                RouteAttribute::Oif(index) => names.get(index).cloned(),
+                _ => None,
+            });
+            Some((family, link?))
+        };
+        Ok(routes.filter_map(read).collect())
     }
 
     /// All links.

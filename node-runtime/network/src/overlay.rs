@@ -464,6 +464,26 @@ impl OverlayNetwork {
         Ok(ports)
     }
 
+    /// Leads a container this way no more in some families.
+    pub async fn unlead(&mut self, container: String, families: Vec<Family>) -> Result<(), KernelError> {
+        let known = self.endpoints.get_mut(&container).zip(self.members.get_mut(&container));
+        let (Some((attached, member)), Some(sandbox)) = (known, self.sandbox.clone()) else { return Ok(()) };
+        member.default_routes.retain(|family| !families.contains(family));
+        let is_kept = |address| !families.contains(&Family::of(address));
+        if attached.ports.iter().all(|port| is_kept(port.host_ip)) {
+            return Ok(());
+        }
+        attached.ports.retain(|port| is_kept(port.host_ip));
+        let gone = attached.ips().filter(|address| !is_kept(*address)).collect();
+        self.published.retain(|place, (owner, _)| *owner != container || !families.contains(&place.family()));
+        bridge::withdraw_in(&self.context.host, self.endpoint(&container), families).await?;
+        if let Some(overlay) = self.wanted.clone() {
+            self.apply_rules(&sandbox, &overlay).await?;
+        }
+        conntrack::forget(&sandbox, Doomed::AnsweredBy(gone)).await;
+        Ok(())
+    }
+
     /// Publishes in two steps: the host leads to a port of the uplink, the sandbox from there to the
     /// container, whose answers come back the same way because the sandbox is its gateway.
     async fn publish(

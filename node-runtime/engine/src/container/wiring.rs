@@ -383,40 +383,30 @@ async fn attach(
     Ok(endpoint)
 }
 
-/// Puts a running container on one more network.
+/// Puts a running container on one more network. Returns the endpoints that it has then.
 pub(crate) async fn connect(
     shared: &Shared,
     container: &Container,
     endpoint: Endpoint,
     network: &Network,
     place: Option<Place>,
-) -> Result<Endpoint, StartError> {
+) -> Result<Vec<Endpoint>, StartError> {
     let netns = shared.networks.open_netns(container.state.pid).map_err(Cause::new)?;
     let used = |number: usize| container.endpoints.iter().any(|e| e.interface == format!("eth{number}"));
     let number = (0..).find(|number| !used(*number)).unwrap_or(0);
-    // The first network with a way out gives the default route.
-    let gateways = |endpoint: &Endpoint| [endpoint.gateway, endpoint.gateway_v6].into_iter().flatten();
-    let leads = |family: &Family| {
-        let mut others = container.endpoints.iter().flat_map(gateways);
-        !network.internal && network.has(*family) && others.all(|gateway| Family::of(gateway) != *family)
-    };
-    let default_routes: Vec<Family> = Family::ALL.into_iter().filter(leads).collect();
-    let mut publish = bindings(container)?;
-    publish.retain(|binding| match binding.host_ip.map(Family::of) {
-        Some(family) => default_routes.contains(&family),
-        None => !default_routes.is_empty(),
-    });
-    let wanted = Wanted { number, default_routes, publish, place };
-    let attached = attach(shared, container, &netns, endpoint, network, wanted).await?;
+    // If it is to lead, it takes over once it is there.
+    let wanted = Wanted { number, default_routes: Vec::new(), publish: Vec::new(), place };
     let mut endpoints = container.endpoints.to_vec();
-    endpoints.push(attached.clone());
-    if let Err(error) = refresh(shared, container, &endpoints, &netns).await {
-        if let Err(error) = shared.networks.disconnect(&container.id, network.kernel_id()).await {
-            tracing::warn!(container.id = container.id, error = %Chain(&error), "an endpoint stays behind");
-        }
-        return Err(error);
+    endpoints.push(attach(shared, container, &netns, endpoint, network, wanted).await?);
+    let mut connected = lead_anew(shared, container, &mut endpoints, &netns).await;
+    if connected.is_ok() {
+        connected = refresh(shared, container, &endpoints, &netns).await;
     }
-    Ok(attached)
+    let Err(error) = connected else { return Ok(endpoints) };
+    if let Err(error) = disconnect(shared, container, network).await {
+        tracing::warn!(container.id = container.id, error = %Chain(&error), "an endpoint stays behind");
+    }
+    Err(error)
 }
 
 /// Takes a running container off one network. Returns the endpoints that it keeps.
@@ -438,7 +428,8 @@ pub(crate) async fn disconnect(
     Ok(endpoints)
 }
 
-/// Has default routes and published ports go by another network, in families that the one led that was left.
+/// Has default routes and published ports go by the networks that should lead them, of those that a running container
+/// is on now.
 // moby: Sandbox.updateGateway
 async fn lead_anew(
     shared: &Shared,
@@ -447,15 +438,21 @@ async fn lead_anew(
     netns: &Netns,
 ) -> Result<(), StartError> {
     let led = shared.networks.led(netns).await.map_err(Cause::new)?;
-    let on: Vec<(Endpoint, Arc<Network>)> = endpoints
-        .iter()
-        .filter_map(|endpoint| Some((endpoint.clone(), shared.local.find(&endpoint.network_id).ok()?)))
-        .collect();
+    let on = with_networks(shared, endpoints);
     for (number, (endpoint, network)) in on.iter().enumerate() {
-        let is_next = |family: &Family| !led.contains(family) && gateway_index(&on, *family) == Some(number);
+        let has = |family| led.iter().any(|(of, link)| *of == family && *link == endpoint.interface);
+        let is_next = |family: &Family| gateway_index(&on, *family) == Some(number) && !has(*family);
         let families: Vec<Family> = Family::ALL.into_iter().filter(is_next).collect();
         if families.is_empty() {
             continue;
+        }
+        for (other, its) in
+            on.iter().filter(|(other, _)| led.iter().any(|(_, link)| *link == other.interface))
+        {
+            let done = shared.networks.unlead(&container.id, its.kernel_id(), families.clone());
+            done.await.map_err(Cause::new)?;
+            let own = endpoints.iter_mut().filter(|own| own.network_id == other.network_id);
+            own.for_each(|own| own.ports.retain(|port| !families.contains(&Family::of(port.host_ip))));
         }
         let mut publish = bindings(container)?;
         publish
@@ -466,6 +463,12 @@ async fn lead_anew(
         own.into_iter().for_each(|own| own.ports.extend(ports.iter().cloned().map(from_kernel_port)));
     }
     Ok(())
+}
+
+/// Endpoints with their networks, as far as those are here.
+fn with_networks(shared: &Shared, endpoints: &[Endpoint]) -> Vec<(Endpoint, Arc<Network>)> {
+    let found = |endpoint: &Endpoint| Some((endpoint.clone(), shared.local.find(&endpoint.network_id).ok()?));
+    endpoints.iter().filter_map(found).collect()
 }
 
 /// Why an endpoint is not as it was asked for: what is of its ports, in words of their own.
@@ -487,14 +490,14 @@ async fn refresh(
     endpoints: &[Endpoint],
     netns: &Netns,
 ) -> Result<(), StartError> {
-    let networks: Vec<Arc<Network>> =
-        endpoints.iter().filter_map(|endpoint| shared.local.find(&endpoint.network_id).ok()).collect();
-    let networks: Vec<&Network> = networks.iter().map(|network| &**network).collect();
+    let on = with_networks(shared, endpoints);
+    let gateway = Family::ALL.into_iter().find_map(|family| gateway_index(&on, family));
+    let networks: Vec<&Network> = order(&on, gateway).into_iter().map(|n| &*on[n].1).collect();
     let dns = dns(&networks, endpoints, &resolv_conf(shared, container)?);
     if let Some(dns) = &dns {
         shared.networks.serve_dns(netns, &container.id, dns.clone()).await.map_err(Cause::new)?;
     }
-    let gateway = endpoints.iter().find_map(|endpoint| endpoint.gateway);
+    let gateway = gateway.and_then(|n| on[n].0.gateway);
     write_files(shared, container, endpoints, gateway, dns.is_some()).await
 }
 

@@ -165,7 +165,26 @@ fn way_out() -> Result<()> {
         let route = format!("default via {} dev eth1", endpoint.gateway.context("gateway")?);
         ensure!(text.contains(&route), "{text}");
 
+        // The first by name takes over, unless another has priority.
+        let connect = async |network: &str, gateway_priority| {
+            let asked =
+                EndpointConfig { network: network.into(), gateway_priority, ..EndpointConfig::default() };
+            engine.connect_network("web", asked).await
+        };
+        let publishes = || -> Result<Vec<(String, usize)>> {
+            let endpoints = engine.inspect("web")?.endpoints.clone();
+            Ok(endpoints.iter().map(|one| (one.network_name.clone(), one.ports.len())).collect())
+        };
+        connect("one", 0).await?;
+        ensure!(publishes()? == [("two".into(), 0), ("one".into(), 1)], "{:?}", publishes()?);
+        ask(18083).await.context("it is published by the first")?;
+        engine.disconnect_network("web", "two").await?;
+        connect("two", 1).await?;
+        ensure!(publishes()? == [("one".into(), 0), ("two".into(), 1)], "{:?}", publishes()?);
+        ask(18083).await.context("it is published by the one with priority")?;
+
         // The port is the other endpoint's now, and goes with it.
+        engine.disconnect_network("web", "one").await?;
         engine.disconnect_network("web", "two").await?;
         let mut config = on("two", "sleep 100");
         publish(&mut config, 80, 18083);

@@ -3,18 +3,19 @@
 use rswarm_base::ipam::Family;
 
 use super::{Network, Networks};
+use crate::bridge::shutting_down;
 use crate::error::{AttachError, KernelError};
 use crate::link::Route;
 use crate::model::{BoundPort, Lead};
 use crate::netns::Netns;
 
 impl Networks {
-    /// The families that have a default route in a container's namespace.
+    /// Through which interface each family's default route goes in a container's namespace.
     ///
     /// # Errors
     /// When the kernel does not list them.
-    pub async fn led(&self, netns: &Netns) -> Result<Vec<Family>, KernelError> {
-        let look = || Route::open()?.default_routes();
+    pub async fn led(&self, netns: &Netns) -> Result<Vec<(Family, String)>, KernelError> {
+        let look = || Route::open()?.default_links();
         netns.act("routes of the container could not be listed", look).await
     }
 
@@ -41,5 +42,30 @@ impl Networks {
             None => return Err(AttachError::NoSuchNetwork(network_id.to_owned())),
         };
         led.map_err(|_| AttachError::ShuttingDown)?
+    }
+
+    /// Has a network lead a container no more in some families: what it published there is withdrawn. The default
+    /// route stays until another network leads.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn unlead(
+        &self,
+        container_id: &str,
+        network_id: &str,
+        families: Vec<Family>,
+    ) -> Result<(), KernelError> {
+        let container = container_id.to_owned();
+        let done = match self.network(network_id) {
+            Some(Network::Bridge(_, owner)) => {
+                owner.call(move |bridge| Box::pin(bridge.unlead(container, families))).await
+            }
+            Some(Network::Overlay(owner)) => {
+                owner.call(move |overlay| Box::pin(overlay.unlead(container, families))).await
+            }
+            // Nothing is published on the host's own links.
+            Some(Network::Lan(..)) | None => return Ok(()),
+        };
+        done.map_err(|_| shutting_down())?
     }
 }

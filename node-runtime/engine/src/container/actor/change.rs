@@ -242,26 +242,23 @@ impl Actor {
             None => (self.shared.local.find(&asked.network)?, None),
         };
         let place_id = place.as_ref().map(|place| place.id.clone());
-        let endpoint = self.connected(asked, &network, place).await;
-        if endpoint.is_err() {
+        let endpoints = self.connected(asked, &network, place).await;
+        if endpoints.is_err() {
             self.shared.cluster.release(&place_id);
         }
-        let endpoint = endpoint?;
-        let mut endpoints = self.container().endpoints.to_vec();
-        endpoints.push(endpoint);
-        self.record.container.endpoints = Arc::new(endpoints);
+        self.record.container.endpoints = Arc::new(endpoints?);
         self.save().await?;
         self.network_event(&network.id, &network.name, &network.driver, "connect");
         Ok(())
     }
 
-    /// The endpoint on `network`, made at once when the container runs.
+    /// The endpoints with one on `network`, made at once when the container runs.
     async fn connected(
         &self,
         asked: EndpointConfig,
         network: &Network,
         place: Option<Place>,
-    ) -> Result<Endpoint, NetworkError> {
+    ) -> Result<Vec<Endpoint>, NetworkError> {
         let container = self.container();
         self.check_connect(network)?;
         if is_default(&network.name) && !asked.links.is_empty() {
@@ -277,11 +274,12 @@ impl Actor {
             .map_err(NetworkError::Invalid)?;
         let endpoint =
             wiring::new_endpoint(network, &container.id, &container.name, &container.config, asked)?;
+        let with = |endpoint| container.endpoints.iter().cloned().chain([endpoint]).collect();
         if self.run.is_none() {
-            return Ok(endpoint);
+            return Ok(with(endpoint));
         }
         if is_bare(&network.name) {
-            return Ok(wiring::seated(&endpoint));
+            return Ok(with(wiring::seated(&endpoint)));
         }
         wiring::connect(&self.shared, container, endpoint, network, place)
             .await
