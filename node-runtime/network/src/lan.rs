@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use rswarm_base::ipam::{Family, Subnet, mac_for};
 
-use crate::bridge::{Context, lead_through, routed, tell_mesh};
+use crate::bridge::Context;
 use crate::check::Finding;
 use crate::error::{AttachError, CreateLanError, KernelError};
 use crate::link::{LanLink, OwnParent, Route};
@@ -15,6 +15,7 @@ use crate::model::{
 };
 use crate::names::NameTable;
 use crate::netns::{Netns, set_ipv6};
+use crate::pair::{lead_through, routed, tell_mesh};
 use crate::places::Places;
 use crate::plan::{Address, Gateway, Link, LinkKind, Plan};
 

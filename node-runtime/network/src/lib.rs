@@ -25,6 +25,7 @@ mod netns;
 mod networks;
 mod nft;
 mod overlay;
+mod pair;
 mod places;
 pub mod plan;
 mod reset;

@@ -20,9 +20,7 @@ use rswarm_base::ipam::{Family, Subnet};
 use self::derive::Backends;
 use self::uplink::{UPLINK, uplink_address};
 use crate::actor::{Owner, WeakOwner};
-use crate::bridge::{
-    self, Bridge, Context, Member, Near, adopt_ports, connect, disconnect, pair_name, shutting_down, withdraw,
-};
+use crate::bridge::{self, Bridge, Context, adopt_ports, shutting_down, withdraw};
 use crate::conntrack::{self, Doomed};
 use crate::error::{AttachError, KernelError, OverlayError};
 use crate::host::{Endpoint, Publish, Way};
@@ -31,6 +29,7 @@ use crate::model::{AttachRequest, Attached, BoundPort, BridgeInfo, Lead, MeshPor
 use crate::names::NameTable;
 use crate::netns::{self, Netns, Pins, set_sysctl};
 use crate::nft::{self, Held, Settled, Table};
+use crate::pair::{Member, Near, connect, disconnect, pair_name};
 use crate::plan::{Link, LinkKind, Neighbour, Plan, Port, Step, Vxlan};
 use crate::rules::{self, Balance, HostPort, InFamily, MeshRules, SandboxRules, Target, UplinkRules};
 

@@ -9,10 +9,11 @@ use rswarm_base::Chain;
 use rswarm_base::id::is_cluster_id;
 use rswarm_base::ipam::Family;
 use rswarm_network::{
-    AttachError, AttachRequest, Attached, BoundPort as KernelPort, DnsAlias, DnsConfig, Lead, Mac, Netns,
-    Placed, PortBinding, Protocol,
+    AttachError, AttachRequest, Attached, BoundPort as KernelPort, DnsAlias, DnsConfig, Mac, Netns, Placed,
+    PortBinding, Protocol,
 };
 
+use super::lead::{self, gateway_index, order, with_networks};
 use super::ports::bindings;
 use super::{BoundPort, Container, Endpoint};
 use crate::attach::{Place, PlaceRequest};
@@ -398,7 +399,7 @@ pub(crate) async fn connect(
     let wanted = Wanted { number, default_routes: Vec::new(), publish: Vec::new(), place };
     let mut endpoints = container.endpoints.to_vec();
     endpoints.push(attach(shared, container, &netns, endpoint, network, wanted).await?);
-    let mut connected = lead_anew(shared, container, &mut endpoints, &netns).await;
+    let mut connected = lead::anew(shared, container, &mut endpoints, &netns).await;
     if connected.is_ok() {
         connected = refresh(shared, container, &endpoints, &netns).await;
     }
@@ -421,58 +422,15 @@ pub(crate) async fn disconnect(
     endpoints.retain(|endpoint| endpoint.network_id != network.id);
     let netns = shared.networks.open_netns(container.state.pid).map_err(Cause::new)?;
     // It is off that network, whatever comes of the way out by another: a port may be taken there.
-    if let Err(error) = lead_anew(shared, container, &mut endpoints, &netns).await {
+    if let Err(error) = lead::anew(shared, container, &mut endpoints, &netns).await {
         tracing::warn!(container.id = container.id, error = %Chain(&error), "no other network leads all that the one that was left led");
     }
     refresh(shared, container, &endpoints, &netns).await?;
     Ok(endpoints)
 }
 
-/// Has default routes and published ports go by the networks that should lead them, of those that a running container
-/// is on now.
-// moby: Sandbox.updateGateway
-async fn lead_anew(
-    shared: &Shared,
-    container: &Container,
-    endpoints: &mut [Endpoint],
-    netns: &Netns,
-) -> Result<(), StartError> {
-    let led = shared.networks.led(netns).await.map_err(Cause::new)?;
-    let on = with_networks(shared, endpoints);
-    for (number, (endpoint, network)) in on.iter().enumerate() {
-        let has = |family| led.iter().any(|(of, link)| *of == family && *link == endpoint.interface);
-        let is_next = |family: &Family| gateway_index(&on, *family) == Some(number) && !has(*family);
-        let families: Vec<Family> = Family::ALL.into_iter().filter(is_next).collect();
-        if families.is_empty() {
-            continue;
-        }
-        for (other, its) in
-            on.iter().filter(|(other, _)| led.iter().any(|(_, link)| *link == other.interface))
-        {
-            let done = shared.networks.unlead(&container.id, its.kernel_id(), families.clone());
-            done.await.map_err(Cause::new)?;
-            let own = endpoints.iter_mut().filter(|own| own.network_id == other.network_id);
-            own.for_each(|own| own.ports.retain(|port| !families.contains(&Family::of(port.host_ip))));
-        }
-        let mut publish = bindings(container)?;
-        publish
-            .retain(|binding| binding.host_ip.is_none_or(|host_ip| families.contains(&Family::of(host_ip))));
-        let lead = shared.networks.lead(&container.id, network.kernel_id(), Lead { families, publish });
-        let ports = lead.await.map_err(|error| refused(container, endpoint, error))?;
-        let own = endpoints.iter_mut().find(|own| own.network_id == endpoint.network_id);
-        own.into_iter().for_each(|own| own.ports.extend(ports.iter().cloned().map(from_kernel_port)));
-    }
-    Ok(())
-}
-
-/// Endpoints with their networks, as far as those are here.
-fn with_networks(shared: &Shared, endpoints: &[Endpoint]) -> Vec<(Endpoint, Arc<Network>)> {
-    let found = |endpoint: &Endpoint| Some((endpoint.clone(), shared.local.find(&endpoint.network_id).ok()?));
-    endpoints.iter().filter_map(found).collect()
-}
-
 /// Why an endpoint is not as it was asked for: what is of its ports, in words of their own.
-fn refused(container: &Container, endpoint: &Endpoint, error: AttachError) -> StartError {
+pub(crate) fn refused(container: &Container, endpoint: &Endpoint, error: AttachError) -> StartError {
     if !error.is_of_port() {
         return Cause::new(error).into();
     }
@@ -556,33 +514,13 @@ fn to_kernel(endpoint: &Endpoint, network_id: &str) -> Option<Attached> {
     })
 }
 
-fn from_kernel_port(port: KernelPort) -> BoundPort {
+pub(crate) fn from_kernel_port(port: KernelPort) -> BoundPort {
     BoundPort {
         protocol: port.protocol.to_string(),
         container_port: port.container_port,
         host_ip: port.host_ip,
         host_port: port.host_port,
     }
-}
-
-/// Which endpoint gives a family's default route: the greatest priority, then the first by name. Internal
-/// networks have no way out.
-fn gateway_index(endpoints: &[(Endpoint, Arc<Network>)], family: Family) -> Option<usize> {
-    let leads = |network: &Network| !network.internal && network.has(family);
-    let open = endpoints.iter().enumerate().filter(|(_, (_, network))| leads(network));
-    let best = open.min_by_key(|(_, (endpoint, network))| {
-        (std::cmp::Reverse(endpoint.config.gateway_priority), network.name.clone())
-    });
-    best.map(|(number, _)| number)
-}
-
-/// The order in which DNS asks the networks: the one with the default route first, and the routing mesh, which may have
-/// that where others are without IPv4, after all of them.
-// moby: Sandbox.ResolveName
-fn order(endpoints: &[(Endpoint, Arc<Network>)], gateway: Option<usize>) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..endpoints.len()).collect();
-    order.sort_by_key(|number| (endpoints[*number].1.ingress, Some(*number) != gateway));
-    order
 }
 
 fn dns(networks: &[&Network], endpoints: &[Endpoint], resolv: &ResolvConf) -> Option<DnsConfig> {

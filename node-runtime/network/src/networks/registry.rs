@@ -10,13 +10,14 @@ use rswarm_base::ipam::{Family, Subnet};
 use super::pools::{bridge_name, check, default_pools, default_prefix, gateway, one_of_each};
 use super::{Directory, Network};
 use crate::actor::Owner;
-use crate::bridge::{Bridge, Context, disconnect, shutting_down};
+use crate::bridge::{Bridge, Context, shutting_down};
 use crate::error::{CreateBridgeError, CreateLanError, KernelError, OverlayError, RemoveError};
 use crate::lan::{self, Lan, Parent};
 use crate::link::Route;
 use crate::model::{AddressPool, BridgeInfo, BridgeSpec, Config, DEFAULT_BRIDGE, LanInfo, LanSpec, Pool};
 use crate::netns::Pins;
 use crate::overlay::{Keeper, OverlayNetwork, WayOut};
+use crate::pair::disconnect;
 
 /// The kernel's limit on an interface's name.
 const INTERFACE_CHARS: usize = 15;

@@ -7,7 +7,6 @@ use futures_util::future::BoxFuture;
 use rswarm_base::ipam::Family;
 
 use super::{Keeper, OverlayNetwork, near_port};
-use crate::bridge::{InMesh, Inside, Near, connect, pair_name, routed};
 use crate::check::{self, Examined, Finding, MeshServices, Probe};
 use crate::error::KernelError;
 use crate::link::Route;
@@ -15,6 +14,7 @@ use crate::model::{Attached, Overlay};
 use crate::netns::Netns;
 use crate::nft;
 use crate::overlay::derive;
+use crate::pair::{InMesh, Inside, Near, connect, pair_name, routed};
 use crate::plan::{Found, Step};
 use crate::watch::{self, Listen, Watch};
 

@@ -5,11 +5,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use rswarm_base::ipam::{Family, mac_for};
 
 use super::{OverlayNetwork, UNDERLAY_MTU, WayOut, families};
-use crate::bridge::{Inside, Near, connect, disconnect, pair_name, shutting_down};
+use crate::bridge::shutting_down;
 use crate::error::{AttachError, KernelError, OverlayError};
 use crate::link::Route;
 use crate::model::{BridgeInfo, Mac, Overlay, Placed};
 use crate::netns::Netns;
+use crate::pair::{Inside, Near, connect, disconnect, pair_name};
 use crate::plan::{self, Found, Link, LinkKind, Plan, Port, Step};
 
 /// The sandbox's end.
