@@ -226,14 +226,8 @@ impl Bridge {
     pub async fn unlead(&mut self, container: String, families: Vec<Family>) -> Result<(), KernelError> {
         let known = self.endpoints.get_mut(&container).zip(self.members.get_mut(&container));
         let Some((attached, member)) = known else { return Ok(()) };
-        member.default_routes.retain(|family| !families.contains(family));
-        let is_kept = |address| !families.contains(&Family::of(address));
-        if attached.ports.iter().all(|port| is_kept(port.host_ip)) {
-            return Ok(());
-        }
-        attached.ports.retain(|port| is_kept(port.host_ip));
-        let gone = attached.ips().filter(|address| !is_kept(*address)).collect();
-        withdraw_in(&self.context.host, self.endpoint(&container), families).await?;
+        let Some(gone) = member.unlead(attached, &families) else { return Ok(()) };
+        withdraw(&self.context.host, self.endpoint(&container), families).await?;
         conntrack::forget(&self.context.home, Doomed::AnsweredBy(gone)).await;
         Ok(())
     }
@@ -394,7 +388,7 @@ impl Bridge {
     pub async fn detach(&mut self, container: &str) -> Result<(), KernelError> {
         let Some(attached) = self.endpoints.get(container) else { return Ok(()) };
         if !attached.ports.is_empty() {
-            withdraw(&self.context.host, self.endpoint(container)).await?;
+            withdraw(&self.context.host, self.endpoint(container), Family::ALL.to_vec()).await?;
             conntrack::forget(&self.context.home, Doomed::AnsweredBy(attached.ips().collect())).await;
         }
         disconnect(&self.context.home, &pair_name(container, &self.info.id)).await?;
@@ -483,20 +477,9 @@ pub async fn publish(
         .map_err(|_| AttachError::ShuttingDown)?
 }
 
-/// Has the host withdraw what an endpoint published.
-pub async fn withdraw(host: &Owner<Host>, owner: Endpoint) -> Result<(), KernelError> {
-    host.call(move |host| Box::pin(async move { host.withdraw(&owner).await }))
-        .await
-        .map_err(|_| shutting_down())?
-}
-
-/// Likewise in some families alone.
-pub async fn withdraw_in(
-    host: &Owner<Host>,
-    owner: Endpoint,
-    families: Vec<Family>,
-) -> Result<(), KernelError> {
-    host.call(move |host| Box::pin(async move { host.withdraw_in(&owner, &families).await }))
+/// Has the host withdraw what an endpoint published in some families.
+pub async fn withdraw(host: &Owner<Host>, owner: Endpoint, families: Vec<Family>) -> Result<(), KernelError> {
+    host.call(move |host| Box::pin(async move { host.withdraw(&owner, &families).await }))
         .await
         .map_err(|_| shutting_down())?
 }

@@ -249,14 +249,8 @@ impl Host {
         self.apply().await
     }
 
-    /// Withdraws what an endpoint published.
-    pub async fn withdraw(&mut self, owner: &Endpoint) -> Result<(), KernelError> {
-        self.leases.retain(|_, lease| lease.owner != *owner);
-        self.apply().await
-    }
-
     /// Withdraws what an endpoint published in some families.
-    pub async fn withdraw_in(&mut self, owner: &Endpoint, families: &[Family]) -> Result<(), KernelError> {
+    pub async fn withdraw(&mut self, owner: &Endpoint, families: &[Family]) -> Result<(), KernelError> {
         self.leases.retain(|place, lease| lease.owner != *owner || !families.contains(&place.family()));
         self.apply().await
     }

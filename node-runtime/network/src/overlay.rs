@@ -467,15 +467,9 @@ impl OverlayNetwork {
     pub async fn unlead(&mut self, container: String, families: Vec<Family>) -> Result<(), KernelError> {
         let known = self.endpoints.get_mut(&container).zip(self.members.get_mut(&container));
         let (Some((attached, member)), Some(sandbox)) = (known, self.sandbox.clone()) else { return Ok(()) };
-        member.default_routes.retain(|family| !families.contains(family));
-        let is_kept = |address| !families.contains(&Family::of(address));
-        if attached.ports.iter().all(|port| is_kept(port.host_ip)) {
-            return Ok(());
-        }
-        attached.ports.retain(|port| is_kept(port.host_ip));
-        let gone = attached.ips().filter(|address| !is_kept(*address)).collect();
+        let Some(gone) = member.unlead(attached, &families) else { return Ok(()) };
         self.published.retain(|place, (owner, _)| *owner != container || !families.contains(&place.family()));
-        bridge::withdraw_in(&self.context.host, self.endpoint(&container), families).await?;
+        withdraw(&self.context.host, self.endpoint(&container), families).await?;
         if let Some(overlay) = self.wanted.clone() {
             self.apply_rules(&sandbox, &overlay).await?;
         }
@@ -551,7 +545,7 @@ impl OverlayNetwork {
         let published = self.published.len();
         self.published.retain(|_, (owner, _)| owner != container);
         if self.published.len() != published {
-            withdraw(&self.context.host, self.endpoint(container)).await?;
+            withdraw(&self.context.host, self.endpoint(container), Family::ALL.to_vec()).await?;
             // Before the network's state is known again its rules stay as they are.
             if let Some(overlay) = self.wanted.clone() {
                 self.apply_rules(&sandbox, &overlay).await?;

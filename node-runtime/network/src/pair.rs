@@ -1,5 +1,6 @@
 //! An endpoint's pair: one end at a bridge, the other in the container with its addresses, default routes and rules.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 
@@ -50,6 +51,17 @@ impl Member {
         lead_through(&self.netns, &attached.interface, routed(&attached.addresses, families)).await?;
         self.default_routes.extend(families);
         Ok(())
+    }
+
+    /// Has default routes of these families go elsewhere, and forgets what is published in them. Returns the addresses
+    /// of that; `None` when there was none.
+    pub fn unlead(&mut self, attached: &mut Attached, families: &[Family]) -> Option<BTreeSet<IpAddr>> {
+        self.default_routes.retain(|family| !families.contains(family));
+        let is_kept = |address| !families.contains(&Family::of(address));
+        let before = attached.ports.len();
+        attached.ports.retain(|port| is_kept(port.host_ip));
+        let is_less = attached.ports.len() < before;
+        is_less.then(|| attached.ips().filter(|address| !is_kept(*address)).collect())
     }
 }
 

@@ -41,13 +41,12 @@ impl Draft<'_> {
         before: Option<&AnyObject>,
         after: Option<&AnyObject>,
     ) -> Result<(), Rejected> {
-        match (before, after) {
-            (before, Some(AnyObject::Service(service))) if !service.pending_delete => {
-                let same = matches!(before, Some(AnyObject::Service(before)) if before.spec == service.spec);
-                let gone = if same { None } else { self.state.missing_network(service.spec.as_ref()) };
-                gone.map_or(Ok(()), |network| Err(Rejected::NetworkGone(network.to_owned())))
-            }
-            (_, Some(AnyObject::Network(network))) if network.pending_delete => {
+        let specified = specified(before, after).and_then(|service| service.spec.as_ref());
+        if let Some(network) = self.state.missing_network(specified) {
+            return Err(Rejected::NetworkGone(network.to_owned()));
+        }
+        match after {
+            Some(AnyObject::Network(network)) if network.pending_delete => {
                 let mut users = self.state.services_on_network(&network.id);
                 match users.find(|service| !service.pending_delete) {
                     Some(service) => {
@@ -67,13 +66,11 @@ impl Draft<'_> {
         before: Option<&AnyObject>,
         after: Option<&AnyObject>,
     ) -> Result<(), Rejected> {
+        let specified = specified(before, after).and_then(|service| service.spec.as_ref());
+        if let Some(missing) = content::missing(self.state, specified).into_iter().next() {
+            return Err(Rejected::ContentMissing(missing));
+        }
         match (before, after) {
-            (before, Some(AnyObject::Service(service))) if !service.pending_delete => {
-                let same = matches!(before, Some(AnyObject::Service(before)) if before.spec == service.spec);
-                let missing =
-                    if same { Vec::new() } else { content::missing(self.state, service.spec.as_ref()) };
-                missing.into_iter().next().map_or(Ok(()), |missing| Err(Rejected::ContentMissing(missing)))
-            }
             (Some(AnyObject::Secret(gone)), None) => self.check_unused(gone.as_ref()),
             (Some(AnyObject::Config(gone)), None) => self.check_unused(gone.as_ref()),
             _ => Ok(()),
@@ -153,4 +150,11 @@ impl Draft<'_> {
         let taken = publish::conflicts(self.state, ports, &after.id).next();
         taken.map_or(Ok(()), |taken| Err(Rejected::PortTaken(taken)))
     }
+}
+
+/// The service that a change specifies, or specifies anew; none that is being deleted.
+fn specified<'a>(before: Option<&AnyObject>, after: Option<&'a AnyObject>) -> Option<&'a Service> {
+    let Some(AnyObject::Service(service)) = after else { return None };
+    let same = matches!(before, Some(AnyObject::Service(before)) if before.spec == service.spec);
+    (!same && !service.pending_delete).then_some(service)
 }

@@ -427,12 +427,8 @@ fn every_rule_of_resources_ports_and_labels_speaks() {
         (|spec| port(spec, "odd", 80), "EndpointSpec: invalid protocol 'odd'"),
         (
             |spec| {
-                let one =
-                    PortConfig { target: 80, published: 80, published_end: 90, ..PortConfig::default() };
-                spec.endpoint
-                    .get_or_insert_default()
-                    .ports
-                    .push(PortConfig { protocol: "tcp".into(), ..one });
+                port(spec, "tcp", 80);
+                spec.endpoint.get_or_insert_default().ports[0].published_end = 90;
             },
             "EndpointSpec: a service publishes a port on one port, not on the first free one of a range",
         ),

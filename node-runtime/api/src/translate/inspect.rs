@@ -295,8 +295,7 @@ pub(crate) fn endpoint_settings(
     let (ip_address, ip_prefix_len) = ip(endpoint.address);
     let (global_ipv6_address, global_ipv6_prefix_len) = ip(endpoint.address_v6);
     let mut aliases = config.aliases.clone();
-    let is_default = network::is_predefined(&endpoint.network_name);
-    if !version.at_least(45) && !is_default {
+    if !version.at_least(45) && !network::is_predefined(&endpoint.network_name) {
         aliases.push(rswarm_base::id::short(&container.id).to_owned());
     }
     let fixed = types::EndpointIpamConfig {

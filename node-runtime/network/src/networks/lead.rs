@@ -1,4 +1,4 @@
-//! Which of its networks a container's default routes go through, when the one that they went through is left.
+//! Which of its networks a container's default routes go through, when it joins or leaves one.
 
 use rswarm_base::ipam::Family;
 
